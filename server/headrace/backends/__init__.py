@@ -1,0 +1,1 @@
+"""Execution backends: what runs a batch."""

@@ -1,0 +1,77 @@
+"""What the engine asks of an execution backend: two small protocols.
+
+A backend opens a model version once (`LoadedModel`) and makes instances of it. An instance runs one batch at a time,
+on whichever thread calls it; the engine never calls `run` of one instance from two threads at once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import numpy as np
+
+    from headrace.messages import Buffer, Signature
+
+
+class Instance(Protocol):
+    """One executor of a model: its own session, buffers and (for a device) stream."""
+
+    def run(
+        self,
+        inputs: Sequence[Sequence[Buffer]],
+        shapes: Sequence[tuple[int, ...]],
+        outputs: Sequence[int],
+    ) -> Sequence[np.ndarray[Any, Any]]:
+        """Runs one batch.
+
+        inputs: for each input of the signature, in its order, the raw little-endian bytes of each request's rows, to
+            be laid one after another (BYTES: each element a 4-byte little-endian length, then its bytes).
+        shapes: for each input, the whole shape of the batched tensor, batch dimension included.
+        outputs: indices into the signature's outputs: which to compute, in this order.
+
+        Returns one C-contiguous array for each index (BYTES: object arrays of `bytes` or `str`; BF16: uint16). They
+        may be views of the instance's own buffers and hold good until its next run.
+        Any exception means that the batch failed; the engine answers its requests and goes on.
+        """
+        ...
+
+    def close(self) -> None:
+        """Frees what the instance holds. Never called while `run` runs."""
+        ...
+
+
+class LoadedModel(Protocol):
+    """A model version opened by a backend."""
+
+    @property
+    def signature(self) -> Signature:
+        """Inputs and outputs as the model file declares them, batch dimension left out.
+
+        `max_batch` is the configured one, or the default where the file's first dimensions are dynamic, else 0.
+        """
+        ...
+
+    @property
+    def platform(self) -> str:
+        """What ModelMetadata reports, such as `onnxruntime_onnx`."""
+        ...
+
+    def make_instance(self, index: int) -> Instance:
+        """A new instance, on the calling thread; may take long (graph optimisation)."""
+        ...
+
+
+class Backend(Protocol):
+    """The entry point that the registry names. Raises ModelLoadError with a reason that an operator can act upon."""
+
+    def load(self, path: Path, *, max_batch: int | None, threads: int, options: Mapping[str, Any]) -> LoadedModel:
+        """Opens the version directory `path`.
+
+        max_batch: rows a batch may hold, None to derive it, 0 for no batching. threads: intra-op threads of an
+        instance. options: the backend's own, from model.toml; an unknown one is a ModelLoadError.
+        """
+        ...

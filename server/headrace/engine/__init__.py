@@ -1,0 +1,1 @@
+"""The asyncio shell around the pipeline: events in, decisions out."""

@@ -1,0 +1,114 @@
+"""What can go wrong with a request, in terms that know no transport.
+
+`transport/status.py` maps each class to a gRPC and an HTTP status, once. The message of a `HeadraceError` is written
+for the client and is sent to it; any other exception is answered with a fixed text and a correlation id.
+"""
+
+from typing import ClassVar
+
+
+class HeadraceError(Exception):
+    """The root: a refusal or failure whose message the client may read.
+
+    `reason` is the machine-readable name of the cause, sent as trailing metadata `headrace-reason` and used as a
+    metric label.
+    """
+
+    reason: ClassVar[str] = "error"
+
+
+class InvalidRequest(HeadraceError):
+    """The request contradicts the protocol or the model's signature. Says what was wrong and what was expected."""
+
+    reason = "invalid_request"
+
+
+class ModelNotFound(HeadraceError):
+    """No model, or no version of it, of that name is in the repository."""
+
+    reason = "model_not_found"
+
+
+class ModelNotReady(HeadraceError):
+    """The version asked for exists and is loading, unloading or failed to load."""
+
+    reason = "model_not_ready"
+
+
+class Unimplemented(HeadraceError):
+    """A feature of the protocol that this server does not have, or that is switched off."""
+
+    reason = "unimplemented"
+
+
+class MessageTooLarge(HeadraceError):
+    """A message, or what a connection has buffered, is above the configured limit."""
+
+    reason = "message_too_large"
+
+
+class Overloaded(HeadraceError):
+    """Refused at admission, so that what was admitted keeps its deadline. `retry_after_ms` < 0: do not retry."""
+
+    reason = "overloaded"
+
+    def __init__(self, message: str, retry_after_ms: int = -1) -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms
+
+
+class QueueFull(Overloaded):
+    """The model's queue holds as many requests, rows or bytes as it may."""
+
+    reason = "queue_full"
+
+
+class DeadlineUnreachable(Overloaded):
+    """By the cost model, the reply would come after the request's deadline."""
+
+    reason = "deadline_unreachable"
+
+
+class ShuttingDown(HeadraceError):
+    """The server drains: it finishes what it has accepted and takes nothing new."""
+
+    reason = "shutting_down"
+
+
+class QueueTimeout(HeadraceError):
+    """The request's own `timeout` parameter, or the model's objective, passed while it waited."""
+
+    reason = "queue_timeout"
+
+
+class DeadlineExceeded(HeadraceError):
+    """The RPC's deadline (`grpc-timeout`) passed before the reply was ready."""
+
+    reason = "deadline_exceeded"
+
+
+class Cancelled(HeadraceError):
+    """The caller has gone away. Nothing is sent; the class exists for counters."""
+
+    reason = "cancelled"
+
+
+class BackendFailed(HeadraceError):
+    """The model raised, or returned an output that its signature does not allow.
+
+    The message is fixed; `detail` is for the log alone and never reaches a client.
+    """
+
+    reason = "backend_failed"
+
+    def __init__(self, message: str, detail: str = "") -> None:
+        super().__init__(message)
+        self.detail = detail
+
+
+class ModelLoadError(Exception):
+    """A model could not be loaded. For the operator: the repository index and the log show the message."""
+
+
+class ConfigError(Exception):
+    """A setting is unknown or has a bad value. Names the key, the value, what is allowed and where it was set."""

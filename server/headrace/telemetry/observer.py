@@ -1,0 +1,69 @@
+"""What the engine hands to telemetry: finished batches as columns, refusals as counts.
+
+Observers record; they never steer, and an exception in one never reaches the request path (the engine logs it and
+goes on without it).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(slots=True)
+class BatchRecord:
+    """One finished batch. Times are monotonic nanoseconds; the lists hold one entry for each request, in batch order.
+
+    The phases of a request (`messages.PHASES`) are the differences of neighbours: decode = decoded - received,
+    admit = admitted - decoded, queue = batched - admitted, batch = started - batched, execute = finished - started,
+    encode = encoded - finished.
+    """
+
+    received: Sequence[int]
+    decoded: Sequence[int]
+    admitted: Sequence[int]
+    rows: Sequence[int]
+    batched: int
+    started: int
+    finished: int
+    encoded: int
+    batch_rows: int
+    close_reason: str
+    instance: int
+
+
+class ModelObserver(Protocol):
+    """Hears what happens to one model version. Called on the event loop."""
+
+    def batch(self, record: BatchRecord) -> None:
+        """A batch was run and its requests were answered with success."""
+        ...
+
+    def refused(self, reason: str, requests: int = 1) -> None:
+        """Requests ended without success. `reason` is a `HeadraceError.reason`."""
+        ...
+
+    def wasted(self, rows: int, execute_ns: int) -> None:
+        """Rows that were computed although their caller had gone away, and the compute time that they took."""
+        ...
+
+
+class Observer(Protocol):
+    """Makes one `ModelObserver` per model version when it is loaded."""
+
+    def model(self, name: str, version: str, queue_depth: QueueDepth) -> ModelObserver:
+        """`queue_depth` is called at scrape time: requests and rows that wait now."""
+        ...
+
+    def forget(self, name: str, version: str) -> None:
+        """The version was unloaded: its queue depth is no longer pulled."""
+        ...
+
+
+class QueueDepth(Protocol):
+    """Returns (requests, rows) that wait for execution."""
+
+    def __call__(self) -> tuple[int, int]: ...

@@ -1,0 +1,1 @@
+"""Public fakes: clock, backend, virtual-time loop, in-process client."""
