@@ -23,6 +23,12 @@ class InvalidRequest(HeadraceError):
     reason = "invalid_request"
 
 
+class ProtocolError(HeadraceError):
+    """The call breaks the framing of its transport: a message cut short, a flag that does not exist."""
+
+    reason = "protocol_error"
+
+
 class ModelNotFound(HeadraceError):
     """No model, or no version of it, of that name is in the repository."""
 
@@ -33,6 +39,12 @@ class ModelNotReady(HeadraceError):
     """The version asked for exists and is loading, unloading or failed to load."""
 
     reason = "model_not_ready"
+
+
+class ServiceNotFound(HeadraceError):
+    """The health of a service was asked for that this server does not have."""
+
+    reason = "service_not_found"
 
 
 class Unimplemented(HeadraceError):

@@ -6,15 +6,12 @@ request is checked.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy as np
-
-    from headrace.errors import HeadraceError
+    from collections.abc import Hashable, Sequence
 
 Buffer = bytes | bytearray | memoryview
 """Contiguous bytes: a tensor as it came off the wire."""
@@ -45,15 +42,167 @@ class Signature:
     max_batch: int
 
 
+@dataclass(frozen=True, slots=True)
+class InputTensor:
+    """One input as a request describes it. `contents` are typed contents already turned into raw bytes, or None."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    contents: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InferMessage:
+    """All of a ModelInferRequest but its raw tensor bytes, free of the wire's types.
+
+    `outputs` names the requested outputs; empty means all of them.
+    """
+
+    model_name: str
+    model_version: str
+    id: str
+    parameters: dict[str, ParameterValue]
+    inputs: tuple[InputTensor, ...]
+    outputs: tuple[str, ...]
+
+
 PHASES = ("decode", "admit", "queue", "batch", "execute", "encode")
-"""The stages of a request, in order; names of metrics labels and of the reply's timing parameters."""
+"""The stages of a request, in order; names of metric labels and of the reply's timing parameters."""
 
 
 class ReplySink(Protocol):
     """Where the reply to one request goes: a stream of a transport. Exactly one of the two is called, once."""
 
-    def reply(self, message: bytes) -> None:
-        """Sends the one response message (a serialised ModelInferResponse) and an OK status."""
+    def reply(self, message: Any) -> None:
+        """Takes what the template's `encode` made: for a stream, a serialised ModelInferResponse. Status OK."""
 
-    def fail(self, error: HeadraceError) -> None:
-        """Ends the call with the error's status."""
+    def fail(self, error: BaseException) -> None:
+        """Ends the call with the status of the error; what is not a HeadraceError is answered with a fixed text."""
+
+
+class Owner(Protocol):
+    """The scheduler of a model version, as far as a request knows it."""
+
+    def cancel(self, request: InferRequest) -> None:
+        """The caller has gone away."""
+
+
+class Template(Protocol):
+    """What all requests of one look share: checked against the model once, then looked up by their bytes.
+
+    rows: batch rows of a request (1 for a model without batching). key: requests of equal key may share a batch. shapes: for each input of the signature, its non-batch
+    dimensions (all dimensions for a model without batching). outputs: indices into the signature's outputs, in the
+    order asked for. priority: 0 is served first. timing: whether the reply shall carry its Timeline. owner: who runs
+    such requests.
+    """
+
+    rows: int
+    key: Hashable
+    shapes: tuple[tuple[int, ...], ...]
+    outputs: tuple[int, ...]
+    priority: int
+    timing: bool
+    owner: Owner
+
+    def encode(
+        self, request: InferRequest, outputs: Sequence[Buffer], shapes: Sequence[tuple[int, ...]], parameters: bytes
+    ) -> Any:
+        """What `request.sink.reply` is given.
+
+        outputs: this request's rows, raw; shapes: with the batch dimension; parameters: encoded response parameters.
+        """
+
+
+class State(IntEnum):
+    """Where a request is. It only ever moves forward."""
+
+    WAITING = 0
+    RUNNING = 1
+    ABANDONED = 2
+    """Running, and its caller has gone away: the result will be dropped."""
+    DONE = 3
+
+
+class InferRequest:
+    """One request under way, or one piece of a split one.
+
+    parts: for each input of the model, in the signature's order, the raw bytes of this request's rows; nbytes: their
+    sum. id_field: the request's id as it stood on the wire (tag, length, text), which the reply repeats; may be empty.
+    order: sorts the queue; earliest deadline first within a priority level.
+    expires: monotonic ns after which the request must not start; 0: never. rpc_deadline: the part of it that came
+    from the RPC, which decides the status of an expiry; 0: none.
+    received, decoded, admitted: the first moments of its Timeline, monotonic ns.
+    """
+
+    __slots__ = (
+        "admitted",
+        "decoded",
+        "expires",
+        "id_field",
+        "nbytes",
+        "order",
+        "parts",
+        "received",
+        "rpc_deadline",
+        "sink",
+        "state",
+        "template",
+    )
+
+    def __init__(
+        self,
+        template: Template,
+        parts: Sequence[Buffer],
+        nbytes: int,
+        sink: ReplySink,
+        id_field: bytes,
+        received: int,
+        rpc_deadline: int = 0,
+        expires: int = 0,
+    ) -> None:
+        self.template = template
+        self.parts = parts
+        self.nbytes = nbytes
+        self.sink = sink
+        self.id_field = id_field
+        self.received = received
+        self.decoded = received
+        self.admitted = received
+        self.rpc_deadline = rpc_deadline
+        self.expires = expires
+        self.order = 0
+        self.state = State.WAITING
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is done for this request any more."""
+        return self.state is State.DONE
+
+    def cancel(self) -> None:
+        """The caller has gone away: waiting, the request leaves the queue; running, its result is dropped."""
+        self.template.owner.cancel(self)
+
+    def __repr__(self) -> str:
+        return f"<InferRequest {self.template.rows} rows, {self.state.name.lower()}>"
+
+
+@dataclass(slots=True)
+class Batch:
+    """Requests that run together, in queue order. `reason` says why the batch was closed (`CLOSE_REASONS`)."""
+
+    requests: list[InferRequest]
+    rows: int
+    reason: str
+    batched: int = 0
+    started: int = 0
+    finished: int = 0
+
+    def __repr__(self) -> str:
+        return f"<Batch {len(self.requests)} requests, {self.rows} rows, closed: {self.reason}>"
+
+
+CLOSE_REASONS = ("full", "deadline", "idle", "delay", "shape", "drain")
+"""full: no further row fits. deadline: a further row, or further waiting, would make a member late. idle: an idle
+instance took all there was. delay: the fixed delay was over. shape: what waits next cannot share a tensor with it.
+drain: the server is leaving."""

@@ -1,0 +1,179 @@
+"""From a directory of models to schedulers that serve: load, warm, publish; and back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from headrace.backends import registry
+from headrace.datatypes import DATATYPES
+from headrace.engine.scheduler import Scheduler
+from headrace.errors import ModelLoadError
+from headrace.pipeline.cost import CostModel
+from headrace.repository.discovery import Broken, Found, scan
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from headrace.backends.base import Instance, LoadedModel
+    from headrace.clock import Clock
+    from headrace.repository.catalog import Catalog
+    from headrace.repository.model_config import ModelConfig
+    from headrace.telemetry.metrics import Metrics
+    from headrace.telemetry.observer import Observer
+
+logger = logging.getLogger(__name__)
+
+_WARM_SECONDS = 2.0
+"""Warming of one instance stops here; the sizes that are left have run at least as a neighbour."""
+_RUNS = 3
+"""Runs of each size: the first allocates, the last is what the cost model learns from."""
+
+
+class Engine:
+    """Loads the repository and owns what serves it.
+
+    catalog: what `resolve` answers from. observer: guarded against its own failures. metrics: statistics are read from.
+    """
+
+    def __init__(
+        self, catalog: Catalog[Scheduler], observer: Observer, metrics: Metrics, clock: Clock, inline_below_ns: int
+    ) -> None:
+        self.catalog = catalog
+        self._observer = observer
+        self._metrics = metrics
+        self._clock = clock
+        self._inline_below_ns = inline_below_ns
+        self._schedulers: dict[tuple[str, int], Scheduler] = {}
+
+    def __repr__(self) -> str:
+        return f"<Engine {len(self._schedulers)} versions serve>"
+
+    @property
+    def schedulers(self) -> Sequence[Scheduler]:
+        """All that serve."""
+        return list(self._schedulers.values())
+
+    async def load_all(self, root: Path) -> None:
+        """Loads every model that the repository holds. A broken one is reported and leaves the others serving."""
+        found = await asyncio.to_thread(scan, root)
+        for entry in found:
+            if isinstance(entry, Broken):
+                logger.error("model %s cannot be served: %s", entry.name, entry.reason)
+                self.catalog.failed(entry.name, entry.version, entry.reason)
+            else:
+                self.catalog.loading(entry.name, entry.version)
+        for entry in found:
+            if isinstance(entry, Found):
+                await self.load(entry)
+
+    async def load(self, found: Found) -> None:
+        """Loads and warms one version, then publishes it. Never raises: a failure is in the catalog and in the log."""
+        began = self._clock()
+        try:
+            model, instances, cost = await asyncio.to_thread(open_model, found, self._clock)
+        except ModelLoadError as error:
+            logger.error("model %s version %d cannot be served: %s", found.name, found.version, error)
+            self.catalog.failed(found.name, found.version, str(error))
+            return
+        except Exception:
+            logger.exception("model %s version %d cannot be served", found.name, found.version)
+            self.catalog.failed(found.name, found.version, "loading failed unexpectedly; the server's log says more")
+            return
+        version = str(found.version)
+        scheduler = Scheduler(
+            found.name, version, model, found.config, instances, cost, self._clock, self._inline_below_ns
+        )
+        scheduler.observer = self._observer.model(found.name, version, scheduler.depth)
+        recorder = self._metrics.recorder(found.name, version)
+        assert recorder is not None
+        scheduler.statistics = recorder.statistics
+        seconds = (self._clock() - began) / 1e9
+        recorder.loaded(seconds)
+        self._schedulers[found.name, found.version] = scheduler
+        self.catalog.ready(found.name, found.version, scheduler)
+        logger.info(
+            "model %s version %s serves: %s, max batch %d, %d instances, loaded in %.2f s, 1 row takes %d us",
+            found.name,
+            version,
+            model.platform,
+            model.signature.max_batch,
+            len(instances),
+            seconds,
+            cost.mean(1) // 1000,
+        )
+
+    async def drain(self, seconds: float) -> bool:
+        """Lets every scheduler finish what it has accepted; False if some could not within `seconds`."""
+        return all(await asyncio.gather(*(scheduler.drain(seconds) for scheduler in self.schedulers)))
+
+    def close(self) -> None:
+        """Fails what is left and frees the models."""
+        for (name, version), scheduler in self._schedulers.items():
+            scheduler.close()
+            self._observer.forget(name, str(version))
+        self._schedulers.clear()
+
+
+def open_model(found: Found, clock: Clock) -> tuple[LoadedModel, list[Instance], CostModel]:
+    """Opens a version and its instances, and warms them. Blocks, so it runs on a thread. Raises ModelLoadError."""
+    config = found.config
+    backend = registry.get(config.backend)
+    model = backend.load(found.path, max_batch=config.max_batch, threads=config.threads, options=config.backend_options)
+    unknown = sorted(set(config.inputs) - {spec.name for spec in model.signature.inputs})
+    if unknown:
+        names = [spec.name for spec in model.signature.inputs]
+        raise ModelLoadError(f"model.toml has checks for {unknown}, but the inputs of the model are {names}")
+    cost = CostModel(model.signature.max_batch, config.batching.quantile)
+    instances = [model.make_instance(index) for index in range(config.instances)]
+    sizes = warm_sizes(config, model.signature.max_batch)
+    for instance in instances:
+        _warm(found, model, instance, sizes, cost, clock)
+    return model, instances, cost
+
+
+def warm_sizes(config: ModelConfig, max_batch: int) -> list[int]:
+    """The batch sizes to run before serving: powers of two and the largest first, then all the others."""
+    if config.warmup is False:
+        return []
+    if config.warmup is not True:
+        return [min(rows, max(max_batch, 1)) for rows in config.warmup]
+    if not max_batch:
+        return [1]
+    first = [1 << power for power in range(max_batch.bit_length()) if 1 << power < max_batch]
+    return [*first, max_batch, *(rows for rows in range(3, max_batch) if rows & (rows - 1))]
+
+
+def _warm(
+    found: Found, model: LoadedModel, instance: Instance, sizes: Sequence[int], cost: CostModel, clock: Clock
+) -> None:
+    """Runs each size on zeros. An input of unknown dimensions is tried with 1 in their place, and need not succeed."""
+    signature = model.signature
+    fixed = all(spec.fixed for spec in signature.inputs)
+    end = clock() + int(_WARM_SECONDS * 1e9)
+    outputs = range(len(signature.outputs))
+    for rows in sizes:
+        shapes, inputs = [], []
+        for spec in signature.inputs:
+            dims = tuple(max(dim, 1) for dim in spec.shape)
+            shape = (rows, *dims) if signature.max_batch else dims
+            shapes.append(shape)
+            inputs.append([bytes(int(np.prod(shape)) * (DATATYPES[spec.datatype].itemsize or 4))])
+        elapsed = 0
+        for _ in range(_RUNS):
+            began = clock()
+            try:
+                instance.run(inputs, shapes, outputs)
+            except Exception as error:
+                if fixed:
+                    raise ModelLoadError(f"a first run on zeros, batch size {rows}, failed: {error}") from error
+                logger.warning("model %s is not warmed: zeros of %s failed: %s", found.name, shapes, error)
+                return
+            elapsed = clock() - began
+        cost.observe(rows, max(elapsed, 1))
+        if clock() > end:
+            return

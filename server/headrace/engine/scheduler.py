@@ -1,0 +1,368 @@
+"""The shell around one model version: it feeds the pipeline with events and carries out what the pipeline decides."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections import deque
+from typing import TYPE_CHECKING
+
+from headrace.engine.worker import Job, Worker
+from headrace.errors import BackendFailed, ShuttingDown
+from headrace.messages import Batch, State
+from headrace.pipeline.admission import QueueLimits, admit, expired
+from headrace.pipeline.batching import BatchLimits, decide
+from headrace.pipeline.cost import CostModel
+from headrace.pipeline.decode import ModelView
+from headrace.pipeline.encode import ReplyEncoder
+from headrace.pipeline.queue import RequestQueue, order_of
+from headrace.pipeline.split import Split
+from headrace.pipeline.timing import timing_parameters
+from headrace.telemetry.observer import BatchRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from headrace.backends.base import Instance, LoadedModel
+    from headrace.clock import Clock
+    from headrace.messages import InferRequest
+    from headrace.repository.model_config import ModelConfig
+    from headrace.telemetry.observer import ModelObserver
+    from headrace.telemetry.statistics import Statistics
+
+logger = logging.getLogger(__name__)
+
+
+class Scheduler:
+    """Runs the requests of one model version on its instances. Everything happens on the event loop.
+
+    model, instances: what the backend has opened. inline_below_ns: a batch that is predicted to run shorter is run on
+    the event loop, since crossing threads would cost more than the batch itself.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        model: LoadedModel,
+        config: ModelConfig,
+        instances: Sequence[Instance],
+        cost: CostModel,
+        clock: Clock,
+        inline_below_ns: int,
+    ) -> None:
+        self.name = name
+        self.version = version
+        self.platform = model.platform
+        self.signature = model.signature
+        self.config = config
+        self.cost = cost
+        self.observer: ModelObserver
+        self.statistics: Callable[[], Statistics]
+        self.view = ModelView(
+            name,
+            version,
+            self.signature,
+            config.inputs,
+            self,
+            config.split_oversize,
+            config.priority_levels,
+            config.default_level,
+        )
+        self.queue = RequestQueue()
+        self.draining = False
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        batched = self.signature.max_batch > 0
+        self._workers = [
+            Worker(index, instance, self._loop, clock, self._on_done, batched=batched)
+            for index, instance in enumerate(instances)
+        ]
+        self._idle = list(self._workers)
+        self._running: dict[Worker, Job] = {}
+        self._isolated: deque[InferRequest] = deque()
+        self._max_rows = max(self.signature.max_batch, 1)
+        batching = config.batching
+        self._limits = BatchLimits(self._max_rows, policy=batching.policy, delay_ns=batching.delay_us * 1000)
+        queue = config.queue
+        self._queue_limits = QueueLimits(queue.max_requests, queue.max_rows, queue.max_bytes)
+        self._slo_ns = int(config.slo_ms * 1e6)
+        self._inline_below_ns = inline_below_ns
+        self._encoders: dict[tuple[str, ...], ReplyEncoder] = {}
+        self._dispatch_due = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0
+        self._quiet: asyncio.Event | None = None
+
+    def __repr__(self) -> str:
+        state = "draining" if self.draining else "serving"
+        return f"<Scheduler {self.name}/{self.version} {state}, {len(self._running)} running, {self.queue!r}>"
+
+    def depth(self) -> tuple[int, int]:
+        """(requests, rows) that wait."""
+        return self.queue.requests, self.queue.rows
+
+    def encoder(self, outputs: tuple[str, ...]) -> ReplyEncoder:
+        """The reply encoder for these outputs; all of the model's if none are named."""
+        encoder = self._encoders.get(outputs)
+        if encoder is None:
+            by_name = {spec.name: spec for spec in self.signature.outputs}
+            specs = [by_name[name] for name in outputs if name in by_name] or list(self.signature.outputs)
+            encoder = ReplyEncoder(self.name, self.version, specs)
+            if len(self._encoders) < 256:
+                self._encoders[outputs] = encoder
+        return encoder
+
+    # --- events -------------------------------------------------------------------------------------------------------
+
+    def submit(self, request: InferRequest) -> InferRequest | Split | None:
+        """Admits a decoded request, or answers it with the reason why not. Returns what can cancel it, or None."""
+        template = request.template
+        now = request.decoded
+        expires = request.rpc_deadline
+        timeout: int = template.timeout_ns  # type: ignore[attr-defined]
+        if timeout:
+            limit = request.received + timeout
+            expires = min(expires, limit) if expires else limit
+        elif not expires and self._slo_ns:
+            expires = request.received + self._slo_ns
+        request.expires = expires
+        request.order = order_of(template.priority, expires, now)
+        refusal = admit(
+            request,
+            now,
+            self.queue,
+            self._queue_limits,
+            self.cost,
+            max_rows=self._max_rows,
+            instances=len(self._workers),
+            busy=len(self._running),
+            draining=self.draining,
+        )
+        if refusal is not None:
+            request.state = State.DONE
+            self.observer.refused(refusal.reason)
+            request.sink.fail(refusal)
+            return None
+        request.admitted = self._clock()
+        handle: InferRequest | Split = request
+        if template.rows > self._max_rows:
+            handle = Split(request, self.signature, self._max_rows)
+            for piece in handle.pieces:
+                piece.admitted = request.admitted
+                self.queue.push(piece)
+        else:
+            self.queue.push(request)
+        if not self._dispatch_due:
+            if self._idle:
+                self._dispatch_soon()
+            elif expires:
+                self._wake_at(self.queue.next_expiry, now)
+        return handle
+
+    def cancel(self, request: InferRequest) -> None:
+        """The request's caller has gone away: it will not run, or its result is dropped."""
+        if request.state is State.WAITING:
+            if not self.queue.remove(request):
+                self._isolated.remove(request)
+            self._end(request)
+            self.observer.refused("cancelled")
+            self._check_quiet()
+        elif request.state is State.RUNNING:
+            request.state = State.ABANDONED
+
+    def _dispatch_soon(self) -> None:
+        if not self._dispatch_due:
+            self._dispatch_due = True
+            self._loop.call_soon(self._dispatch)
+
+    def _dispatch(self) -> None:
+        """One turn: drops what has expired, and gives each idle instance a batch."""
+        self._dispatch_due = False
+        now = self._clock()
+        while self._isolated and self._idle:
+            request = self._isolated.popleft()
+            self._run(self._idle.pop(), Batch([request], request.template.rows, "full", batched=now))
+        decision = decide(self.queue, now, self._limits, len(self._idle), self.cost, draining=self.draining)
+        for request in decision.drop:
+            error = expired(request, now)
+            self._end(request)
+            self.observer.refused(error.reason)
+            request.sink.fail(error)
+        for batch in decision.take:
+            self._run(self._idle.pop(), batch)
+        if self.queue.requests:
+            if self._idle and not decision.wake_at:
+                self._dispatch_soon()
+            else:
+                self._wake_at(decision.wake_at, now)
+        self._check_quiet()
+
+    def _wake_at(self, moment: int, now: int) -> None:
+        """Dispatches again at `moment` (monotonic ns; 0: no need), unless that is due earlier already."""
+        if not moment or (self._timer is not None and self._timer_at <= moment):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = moment
+        self._timer = self._loop.call_later(max(moment - now, 0) / 1e9, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._dispatch_soon()
+
+    # --- execution ----------------------------------------------------------------------------------------------------
+
+    def _run(self, worker: Worker, batch: Batch) -> None:
+        requests = batch.requests
+        template = requests[0].template
+        for request in requests:
+            request.state = State.RUNNING
+        if self.signature.max_batch:
+            shapes = [(batch.rows, *dims) for dims in template.shapes]
+        else:
+            shapes = list(template.shapes)
+        inputs = [[request.parts[index] for request in requests] for index in range(len(shapes))]
+        specs = [self.signature.outputs[index] for index in template.outputs]
+        job = Job(batch, inputs, shapes, template.outputs, specs)
+        self._running[worker] = job
+        if 0 < self.cost.mean(batch.rows) < self._inline_below_ns:
+            worker.run(job)
+            self._on_done(worker, job)
+        else:
+            worker.start(job)
+
+    def _on_done(self, worker: Worker, job: Job) -> None:
+        """A batch has run. The instance gets its next batch before the replies of this one are written."""
+        del self._running[worker]
+        self._idle.append(worker)
+        batch = job.batch
+        self.cost.observe(batch.rows, batch.finished - batch.started)
+        if self.queue.requests or self._isolated:
+            self._dispatch_soon()
+        if job.error is not None:
+            self._fail(job, job.error)
+        else:
+            self._reply(worker, job)
+        self._check_quiet()
+
+    def _reply(self, worker: Worker, job: Job) -> None:
+        batch = job.batch
+        outputs = job.outputs
+        batched = self.signature.max_batch > 0
+        start = wasted = 0
+        answered = batch.requests
+        for request in batch.requests:
+            template = request.template
+            rows = template.rows
+            stop = start + rows
+            if request.state is State.ABANDONED:
+                wasted += rows
+            else:
+                raw = [output.cut(start, stop) for output in outputs]
+                shapes = [(rows, *output.dims) if batched else output.dims for output in outputs]
+                parameters = timing_parameters(request, batch, self._clock()) if template.timing else b""
+                request.sink.reply(template.encode(request, raw, shapes, parameters))
+            start = stop
+        if wasted:
+            answered = [request for request in batch.requests if request.state is not State.ABANDONED]
+            self.observer.wasted(wasted, (batch.finished - batch.started) * wasted // batch.rows)
+            self.observer.refused("cancelled", len(batch.requests) - len(answered))
+        for request in batch.requests:
+            self._end(request)
+        if answered:
+            self._record(worker, batch, answered)
+
+    def _record(self, worker: Worker, batch: Batch, answered: list[InferRequest]) -> None:
+        self.observer.batch(
+            BatchRecord(
+                received=[request.received for request in answered],
+                decoded=[request.decoded for request in answered],
+                admitted=[request.admitted for request in answered],
+                rows=[request.template.rows for request in answered],
+                batched=batch.batched,
+                started=batch.started,
+                finished=batch.finished,
+                encoded=self._clock(),
+                batch_rows=batch.rows,
+                close_reason=batch.reason,
+                instance=worker.index,
+            )
+        )
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        """A batch failed. Its members are run one by one, so that only the one at fault is answered with the failure."""
+        requests = job.batch.requests
+        if len(requests) > 1:
+            for request in requests:
+                if request.state is State.ABANDONED:
+                    self._end(request)
+                else:
+                    request.state = State.WAITING
+                    self._isolated.append(request)
+            logger.warning(
+                "model %s version %s failed a batch of %d requests, which are run one by one: %s",
+                self.name,
+                self.version,
+                len(requests),
+                error,
+            )
+            self._dispatch_soon()
+            return
+        correlation_id = secrets.token_hex(8)
+        logger.error(
+            "model %s version %s failed, correlation id %s", self.name, self.version, correlation_id, exc_info=error
+        )
+        failure = BackendFailed(
+            f"model '{self.name}' could not run this request, correlation id {correlation_id}", str(error)
+        )
+        request = requests[0]
+        abandoned = request.state is State.ABANDONED
+        self._end(request)
+        self.observer.refused("cancelled" if abandoned else failure.reason)
+        if not abandoned:
+            request.sink.fail(failure)
+
+    def _end(self, request: InferRequest) -> None:
+        request.state = State.DONE
+        request.parts = ()
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    async def drain(self, seconds: float) -> bool:
+        """Takes no more; returns True once all that was accepted is answered, False when `seconds` have passed."""
+        self.draining = True
+        self._dispatch_soon()
+        self._quiet = asyncio.Event()
+        self._check_quiet()
+        try:
+            await asyncio.wait_for(self._quiet.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Fails what is left and frees the instances."""
+        self.draining = True
+        if self._timer is not None:
+            self._timer.cancel()
+        left = [*self.queue, *self._isolated]
+        self.queue = RequestQueue()
+        self._isolated.clear()
+        for job in self._running.values():
+            left += [request for request in job.batch.requests if request.state is State.RUNNING]
+            for request in job.batch.requests:
+                request.state = State.ABANDONED
+        error = ShuttingDown("Server is shutting down and could not finish this request in time")
+        for request in left:
+            if request.state is State.WAITING:
+                self._end(request)
+            self.observer.refused(error.reason)
+            request.sink.fail(error)
+        for worker in self._workers:
+            worker.close()
+
+    def _check_quiet(self) -> None:
+        if self._quiet is not None and not self._running and not self.queue.requests and not self._isolated:
+            self._quiet.set()

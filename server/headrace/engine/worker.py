@@ -1,0 +1,157 @@
+"""One instance and the thread that runs its longer batches."""
+
+from __future__ import annotations
+
+from queue import SimpleQueue
+from threading import Thread
+from typing import TYPE_CHECKING
+
+from headrace.datatypes import DATATYPES
+from headrace.pipeline import bytes_tensor
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    import numpy as np
+
+    from headrace.backends.base import Instance
+    from headrace.clock import Clock
+    from headrace.messages import Batch, Buffer, TensorSpec
+
+
+class OutputRows:
+    """One output of a batch, ready to be cut into the requests' rows. Owns its bytes.
+
+    dims: its shape without the batch dimension (all of it for a model without batching).
+    """
+
+    __slots__ = ("_bounds", "_data", "_row_size", "_rows", "dims")
+
+    def __init__(self, array: np.ndarray[Any, Any], spec: TensorSpec, rows: int, *, batched: bool) -> None:
+        shape = array.shape
+        self.dims: tuple[int, ...] = shape[1:] if batched else shape
+        wanted = spec.shape
+        if (
+            (batched and (not shape or shape[0] != rows))
+            or len(self.dims) != len(wanted)
+            or any(want >= 0 and got != want for got, want in zip(self.dims, wanted, strict=True))
+        ):
+            raise ValueError(
+                f"output '{spec.name}' has shape {list(shape)}, its signature says {[rows, *wanted] if batched else list(wanted)}"
+            )
+        self._rows = rows
+        self._bounds: list[int] | None = None
+        self._row_size = 0
+        self._data: bytes
+        if DATATYPES[spec.datatype].itemsize:
+            self._data = array.tobytes()
+            self._row_size = len(self._data) // rows
+        elif batched:
+            pieces = bytes_tensor.encode_rows(array)
+            self._data = b"".join(pieces)
+            self._bounds = [0]
+            for piece in pieces:
+                self._bounds.append(self._bounds[-1] + len(piece))
+        else:
+            self._data = bytes_tensor.encode(array)
+            self._row_size = len(self._data)
+
+    def cut(self, start: int, stop: int) -> Buffer:
+        """The bytes of rows `start` to `stop`."""
+        if self._bounds is not None:
+            return self._data[self._bounds[start] : self._bounds[stop]]
+        if stop - start == self._rows:
+            return self._data
+        return self._data[start * self._row_size : stop * self._row_size]
+
+
+class Job:
+    """A batch as an instance runs it, and what came of it: `outputs`, or `error`."""
+
+    __slots__ = ("batch", "error", "indices", "inputs", "outputs", "shapes", "specs")
+
+    def __init__(
+        self,
+        batch: Batch,
+        inputs: Sequence[Sequence[Buffer]],
+        shapes: Sequence[tuple[int, ...]],
+        indices: Sequence[int],
+        specs: Sequence[TensorSpec],
+    ) -> None:
+        self.batch = batch
+        self.inputs = inputs
+        self.shapes = shapes
+        self.indices = indices
+        self.specs = specs
+        self.outputs: list[OutputRows] = []
+        self.error: Exception | None = None
+
+
+class Worker:
+    """Runs batches on one instance, one at a time: on the calling thread, or on a thread of its own.
+
+    done: called on the event loop with the worker and each job that `start` was given.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        instance: Instance,
+        loop: asyncio.AbstractEventLoop,
+        clock: Clock,
+        done: Callable[[Worker, Job], None],
+        *,
+        batched: bool,
+    ) -> None:
+        self.index = index
+        self.instance = instance
+        self._loop = loop
+        self._clock = clock
+        self._done = done
+        self._batched = batched
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._thread: Thread | None = None
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.index}{', with a thread' if self._thread else ''}>"
+
+    def run(self, job: Job) -> None:
+        """Runs a batch here and now. Never raises: see `Job.error`."""
+        batch = job.batch
+        batch.started = batch.finished = self._clock()
+        try:
+            arrays = self.instance.run(job.inputs, job.shapes, job.indices)
+            batch.finished = self._clock()
+            rows = batch.rows
+            job.outputs = [
+                OutputRows(array, spec, rows, batched=self._batched)
+                for array, spec in zip(arrays, job.specs, strict=True)
+            ]
+        except Exception as error:
+            batch.finished = self._clock()
+            job.error = error
+
+    def start(self, job: Job) -> None:
+        """Runs a batch on the worker's thread; `done` is called on the loop."""
+        if self._thread is None:
+            self._thread = Thread(target=self._work, name=f"headrace-instance-{self.index}", daemon=True)
+            self._thread.start()
+        self._jobs.put(job)
+
+    def close(self) -> None:
+        """Ends the thread, and frees the instance once no batch runs on it."""
+        if self._thread is not None:
+            self._jobs.put(None)
+        else:
+            self.instance.close()
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            self.run(job)
+            try:
+                self._loop.call_soon_threadsafe(self._done, self, job)
+            except RuntimeError:  # the loop is closed: the server is gone, and with it whoever waited
+                break
+        self.instance.close()

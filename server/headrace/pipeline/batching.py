@@ -1,0 +1,111 @@
+"""When to run what: the one decision of the batcher, a deterministic function of its arguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from headrace.messages import Batch
+
+if TYPE_CHECKING:
+    from headrace.messages import InferRequest
+    from headrace.pipeline.cost import CostModel
+    from headrace.pipeline.queue import RequestQueue
+
+Policy = Literal["slot", "deadline", "delay"]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """How batches of one model are formed.
+
+    max_rows: rows of a batch. max_bytes: raw input bytes of a batch, 0 for no limit; a single request may exceed it.
+    policy: `slot` runs what has arrived as soon as an instance is idle; `deadline` lets an idle instance wait until
+    the batch is full or waiting longer would make a member late; `delay` waits until the batch is full or its first
+    request has waited `delay_ns` (as Triton's dynamic batcher does).
+    margin_ns: what `deadline` keeps in hand for encoding and sending.
+    """
+
+    max_rows: int
+    max_bytes: int = 0
+    policy: Policy = "slot"
+    delay_ns: int = 0
+    margin_ns: int = 500_000
+
+
+@dataclass(slots=True)
+class Decision:
+    """drop: expired requests, to be failed. take: batches to run now, one for each idle instance at most.
+
+    wake_at: monotonic ns at which to decide again if nothing else happens before; 0: no need.
+    """
+
+    drop: list[InferRequest] = field(default_factory=list)
+    take: list[Batch] = field(default_factory=list)
+    wake_at: int = 0
+
+
+def decide(
+    queue: RequestQueue, now: int, limits: BatchLimits, slots: int, cost: CostModel, *, draining: bool = False
+) -> Decision:
+    """Takes expired requests and closed batches out of `queue`.
+
+    An idle instance (`slots` counts them) is what forms a batch: while all are busy, requests gather. Whom a batch
+    holds: the requests of one key, in queue order, as many as fit and as still make the earliest deadline among them.
+    """
+    decision = Decision(drop=queue.pop_expired(now))
+    hold_until = 0
+    while slots > len(decision.take) and queue.requests:
+        group = queue.head_group()
+        count, rows, reason = _fill(group, now, limits, cost)
+        close_at = 0 if reason in ("full", "deadline") or draining else _close_at(group[:count], rows, limits, cost)
+        if close_at > now:
+            hold_until = close_at
+            break
+        if reason == "all":
+            reason = _why(queue.requests > count, limits.policy, draining)
+        decision.take.append(Batch(queue.pop_front(group, count), rows, reason, batched=now))
+    if queue.requests:
+        wakes = [moment for moment in (queue.next_expiry, hold_until) if moment]
+        decision.wake_at = min(wakes, default=0)
+    return decision
+
+
+def _fill(group: list[InferRequest], now: int, limits: BatchLimits, cost: CostModel) -> tuple[int, int, str]:
+    """How many requests from the front of `group` form a batch, their rows, and what stopped it (`all`: nothing)."""
+    rows = nbytes = 0
+    latest = 0  # the earliest deadline among the members that can still be met
+    for count, request in enumerate(group):
+        template = request.template
+        more = rows + template.rows
+        if count and (more > limits.max_rows or (limits.max_bytes and nbytes + request.nbytes > limits.max_bytes)):
+            return count, rows, "full"
+        expires = request.expires
+        if expires and now + cost.predict(template.rows) <= expires and not 0 < latest <= expires:
+            # a request that would be late even alone must not keep the others from being batched
+            latest = expires
+        if count and latest and now + cost.predict(more) > latest:
+            return count, rows, "deadline"
+        rows = more
+        nbytes += request.nbytes
+    return len(group), rows, "full" if rows >= limits.max_rows else "all"
+
+
+def _close_at(members: list[InferRequest], rows: int, limits: BatchLimits, cost: CostModel) -> int:
+    """The moment at which a batch that could still grow closes under the policy; 0: at once."""
+    if limits.policy == "slot":
+        return 0
+    if limits.policy == "delay":
+        return min(request.admitted for request in members) + limits.delay_ns
+    deadlines = [request.expires for request in members if request.expires]
+    if len(deadlines) < len(members):
+        return 0  # a member without a deadline has nothing that it could wait for
+    return min(deadlines) - cost.predict(rows) - limits.margin_ns
+
+
+def _why(others_wait: bool, policy: Policy, draining: bool) -> str:
+    if draining:
+        return "drain"
+    if others_wait:
+        return "shape"
+    return {"slot": "idle", "deadline": "deadline", "delay": "delay"}[policy]

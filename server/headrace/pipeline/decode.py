@@ -1,0 +1,326 @@
+"""Checks what a request says against what the model takes; the result serves all requests of the same look.
+
+The texts are those that clients of the Open Inference Protocol know from Triton, completed by what was expected.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from headrace.datatypes import DATATYPES
+from headrace.errors import InvalidRequest
+from headrace.pipeline.checks import Check, checks_for
+from headrace.pipeline.wire import field_text
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Mapping, Sequence
+
+    from headrace.messages import (
+        Buffer,
+        InferMessage,
+        InferRequest,
+        InputTensor,
+        Owner,
+        ParameterValue,
+        Signature,
+        TensorSpec,
+    )
+    from headrace.pipeline.checks import InputRules
+    from headrace.pipeline.encode import ReplyEncoder
+
+TIMING_PARAMETER = "headrace_timing"
+ACCEPTED_RESERVED = frozenset({"triton_enable_empty_final_response"})
+"""Of the keys that the protocol reserves, those that perf_analyzer and tritonclient send; without effect here."""
+
+MAX_ELEMENTS = 1 << 40
+"""More elements than any message can carry: a product of dimensions above it is refused before it is used."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelView:
+    """What decoding needs to know of a model version.
+
+    rules: per-input checks of model.toml. owner: who runs its requests. split_oversize: whether a request may hold more
+    rows than a batch. default_level: the priority level of a request that names none, or one that does not exist.
+    """
+
+    name: str
+    version: str
+    signature: Signature
+    rules: Mapping[str, InputRules]
+    owner: Owner
+    split_oversize: bool = True
+    priority_levels: int = 1
+    default_level: int = 1
+
+
+class RequestTemplate:
+    """A `messages.Template` for requests off the wire; `build_template` fills it.
+
+    sizes: for each input of the signature, the raw bytes that a request must bring, -1 for BYTES. positions: for each
+    input of the signature, its place among the request's inputs. contents: raw forms of typed contents, in the
+    request's order, or None where the tensors arrive raw. plain: one raw input of `total` bytes and nothing to check but
+    its size. timeout_ns: the request's own `timeout`, 0 for none.
+    """
+
+    __slots__ = (
+        "checks",
+        "contents",
+        "key",
+        "model",
+        "outputs",
+        "owner",
+        "plain",
+        "positions",
+        "priority",
+        "reply",
+        "rows",
+        "shapes",
+        "sizes",
+        "timeout_ns",
+        "timing",
+        "total",
+    )
+
+    def __init__(self, model: ModelView, reply: ReplyEncoder) -> None:
+        self.model = model
+        self.owner = model.owner
+        self.reply = reply
+        self.rows = 1
+        self.plain = False
+        self.key: Hashable = ()
+        self.shapes: tuple[tuple[int, ...], ...] = ()
+        self.sizes: tuple[int, ...] = ()
+        self.total = 0
+        self.positions: tuple[int, ...] = ()
+        self.contents: tuple[bytes, ...] | None = None
+        self.checks: tuple[tuple[int, Check], ...] = ()
+        self.outputs: tuple[int, ...] = ()
+        self.priority = model.default_level - 1
+        self.timeout_ns = 0
+        self.timing = False
+
+    def encode(
+        self, request: InferRequest, outputs: Sequence[Buffer], shapes: Sequence[tuple[int, ...]], parameters: bytes
+    ) -> bytes:
+        """See `messages.Template`."""
+        return self.reply.encode(request.id_field, outputs, shapes, parameters)
+
+    def bind(self, raw: Sequence[Buffer], id_field: bytes) -> Sequence[Buffer]:
+        """The request's tensors in the signature's order, each of the right size and content.
+
+        raw: `raw_input_contents`. id_field: the request's id on the wire, for the error. Raises InvalidRequest.
+        """
+        if self.plain and len(raw) == 1 and len(raw[0]) == self.total:
+            return raw
+        if self.contents is not None:
+            if raw:
+                raise InvalidRequest(
+                    "contents field must not be specified when using raw_input_contents for "
+                    f"'{self._name(0)}' for model '{self.model.name}'"
+                )
+            raw = self.contents
+        if len(raw) != len(self.positions):
+            self._wrong_count(raw)
+        parts = [raw[at] for at in self.positions]
+        for index, size in enumerate(self.sizes):
+            if size >= 0 and len(parts[index]) != size:
+                request_id = field_text(id_field) or "<id_unknown>"
+                raise InvalidRequest(
+                    f"[request id: {request_id}] input byte size mismatch for input "
+                    f"'{self._name(index)}' for model '{self.model.name}'. Expected {size}, got {len(parts[index])}"
+                )
+        for index, check in self.checks:
+            check(parts[index])
+        return parts
+
+    def _name(self, index: int) -> str:
+        return self.model.signature.inputs[index].name
+
+    def _wrong_count(self, raw: Sequence[Buffer]) -> None:
+        if len(raw) < len(self.positions):
+            missing = self._name(self.positions.index(len(raw)))
+            raise InvalidRequest(
+                f"unable to find data for input tensor '{missing}' for model '{self.model.name}' in request."
+            )
+        raise InvalidRequest(
+            f"raw_input_contents has {len(raw)} entries, expected one for each of the {len(self.positions)} inputs of "
+            f"the request to model '{self.model.name}'"
+        )
+
+
+def build_template(message: InferMessage, model: ModelView, reply: ReplyEncoder) -> RequestTemplate:
+    """The template of `message`, checked against the model. reply: writes the requested outputs. Raises InvalidRequest."""
+    prefix = f"[request id: {message.id or '<id_unknown>'}] "
+    template = RequestTemplate(model, reply)
+    _read_parameters(message.parameters, template)
+    _match_inputs(message, model, prefix)
+    by_name = {tensor.name: at for at, tensor in enumerate(message.inputs)}
+    template.positions = tuple(by_name[spec.name] for spec in model.signature.inputs)
+    tensors = [message.inputs[at] for at in template.positions]
+    template.rows = _rows(tensors, model, prefix)
+    template.outputs = _outputs(message, model)
+    template.shapes, template.sizes = _shapes_and_sizes(tensors, model, prefix)
+    template.total = sum(max(size, 0) for size in template.sizes)
+    template.key = (template.shapes, template.outputs)
+    template.contents = _contents(message, model)
+    template.checks = tuple(
+        (index, check)
+        for index, (spec, shape) in enumerate(zip(model.signature.inputs, (t.shape for t in tensors), strict=True))
+        for check in checks_for(spec, shape, model.rules.get(spec.name), model.name)
+    )
+    template.plain = (
+        len(template.sizes) == 1 and template.sizes[0] >= 0 and template.contents is None and not template.checks
+    )
+    return template
+
+
+def _read_parameters(parameters: Mapping[str, ParameterValue], template: RequestTemplate) -> None:
+    for key, value in parameters.items():
+        if key == "timeout":
+            template.timeout_ns = _integer(key, value, "microseconds") * 1000
+        elif key == "priority":
+            level = _integer(key, value, "a priority level")
+            levels = template.model.priority_levels
+            template.priority = (level if 0 < level <= levels else template.model.default_level) - 1
+        elif key == TIMING_PARAMETER:
+            if not isinstance(value, bool):
+                raise InvalidRequest(f"parameter '{key}' is {value!r}, expected a boolean")
+            template.timing = value
+        elif key in ("sequence_id", "sequence_start", "sequence_end"):
+            _check_sequence(key, value)
+        elif key.startswith("triton_") and key not in ACCEPTED_RESERVED:
+            raise InvalidRequest(
+                "parameter keys starting with 'triton_' are reserved for Triton usage. "
+                f"Only {sorted(ACCEPTED_RESERVED)} may be given, got '{key}'"
+            )
+
+
+def _integer(key: str, value: ParameterValue, unit: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise InvalidRequest(f"parameter '{key}' is {value!r}, expected a non-negative integer ({unit})")
+    return value
+
+
+def _check_sequence(key: str, value: ParameterValue) -> None:
+    """Sequences are accepted by type alone: no model here is stateful, so that the flags have no effect."""
+    if key == "sequence_id":
+        if isinstance(value, bool | float):
+            raise InvalidRequest(f"parameter '{key}' is {value!r}, expected an integer or a string")
+    elif not isinstance(value, bool):
+        raise InvalidRequest(f"parameter '{key}' is {value!r}, expected a boolean")
+
+
+def _match_inputs(message: InferMessage, model: ModelView, prefix: str) -> None:
+    """Each input of the model is there once, and nothing else; datatypes agree."""
+    expected = {spec.name: spec for spec in model.signature.inputs}
+    got: set[str] = set()
+    for tensor in message.inputs:
+        spec = expected.get(tensor.name)
+        if spec is None:
+            raise InvalidRequest(
+                f"unexpected inference input '{tensor.name}' for model '{model.name}'. Expected {sorted(expected)}"
+            )
+        if tensor.name in got:
+            raise InvalidRequest(f"{prefix}input '{tensor.name}' already exists in request")
+        got.add(tensor.name)
+    if len(got) != len(expected):
+        missing = [name for name in expected if name not in got]
+        raise InvalidRequest(
+            f"{prefix}expected {len(expected)} inputs but got {len(got)} inputs for model '{model.name}'. "
+            f"Got input(s) {sorted(got)}, but missing required input(s) {missing}. Please provide all required input(s)."
+        )
+    for tensor in message.inputs:
+        wanted = expected[tensor.name].datatype
+        if tensor.datatype != wanted:
+            known = "" if tensor.datatype in DATATYPES else f" ('{tensor.datatype}' is not a datatype of the protocol)"
+            raise InvalidRequest(
+                f"{prefix}inference input '{tensor.name}' data-type is '{tensor.datatype}', but model '{model.name}' "
+                f"expects '{wanted}'{known}"
+            )
+
+
+def _rows(tensors: Sequence[InputTensor], model: ModelView, prefix: str) -> int:
+    """The batch size that all inputs agree upon; 1 for a model without batching."""
+    limit = model.signature.max_batch
+    if not limit:
+        return 1
+    rows = 0
+    for spec, tensor in zip(model.signature.inputs, tensors, strict=True):
+        if not tensor.shape or tensor.shape[0] < 1:
+            raise InvalidRequest(prefix + _unexpected_shape(spec, tensor, model))
+        if rows and tensor.shape[0] != rows:
+            raise InvalidRequest(
+                f"{prefix}input '{tensor.name}' batch size does not match other inputs for '{model.name}': "
+                f"{tensor.shape[0]} and {rows}"
+            )
+        rows = tensor.shape[0]
+    if rows > limit and not model.split_oversize:
+        raise InvalidRequest(f"{prefix}inference request batch-size must be <= {limit} for '{model.name}'")
+    return rows
+
+
+def _shapes_and_sizes(
+    tensors: Sequence[InputTensor], model: ModelView, prefix: str
+) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]:
+    shapes, sizes = [], []
+    for spec, tensor in zip(model.signature.inputs, tensors, strict=True):
+        dims = tensor.shape[1:] if model.signature.max_batch else tensor.shape
+        fits = len(dims) == len(spec.shape) and all(
+            got >= 0 if want < 0 else got == want for got, want in zip(dims, spec.shape, strict=True)
+        )
+        elements = 1
+        for dim in tensor.shape:
+            elements *= max(dim, 0)
+            fits = fits and elements <= MAX_ELEMENTS
+        if not fits:
+            raise InvalidRequest(prefix + _unexpected_shape(spec, tensor, model))
+        itemsize = DATATYPES[spec.datatype].itemsize
+        shapes.append(dims)
+        sizes.append(elements * itemsize if itemsize else -1)
+    return tuple(shapes), tuple(sizes)
+
+
+def _unexpected_shape(spec: TensorSpec, tensor: InputTensor, model: ModelView) -> str:
+    batched = model.signature.max_batch > 0
+    expected = [-1, *spec.shape] if batched else list(spec.shape)
+    note = (
+        " NOTE: Setting a non-zero max_batch_size in the model config requires a batch dimension to be prepended to "
+        "each input shape."
+        if batched
+        else ""
+    )
+    return (
+        f"unexpected shape for input '{spec.name}' for model '{model.name}'. Expected {_dims(expected)}, "
+        f"got {_dims(tensor.shape)}.{note}"
+    )
+
+
+def _dims(shape: Sequence[int]) -> str:
+    return "[" + ",".join(map(str, shape)) + "]"
+
+
+def _outputs(message: InferMessage, model: ModelView) -> tuple[int, ...]:
+    """Indices of the requested outputs; all of them where the request names none."""
+    index = {spec.name: at for at, spec in enumerate(model.signature.outputs)}
+    for name in message.outputs:
+        if name not in index:
+            raise InvalidRequest(
+                f"unexpected inference output '{name}' for model '{model.name}'. Expected some of {sorted(index)}"
+            )
+    if len(set(message.outputs)) != len(message.outputs):
+        raise InvalidRequest(f"an output is requested twice of model '{model.name}': {list(message.outputs)}")
+    return tuple(index[name] for name in message.outputs) or tuple(range(len(index)))
+
+
+def _contents(message: InferMessage, model: ModelView) -> tuple[bytes, ...] | None:
+    given = [tensor.contents for tensor in message.inputs if tensor.contents is not None]
+    if not given:
+        return None
+    for tensor in message.inputs:
+        if tensor.contents is None:
+            raise InvalidRequest(
+                f"unable to find data for input tensor '{tensor.name}' for model '{model.name}' in request."
+            )
+    return tuple(given)

@@ -1,0 +1,83 @@
+"""From output rows to the bytes of a ModelInferResponse, most of which are the same for all requests of one look.
+
+Field numbers: model_name=1, model_version=2, id=3, parameters=4, outputs=5, raw_output_contents=6; an output tensor
+has name=1, datatype=2, shape=3 (packed); a parameter is a map entry key=1, value=2 with int64_param=2, string_param=3.
+Outputs are always raw, one entry for each output, in order: clients index that list without looking at its length.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from headrace.pipeline.wire import length_prefixed, varint
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from headrace.messages import Buffer, TensorSpec
+
+RAW_OUTPUT_TAG = b"\x32"
+
+
+def encode_parameters(parameters: Mapping[str, int | str]) -> bytes:
+    """Response parameters: integers as int64_param, text as string_param."""
+    out = b""
+    for key, value in parameters.items():
+        if isinstance(value, str):
+            param = length_prefixed(3, value.encode())
+        else:
+            param = varint(2 << 3) + varint(value)
+        out += length_prefixed(4, length_prefixed(1, key.encode()) + length_prefixed(2, param))
+    return out
+
+
+class ReplyEncoder:
+    """Writes replies of one model version with one list of outputs.
+
+    name, version: as the reply states them. outputs: what the reply holds, in order.
+    """
+
+    __slots__ = ("_head", "_meta", "_outputs")
+
+    def __init__(self, name: str, version: str, outputs: Sequence[TensorSpec]) -> None:
+        self._head = length_prefixed(1, name.encode()) + length_prefixed(2, version.encode())
+        self._outputs = tuple(outputs)
+        self._meta: dict[tuple[tuple[int, ...], ...], bytes] = {}
+
+    def encode(
+        self,
+        id_field: bytes,
+        raw: Sequence[Buffer],
+        shapes: Sequence[tuple[int, ...]],
+        parameters: bytes = b"",
+    ) -> bytes:
+        """The serialised reply. raw: each output's bytes; shapes: with the batch dimension; id_field: field 3 or empty."""
+        key = tuple(shapes)
+        meta = self._meta.get(key)
+        if meta is None:
+            meta = self._describe(key)
+        if len(raw) == 1:
+            only = raw[0]
+            size = len(only)
+            length = RAW_LENGTHS[size] if size < len(RAW_LENGTHS) else RAW_OUTPUT_TAG + varint(size)
+            return b"".join((self._head, id_field, parameters, meta, length, only))
+        parts: list[Buffer] = [self._head, id_field, parameters, meta]
+        for one in raw:
+            parts.append(RAW_OUTPUT_TAG + varint(len(one)))
+            parts.append(one)
+        return b"".join(parts)
+
+    def _describe(self, shapes: tuple[tuple[int, ...], ...]) -> bytes:
+        meta = b""
+        for spec, shape in zip(self._outputs, shapes, strict=True):
+            packed = b"".join(map(varint, shape))
+            tensor = length_prefixed(1, spec.name.encode()) + length_prefixed(2, spec.datatype.encode())
+            meta += length_prefixed(5, tensor + (length_prefixed(3, packed) if packed else b""))
+        if len(self._meta) >= 256:  # variable dimensions: keep what is recent, not all there ever was
+            self._meta.clear()
+        self._meta[shapes] = meta
+        return meta
+
+
+RAW_LENGTHS = tuple(RAW_OUTPUT_TAG + varint(size) for size in range(1024))
+"""Tag and length of small outputs: nearly all of them."""

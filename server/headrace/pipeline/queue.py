@@ -1,0 +1,152 @@
+"""The requests that wait for one model version, ordered by deadline within priority, grouped by what can be batched."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from operator import attrgetter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterator
+
+    from headrace.messages import InferRequest
+
+_order = attrgetter("order")
+
+PRIORITY_STEP = 1 << 64
+"""What one priority level adds to `order`: more than any monotonic clock in nanoseconds reaches."""
+
+NO_DEADLINE_HORIZON_NS = 1_000_000_000
+"""A request without a deadline is queued as if it were due this long after its arrival, so that a stream of requests
+with deadlines cannot starve it."""
+
+
+def order_of(priority: int, expires: int, now: int) -> int:
+    """Sort key of a request: lower is served first. `expires` 0: no deadline."""
+    return priority * PRIORITY_STEP + (expires or now + NO_DEADLINE_HORIZON_NS)
+
+
+class RequestQueue:
+    """Waiting requests of one model version; counts requests, rows and bytes.
+
+    One sorted list a group, a group being the requests of one batch key. Nearly every model has one group and nearly
+    every request is due after those before it, so that the common insertion is an append.
+    """
+
+    __slots__ = ("_groups", "_next_expiry", "nbytes", "requests", "rows")
+
+    def __init__(self) -> None:
+        self._groups: dict[Hashable, list[InferRequest]] = {}
+        self._next_expiry = 0
+        self.requests = 0
+        self.rows = 0
+        self.nbytes = 0
+
+    def __len__(self) -> int:
+        return self.requests
+
+    def __iter__(self) -> Iterator[InferRequest]:
+        for group in self._groups.values():
+            yield from group
+
+    def __repr__(self) -> str:
+        return f"<RequestQueue {self.requests} requests, {self.rows} rows, {len(self._groups)} groups>"
+
+    @property
+    def next_expiry(self) -> int:
+        """No waiting request expires before this moment (monotonic ns); 0: none expires at all. May be too early."""
+        return self._next_expiry
+
+    def push(self, request: InferRequest) -> None:
+        """Adds a request whose `order` is set."""
+        template = request.template
+        group = self._groups.get(template.key)
+        if group is None:
+            self._groups[template.key] = [request]
+        elif group[-1].order <= request.order:
+            group.append(request)
+        else:
+            insort(group, request, key=_order)
+        self.requests += 1
+        self.rows += template.rows
+        self.nbytes += request.nbytes
+        expires = request.expires
+        if expires and not 0 < self._next_expiry <= expires:
+            self._next_expiry = expires
+
+    def remove(self, request: InferRequest) -> bool:
+        """Takes a waiting request out (its caller has gone away). False if it was not here."""
+        key = request.template.key
+        group = self._groups.get(key, [])
+        at = bisect_left(group, request.order, key=_order)
+        while at < len(group) and group[at].order == request.order:
+            if group[at] is request:
+                del group[at]
+                if not group:
+                    del self._groups[key]
+                self._uncount(request)
+                return True
+            at += 1
+        return False
+
+    def pop_expired(self, now: int) -> list[InferRequest]:
+        """Takes out what has expired by `now`, and finds the next expiry. Costs nothing before `next_expiry`."""
+        if not 0 < self._next_expiry <= now:
+            return []
+        expired: list[InferRequest] = []
+        next_expiry = 0
+        for key, group in list(self._groups.items()):
+            gone = [r for r in group if 0 < r.expires <= now]
+            if gone:
+                group[:] = [r for r in group if not 0 < r.expires <= now]
+                expired += gone
+            if not group:
+                del self._groups[key]
+            soonest = min((r.expires for r in group if r.expires), default=0)
+            if soonest and not 0 < next_expiry <= soonest:
+                next_expiry = soonest
+        self._next_expiry = next_expiry
+        for request in expired:
+            self._uncount(request)
+        return expired
+
+    def head_group(self) -> list[InferRequest]:
+        """The group whose first request is to be served first; read it, do not change it. Empty if nothing waits."""
+        groups = self._groups
+        if not groups:
+            return []
+        if len(groups) == 1:
+            return next(iter(groups.values()))
+        return min(groups.values(), key=lambda group: group[0].order)
+
+    def pop_front(self, group: list[InferRequest], count: int) -> list[InferRequest]:
+        """Takes the first `count` requests out of `group`, which `head_group` has returned."""
+        taken = group[:count]
+        if count == len(group):
+            del self._groups[taken[0].template.key]
+        else:
+            del group[:count]
+        rows = nbytes = 0
+        for request in taken:
+            rows += request.template.rows
+            nbytes += request.nbytes
+        self.requests -= count
+        self.rows -= rows
+        self.nbytes -= nbytes
+        if not self.requests:
+            self._next_expiry = 0
+        return taken
+
+    def rows_ahead(self, order: int) -> int:
+        """About how many rows would be served before a request of this order, were it admitted now."""
+        requests = 0
+        for group in self._groups.values():
+            requests += len(group) if group[-1].order <= order else bisect_left(group, order, key=_order)
+        return requests * self.rows // self.requests if requests else 0
+
+    def _uncount(self, request: InferRequest) -> None:
+        self.requests -= 1
+        self.rows -= request.template.rows
+        self.nbytes -= request.nbytes
+        if not self.requests:
+            self._next_expiry = 0

@@ -1,0 +1,37 @@
+"""The latency breakdown that a reply carries when its request asked for it (parameter `headrace_timing`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from headrace.messages import PHASES
+from headrace.pipeline.encode import encode_parameters
+
+if TYPE_CHECKING:
+    from headrace.messages import Batch, InferRequest
+
+
+def phases_us(request: InferRequest, batch: Batch, encoded: int) -> dict[str, int]:
+    """Each phase in whole microseconds; they add up to the total because the moments are rounded, not the differences."""
+    moments = (
+        request.received,
+        request.decoded,
+        request.admitted,
+        batch.batched,
+        batch.started,
+        batch.finished,
+        encoded,
+    )
+    since = [(moment - request.received) // 1000 for moment in moments]
+    return {phase: after - before for phase, before, after in zip(PHASES, since, since[1:], strict=False)}
+
+
+def timing_parameters(request: InferRequest, batch: Batch, encoded: int) -> bytes:
+    """Response parameters `headrace_<phase>_us`, `headrace_total_us`, `headrace_batch_rows`, `headrace_close_reason`."""
+    phases = phases_us(request, batch, encoded)
+    values: dict[str, int | str] = {f"headrace_{phase}_us": spent for phase, spent in phases.items()}
+    values["headrace_total_us"] = sum(phases.values())
+    values["headrace_batch_rows"] = batch.rows
+    values["headrace_batch_requests"] = len(batch.requests)
+    values["headrace_close_reason"] = batch.reason
+    return encode_parameters(values)

@@ -1,0 +1,168 @@
+"""`headrace serve`, start to stop, as one script."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+import socket
+import sys
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry
+
+from headrace.clock import monotonic_ns
+from headrace.engine.lifecycle import Engine
+from headrace.errors import ConfigError
+from headrace.repository.catalog import Catalog
+from headrace.telemetry import logs
+from headrace.telemetry.guard import ObserverGuard
+from headrace.telemetry.metrics import Metrics, ServerMetrics, register_process_metrics
+from headrace.transport import rest
+from headrace.transport.admin import Admin
+from headrace.transport.grpc_native import NativeTransport
+from headrace.transport.grpc_reference import ReferenceTransport
+from headrace.transport.health import Health
+from headrace.transport.infer import InferService
+from headrace.transport.service import service_table
+
+if TYPE_CHECKING:
+    from headrace.config import Settings
+    from headrace.engine.scheduler import Scheduler
+    from headrace.transport.base import GrpcTransport
+    from headrace.transport.service import ServiceTable
+
+logger = logging.getLogger(__name__)
+
+
+class Status:
+    """Whether the server lives, is ready, and is on its way out; read by health checks of all transports."""
+
+    def __init__(self) -> None:
+        self.live = True
+        self.ready = False
+        self.exiting = False
+
+
+def run(settings: Settings) -> int:
+    """Serves until SIGTERM or SIGINT. Returns the exit code: 0 after a clean drain, 1 if requests were cut off."""
+    logs.configure(settings.log_level)
+    sys.setswitchinterval(settings.switch_interval_us / 1e6)
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(serve(settings))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(serve(settings))
+
+
+async def serve(settings: Settings) -> int:
+    """Start, wait for a signal, stop. See `run`."""
+    stop = _Signals()
+    status = Status()
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    server_metrics = ServerMetrics(registry)
+    register_process_metrics(registry)
+    catalog: Catalog[Scheduler] = Catalog()
+    engine = Engine(catalog, ObserverGuard(metrics), metrics, monotonic_ns, settings.inline_below_us * 1000)
+    health = Health()
+
+    def refused(reason: str) -> None:
+        server_metrics.refused[reason] += 1
+
+    table = service_table(Admin(status, catalog), health, InferService(catalog, monotonic_ns, refused))
+    async with AsyncExitStack() as stack:
+        stack.callback(engine.close)
+        http = rest.HttpServer(rest.make_app(lambda: status, registry), _listen(settings.host, settings.http_port))
+        http_port = await http.start()
+        stack.push_async_callback(http.close)
+        await engine.load_all(settings.model_repository)
+        grpc = _transport(settings, table, server_metrics)
+        try:
+            grpc_port = await grpc.start()
+        except OSError as error:
+            raise ConfigError(f"grpc_port = {settings.grpc_port}: cannot listen on {settings.host}: {error}") from error
+        stack.push_async_callback(grpc.close)
+        _settle()
+        status.ready = True
+        health.set_serving(True)
+        logger.info(
+            "ready: gRPC (%s) on %s:%d, HTTP on port %d", settings.transport, settings.host, grpc_port, http_port
+        )
+        await stop.first.wait()
+
+        status.ready, status.exiting = False, True
+        health.set_serving(False)
+        logger.info("draining for at most %g s; a second signal stops at once", settings.drain_seconds)
+        drained = await _until(_drain(grpc, engine, settings.drain_seconds), stop.second)
+        logger.info("stopped%s", "" if drained else ": some requests were cut off")
+    return 0 if drained else 1
+
+
+async def _drain(grpc: GrpcTransport, engine: Engine, seconds: float) -> bool:
+    _, drained = await asyncio.gather(grpc.drain(seconds), engine.drain(seconds))
+    return drained
+
+
+async def _until(work: asyncio.Future[bool] | asyncio.Task[bool], stop: asyncio.Event) -> bool:
+    """The result of `work`, or False if `stop` is set before."""
+    task = asyncio.ensure_future(work)
+    waiter = asyncio.ensure_future(stop.wait())
+    await asyncio.wait((task, waiter), return_when=asyncio.FIRST_COMPLETED)
+    waiter.cancel()
+    if task.done():
+        return task.result()
+    task.cancel()
+    await asyncio.wait((task,))
+    return False
+
+
+def _transport(settings: Settings, table: ServiceTable, counts: ServerMetrics) -> GrpcTransport:
+    if settings.transport == "reference":
+        return ReferenceTransport(
+            table, settings.host, settings.grpc_port, max_message_bytes=settings.max_message_bytes
+        )
+    return NativeTransport(
+        table,
+        settings.host,
+        settings.grpc_port,
+        http2=settings.http2,
+        max_message_bytes=settings.max_message_bytes,
+        counts=counts,
+    )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=128)
+    except OSError as error:
+        raise ConfigError(f"http_port = {port}: cannot listen on {host}: {error}") from error
+
+
+def _settle() -> None:
+    """What has been loaded stays: takes it out of the collector's sight, and makes collections rare.
+
+    A request leaves no cycles behind; with the default threshold the collector would look at every call under way
+    some hundred times a second.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
+class _Signals:
+    """SIGTERM and SIGINT: the first asks for a drain, the second for an end."""
+
+    def __init__(self) -> None:
+        self.first = asyncio.Event()
+        self.second = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+
+    def _on_signal(self) -> None:
+        (self.second if self.first.is_set() else self.first).set()

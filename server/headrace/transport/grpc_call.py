@@ -1,0 +1,289 @@
+"""One gRPC call on an HTTP/2 stream: messages out of DATA, the RPC, the reply."""
+
+from __future__ import annotations
+
+import asyncio
+from struct import Struct
+from typing import TYPE_CHECKING
+
+from headrace.errors import DeadlineExceeded, HeadraceError, MessageTooLarge, ProtocolError, ShuttingDown
+from headrace.transport import grpc_messages
+from headrace.transport.grpc_head import NOT_GRPC, REPLY_HEAD, REPLY_TAIL, status_block
+from headrace.transport.grpc_messages import MessageReader
+from headrace.transport.http2.connection import Stream
+from headrace.transport.service import INFER_PATH
+from headrace.transport.status import Code, Status, grpc_status
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from headrace.messages import Buffer
+    from headrace.transport.grpc_native import Peer
+    from headrace.transport.http2.connection import RequestHead
+    from headrace.transport.service import Cancellable, StreamHandler
+
+_prefix = Struct(">xI").pack  # an uncompressed message: flag 0, length
+
+
+class Call(Stream):
+    """A unary call: also the `ReplySink` of its inference.
+
+    A request that came in one DATA frame, as nearly all do, touches little of this: `on_data` hands it over.
+    """
+
+    __slots__ = ("_ended", "_messages", "_reader", "peer", "under_way")
+
+    def __init__(self, peer: Peer, stream_id: int, head: RequestHead) -> None:
+        super().__init__(peer.connection, stream_id, head)
+        self.peer = peer
+        self.under_way: Cancellable | None = None
+        self._ended = False
+        self._reader: MessageReader | None = None
+        self._messages: list[Buffer] = []
+
+    def __repr__(self) -> str:
+        state = "ended" if self._ended else "under way" if self.under_way else "receiving"
+        return f"<{type(self).__name__} {self.id} {self.head.app.path} {state}>"
+
+    # --- from the connection ------------------------------------------------------------------------------------------
+
+    def on_headers(self, end: bool) -> None:
+        """See `Stream`."""
+        head = self.head.app
+        if head.refusal is not None:
+            # whoever does not speak gRPC is answered after it has said all: it may not read before that
+            if end or not head.plain:
+                self._refuse()
+        elif head.timeout_ns == 0:
+            self.fail(DeadlineExceeded("Deadline exceeded before the request was read"))
+        elif head.path not in self.peer.paths:
+            self._finish(Status(Code.UNIMPLEMENTED, f"unknown method {head.path}", ()))
+        elif end:
+            self._end_of_request()
+
+    def on_data(self, data: bytes, start: int, stop: int, end: bool) -> None:
+        """See `Stream`."""
+        if end and self._reader is None and self.head.app.refusal is None and not self._ended:
+            # the whole request in one frame
+            size = stop - start - 5
+            if size >= 0 and data[start] == 0 and int.from_bytes(data[start + 1 : start + 5], "big") == size:
+                if size > self.peer.max_message:
+                    self.fail(grpc_messages.too_large(size, self.peer.max_message))
+                else:
+                    self._call(data[start + 5 : stop])
+                return
+        if self._ended:
+            return
+        if self.head.app.refusal is not None:
+            if end:
+                self._refuse()
+            return
+        try:
+            self._gather(memoryview(data)[start:stop], end=end)
+        except HeadraceError as error:
+            self.fail(error)
+            return
+        if end and not self._ended:
+            self._end_of_request()
+
+    def on_reset(self) -> None:
+        """See `Stream`: the caller has gone away."""
+        self._ended = True
+        self._forget_messages()
+        if self.under_way is not None:
+            self.under_way.cancel()
+            if not self.under_way.finished:
+                self.connection.lingering.append(self.under_way)
+            self.under_way = None
+
+    # --- the request --------------------------------------------------------------------------------------------------
+
+    def _gather(self, chunk: memoryview, *, end: bool) -> None:
+        reader = self._reader
+        if reader is None:
+            reader = self._reader = MessageReader(self.peer.max_message, gzip=self.head.app.gzip)
+        before = reader.buffered
+        whole = reader.feed(chunk)
+        self.peer.buffered += reader.buffered - before
+        if self.peer.buffered > self.peer.max_buffered:
+            raise MessageTooLarge(
+                f"the incomplete messages of this connection hold more than {self.peer.max_buffered} octets"
+            )
+        if whole:
+            self._take(whole)
+        if not end:
+            self._credit()
+
+    def _take(self, messages: list[Buffer]) -> None:
+        self._messages += messages
+        if len(self._messages) > 1:
+            raise ProtocolError("more than one request message on a unary call")
+
+    def _credit(self) -> None:
+        """Opens the stream's window again once half is used: a message may be larger than the window."""
+        window = self.connection.limits.initial_window
+        if self.recv_window * 2 <= window:
+            self.connection.credit(self, window - self.recv_window)
+
+    def _forget_messages(self) -> None:
+        if self._reader is not None:
+            self.peer.buffered -= self._reader.buffered
+            self._reader = None
+        self._messages = []
+
+    def _end_of_request(self) -> None:
+        try:
+            if self._reader is not None and self._reader.inside:
+                raise ProtocolError("the call ended inside a message")
+            message = grpc_messages.only(self._messages)
+        except HeadraceError as error:
+            self.fail(error)
+            return
+        self._reader = None
+        self._messages = []
+        self._call(message)
+
+    def _call(self, message: Buffer) -> None:
+        head = self.head.app
+        now = self.connection.now
+        if head.path == INFER_PATH:
+            timeout = head.timeout_ns
+            deadline = now + timeout if timeout >= 0 else 0
+            self.under_way = self.peer.table.infer(message, self, now, deadline)
+            return
+        try:
+            reply = self.peer.table.unary[head.path](bytes(message))
+        except Exception as error:
+            self.fail(error)
+        else:
+            self.reply(reply)
+
+    # --- the reply ----------------------------------------------------------------------------------------------------
+
+    def reply(self, message: bytes) -> None:
+        """Sends the one reply and status OK. Without effect once the call has ended."""
+        if not self._ended:
+            self._ended = True
+            self.under_way = None
+            self.connection.outbound.respond(self, REPLY_HEAD, _prefix(len(message)), message, REPLY_TAIL)
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the call with the error's status. Without effect once it has ended."""
+        if not self._ended:
+            self._finish(grpc_status(error))
+
+    def _finish(self, status: Status) -> None:
+        self._ended = True
+        self.under_way = None
+        self._forget_messages()
+        self.connection.outbound.headers(self, status_block(status, opening=True), end=True)
+
+    def _refuse(self) -> None:
+        head = self.head.app
+        self._ended = True
+        self._forget_messages()
+        outbound = self.connection.outbound
+        outbound.headers(self, head.refusal, end=not head.plain)
+        if head.plain:
+            outbound.data(self, NOT_GRPC, end=True)
+
+
+class StreamCall(Call):
+    """A call that streams in either direction: a task that runs its handler, off the hot path."""
+
+    __slots__ = ("_answered", "_handler", "_incoming", "_task", "_waiting")
+
+    def __init__(self, peer: Peer, stream_id: int, head: RequestHead, handler: StreamHandler) -> None:
+        super().__init__(peer, stream_id, head)
+        self._handler = handler
+        self._incoming: asyncio.Queue[Buffer | None] = asyncio.Queue()
+        self._waiting = 0
+        self._answered = False
+        self._task: asyncio.Task[None] | None = None
+
+    def on_headers(self, end: bool) -> None:
+        """See `Stream`."""
+        head = self.head.app
+        if head.refusal is not None or head.timeout_ns == 0:
+            super().on_headers(end)
+            return
+        if end:
+            self._incoming.put_nowait(None)
+        self._task = asyncio.get_running_loop().create_task(self._run())
+        self.peer.tasks.add(self._task)
+        self._task.add_done_callback(self.peer.tasks.discard)
+
+    def on_data(self, data: bytes, start: int, stop: int, end: bool) -> None:
+        """See `Stream`."""
+        if self._ended or self.head.app.refusal is not None:
+            super().on_data(data, start, stop, end)
+            return
+        try:
+            self._gather(memoryview(data)[start:stop], end=end)
+        except HeadraceError as error:
+            self.fail(error)
+            return
+        if end:
+            if self._reader is not None and self._reader.inside:
+                self.fail(ProtocolError("the call ended inside a message"))
+            else:
+                self._incoming.put_nowait(None)
+
+    def on_reset(self) -> None:
+        """See `Stream`."""
+        super().on_reset()
+        if self._task is not None:
+            self._task.cancel()
+
+    def shut_down(self) -> None:
+        """The server leaves: ends the call."""
+        self.fail(ShuttingDown("Server is shutting down"))
+
+    def _take(self, messages: list[Buffer]) -> None:
+        for message in messages:
+            self._waiting += len(message)
+            self._incoming.put_nowait(message)
+
+    def _credit(self) -> None:
+        """Only what the handler has taken is credited, so that a fast sender waits for it."""
+        if self._waiting * 2 < self.connection.limits.initial_window:
+            super()._credit()
+
+    async def _messages_in(self) -> AsyncIterator[bytes]:
+        while (message := await self._incoming.get()) is not None:
+            self._waiting -= len(message)
+            if not self._ended and not self.remote_closed:
+                self._credit()
+            yield bytes(message)
+
+    async def _run(self) -> None:
+        timeout = self.head.app.timeout_ns
+        try:
+            async with asyncio.timeout(timeout / 1e9 if timeout >= 0 else None):
+                async for message in self._handler(self._messages_in()):
+                    if self._ended:
+                        return
+                    self._send(message)
+                    await self.peer.writable()
+        except TimeoutError:
+            self.fail(DeadlineExceeded("Deadline exceeded"))
+        except Exception as error:
+            self.fail(error)
+        else:
+            if not self._ended:
+                self._finish(Status(Code.OK, "", ()))
+
+    def _send(self, message: bytes) -> None:
+        outbound = self.connection.outbound
+        if not self._answered:
+            self._answered = True
+            outbound.headers(self, REPLY_HEAD)
+        outbound.data(self, _prefix(len(message)) + message)
+
+    def _finish(self, status: Status) -> None:
+        self._ended = True
+        self._forget_messages()
+        self.connection.outbound.headers(self, status_block(status, opening=not self._answered), end=True)
+        task = self._task
+        if task is not None and task is not asyncio.current_task():
+            task.cancel()

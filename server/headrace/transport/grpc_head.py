@@ -1,0 +1,165 @@
+"""What gRPC reads in a request's fields, and what it writes into a reply's.
+
+Source: gRPC over HTTP/2 (doc/PROTOCOL-HTTP2.md), "Requests" and "Responses".
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from headrace.transport.http2.outbound import Block
+from headrace.transport.status import Code
+
+if TYPE_CHECKING:
+    from headrace.transport.http2.fields import Fields
+    from headrace.transport.status import Status
+
+_TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
+_UNIT_NS = {b"H": 3_600_000_000_000, b"M": 60_000_000_000, b"S": 1_000_000_000, b"m": 1_000_000, b"u": 1000, b"n": 1}
+NOT_GRPC = b"This is a gRPC server: expected POST with content-type application/grpc.\n"
+"""Body of a plain refusal."""
+_FOREVER_NS = 10 * 365 * 86_400 * 10**9
+ENCODINGS = (b"identity", b"gzip")
+_ACCEPT = (b"grpc-accept-encoding", b",".join(ENCODINGS))
+_MAX_MESSAGE = 1024
+"""Octets of an encoded grpc-message: the trailers must fit what clients accept, 8 KiB for the strictest."""
+
+REPLY_HEAD = Block([(b":status", b"200"), (b"content-type", b"application/grpc")])
+REPLY_TAIL = Block([(b"grpc-status", b"0")])
+
+
+class CallHead:
+    """A request's head. Shared by all calls with the same field block, so nothing here belongs to one call.
+
+    path: as in `:path`. timeout_ns: of `grpc-timeout`, -1 for none. gzip: messages may be compressed. refusal: the
+    reply that the head itself deserves, or None. plain: the refusal is for a client that does not speak gRPC.
+    """
+
+    __slots__ = ("gzip", "path", "plain", "refusal", "timeout_ns")
+
+    def __init__(self) -> None:
+        self.path = ""
+        self.timeout_ns = -1
+        self.gzip = False
+        self.refusal: Block | None = None
+        self.plain = False
+
+
+def read_head(fields: Fields | None) -> CallHead:
+    """The head of a well-formed HTTP/2 request; `fields` None: over the limits, and dropped."""
+    head = CallHead()
+    if fields is None:
+        head.refusal = _refusal(Code.RESOURCE_EXHAUSTED, "the request's headers are too large")
+        return head
+    method = content_type = encoding = b""
+    timeout: bytes | None = None
+    for name, value in fields:
+        if name == b":path":
+            head.path = value.decode("latin-1")
+        elif name == b":method":
+            method = value
+        elif name == b"grpc-timeout":
+            timeout = value
+        elif name == b"content-type":
+            content_type = value.lower()
+        elif name == b"grpc-encoding":
+            encoding = value
+        elif name[-4:] == b"-bin" and not _valid_base64(value):
+            head.refusal = _refusal(Code.INTERNAL, f"metadata {name.decode('latin-1')} is not valid base64")
+    if method != b"POST":
+        head.plain = True
+        head.refusal = _plain_refusal(b"405", "only POST is served here", (b"allow", b"POST"))
+    elif not _is_grpc(content_type):
+        head.plain = True
+        head.refusal = _plain_refusal(b"415", "expected content-type application/grpc")
+    elif timeout is not None:
+        _read_timeout(head, timeout)
+    if head.refusal is None and encoding not in (b"", b"identity"):
+        if encoding == b"gzip":
+            head.gzip = True
+        else:
+            head.refusal = _refusal(
+                Code.UNIMPLEMENTED, f"grpc-encoding {encoding.decode('latin-1')} is not supported", _ACCEPT
+            )
+    return head
+
+
+def _is_grpc(content_type: bytes) -> bool:
+    rest = content_type.removeprefix(b"application/grpc")
+    return rest != content_type and (not rest or rest[:1] in b"+;")
+
+
+def _read_timeout(head: CallHead, value: bytes) -> None:
+    match = _TIMEOUT.fullmatch(value)
+    if match is None:
+        shown = value.decode("latin-1")
+        head.refusal = _refusal(Code.INTERNAL, f"grpc-timeout '{shown}': expected 1 to 8 digits and a unit of HMSmun")
+        return
+    nanoseconds = int(match[1]) * _UNIT_NS[match[2]]
+    head.timeout_ns = -1 if nanoseconds > _FOREVER_NS else nanoseconds
+
+
+_BASE64 = re.compile(rb"[A-Za-z0-9+/]*={0,2}")
+
+
+def _valid_base64(value: bytes) -> bool:
+    """Whether each element of a `-bin` field, joined by commas or alone, is base64 with or without its padding."""
+    return all(
+        _BASE64.fullmatch(element) is not None and len(element.rstrip(b"=")) % 4 != 1
+        for element in (part.strip(b" \t") for part in value.split(b","))
+    )
+
+
+def percent_encode(message: str) -> bytes:
+    """A grpc-message: UTF-8, everything outside printable ASCII and `%` as %XX, at most `_MAX_MESSAGE` octets long.
+
+    A longer one is cut between characters and ends in "...".
+    """
+    encoded = b"".join(map(_encode_character, message))
+    if len(encoded) <= _MAX_MESSAGE:
+        return encoded
+    out = bytearray()
+    for character in message:
+        piece = _encode_character(character)
+        if len(out) + len(piece) > _MAX_MESSAGE - 3:
+            break
+        out += piece
+    return bytes(out) + b"..."
+
+
+def _encode_character(character: str) -> bytes:
+    if " " <= character <= "~" and character != "%":
+        return character.encode()
+    return b"".join(b"%%%02X" % octet for octet in character.encode(errors="replace"))
+
+
+def _status_fields(code: int, message: str) -> list[tuple[bytes, bytes]]:
+    fields = [(b"grpc-status", str(int(code)).encode())]
+    # a value may not begin or end in a space (RFC 9113, 8.2.1)
+    encoded = percent_encode(message.strip())
+    return [*fields, (b"grpc-message", encoded)] if encoded else fields
+
+
+def _refusal(code: Code, message: str, *more: tuple[bytes, bytes]) -> Block:
+    return Block([*_OPENING, *_status_fields(code, message), *more])
+
+
+def _plain_refusal(http_status: bytes, message: str, *more: tuple[bytes, bytes]) -> Block:
+    """For a client that does not speak gRPC: an HTTP status; `NOT_GRPC` follows as body.
+
+    grpc-status goes along for gRPC clients behind a proxy that has spoiled their request.
+    """
+    return Block(
+        [(b":status", http_status), (b"content-type", b"text/plain"), *_status_fields(Code.UNKNOWN, message), *more]
+    )
+
+
+_OPENING = [(b":status", b"200"), (b"content-type", b"application/grpc")]
+
+
+def status_block(status: Status, *, opening: bool) -> Block:
+    """The trailers of a failed call; `opening`: nothing was sent before, so they are the whole reply."""
+    fields = _status_fields(status.code, status.message)
+    fields += [(name.encode(), value.encode()) for name, value in status.trailers]
+    return Block([*(_OPENING if opening else ()), *fields])

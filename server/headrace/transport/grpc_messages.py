@@ -1,0 +1,116 @@
+"""gRPC's message framing, sans-I/O: octets of DATA in, whole messages out.
+
+Source: gRPC over HTTP/2, "Length-Prefixed-Message": one octet flag, four octets length, the message. Messages and DATA
+frames know nothing of each other's bounds.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from headrace.errors import InvalidRequest, MessageTooLarge, ProtocolError
+
+if TYPE_CHECKING:
+    from headrace.messages import Buffer
+
+PREFIX_SIZE = 5
+_SMALL = 64 << 10
+"""Up to this size a message is handed on as `bytes`; a larger one stays in the buffer that it was received into."""
+
+
+class MessageReader:
+    """Gathers the messages of one call.
+
+    max_message: octets of a message, also after decompression. gzip: what a set flag means; else it is an error.
+    buffered: octets of the message that is not yet whole.
+    """
+
+    __slots__ = ("_compressed", "_gzip", "_max_message", "_message", "_prefix", "buffered")
+
+    def __init__(self, max_message: int, *, gzip: bool) -> None:
+        self._max_message = max_message
+        self._gzip = gzip
+        self._prefix = b""
+        self._message: memoryview | None = None
+        self._compressed = False
+        self.buffered = 0
+
+    def __repr__(self) -> str:
+        expected = len(self._message) if self._message is not None else 0
+        return f"<MessageReader {self.buffered} of {expected} octets>"
+
+    @property
+    def inside(self) -> bool:
+        """Whether a message has begun and is not whole."""
+        return self._message is not None or bool(self._prefix)
+
+    def feed(self, chunk: memoryview) -> list[Buffer]:
+        """The messages that `chunk` completes. Raises HeadraceError; the reader is of no use after that."""
+        whole: list[Buffer] = []
+        at = 0
+        size = len(chunk)
+        while at < size or (self._message is not None and not len(self._message)):
+            if self._message is None:
+                take = min(PREFIX_SIZE - len(self._prefix), size - at)
+                self._prefix += bytes(chunk[at : at + take])
+                at += take
+                if len(self._prefix) == PREFIX_SIZE:
+                    self._begin()
+                continue
+            take = min(len(self._message) - self.buffered, size - at)
+            self._message[self.buffered : self.buffered + take] = chunk[at : at + take]
+            self.buffered += take
+            at += take
+            if self.buffered == len(self._message):
+                whole.append(self._complete(self._message))
+        return whole
+
+    def _begin(self) -> None:
+        flag = self._prefix[0]
+        length = int.from_bytes(self._prefix[1:], "big")
+        self._prefix = b""
+        if flag > 1:
+            raise ProtocolError(f"message flag {flag}, expected 0 or 1")
+        if flag and not self._gzip:
+            raise ProtocolError("a compressed message, but no grpc-encoding that says how")
+        if length > self._max_message:
+            raise too_large(length, self._max_message)
+        self._compressed = flag == 1
+        # np.empty leaves the memory untouched, so that an announced length costs nothing until octets arrive
+        self._message = memoryview(bytearray(length) if length <= _SMALL else np.empty(length, np.uint8))
+
+    def _complete(self, message: memoryview) -> Buffer:
+        self._message = None
+        self.buffered = 0
+        if self._compressed:
+            return self._inflate(message)
+        return bytes(message) if len(message) <= _SMALL else message
+
+    def _inflate(self, message: memoryview) -> bytes:
+        inflater = zlib.decompressobj(wbits=31)
+        try:
+            plain = inflater.decompress(message, self._max_message + 1)
+        except zlib.error:
+            raise ProtocolError("a compressed message that is not gzip") from None
+        if len(plain) > self._max_message:
+            raise too_large(len(plain), self._max_message)
+        if not inflater.eof or inflater.unused_data:
+            raise ProtocolError("a compressed message that is not one whole gzip member")
+        return plain
+
+
+def too_large(size: int, limit: int) -> MessageTooLarge:
+    """The error of a message above the limit."""
+    return MessageTooLarge(f"Received message larger than max ({size} vs. {limit})")
+
+
+def only(messages: list[Buffer]) -> Buffer:
+    """The request of a unary call. Raises what the number of messages deserves."""
+    if not messages:
+        raise InvalidRequest("the call ended without a request message")
+    if len(messages) > 1:
+        raise ProtocolError("more than one request message on a unary call")
+    return messages[0]

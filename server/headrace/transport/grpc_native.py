@@ -1,0 +1,310 @@
+"""gRPC on our own HTTP/2 over asyncio protocols: the default transport.
+
+One object a connection, one a call, no task and no future for a unary call. What one read brought is parsed in one go;
+replies gather on the connection and are written once for each turn of the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, cast
+
+from headrace.clock import Clock, monotonic_ns
+from headrace.transport.grpc_call import Call, StreamCall
+from headrace.transport.grpc_head import read_head
+from headrace.transport.http2.connection import Connection
+from headrace.transport.http2.frames import ErrorCode
+from headrace.transport.http2.limits import Limits
+from headrace.transport.service import INFER_PATH
+
+if TYPE_CHECKING:
+    from headrace.config import Http2Settings
+    from headrace.telemetry.metrics import ServerMetrics
+    from headrace.transport.http2.connection import RequestHead, Stream
+    from headrace.transport.service import ServiceTable
+
+logger = logging.getLogger(__name__)
+
+_TICK_SECONDS = 1.0
+_STALLED_NS = 60 * 10**9
+"""A peer that has not read for this long, while octets wait for it, is dropped."""
+_DRAIN_PING_NS = 5 * 10**9
+"""A client that has not answered the PING behind our first GOAWAY by then is sent the last one all the same."""
+_LINGER_SECONDS = 1.0
+"""After the last octets, the client gets this long to close: closing first may destroy what it has not yet read."""
+
+
+class NativeTransport:
+    """A `GrpcTransport`. counts: telemetry's counters of connections, octets and protocol errors."""
+
+    def __init__(
+        self,
+        table: ServiceTable,
+        host: str,
+        port: int,
+        *,
+        http2: Http2Settings,
+        max_message_bytes: int,
+        counts: ServerMetrics,
+        clock: Clock = monotonic_ns,
+    ) -> None:
+        self.table = table
+        self.paths = frozenset((*table.unary, *table.streams, INFER_PATH))
+        self.http2 = http2
+        self.limits = Limits(
+            max_streams=http2.max_concurrent_streams,
+            initial_window=http2.initial_window_bytes,
+            connection_window=http2.connection_window_bytes,
+            max_header_list=http2.max_header_list_bytes,
+        )
+        self.max_message = max_message_bytes
+        self.counts = counts
+        self.clock = clock
+        self.peers: set[Peer] = set()
+        self._dirty: list[Peer] = []
+        self._host = host
+        self._port = port
+        self._server: asyncio.Server | None = None
+        self._ticker: asyncio.TimerHandle | None = None
+        self._empty: asyncio.Event | None = None
+
+    def __repr__(self) -> str:
+        return f"<NativeTransport {self._host}:{self._port}, {len(self.peers)} connections>"
+
+    async def start(self) -> int:
+        """See `base.GrpcTransport`."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: Peer(self, loop), self._host, self._port, backlog=1024)
+        self._port = self._server.sockets[0].getsockname()[1]
+        self._ticker = loop.call_later(_TICK_SECONDS, self._tick)
+        return self._port
+
+    async def drain(self, seconds: float) -> None:
+        """See `base.GrpcTransport`."""
+        if self._server is not None:
+            self._server.close()
+        self._empty = asyncio.Event()
+        for peer in list(self.peers):
+            peer.drain()
+        self.check_empty()
+        try:
+            await asyncio.wait_for(self._empty.wait(), seconds)
+        except TimeoutError:
+            logger.warning("%d connections had calls under way when the time to drain was over", len(self.peers))
+
+    async def close(self) -> None:
+        """See `base.GrpcTransport`."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+            self._ticker = None
+        if self._server is not None:
+            self._server.close()
+        for peer in list(self.peers):
+            peer.abort()
+        if self._server is not None:
+            await self._server.wait_closed()
+            self._server = None
+
+    def schedule_flush(self, peer: Peer, loop: asyncio.AbstractEventLoop) -> None:
+        """Has `peer` written to at the end of this turn of the loop."""
+        if not self._dirty:
+            loop.call_soon(self._flush)
+        self._dirty.append(peer)
+
+    def _flush(self) -> None:
+        dirty, self._dirty = self._dirty, []
+        for peer in dirty:
+            peer.flush()
+
+    def check_empty(self) -> None:
+        """While draining: notices that nothing is under way any more."""
+        if self._empty is not None and not self.peers:
+            self._empty.set()
+
+    def _tick(self) -> None:
+        now = self.clock()
+        for peer in list(self.peers):
+            peer.tick(now)
+        self._ticker = asyncio.get_running_loop().call_later(_TICK_SECONDS, self._tick)
+
+
+class Peer(asyncio.Protocol):
+    """One connection: the socket's callbacks on one side, its HTTP/2 state on the other.
+
+    buffered: octets of incomplete messages. tasks: of its streaming calls.
+    """
+
+    def __init__(self, server: NativeTransport, loop: asyncio.AbstractEventLoop) -> None:
+        self.server = server
+        self.table = server.table
+        self.paths = server.paths
+        self.max_message = server.max_message
+        self.max_buffered = server.http2.max_buffered_bytes
+        self.buffered = 0
+        self.tasks: set[asyncio.Task[None]] = set()
+        self._loop = loop
+        self._transport: asyncio.Transport
+        self._flush_due = False
+        self._paused: asyncio.Event | None = None
+        self._paused_at = 0
+        self._last_read = 0
+        self._last_call = 0
+        self._pinged_at = 0
+        self._draining_since = 0
+        self._clock = server.clock
+        self._counts = server.counts
+        self.connection: Connection  # begins with the socket
+
+    def __repr__(self) -> str:
+        return f"<Peer {self.connection!r}>"
+
+    # --- asyncio.Protocol ---------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio.Protocol."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's does not derive from asyncio's
+        self.connection = Connection(self.server.limits, self._open, read_head, self._wake)
+        self._last_read = self._last_call = self._clock()
+        self.server.peers.add(self)
+        self._counts.connections_open += 1
+        self._counts.connections_total += 1
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        now = self._clock()
+        self._last_read = now
+        self._counts.bytes_received += len(data)
+        connection = self.connection
+        connection.receive(data, now)
+        if connection.closing:
+            self._end()
+
+    def eof_received(self) -> bool:
+        """See asyncio.Protocol: a client that half-closes has gone; gRPC ends calls by END_STREAM, not by FIN."""
+        return False
+
+    def pause_writing(self) -> None:
+        """See asyncio.Protocol: the peer does not read. Nothing more is taken from it until it does."""
+        self._paused = asyncio.Event()
+        self._paused_at = self._clock()
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """See asyncio.Protocol."""
+        if self._paused is not None:
+            self._paused.set()
+            self._paused = None
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+        if self.connection.outbound.out:
+            self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio.Protocol."""
+        if self._paused is not None:
+            self._paused.set()
+            self._paused = None
+        self.connection.lost()
+        self.server.peers.discard(self)
+        self._counts.connections_open -= 1
+        if self.connection.closed_with is not ErrorCode.NO_ERROR:
+            self._counts.protocol_errors[self.connection.closed_with.name] += 1
+        self.server.check_empty()
+
+    # --- writing ------------------------------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        if not self._flush_due:
+            self._flush_due = True
+            self.server.schedule_flush(self, self._loop)
+
+    def flush(self) -> None:
+        """Writes what has gathered; while the peer does not read it stays here."""
+        self._flush_due = False
+        if self._transport.is_closing():
+            self.connection.outbound.out.clear()
+            return
+        if self._paused is None or self.connection.closing:
+            data = self.connection.outbound.take()
+            self._counts.bytes_sent += len(data)
+            self._transport.write(data)
+        if self._draining_since:
+            self._close_if_drained()
+
+    async def writable(self) -> None:
+        """Returns once the peer reads again; at once if it does."""
+        if self._paused is not None:
+            await self._paused.wait()
+
+    # --- the life of the connection -----------------------------------------------------------------------------------
+
+    def _open(self, connection: Connection, stream_id: int, head: RequestHead) -> Stream:
+        self._counts.streams_total += 1
+        handler = self.table.streams.get(head.app.path)
+        if handler is not None:
+            return StreamCall(self, stream_id, head, handler)
+        return Call(self, stream_id, head)
+
+    def tick(self, now: int) -> None:
+        """Once a second: is the peer still there, and does it behave? now: monotonic ns."""
+        settings = self.server.http2
+        connection = self.connection
+        if connection.closing:
+            return
+        if not connection.settings_acked and now - self._last_call > settings.handshake_timeout_s * 1e9:
+            if not connection.started:
+                self.abort()
+            else:
+                connection.fail(ErrorCode.SETTINGS_TIMEOUT, "no SETTINGS ACK")
+                self._end()
+            return
+        if self._paused is not None and now - self._paused_at > _STALLED_NS:
+            self.abort()
+            return
+        if self._draining_since and now - self._draining_since > _DRAIN_PING_NS:
+            connection.last_goaway()
+        if connection.streams:
+            self._last_call = now
+        elif settings.idle_timeout_s and now - self._last_call > settings.idle_timeout_s * 1e9:
+            connection.fail(ErrorCode.NO_ERROR, "max_idle")
+            self._end()
+            return
+        self._keep_alive(now, settings)
+
+    def _keep_alive(self, now: int, settings: Http2Settings) -> None:
+        """Pings a peer that has been silent, and drops it if it stays so (gRFC A8)."""
+        if self._last_read > self._pinged_at:
+            self._pinged_at = 0
+        if self._pinged_at and now - self._pinged_at > settings.keepalive_timeout_s * 1e9:
+            self.abort()
+        elif not self._pinged_at and now - self._last_read > settings.keepalive_s * 1e9:
+            self._pinged_at = now
+            self.connection.keep_alive()
+
+    def drain(self) -> None:
+        """Asks the client to go; the connection closes when the last call has ended."""
+        self._draining_since = self._clock()
+        if not self.connection.started:
+            self.abort()
+            return
+        for stream in list(self.connection.streams.values()):
+            if isinstance(stream, StreamCall):
+                stream.shut_down()
+        self.connection.drain()
+
+    def _close_if_drained(self) -> None:
+        if self.connection.drained and not self._transport.is_closing() and not self._transport.get_write_buffer_size():
+            self._transport.close()
+
+    def _end(self) -> None:
+        """The connection is over by our doing: sends the rest and lets the client close."""
+        if not self._transport.is_closing():
+            self.flush()
+            self._transport.pause_reading()
+            self._loop.call_later(_LINGER_SECONDS, self._transport.abort)
+            self._transport.write_eof()
+
+    def abort(self) -> None:
+        """Closes at once."""
+        self._transport.abort()

@@ -1,0 +1,171 @@
+"""gRPC on grpcio's asyncio server: what the native transport is held against, and the way out if it fails a client.
+
+It serves the same table of RPCs. A call costs it a task, a future and a crossing of threads inside grpcio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, NoReturn
+
+import grpc
+from grpc import aio
+
+from headrace.clock import Clock, monotonic_ns
+from headrace.errors import ShuttingDown
+from headrace.transport.service import INFER_PATH, ServiceTable, StreamHandler, UnaryHandler
+from headrace.transport.status import grpc_status
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+
+    from headrace.messages import Buffer
+
+    Context = aio.ServicerContext[bytes, bytes]
+    Handler = grpc.RpcMethodHandler[bytes, bytes]
+    UnaryBehaviour = Callable[[bytes, Context], Awaitable[bytes]]
+    StreamBehaviour = Callable[[AsyncIterator[bytes], Context], Awaitable[None]]
+    Router = grpc.GenericRpcHandler[bytes, bytes]
+else:
+    Router = grpc.GenericRpcHandler
+
+CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class ReferenceTransport:
+    """A `GrpcTransport` on grpcio. max_message_bytes bounds a request message; replies have no bound."""
+
+    def __init__(
+        self, table: ServiceTable, host: str, port: int, *, max_message_bytes: int, clock: Clock = monotonic_ns
+    ) -> None:
+        self._table = table
+        self._host = host
+        self._port = port
+        self._max_message_bytes = max_message_bytes
+        self._clock = clock
+        self._server: aio.Server | None = None
+        self._streams: set[asyncio.Timeout] = set()
+        self._draining = False
+
+    def __repr__(self) -> str:
+        state = "draining" if self._draining else "serving" if self._server else "not started"
+        return f"<ReferenceTransport {self._host}:{self._port} {state}, {len(self._streams)} streams>"
+
+    async def start(self) -> int:
+        """Binds, listens and returns the port. OSError: cannot bind."""
+        options = [
+            ("grpc.max_receive_message_length", self._max_message_bytes),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.so_reuseport", 0),  # else a second server on the port would silently take half of the calls
+        ]
+        server = aio.server(handlers=[_Router(self._handlers())], options=options)
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        try:
+            self._port = server.add_insecure_port(f"{host}:{self._port}")
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {host}:{self._port}") from error
+        await server.start()
+        self._server = server
+        return self._port
+
+    async def drain(self, seconds: float) -> None:
+        """Refuses new calls, ends the streams, and waits for the unary calls under way, `seconds` at most."""
+        self._draining = True
+        for limit in self._streams:
+            limit.reschedule(asyncio.get_running_loop().time())
+        if self._server:
+            await self._server.stop(seconds)
+
+    async def close(self) -> None:
+        """Cancels what is left."""
+        if self._server:
+            await self._server.stop(None)
+
+    def _handlers(self) -> dict[str, Handler]:
+        """Handlers by path. Without serialisers grpcio hands the bytes through as they are."""
+        unary = {path: grpc.unary_unary_rpc_method_handler(_unary(h)) for path, h in self._table.unary.items()}
+        streams = {
+            # a call of one request message looks no different on the wire
+            path: grpc.stream_stream_rpc_method_handler(self._stream(handler))
+            for path, handler in self._table.streams.items()
+        }
+        return {**unary, **streams, INFER_PATH: grpc.unary_unary_rpc_method_handler(self._infer)}
+
+    async def _infer(self, message: bytes, context: Context) -> bytes:
+        received = self._clock()
+        remaining = context.time_remaining()
+        deadline = 0 if remaining is None else received + int(remaining * 1e9)
+        reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        under_way = self._table.infer(message, _FutureSink(reply), received, deadline)
+        try:
+            return await reply
+        except asyncio.CancelledError:  # the caller has gone away, or its deadline has passed
+            if under_way:
+                under_way.cancel()
+            raise
+        except Exception as error:
+            await _abort(context, error)
+
+    def _stream(self, handler: StreamHandler) -> StreamBehaviour:
+        async def call(messages: AsyncIterator[bytes], context: Context) -> None:
+            try:
+                await self._until_drained(handler, messages, context)
+            except Exception as error:
+                await _abort(context, error)
+
+        return call
+
+    async def _until_drained(self, handler: StreamHandler, messages: AsyncIterator[bytes], context: Context) -> None:
+        """Runs a stream to its end, or to the draining of the server: a watch would hold it up for ever."""
+        limit = asyncio.timeout(0 if self._draining else None)
+        try:
+            async with limit:
+                self._streams.add(limit)
+                async for message in handler(messages):
+                    await context.write(message)
+        except TimeoutError:
+            raise ShuttingDown("the server is shutting down") from None
+        finally:
+            self._streams.discard(limit)
+
+
+class _Router(Router):
+    """Finds a call's handler by its path; grpcio answers UNIMPLEMENTED where there is none."""
+
+    def __init__(self, handlers: Mapping[str, Handler]) -> None:
+        self._handlers = handlers
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
+        """The handler of a path."""
+        return self._handlers.get(handler_call_details.method)
+
+
+class _FutureSink:
+    """A `ReplySink` that a coroutine waits on. A reply to a call that was cancelled meanwhile is dropped."""
+
+    def __init__(self, future: asyncio.Future[bytes]) -> None:
+        self._future = future
+
+    def reply(self, message: Buffer) -> None:
+        if not self._future.done():
+            self._future.set_result(bytes(message))
+
+    def fail(self, error: BaseException) -> None:
+        if not self._future.done():
+            self._future.set_exception(error)
+
+
+def _unary(handler: UnaryHandler) -> UnaryBehaviour:
+    async def call(message: bytes, context: Context) -> bytes:
+        try:
+            return handler(message)
+        except Exception as error:
+            await _abort(context, error)
+
+    return call
+
+
+async def _abort(context: Context, error: Exception) -> NoReturn:
+    """Ends the call with the status of the error."""
+    status = grpc_status(error)
+    await context.abort(CODES[status.code], status.message, status.trailers)

@@ -1,0 +1,547 @@
+"""The receiving half of a server's HTTP/2 connection, sans-I/O: octets in, calls on streams and frames out.
+
+Source: RFC 9113. Every field block is decoded, also those of streams that are refused or gone, since the compression
+state is the connection's. A violation ends the connection or the stream as the RFC says; nothing else is raised.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from typing import TYPE_CHECKING, Any, Protocol
+
+from headrace.transport.http2 import frames
+from headrace.transport.http2.frames import ErrorCode, ProtocolViolation, StreamViolation
+from headrace.transport.http2.heads import HeadReader
+from headrace.transport.http2.limits import Glitches, Limits, PingStrikes
+from headrace.transport.http2.outbound import Outbound
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from headrace.transport.http2.fields import Fields
+    from headrace.transport.http2.heads import RequestHead
+
+_REMEMBERED_GONE = 1024
+
+
+class Lingering(Protocol):
+    """Work that goes on although its stream is gone."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has ended."""
+
+
+class Stream:
+    """One request's stream. The application derives from it and overrides the `on_` methods.
+
+    sid: the id as four octets. send_delta, recv_window: see RFC 9113, 6.9; the send window is the connection's initial
+    one plus send_delta, so that a change of SETTINGS costs nothing for each stream. pending: what waits for a window.
+    """
+
+    __slots__ = ("connection", "head", "id", "pending", "received", "recv_window", "remote_closed", "send_delta", "sid")
+
+    def __init__(self, connection: Connection, stream_id: int, head: RequestHead) -> None:
+        self.connection = connection
+        self.id = stream_id
+        self.sid = stream_id.to_bytes(4, "big")
+        self.head = head
+        self.send_delta = 0
+        self.recv_window = connection.limits.initial_window
+        self.received = 0
+        self.remote_closed = False
+        self.pending: deque[tuple[Any, bool]] | None = None
+
+    def on_headers(self, end: bool) -> None:
+        """The request's head has arrived; `end`: nothing follows."""
+
+    def on_data(self, data: bytes, start: int, stop: int, end: bool) -> None:
+        """data[start:stop] has arrived; `end`: nothing follows. `data` is not kept by the connection."""
+
+    def on_reset(self) -> None:
+        """The stream is gone: reset by the peer or by us, or the connection is lost. Nothing more may be sent on it."""
+
+
+class Connection:
+    """One connection's protocol state.
+
+    open_stream: makes the application's Stream. read_head: turns a checked field section into what the application
+    keeps of it; the result is shared by all requests with the same block. wake: called when octets to send appear.
+    After `closing` has become true the octets of `take()` are the last; the shell sends them and closes the socket.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        open_stream: Callable[[Connection, int, RequestHead], Stream],
+        read_head: Callable[[Fields | None], Any],
+        wake: Callable[[], None],
+    ) -> None:
+        self.limits = limits
+        self.streams: dict[int, Stream] = {}
+        self.lingering: list[Lingering] = []  # work for streams that are gone, which the application cannot stop
+        self.closing = False
+        self.closed_with = ErrorCode.NO_ERROR
+        self.settings_acked = False
+        self.last_stream = 0
+        self.now = 0  # monotonic ns of the read being processed
+        self.outbound = Outbound(wake, self._sent_all)
+        self._open_stream = open_stream
+        self._heads = HeadReader(limits, read_head)
+        self._tail = b""
+        self.started = False
+        self._block: list[bytes] | None = None  # a field block whose CONTINUATION frames are awaited
+        self._block_stream = 0
+        self._block_flags = 0
+        self._block_size = 0
+        self._recv_window = limits.connection_window
+        self._uncredited = 0
+        self._gone: OrderedDict[int, bool] = OrderedDict()  # ids of reset streams -> whether it was us
+        self._skipped: deque[range] = deque(maxlen=16)
+        self._refusing_above = frames.MAX_STREAM_ID
+        self._drain_ping = False
+        self.glitches = Glitches(limits)
+        self._strikes = PingStrikes()
+        self._controls = {
+            frames.PRIORITY: self._on_priority,
+            frames.RST_STREAM: self._on_rst_stream,
+            frames.SETTINGS: self._on_settings,
+            frames.PUSH_PROMISE: self._on_push_promise,
+            frames.PING: self._on_ping,
+            frames.GOAWAY: self._on_goaway,
+            frames.WINDOW_UPDATE: self._on_window_update,
+            frames.CONTINUATION: self._on_continuation,
+        }
+        self.outbound.write(frames.settings(limits.settings()))
+        if limits.connection_window > frames.DEFAULT_WINDOW:
+            self.outbound.write(frames.window_update(0, limits.connection_window - frames.DEFAULT_WINDOW))
+
+    def __repr__(self) -> str:
+        state = f"closing {self.closed_with.name}" if self.closing else "open" if self.started else "new"
+        return f"<Connection {state}, {len(self.streams)} streams, last {self.last_stream}, {self.outbound!r}>"
+
+    # --- octets in ---------------------------------------------------------------------------------------------------
+
+    def receive(self, data: bytes, now: int) -> None:
+        """Processes what one read brought. now: monotonic ns."""
+        if self.closing:
+            return
+        self.now = now
+        try:
+            if self._tail:
+                # finish the frame that the last read began; only that much of `data` is copied for it
+                joined = self._tail + data[: frames.HEADER_SIZE + frames.MIN_MAX_FRAME]
+                done = self._parse(joined, 0)
+                at = done - len(self._tail)
+                if at < 0 or len(joined) - len(self._tail) == len(data):
+                    self._tail = joined[done:]
+                    return
+                self._tail = b""
+                self._tail = data[self._parse(data, at) :]
+            else:
+                done = self._parse(data, 0)
+                self._tail = data[done:] if done < len(data) else b""
+        except ProtocolViolation as violation:
+            self.fail(violation.code, violation.debug)
+
+    def _parse(self, data: bytes, at: int) -> int:
+        """Processes whole frames from `at` on; returns where the first incomplete one begins."""
+        if not self.started:
+            at = self._start(data, at)
+            if not self.started:
+                return at
+        streams = self.streams
+        end = len(data)
+        while end - at >= 9:
+            high, low, kind, flags, stream_id = frames.unpack_header(data, at)
+            length = high << 8 | low
+            if length > frames.MIN_MAX_FRAME:
+                raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, f"frame of {length} octets")
+            start = at + 9
+            at = start + length
+            if at > end:
+                return start - 9
+            stream_id &= 0x7FFFFFFF
+            if self._block is not None and kind != frames.CONTINUATION:
+                raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, f"frame type {kind} inside a field block")
+            if kind == 0:
+                stream = streams.get(stream_id)
+                if stream is None or stream.remote_closed:
+                    self._stray_data(stream_id, stream, length)
+                else:
+                    self._data(stream, flags, data, start, at)
+            elif kind == 1:
+                if flags & 0x2C == 0x04:  # END_HEADERS, neither PADDED nor PRIORITY: nearly all there are
+                    self._field_block(stream_id, flags, data[start:at])
+                else:
+                    self._headers(stream_id, flags, data[start:at])
+            else:
+                control = self._controls.get(kind)
+                if control is not None:
+                    control(flags, stream_id, data[start:at])
+            if self.closing:
+                return end
+        return at
+
+    def _start(self, data: bytes, at: int) -> int:
+        preface = data[at : at + len(frames.PREFACE)]
+        if not frames.PREFACE.startswith(preface):
+            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "no HTTP/2 preface")
+        first = at + len(frames.PREFACE)
+        if len(data) < first + frames.HEADER_SIZE:
+            return at
+        _, _, kind, flags, _ = frames.unpack_header(data, first)
+        if kind != frames.SETTINGS or flags & frames.ACK:
+            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
+        self.started = True
+        return first
+
+    # --- DATA ---------------------------------------------------------------------------------------------------------
+
+    def _data(self, stream: Stream, flags: int, data: bytes, start: int, stop: int) -> None:
+        length = stop - start
+        self._consume(length)
+        stream.recv_window -= length
+        if stream.recv_window < 0:
+            self._reset(stream, ErrorCode.FLOW_CONTROL_ERROR, glitch=True)
+            return
+        if flags & frames.PADDED:
+            start, stop = _unpad(data, start, stop)
+            # padding is flow-controlled (6.1) but never delivered: its share is returned at once
+            self.credit(stream, length - (stop - start))
+        stream.received += stop - start
+        expected = stream.head.content_length
+        if flags & frames.END_STREAM:
+            if expected >= 0 and stream.received != expected:
+                self._reset(stream, ErrorCode.PROTOCOL_ERROR, glitch=True)
+                return
+            stream.remote_closed = True
+            stream.on_data(data, start, stop, True)
+        else:
+            if expected >= 0 and stream.received > expected:
+                self._reset(stream, ErrorCode.PROTOCOL_ERROR, glitch=True)
+                return
+            if start == stop:
+                self.glitches.empty(self.now)
+            stream.on_data(data, start, stop, False)
+
+    def _consume(self, length: int) -> None:
+        """Takes `length` octets from the connection's receive window, and opens it again when half is used."""
+        self._recv_window -= length
+        if self._recv_window < 0:
+            raise ProtocolViolation(ErrorCode.FLOW_CONTROL_ERROR, "connection window exceeded")
+        self._uncredited += length
+        if self._uncredited * 2 >= self.limits.connection_window:
+            self.outbound.write(frames.window_update(0, self._uncredited))
+            self._recv_window += self._uncredited
+            self._uncredited = 0
+
+    def credit(self, stream: Stream, octets: int) -> None:
+        """Returns `octets` to the stream's receive window: the application has taken them and wants more."""
+        if octets and not stream.remote_closed:
+            stream.recv_window += octets
+            self.outbound.write(frames.window_update(stream.id, octets))
+
+    def _stray_data(self, stream_id: int, stream: Stream | None, length: int) -> None:
+        """DATA on a stream that does not take any."""
+        self._check_not_idle(stream_id, "DATA")
+        self._consume(length)
+        if stream is not None:
+            self._reset(stream, ErrorCode.STREAM_CLOSED, glitch=True)
+        elif not self._gone.get(stream_id):
+            self.glitches.glitch(self.now)
+            self.outbound.write(frames.rst_stream(stream_id, ErrorCode.STREAM_CLOSED))
+
+    # --- HEADERS ------------------------------------------------------------------------------------------------------
+
+    def _headers(self, stream_id: int, flags: int, payload: bytes) -> None:
+        """HEADERS with padding or priority, or continued by further frames."""
+        start, stop = _unpad(payload, 0, len(payload)) if flags & frames.PADDED else (0, len(payload))
+        depends_on = -1
+        if flags & frames.PRIORITY_FLAG:
+            if stop - start < 5:
+                raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "HEADERS too short for its priority")
+            depends_on = int.from_bytes(payload[start : start + 4], "big") & 0x7FFFFFFF
+            start += 5
+        block = payload[start:stop]
+        if flags & frames.END_HEADERS:
+            self._field_block(stream_id, flags, block)
+            if depends_on == stream_id:
+                self._self_dependency(stream_id)
+        else:
+            if stream_id == 0:
+                raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "HEADERS on stream 0")
+            self._block = [block]
+            self._block_stream = stream_id
+            self._block_flags = flags
+            self._block_size = len(block)
+
+    def _on_continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
+        block = self._block
+        if block is None or stream_id != self._block_stream:
+            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "CONTINUATION without HEADERS")
+        block.append(payload)
+        self._block_size += len(payload)
+        if len(block) > self.limits.max_continuations or self._block_size > self.limits.max_block:
+            raise ProtocolViolation(ErrorCode.ENHANCE_YOUR_CALM, "field block too long")
+        if flags & frames.END_HEADERS:
+            self._block = None
+            self._field_block(stream_id, self._block_flags, b"".join(block))
+        elif not payload:
+            self.glitches.empty(self.now)
+
+    def _field_block(self, stream_id: int, flags: int, block: bytes) -> None:
+        """A complete field block: a new request, or trailers, or a stray one."""
+        if stream_id <= self.last_stream:
+            self._late_block(stream_id, flags, block)
+            return
+        if not stream_id & 1:
+            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, f"HEADERS on stream {stream_id}")
+        if stream_id > self.last_stream + 2:
+            self._skipped.append(range(self.last_stream + 1, stream_id))
+        self.last_stream = stream_id
+        try:
+            head = self._heads.request(block)
+        except StreamViolation as violation:
+            self._refuse(stream_id, violation.code, glitch=True)
+            return
+        if stream_id > self._refusing_above:
+            return  # behind our final GOAWAY: the client knows to retry it elsewhere (6.8)
+        if len(self.streams) >= self.limits.max_streams - len(self.lingering) and self._too_many():
+            self._refuse(stream_id, ErrorCode.REFUSED_STREAM, glitch=True)
+            return
+        end = bool(flags & frames.END_STREAM)
+        if end and head.content_length > 0:
+            self._refuse(stream_id, ErrorCode.PROTOCOL_ERROR, glitch=True)
+            return
+        stream = self._open_stream(self, stream_id, head)
+        self.streams[stream_id] = stream
+        stream.remote_closed = end
+        stream.on_headers(end)
+
+    def _too_many(self) -> bool:
+        """Whether streams and work for streams that were reset (CVE-2023-44487) reach the limit.
+
+        Before the client has acknowledged our SETTINGS it may not know the limit, so that it is allowed twice as many.
+        """
+        self.lingering = [work for work in self.lingering if not work.finished]
+        limit = self.limits.max_streams if self.settings_acked else 2 * self.limits.max_streams
+        return len(self.streams) + len(self.lingering) >= limit
+
+    def _late_block(self, stream_id: int, flags: int, block: bytes) -> None:
+        """A field block on a stream that is not new: trailers, or a violation."""
+        if stream_id == 0 or not stream_id & 1:
+            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, f"HEADERS on stream {stream_id}")
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            self._heads.discard(block)
+            self._check_not_idle(stream_id, "HEADERS")
+            ours = self._gone.get(stream_id)
+            if ours is None:  # ended by both sides
+                raise ProtocolViolation(ErrorCode.STREAM_CLOSED, f"HEADERS on closed stream {stream_id}")
+            if not ours:
+                self._refuse(stream_id, ErrorCode.STREAM_CLOSED, glitch=True)
+            return
+        try:
+            self._heads.trailers(block)
+            if stream.remote_closed:
+                raise StreamViolation(ErrorCode.STREAM_CLOSED, "HEADERS after END_STREAM")
+            if not flags & frames.END_STREAM:
+                raise StreamViolation(ErrorCode.PROTOCOL_ERROR, "second HEADERS without END_STREAM")
+            if 0 <= stream.head.content_length != stream.received:
+                raise StreamViolation(ErrorCode.PROTOCOL_ERROR, "content-length differs")
+        except StreamViolation as violation:
+            self._reset(stream, violation.code, glitch=True)
+            return
+        stream.remote_closed = True
+        stream.on_data(b"", 0, 0, True)
+
+    def _self_dependency(self, stream_id: int) -> None:
+        stream = self.streams.get(stream_id)
+        if stream is not None:
+            self._reset(stream, ErrorCode.PROTOCOL_ERROR, glitch=True)
+
+    # --- control frames -----------------------------------------------------------------------------------------------
+
+    def _on_priority(self, flags: int, stream_id: int, payload: bytes) -> None:
+        """Accepted and dropped (RFC 9113, 5.3.2); there is no tree to maintain (CVE-2019-9513)."""
+        if stream_id == 0:
+            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
+        self.glitches.glitch(self.now)
+        if len(payload) != 5:
+            self._refuse(stream_id, ErrorCode.FRAME_SIZE_ERROR)
+        elif int.from_bytes(payload[:4], "big") & 0x7FFFFFFF == stream_id:
+            self._refuse(stream_id, ErrorCode.PROTOCOL_ERROR)
+
+    def _on_rst_stream(self, flags: int, stream_id: int, payload: bytes) -> None:
+        self._check_not_idle(stream_id, "RST_STREAM")
+        if len(payload) != 4:
+            raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "RST_STREAM is not 4 octets")
+        self.glitches.reset(self.now)
+        stream = self.streams.pop(stream_id, None)
+        if stream is not None:
+            self._remember(stream_id, ours=False)
+            self.outbound.forget(stream)
+            stream.on_reset()
+
+    def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if stream_id:
+            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "SETTINGS on a stream")
+        if flags & frames.ACK:
+            if payload:
+                raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS ACK with a payload")
+            self.settings_acked = True
+            return
+        if len(payload) % 6 or len(payload) > 6 * 32:
+            raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, f"SETTINGS of {len(payload)} octets")
+        self.glitches.glitch(self.now)
+        for identifier, value in frames.parse_settings(payload):
+            self._apply_setting(identifier, value)
+        self.outbound.write(frames.frame(frames.SETTINGS, frames.ACK, 0))
+
+    def _apply_setting(self, identifier: int, value: int) -> None:
+        """HEADER_TABLE_SIZE binds our encoder, which has no table; MAX_HEADER_LIST_SIZE is advice (CVE-2026-50560)."""
+        if identifier == frames.Setting.INITIAL_WINDOW_SIZE:
+            if value > frames.MAX_WINDOW:
+                raise ProtocolViolation(ErrorCode.FLOW_CONTROL_ERROR, f"INITIAL_WINDOW_SIZE {value}")
+            self.outbound.set_initial_window(value, self.streams.values())
+        elif identifier == frames.Setting.MAX_FRAME_SIZE:
+            if not frames.MIN_MAX_FRAME <= value <= frames.MAX_MAX_FRAME:
+                raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, f"MAX_FRAME_SIZE {value}")
+            self.outbound.max_frame = value
+        elif identifier == frames.Setting.ENABLE_PUSH and value > 1:
+            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, f"ENABLE_PUSH {value}")
+
+    def _on_push_promise(self, flags: int, stream_id: int, payload: bytes) -> None:
+        raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE from a client")
+
+    def _on_ping(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if stream_id:
+            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "PING on a stream")
+        if len(payload) != 8:
+            raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "PING is not 8 octets")
+        if not flags & frames.ACK:
+            self.outbound.write(frames.ping(payload, ack=True))
+            self._strikes.ping(self.now, self.outbound.sent)
+        elif payload == frames.DRAIN_PING and self._drain_ping:
+            self.last_goaway()
+
+    def _on_goaway(self, flags: int, stream_id: int, payload: bytes) -> None:
+        """The client opens no more streams; what it has open goes on."""
+        if stream_id:
+            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "GOAWAY on a stream")
+        if len(payload) < 8:
+            raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "GOAWAY is too short")
+
+    def _on_window_update(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if len(payload) != 4:
+            raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "WINDOW_UPDATE is not 4 octets")
+        increment = int.from_bytes(payload, "big") & 0x7FFFFFFF
+        if stream_id == 0:
+            if increment == 0:
+                raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
+            self.outbound.open_window(increment)
+            return
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            self._check_not_idle(stream_id, "WINDOW_UPDATE")
+        elif increment == 0:
+            self._reset(stream, ErrorCode.PROTOCOL_ERROR, glitch=True)
+        else:
+            try:
+                self.outbound.open_stream_window(stream, increment)
+            except StreamViolation as violation:
+                self._reset(stream, violation.code, glitch=True)
+
+    # --- ends ---------------------------------------------------------------------------------------------------------
+
+    def fail(self, code: ErrorCode, debug: str = "") -> None:
+        """Ends the connection: GOAWAY with `code`, all streams are told."""
+        if self.closing:
+            return
+        self.outbound.write(frames.goaway(self.last_stream, code, debug))
+        self.closed_with = code
+        self.lost()
+
+    def lost(self) -> None:
+        """The connection is over, by our doing or the socket's: all streams are told."""
+        self.closing = True
+        streams = list(self.streams.values())
+        self.streams.clear()
+        for stream in streams:
+            self.outbound.forget(stream)
+            stream.on_reset()
+
+    def drain(self) -> None:
+        """Asks the client to go: a first GOAWAY that still takes streams, and a PING whose ACK brings the last one."""
+        if not self._drain_ping and not self.closing:
+            self._drain_ping = True
+            self.outbound.write(frames.goaway(frames.MAX_STREAM_ID, ErrorCode.NO_ERROR, "draining"))
+            self.outbound.write(frames.ping(frames.DRAIN_PING))
+
+    def keep_alive(self) -> None:
+        """Sends a PING: whether the peer is there shows in that it answers anything at all."""
+        self.outbound.write(frames.ping(frames.KEEPALIVE_PING))
+
+    def last_goaway(self) -> None:
+        """Tells the client which streams are taken; what it opens beyond them is dropped."""
+        if self._refusing_above == frames.MAX_STREAM_ID:
+            self._refusing_above = self.last_stream
+            self.outbound.write(frames.goaway(self.last_stream, ErrorCode.NO_ERROR, "draining"))
+
+    @property
+    def drained(self) -> bool:
+        """After `drain`: nothing is under way and the last GOAWAY has been sent."""
+        return not self.streams and self._refusing_above != frames.MAX_STREAM_ID
+
+    def reset(self, stream: Stream, code: ErrorCode) -> None:
+        """The application gives a stream up; it is not told."""
+        self.outbound.forget(stream)
+        if self.streams.pop(stream.id, None) is not None:
+            self._remember(stream.id, ours=True)
+            self.outbound.write(frames.rst_stream(stream.id, code))
+
+    def _reset(self, stream: Stream, code: ErrorCode, *, glitch: bool = False) -> None:
+        """A stream error of the peer's (CVE-2025-8671: it must cost the peer, and the work must stop)."""
+        self.reset(stream, code)
+        stream.on_reset()
+        if glitch:
+            self.glitches.glitch(self.now)
+
+    def _refuse(self, stream_id: int, code: ErrorCode, *, glitch: bool = False) -> None:
+        """RST_STREAM for a stream that may not have come to life."""
+        stream = self.streams.get(stream_id)
+        if stream is not None:
+            self._reset(stream, code, glitch=glitch)
+            return
+        self._remember(stream_id, ours=True)
+        self.outbound.write(frames.rst_stream(stream_id, code))
+        if glitch:
+            self.glitches.glitch(self.now)
+
+    def _sent_all(self, stream: Stream) -> None:
+        """Our END_STREAM is out. If the client is still sending, it is asked to stop (RFC 9113, 8.1)."""
+        if self.streams.pop(stream.id, None) is not None and not stream.remote_closed:
+            self._remember(stream.id, ours=True)
+            self.outbound.write(frames.rst_stream(stream.id, ErrorCode.NO_ERROR))
+
+    def _remember(self, stream_id: int, *, ours: bool) -> None:
+        self._gone[stream_id] = ours
+        if len(self._gone) > _REMEMBERED_GONE:
+            self._gone.popitem(last=False)
+
+    def _check_not_idle(self, stream_id: int, kind: str) -> None:
+        if stream_id == 0 or stream_id > self.last_stream or not stream_id & 1:
+            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, f"{kind} on stream {stream_id}, which is idle")
+        if any(stream_id in skipped for skipped in self._skipped):
+            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, f"{kind} on stream {stream_id}, which was skipped")
+
+
+def _unpad(data: bytes, start: int, stop: int) -> tuple[int, int]:
+    """Where the payload of a PADDED frame begins and ends (6.1)."""
+    if start == stop:
+        raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "PADDED frame without a pad length")
+    padding = data[start]
+    if padding >= stop - start:
+        raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "padding longer than the frame")
+    return start + 1, stop - padding

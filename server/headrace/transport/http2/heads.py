@@ -1,0 +1,91 @@
+"""Field blocks to request heads: decoded, checked and, where their meaning cannot change, remembered by their octets.
+
+A block that leaves the dynamic table alone means the same until the table changes; clients that repeat their metadata
+send the same octets for call after call. Any insertion or eviction forgets what was remembered.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from headrace.transport.http2.fields import RequestValidator, content_length
+from headrace.transport.http2.frames import ErrorCode, ProtocolViolation
+from headrace.transport.http2.hpack import Decoder, HeaderListTooLarge, HpackError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from headrace.transport.http2.fields import Fields
+    from headrace.transport.http2.limits import Limits
+
+_BLOCKS = 512
+_BLOCK_SIZE = 1024
+
+
+class RequestHead:
+    """A request's field section, checked. app: what the application's `read_head` made of it; content_length: -1: none."""
+
+    __slots__ = ("app", "content_length")
+
+    def __init__(self, app: Any, content_length: int) -> None:
+        self.app = app
+        self.content_length = content_length
+
+
+class HeadReader:
+    """The decoding side of one connection's field compression.
+
+    read_head: turns a checked field section into what the application keeps of it; None stands for a section that was
+    over the limits.
+    """
+
+    __slots__ = ("_decoder", "_heads", "_read_head", "_validator", "_version")
+
+    def __init__(self, limits: Limits, read_head: Callable[[Fields | None], Any]) -> None:
+        self._decoder = Decoder(max_list_size=limits.max_header_list, max_fields=limits.max_fields)
+        self._validator = RequestValidator()
+        self._read_head = read_head
+        self._heads: dict[bytes, RequestHead] = {}
+        self._version = self._decoder.version
+
+    def request(self, block: bytes) -> RequestHead:
+        """The head of a new request. Raises StreamViolation if malformed, ProtocolViolation if undecodable."""
+        head = self._heads.get(block)
+        if head is not None:
+            return head
+        fields = self._decode(block)
+        if fields is None:
+            head = RequestHead(self._read_head(None), -1)
+        else:
+            self._validator.request(fields)
+            head = RequestHead(self._read_head(fields), content_length(fields))
+        if self._decoder.version == self._version and len(block) <= _BLOCK_SIZE:
+            if len(self._heads) >= _BLOCKS:
+                self._heads.clear()
+            self._heads[block] = head
+        self._forget_if_changed()
+        return head
+
+    def trailers(self, block: bytes) -> None:
+        """Decodes and checks a trailer section, which has no use here. Raises as `request`."""
+        fields = self.discard(block)
+        self._validator.trailers(fields or [])
+
+    def discard(self, block: bytes) -> Fields | None:
+        """Decodes a block that nobody wants, for the sake of the table. Raises ProtocolViolation."""
+        fields = self._decode(block)
+        self._forget_if_changed()
+        return fields
+
+    def _decode(self, block: bytes) -> Fields | None:
+        try:
+            return self._decoder.decode(block)
+        except HpackError as error:
+            raise ProtocolViolation(ErrorCode.COMPRESSION_ERROR, str(error)) from None
+        except HeaderListTooLarge:
+            return None
+
+    def _forget_if_changed(self) -> None:
+        if self._decoder.version != self._version:
+            self._version = self._decoder.version
+            self._heads.clear()

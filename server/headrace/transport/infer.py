@@ -1,0 +1,196 @@
+"""ModelInfer: from a serialised request to the queue of its model, with next to no work for a look already seen.
+
+A ModelInferRequest is, in the order in which protobuf libraries write it: name and version (the head), the id, the
+description of parameters, inputs and outputs (the look), and the raw tensors. Head and look repeat from call to call
+while id and tensors differ, so the first two are parsed and checked once and then recognised by their bytes; the id is
+copied to the reply as it is, the tensors are cut out. Messages of any other order go through the parser whole.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from google.protobuf.message import DecodeError
+
+from headrace.errors import HeadraceError, InvalidRequest
+from headrace.messages import InferRequest
+from headrace.pipeline.decode import build_template
+from headrace.pipeline.wire import Malformed, length_prefixed, read_varint, skip_field
+from headrace.rpc import inference_pb2 as pb
+from headrace.transport.infer_message import infer_message
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from headrace.clock import Clock
+    from headrace.engine.scheduler import Scheduler
+    from headrace.messages import Buffer, ReplySink
+    from headrace.pipeline.decode import RequestTemplate
+    from headrace.repository.catalog import Catalog
+
+logger = logging.getLogger(__name__)
+
+NAME_TAG, VERSION_TAG, ID_TAG, RAW_TAG = 0x0A, 0x12, 0x1A, 0x3A
+_LEAD = 4096
+"""Longest head and look that is recognised by its bytes."""
+_LOOKS = 512
+_HEADS = 512
+
+
+class _Looks:
+    """The looks of one head. guess: length of the one seen last, which is nearly always that of the next."""
+
+    __slots__ = ("guess", "templates")
+
+    def __init__(self) -> None:
+        self.guess = 0
+        self.templates: dict[bytes, RequestTemplate] = {}
+
+
+class InferService:
+    """The `Infer` of all transports.
+
+    catalog: resolves a name and version to the scheduler that serves it. refused: hears the reason of each request
+    that did not get as far as a model.
+    """
+
+    def __init__(self, catalog: Catalog[Scheduler], clock: Clock, refused: Callable[[str], None]) -> None:
+        self._catalog = catalog
+        self._clock = clock
+        self._refused = refused
+        self._heads: dict[bytes, _Looks] = {}
+        self._generation = catalog.generation
+
+    def __repr__(self) -> str:
+        looks = sum(len(head.templates) for head in self._heads.values())
+        return f"<InferService {len(self._heads)} heads, {looks} looks, generation {self._generation}>"
+
+    def __call__(self, message: Buffer, sink: ReplySink, received: int, deadline: int) -> InferRequest | None:
+        """See `service.Infer`."""
+        try:
+            if self._generation != self._catalog.generation:
+                self._heads.clear()
+                self._generation = self._catalog.generation
+            try:
+                template, raw, id_field = self._recognise(message)
+            except (IndexError, LookupError, Malformed):
+                template, raw, id_field = self._parse(message)
+            parts = template.bind(raw, id_field)
+            nbytes = template.total or sum(map(len, parts))
+            request = InferRequest(template, parts, nbytes, sink, id_field, received, deadline)
+            request.decoded = self._clock()
+        except HeadraceError as error:
+            self._refused(error.reason)
+            sink.fail(error)
+            return None
+        except Exception as error:  # a bug of ours must not take the connection along
+            self._refused("internal")
+            sink.fail(error)
+            return None
+        scheduler: Scheduler = template.owner  # type: ignore[assignment]
+        return request if scheduler.submit(request) else None
+
+    def _recognise(self, message: Buffer) -> tuple[RequestTemplate, Sequence[Buffer], bytes]:
+        """Template, raw tensors and id of a message whose look is known. Raises LookupError or IndexError if not."""
+        lead = message if type(message) is bytes else bytes(message[:_LEAD])
+        at = 2 + lead[1] if lead[0] == NAME_TAG and lead[1] < 0x80 else 0
+        if lead[at] == VERSION_TAG and lead[at + 1] < 0x80:
+            at += 2 + lead[at + 1]
+        looks = self._heads[lead[:at]]
+        id_field = b""
+        if lead[at] == ID_TAG and lead[at + 1] < 0x80:
+            start = at
+            at += 2 + lead[at + 1]
+            id_field = lead[start:at]
+        stop = at + looks.guess
+        template = looks.templates.get(lead[at:stop])
+        if template is None:
+            stop = _end_of_look(lead, at)
+            template = looks.templates[lead[at:stop]]
+            looks.guess = stop - at
+        return template, _cut_raw(message, stop), id_field
+
+    def _parse(self, message: Buffer) -> tuple[RequestTemplate, Sequence[Buffer], bytes]:
+        """The same for a message that is not recognised; one in the usual order will be, from now on."""
+        raw: Sequence[Buffer]
+        try:
+            head, id_end, look_end = _split(message)
+            raw = _cut_raw(message, look_end)
+            prefix = bytes(message[:look_end])
+        except Malformed:
+            head = id_end = 0
+            prefix = bytes(message)
+        try:
+            parsed = pb.ModelInferRequest.FromString(prefix)
+        except DecodeError:
+            raise InvalidRequest("the request is not a valid inference.ModelInferRequest message") from None
+        if head:
+            id_field = prefix[head:id_end]
+        else:
+            raw = list(parsed.raw_input_contents)
+            id_field = length_prefixed(3, parsed.id.encode()) if parsed.id else b""
+        scheduler = self._catalog.resolve(parsed.model_name, parsed.model_version)
+        described = infer_message(parsed)
+        template = build_template(described, scheduler.view, scheduler.encoder(described.outputs))
+        if head and look_end <= _LEAD and template.contents is None:
+            self._remember(prefix[:head], prefix[id_end:], template)
+        return template, raw, id_field
+
+    def _remember(self, head: bytes, look: bytes, template: RequestTemplate) -> None:
+        if head not in self._heads and len(self._heads) >= _HEADS:
+            self._heads.clear()
+        looks = self._heads.setdefault(head, _Looks())
+        if len(looks.templates) >= _LOOKS:
+            looks.templates.clear()
+        looks.templates[look] = template
+        looks.guess = len(look)
+
+
+def _end_of_look(lead: Buffer, at: int) -> int:
+    """Where the raw tensors begin: the first field 7 from `at` on, or the end. Raises Malformed on other order."""
+    end = len(lead)
+    previous = 0
+    while at < end:
+        tag = lead[at]
+        if tag == RAW_TAG:
+            return at
+        if tag & 7 != 2 or not previous <= tag <= 0x32 or tag <= ID_TAG:
+            raise Malformed("fields are not in the usual order")
+        previous = tag
+        at = skip_field(lead, at + 1, 2)
+    return at
+
+
+def _split(message: Buffer) -> tuple[int, int, int]:
+    """Ends of head, id and look of a message in the usual order; raises Malformed if it is not in that order."""
+    end = len(message)
+    at = 0
+    ends = []
+    for tags in ((NAME_TAG, VERSION_TAG), (ID_TAG,)):
+        for tag in tags:
+            if at < end and message[at] == tag:
+                at = skip_field(message, at + 1, 2)
+        ends.append(at)
+    if not ends[0]:
+        raise Malformed("no model name")
+    return ends[0], ends[1], _end_of_look(message, at)
+
+
+def _cut_raw(message: Buffer, at: int) -> list[Buffer]:
+    """The entries of raw_input_contents, which fill the message from `at` to its end. Raises Malformed."""
+    end = len(message)
+    raw: list[Buffer] = []
+    while at < end:
+        if message[at] != RAW_TAG:
+            raise Malformed("fields are not in the usual order")
+        size = message[at + 1]
+        at += 2
+        if size >= 0x80:
+            size, at = read_varint(message, at - 1)
+        stop = at + size
+        if stop > end:
+            raise Malformed("message ends inside a tensor")
+        raw.append(message[at:stop])
+        at = stop
+    return raw

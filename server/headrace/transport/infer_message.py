@@ -1,0 +1,97 @@
+"""From a parsed ModelInferRequest to an `InferMessage`: the only place that knows both."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from headrace.datatypes import DATATYPES
+from headrace.errors import InvalidRequest, Unimplemented
+from headrace.messages import InferMessage, InputTensor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from headrace.messages import ParameterValue
+    from headrace.rpc import inference_pb2 as pb
+
+CONTENTS_FIELD: Mapping[str, str] = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+"""Field of InferTensorContents that carries each datatype; FP16 and BF16 travel raw only."""
+
+
+def infer_message(request: pb.ModelInferRequest) -> InferMessage:
+    """All of `request` but its raw tensors. Raises InvalidRequest, and Unimplemented for what is not served yet."""
+    return InferMessage(
+        model_name=request.model_name,
+        model_version=request.model_version,
+        id=request.id,
+        parameters={key: _parameter(value) for key, value in request.parameters.items()},
+        inputs=tuple(_input(tensor, request.model_name) for tensor in request.inputs),
+        outputs=tuple(_output(tensor) for tensor in request.outputs),
+    )
+
+
+def _parameter(value: pb.InferParameter) -> ParameterValue:
+    kind = value.WhichOneof("parameter_choice")
+    found: ParameterValue = getattr(value, kind) if kind else ""
+    return found
+
+
+def _input(tensor: pb.ModelInferRequest.InferInputTensor, model: str) -> InputTensor:
+    _refuse_shared_memory(tensor.parameters)
+    contents = _contents(tensor, model) if tensor.HasField("contents") else None
+    return InputTensor(tensor.name, tensor.datatype, tuple(tensor.shape), contents)
+
+
+def _output(tensor: pb.ModelInferRequest.InferRequestedOutputTensor) -> str:
+    _refuse_shared_memory(tensor.parameters)
+    if "classification" in tensor.parameters:
+        raise Unimplemented(f"output '{tensor.name}' asks for the classification extension, which this server lacks")
+    return tensor.name
+
+
+def _refuse_shared_memory(parameters: Mapping[str, pb.InferParameter]) -> None:
+    if any(key.startswith("shared_memory_") for key in parameters):
+        raise Unimplemented("Client shared memory is disabled: this server takes and returns tensors in messages only")
+
+
+def _contents(tensor: pb.ModelInferRequest.InferInputTensor, model: str) -> bytes | None:
+    """Typed contents as raw little-endian bytes; None if the field is there but empty and elements are expected."""
+    filled = [field.name for field, _ in tensor.contents.ListFields()]
+    expected = CONTENTS_FIELD.get(tensor.datatype)
+    elements = prod(max(dim, 0) for dim in tensor.shape)
+    if not filled:
+        return b"" if elements == 0 else None
+    what = f"input '{tensor.name}' for model '{model}'"
+    if expected is None or filled != [expected]:
+        wanted = f"'{expected}'" if expected else "raw_input_contents"
+        raise InvalidRequest(f"{what} has {', '.join(filled)}, but datatype '{tensor.datatype}' takes {wanted}")
+    values = getattr(tensor.contents, expected)
+    if len(values) != elements:
+        raise InvalidRequest(
+            f"{what} has {len(values)} elements in its contents, but its shape {list(tensor.shape)} holds {elements}"
+        )
+    if tensor.datatype == "BYTES":
+        return b"".join(len(value).to_bytes(4, "little") + value for value in values)
+    dtype = DATATYPES[tensor.datatype].numpy
+    wide = np.array(values, dtype=np.int64 if dtype.kind == "i" else np.uint64 if dtype.kind == "u" else dtype)
+    narrow = wide.astype(dtype)
+    if dtype.kind in "iu" and not np.array_equal(narrow, wide):
+        at = int(np.argmax(narrow != wide))
+        raise InvalidRequest(f"element {at} of {what} is {int(wide[at])}, which {tensor.datatype} cannot hold")
+    return narrow.tobytes()
