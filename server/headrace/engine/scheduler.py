@@ -227,7 +227,7 @@ class Scheduler:
         specs = [self.signature.outputs[index] for index in template.outputs]
         job = Job(batch, inputs, shapes, template.outputs, specs)
         self._running[worker] = job
-        if 0 < self.cost.mean(batch.rows) < self._inline_below_ns:
+        if 0 < self.cost.median(batch.rows) < self._inline_below_ns:
             worker.run(job)
             self._on_done(worker, job)
         else:

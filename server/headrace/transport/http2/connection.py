@@ -6,22 +6,21 @@ state is the connection's. A violation ends the connection or the stream as the 
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from headrace.transport.http2 import frames
+from headrace.transport.http2.closed import StreamIds
 from headrace.transport.http2.frames import ErrorCode, ProtocolViolation, StreamViolation
-from headrace.transport.http2.heads import HeadReader
+from headrace.transport.http2.heads import HeadReader, PartialBlock
 from headrace.transport.http2.limits import Glitches, Limits, PingStrikes
 from headrace.transport.http2.outbound import Outbound
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Callable
 
     from headrace.transport.http2.fields import Fields
     from headrace.transport.http2.heads import RequestHead
-
-_REMEMBERED_GONE = 1024
 
 
 class Lingering(Protocol):
@@ -83,21 +82,16 @@ class Connection:
         self.closing = False
         self.closed_with = ErrorCode.NO_ERROR
         self.settings_acked = False
-        self.last_stream = 0
         self.now = 0  # monotonic ns of the read being processed
         self.outbound = Outbound(wake, self._sent_all)
         self._open_stream = open_stream
         self._heads = HeadReader(limits, read_head)
         self._tail = b""
         self.started = False
-        self._block: list[bytes] | None = None  # a field block whose CONTINUATION frames are awaited
-        self._block_stream = 0
-        self._block_flags = 0
-        self._block_size = 0
+        self._block: PartialBlock | None = None  # a field block whose CONTINUATION frames are awaited
         self._recv_window = limits.connection_window
         self._uncredited = 0
-        self._gone: OrderedDict[int, bool] = OrderedDict()  # ids of reset streams -> whether it was us
-        self._skipped: deque[range] = deque(maxlen=16)
+        self.ids = StreamIds()
         self._refusing_above = frames.MAX_STREAM_ID
         self._drain_ping = False
         self.glitches = Glitches(limits)
@@ -118,7 +112,7 @@ class Connection:
 
     def __repr__(self) -> str:
         state = f"closing {self.closed_with.name}" if self.closing else "open" if self.started else "new"
-        return f"<Connection {state}, {len(self.streams)} streams, last {self.last_stream}, {self.outbound!r}>"
+        return f"<Connection {state}, {len(self.streams)} streams, last {self.ids.last}, {self.outbound!r}>"
 
     # --- octets in ---------------------------------------------------------------------------------------------------
 
@@ -244,11 +238,11 @@ class Connection:
 
     def _stray_data(self, stream_id: int, stream: Stream | None, length: int) -> None:
         """DATA on a stream that does not take any."""
-        self._check_not_idle(stream_id, "DATA")
+        self.ids.check_used(stream_id, "DATA")
         self._consume(length)
         if stream is not None:
             self._reset(stream, ErrorCode.STREAM_CLOSED, glitch=True)
-        elif not self._gone.get(stream_id):
+        elif not self.ids.reset_by_us(stream_id):
             self.glitches.glitch(self.now)
             self.outbound.write(frames.rst_stream(stream_id, ErrorCode.STREAM_CLOSED))
 
@@ -271,35 +265,27 @@ class Connection:
         else:
             if stream_id == 0:
                 raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "HEADERS on stream 0")
-            self._block = [block]
-            self._block_stream = stream_id
-            self._block_flags = flags
-            self._block_size = len(block)
+            self._block = PartialBlock(stream_id, flags, block, self.limits)
 
     def _on_continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
         block = self._block
-        if block is None or stream_id != self._block_stream:
+        if block is None or stream_id != block.stream_id:
             raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "CONTINUATION without HEADERS")
-        block.append(payload)
-        self._block_size += len(payload)
-        if len(block) > self.limits.max_continuations or self._block_size > self.limits.max_block:
-            raise ProtocolViolation(ErrorCode.ENHANCE_YOUR_CALM, "field block too long")
+        block.add(payload)
         if flags & frames.END_HEADERS:
             self._block = None
-            self._field_block(stream_id, self._block_flags, b"".join(block))
+            self._field_block(stream_id, block.flags, block.whole())
         elif not payload:
             self.glitches.empty(self.now)
 
     def _field_block(self, stream_id: int, flags: int, block: bytes) -> None:
         """A complete field block: a new request, or trailers, or a stray one."""
-        if stream_id <= self.last_stream:
+        if stream_id <= self.ids.last:
             self._late_block(stream_id, flags, block)
             return
         if not stream_id & 1:
             raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, f"HEADERS on stream {stream_id}")
-        if stream_id > self.last_stream + 2:
-            self._skipped.append(range(self.last_stream + 1, stream_id))
-        self.last_stream = stream_id
+        self.ids.open(stream_id)
         try:
             head = self._heads.request(block)
         except StreamViolation as violation:
@@ -335,8 +321,8 @@ class Connection:
         stream = self.streams.get(stream_id)
         if stream is None:
             self._heads.discard(block)
-            self._check_not_idle(stream_id, "HEADERS")
-            ours = self._gone.get(stream_id)
+            self.ids.check_used(stream_id, "HEADERS")
+            ours = self.ids.reset_by_us(stream_id)
             if ours is None:  # ended by both sides
                 raise ProtocolViolation(ErrorCode.STREAM_CLOSED, f"HEADERS on closed stream {stream_id}")
             if not ours:
@@ -374,13 +360,13 @@ class Connection:
             self._refuse(stream_id, ErrorCode.PROTOCOL_ERROR)
 
     def _on_rst_stream(self, flags: int, stream_id: int, payload: bytes) -> None:
-        self._check_not_idle(stream_id, "RST_STREAM")
+        self.ids.check_used(stream_id, "RST_STREAM")
         if len(payload) != 4:
             raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "RST_STREAM is not 4 octets")
         self.glitches.reset(self.now)
         stream = self.streams.pop(stream_id, None)
         if stream is not None:
-            self._remember(stream_id, ours=False)
+            self.ids.reset(stream_id, ours=False)
             self.outbound.forget(stream)
             stream.on_reset()
 
@@ -444,7 +430,7 @@ class Connection:
             return
         stream = self.streams.get(stream_id)
         if stream is None:
-            self._check_not_idle(stream_id, "WINDOW_UPDATE")
+            self.ids.check_used(stream_id, "WINDOW_UPDATE")
         elif increment == 0:
             self._reset(stream, ErrorCode.PROTOCOL_ERROR, glitch=True)
         else:
@@ -459,7 +445,7 @@ class Connection:
         """Ends the connection: GOAWAY with `code`, all streams are told."""
         if self.closing:
             return
-        self.outbound.write(frames.goaway(self.last_stream, code, debug))
+        self.outbound.write(frames.goaway(self.ids.last, code, debug))
         self.closed_with = code
         self.lost()
 
@@ -486,8 +472,8 @@ class Connection:
     def last_goaway(self) -> None:
         """Tells the client which streams are taken; what it opens beyond them is dropped."""
         if self._refusing_above == frames.MAX_STREAM_ID:
-            self._refusing_above = self.last_stream
-            self.outbound.write(frames.goaway(self.last_stream, ErrorCode.NO_ERROR, "draining"))
+            self._refusing_above = self.ids.last
+            self.outbound.write(frames.goaway(self.ids.last, ErrorCode.NO_ERROR, "draining"))
 
     @property
     def drained(self) -> bool:
@@ -498,7 +484,7 @@ class Connection:
         """The application gives a stream up; it is not told."""
         self.outbound.forget(stream)
         if self.streams.pop(stream.id, None) is not None:
-            self._remember(stream.id, ours=True)
+            self.ids.reset(stream.id, ours=True)
             self.outbound.write(frames.rst_stream(stream.id, code))
 
     def _reset(self, stream: Stream, code: ErrorCode, *, glitch: bool = False) -> None:
@@ -514,7 +500,7 @@ class Connection:
         if stream is not None:
             self._reset(stream, code, glitch=glitch)
             return
-        self._remember(stream_id, ours=True)
+        self.ids.reset(stream_id, ours=True)
         self.outbound.write(frames.rst_stream(stream_id, code))
         if glitch:
             self.glitches.glitch(self.now)
@@ -522,19 +508,8 @@ class Connection:
     def _sent_all(self, stream: Stream) -> None:
         """Our END_STREAM is out. If the client is still sending, it is asked to stop (RFC 9113, 8.1)."""
         if self.streams.pop(stream.id, None) is not None and not stream.remote_closed:
-            self._remember(stream.id, ours=True)
+            self.ids.reset(stream.id, ours=True)
             self.outbound.write(frames.rst_stream(stream.id, ErrorCode.NO_ERROR))
-
-    def _remember(self, stream_id: int, *, ours: bool) -> None:
-        self._gone[stream_id] = ours
-        if len(self._gone) > _REMEMBERED_GONE:
-            self._gone.popitem(last=False)
-
-    def _check_not_idle(self, stream_id: int, kind: str) -> None:
-        if stream_id == 0 or stream_id > self.last_stream or not stream_id & 1:
-            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, f"{kind} on stream {stream_id}, which is idle")
-        if any(stream_id in skipped for skipped in self._skipped):
-            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, f"{kind} on stream {stream_id}, which was skipped")
 
 
 def _unpad(data: bytes, start: int, stop: int) -> tuple[int, int]:

@@ -23,7 +23,10 @@ _BLOCK_SIZE = 1024
 
 
 class RequestHead:
-    """A request's field section, checked. app: what the application's `read_head` made of it; content_length: -1: none."""
+    """A request's field section, checked.
+
+    app: what the application's `read_head` made of it. content_length: -1 if there is none.
+    """
 
     __slots__ = ("app", "content_length")
 
@@ -89,3 +92,27 @@ class HeadReader:
         if self._decoder.version != self._version:
             self._version = self._decoder.version
             self._heads.clear()
+
+
+class PartialBlock:
+    """A field block that goes on in CONTINUATION frames (RFC 9113, 6.10). flags: of its HEADERS frame."""
+
+    __slots__ = ("_limits", "_pieces", "_size", "flags", "stream_id")
+
+    def __init__(self, stream_id: int, flags: int, piece: bytes, limits: Limits) -> None:
+        self.stream_id = stream_id
+        self.flags = flags
+        self._pieces = [piece]
+        self._size = len(piece)
+        self._limits = limits
+
+    def add(self, piece: bytes) -> None:
+        """One more frame of it. Raises ProtocolViolation over the limits: skipping it would spoil the table."""
+        self._pieces.append(piece)
+        self._size += len(piece)
+        if len(self._pieces) > self._limits.max_continuations or self._size > self._limits.max_block:
+            raise ProtocolViolation(ErrorCode.ENHANCE_YOUR_CALM, "field block too long")
+
+    def whole(self) -> bytes:
+        """All of it."""
+        return b"".join(self._pieces)
