@@ -64,6 +64,8 @@ class Observer(Protocol):
 
 
 class QueueDepth(Protocol):
-    """Returns (requests, rows) that wait for execution."""
+    """What waits for execution."""
 
-    def __call__(self) -> tuple[int, int]: ...
+    def __call__(self) -> tuple[int, int]:
+        """Returns (requests, rows)."""
+        ...

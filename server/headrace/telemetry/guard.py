@@ -1,0 +1,90 @@
+"""Keeps the failures of an observer away from the request path."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from headrace.telemetry.observer import BatchRecord, ModelObserver, Observer, QueueDepth
+
+    Report = Callable[[str, Exception], None]
+
+logger = logging.getLogger(__name__)
+
+
+class ObserverGuard:
+    """The `Observer` that the engine is given: passes everything on to another, and never raises.
+
+    Each kind of failure (method and exception class) is logged once, with its traceback; what the failing call would
+    have recorded is lost, the next call is made as ever.
+    """
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._seen: set[tuple[str, type[Exception]]] = set()
+
+    def model(self, name: str, version: str, queue_depth: QueueDepth) -> ModelObserver:
+        """The other's `ModelObserver`, guarded; one that hears nothing if there is none."""
+        try:
+            return _GuardedModel(self._observer.model(name, version, queue_depth), self._report)
+        except Exception as error:
+            self._report("model", error)
+            return _Deaf()
+
+    def forget(self, name: str, version: str) -> None:
+        """The version was unloaded."""
+        try:
+            self._observer.forget(name, version)
+        except Exception as error:
+            self._report("forget", error)
+
+    def _report(self, method: str, error: Exception) -> None:
+        kind = (method, type(error))
+        if kind not in self._seen:
+            self._seen.add(kind)
+            logger.error(
+                "an observer failed; more of this kind will not be logged",
+                exc_info=error,
+                extra={"method": method, "error": type(error).__name__},
+            )
+
+
+class _GuardedModel:
+    __slots__ = ("_batch", "_model", "_report")
+
+    def __init__(self, model: ModelObserver, report: Report) -> None:
+        self._model = model
+        self._batch = model.batch  # bound once: this is called for each batch
+        self._report = report
+
+    def batch(self, record: BatchRecord) -> None:
+        try:
+            self._batch(record)
+        except Exception as error:
+            self._report("batch", error)
+
+    def refused(self, reason: str, requests: int = 1) -> None:
+        try:
+            self._model.refused(reason, requests)
+        except Exception as error:
+            self._report("refused", error)
+
+    def wasted(self, rows: int, execute_ns: int) -> None:
+        try:
+            self._model.wasted(rows, execute_ns)
+        except Exception as error:
+            self._report("wasted", error)
+
+
+class _Deaf:
+    def batch(self, record: BatchRecord) -> None:
+        pass
+
+    def refused(self, reason: str, requests: int = 1) -> None:
+        pass
+
+    def wasted(self, rows: int, execute_ns: int) -> None:
+        pass

@@ -1,0 +1,59 @@
+"""The log: standard library logging to standard error, one line per event, for people and for `grep`.
+
+    2026-03-01T12:00:00.123456Z INFO headrace.engine model is ready model=digits version=1 seconds=0.042
+
+Fields are what the call passes as `extra`. Nothing that a client sent is logged beyond names that the protocol knows:
+no tensor, no parameter value.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+# What every record has, and what logging and uvicorn add on the way: not fields of the event.
+_STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "color_message"}
+
+
+def configure(level: str, stream: TextIO | None = None) -> None:
+    """Sends all logging of the process to `stream` (standard error) from `level` upwards, replacing what was set.
+
+    level: a name that logging knows, in any case. Raises ValueError for any other.
+    """
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(LineFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # The HTTP server's own "started" and "finished" say nothing that ours do not.
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+
+
+class LineFormatter(logging.Formatter):
+    """UTC time in ISO 8601, level, logger, message, then `key=value` fields; a traceback is the field `traceback`.
+
+    The result is one line whatever the message or a value contains: a value with spaces, quotes, equals signs or
+    anything unprintable is written as a JSON string, and so are unprintable characters of the message.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
+        when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        message = record.getMessage()
+        if not message.isprintable():
+            message = json.dumps(message)[1:-1]
+        fields = {key: value for key, value in vars(record).items() if key not in _STANDARD}
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            fields["stack"] = record.stack_info
+        return " ".join(
+            [when, record.levelname, record.name, message, *(f"{key}={_value(value)}" for key, value in fields.items())]
+        )
+
+
+def _value(value: Any) -> str:  # noqa: ANN401 - `extra` takes anything
+    text = str(value)
+    plain = text.isprintable() and not set(text) & set(' "=\\')
+    return text if plain and text else json.dumps(text)

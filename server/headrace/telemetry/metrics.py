@@ -1,0 +1,308 @@
+"""What /metrics shows: the recorded counts as Prometheus families, built when somebody scrapes.
+
+Two sets of names for one set of counts: Triton's `nv_inference_*`, so that its dashboards and autoscalers work, and
+`headrace_*`, by phase. Triton's compute_input is our phase batch, compute_infer is execute, compute_output is encode,
+queue is queue; decode and admit are in the request's duration alone.
+
+Triton's counters lack the suffix `_total` that OpenMetrics demands of a counter and that prometheus_client adds to
+each. They are exposed with the type unknown (`untyped` in the text format), which keeps their names exact and both
+formats valid; rate() and increase() do not look at the type.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import cache
+from itertools import accumulate
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+    UnknownMetricFamily,
+)
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+from headrace.clock import monotonic_ns, wall_ms
+from headrace.messages import PHASES
+from headrace.telemetry.recorder import Histogram, ModelRecorder, Reading
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from prometheus_client import CollectorRegistry
+
+    from headrace.clock import Clock
+    from headrace.telemetry.observer import QueueDepth
+    from headrace.telemetry.statistics import Statistics
+
+LABELS: Final = ("model", "version")
+
+FAILURE_REASONS: Final = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
+"""Triton's values of the label `reason`; all four exist from the moment a model is loaded."""
+
+_REJECTIONS = (
+    "queue_full",
+    "deadline_unreachable",
+    "overloaded",
+    "shutting_down",
+    "invalid_request",
+    "queue_timeout",
+    "deadline_exceeded",
+)
+FAILURE_REASON_OF: Final = {
+    **dict.fromkeys(_REJECTIONS, "REJECTED"),
+    "cancelled": "CANCELED",
+    "backend_failed": "BACKEND",
+}
+"""Triton's reason by `HeadraceError.reason`; what is not here is OTHER."""
+
+BATCH_ROWS_EDGES: Final = tuple(2**k for k in range(11))
+"""Upper bounds of headrace_batch_rows: the powers of two to 1024."""
+
+_TRITON_COUNTERS: Final[tuple[tuple[str, str, Callable[[Statistics], int]], ...]] = (
+    ("nv_inference_request_success", "Requests answered with success", lambda s: s.success.count),
+    ("nv_inference_count", "Inferences: rows of the requests answered with success", lambda s: s.inference_count),
+    ("nv_inference_exec_count", "Model executions: batches", lambda s: s.execution_count),
+    (
+        "nv_inference_request_duration_us",
+        "Time from receipt to reply, summed over requests",
+        lambda s: _us(s.success.ns),
+    ),
+    ("nv_inference_queue_duration_us", "Time in the queue, summed over requests", lambda s: _us(s.queue.ns)),
+    (
+        "nv_inference_compute_input_duration_us",
+        "Time in which inputs were prepared, summed over requests",
+        lambda s: _us(s.compute_input.ns),
+    ),
+    (
+        "nv_inference_compute_infer_duration_us",
+        "Time in which the model ran, summed over requests",
+        lambda s: _us(s.compute_infer.ns),
+    ),
+    (
+        "nv_inference_compute_output_duration_us",
+        "Time in which outputs were encoded, summed over requests",
+        lambda s: _us(s.compute_output.ns),
+    ),
+)
+
+_TRITON_HISTOGRAMS: Final[tuple[tuple[str, str, Callable[[Reading], Histogram]], ...]] = (
+    ("nv_inference_request_duration_histogram_us", "Time from receipt to reply", lambda r: r.request),
+    ("nv_inference_queue_duration_histogram_us", "Time in the queue", lambda r: r.phases["queue"]),
+    (
+        "nv_inference_compute_input_duration_histogram_us",
+        "Time in which inputs were prepared",
+        lambda r: r.phases["batch"],
+    ),
+    ("nv_inference_compute_infer_duration_histogram_us", "Time in which the model ran", lambda r: r.phases["execute"]),
+    (
+        "nv_inference_compute_output_duration_histogram_us",
+        "Time in which outputs were encoded",
+        lambda r: r.phases["encode"],
+    ),
+)
+
+
+class Metrics(Collector):
+    """The `Observer` behind /metrics and ModelStatistics: one `ModelRecorder` per loaded model version.
+
+    Registers itself with `registry`. It must be collected on the event loop, which is where batches are recorded; the
+    families of one collection show one moment, even if batches go on between them.
+    """
+
+    def __init__(
+        self, registry: CollectorRegistry, *, clock: Clock = monotonic_ns, wall: Callable[[], int] = wall_ms
+    ) -> None:
+        self._clock = clock
+        self._wall = wall
+        self._models: dict[tuple[str, str], ModelRecorder] = {}
+        registry.register(self)
+
+    def __repr__(self) -> str:
+        return f"<Metrics {len(self._models)} model versions>"
+
+    def model(self, name: str, version: str, queue_depth: QueueDepth) -> ModelRecorder:
+        """A recorder that starts at zero, in the place of an earlier one of that name and version."""
+        recorder = ModelRecorder(name, version, queue_depth, clock=self._clock, wall=self._wall)
+        self._models[name, version] = recorder
+        return recorder
+
+    def forget(self, name: str, version: str) -> None:
+        """Drops all series of the version: a server that loads and unloads for months does not grow."""
+        self._models.pop((name, version), None)
+
+    def recorder(self, name: str, version: str) -> ModelRecorder | None:
+        """The recorder of a version that is loaded."""
+        return self._models.get((name, version))
+
+    def statistics(self, name: str, version: str) -> Statistics | None:
+        """Everything that is known of a version that is loaded."""
+        recorder = self.recorder(name, version)
+        return None if recorder is None else recorder.statistics()
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: registration shall not look for clashes by collecting."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """All families. Each is built when it is asked for, so that a scrape can be spread over turns of the loop."""
+        readings = [recorder.read() for _, recorder in sorted(self._models.items())]
+        yield from _triton_families(readings)
+        yield from _request_families(readings)
+        yield from _batch_families(readings)
+
+
+class ServerMetrics(Collector):
+    """What is counted for the server as a whole. Transports add to the plain attributes; a scrape reads them.
+
+    protocol_errors: by error code, such as PROTOCOL_ERROR. refused: requests that ended before their model was known,
+    by `HeadraceError.reason`. Keys become label values: they come from fixed sets, never from a client.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.connections_open = 0
+        self.connections_total = 0
+        self.streams_open = 0
+        self.streams_total = 0
+        self.bytes_received = 0
+        self.bytes_sent = 0
+        self.protocol_errors: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
+        registry.register(self)
+
+    def __repr__(self) -> str:
+        return f"<ServerMetrics connections={self.connections_open} streams={self.streams_open}>"
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing, as in `Metrics`."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """All families."""
+        yield GaugeMetricFamily("headrace_connections", "Connections that are open", self.connections_open)
+        yield CounterMetricFamily("headrace_connections_opened", "Connections accepted", self.connections_total)
+        yield GaugeMetricFamily("headrace_streams", "Streams (calls) that are open", self.streams_open)
+        yield CounterMetricFamily("headrace_streams_opened", "Streams (calls) opened", self.streams_total)
+        yield CounterMetricFamily("headrace_received_bytes", "Bytes read from sockets", self.bytes_received)
+        yield CounterMetricFamily("headrace_sent_bytes", "Bytes written to sockets", self.bytes_sent)
+        errors = CounterMetricFamily("headrace_protocol_errors", "Protocol errors of peers, by code", labels=["code"])
+        for code, count in sorted(self.protocol_errors.items()):
+            errors.add_metric([code], count)
+        yield errors
+        refused = CounterMetricFamily(
+            "headrace_unrouted", "Requests that ended in an error before their model was known", labels=["reason"]
+        )
+        for reason, count in sorted(self.refused.items()):
+            refused.add_metric([reason], count)
+        yield refused
+
+
+def register_process_metrics(registry: CollectorRegistry) -> None:
+    """Adds memory, CPU time, open files, the interpreter's version and its garbage collector."""
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+
+
+def _triton_families(readings: Sequence[Reading]) -> Iterator[Metric]:
+    for name, text, value in _TRITON_COUNTERS:
+        counter = UnknownMetricFamily(name, text, labels=LABELS)
+        for reading in readings:
+            counter.add_metric((reading.model, reading.version), value(reading.statistics))
+        yield counter
+    failures = UnknownMetricFamily(
+        "nv_inference_request_failure", "Requests that ended in an error", labels=(*LABELS, "reason")
+    )
+    pending = GaugeMetricFamily("nv_inference_pending_request_count", "Requests that wait for execution", labels=LABELS)
+    load = GaugeMetricFamily("nv_model_load_duration_secs", "Time that loading took", labels=LABELS)
+    for reading in readings:
+        labels = (reading.model, reading.version)
+        by_reason: Counter[str] = Counter()
+        for reason, count in reading.refused.items():
+            by_reason[FAILURE_REASON_OF.get(reason, "OTHER")] += count
+        for reason in FAILURE_REASONS:
+            failures.add_metric((*labels, reason), by_reason[reason])
+        pending.add_metric(labels, reading.queue[0])
+        load.add_metric(labels, reading.load_seconds)
+    yield from (failures, pending, load)
+    for name, text, histogram_of in _TRITON_HISTOGRAMS:
+        histogram = HistogramMetricFamily(name, text, labels=LABELS)
+        for reading in readings:
+            _add_histogram(histogram, (reading.model, reading.version), histogram_of(reading), 1e3)
+        yield histogram
+
+
+def _request_families(readings: Sequence[Reading]) -> Iterator[Metric]:
+    whole = HistogramMetricFamily("headrace_request_seconds", "Time from receipt to reply", labels=LABELS)
+    for reading in readings:
+        _add_histogram(whole, (reading.model, reading.version), reading.request, 1e9)
+    yield whole
+    phases = HistogramMetricFamily(
+        "headrace_request_phase_seconds", "Time of requests in each phase", labels=(*LABELS, "phase")
+    )
+    for reading in readings:
+        for phase in PHASES:
+            _add_histogram(phases, (reading.model, reading.version, phase), reading.phases[phase], 1e9)
+    yield phases
+    refused = CounterMetricFamily(
+        "headrace_refused", "Requests that ended in an error, by cause", labels=(*LABELS, "reason")
+    )
+    waiting = GaugeMetricFamily("headrace_queue_requests", "Requests that wait for execution", labels=LABELS)
+    rows = GaugeMetricFamily("headrace_queue_rows", "Rows that wait for execution", labels=LABELS)
+    for reading in readings:
+        labels = (reading.model, reading.version)
+        for reason, count in sorted(reading.refused.items()):
+            refused.add_metric((*labels, reason), count)
+        waiting.add_metric(labels, reading.queue[0])
+        rows.add_metric(labels, reading.queue[1])
+    yield from (refused, waiting, rows)
+
+
+def _batch_families(readings: Sequence[Reading]) -> Iterator[Metric]:
+    rows = HistogramMetricFamily("headrace_batch_rows", "Rows of the executed batches", labels=LABELS)
+    closed = CounterMetricFamily(
+        "headrace_batches",
+        "Executed batches, by what closed them and who ran them",
+        labels=(*LABELS, "close_reason", "instance"),
+    )
+    wasted_rows = CounterMetricFamily(
+        "headrace_wasted_rows", "Rows computed although their caller had gone away", labels=LABELS
+    )
+    wasted = CounterMetricFamily("headrace_wasted_seconds", "Compute time of the wasted rows", labels=LABELS)
+    for reading in readings:
+        labels = (reading.model, reading.version)
+        sizes = [(batch.batch_size, batch.compute_infer.count) for batch in reading.statistics.batches]
+        buckets = [(_bound(edge), sum(n for size, n in sizes if size <= edge)) for edge in BATCH_ROWS_EDGES]
+        buckets.append(("+Inf", reading.statistics.execution_count))
+        rows.add_metric(labels, buckets, sum(size * n for size, n in sizes))
+        for (reason, instance), count in sorted(reading.closed.items()):
+            closed.add_metric((*labels, reason, str(instance)), count)
+        wasted_rows.add_metric(labels, reading.wasted_rows)
+        wasted.add_metric(labels, reading.wasted_ns / 1e9)
+    yield from (rows, closed, wasted_rows, wasted)
+
+
+def _add_histogram(
+    family: HistogramMetricFamily, labels: Sequence[str], histogram: Histogram, ns_per_unit: float
+) -> None:
+    """Adds one series of buckets; `ns_per_unit` is 1e9 for seconds and 1e3 for microseconds."""
+    edges = [_bound(edge / ns_per_unit) for edge in histogram.edges.tolist()]
+    cumulative = accumulate(histogram.counts.tolist())
+    family.add_metric(labels, list(zip([*edges, "+Inf"], cumulative, strict=True)), histogram.total / ns_per_unit)
+
+
+@cache
+def _bound(edge: float) -> str:
+    """The label `le` as prometheus_client itself writes it."""
+    return str(floatToGoString(edge))  # type: ignore[no-untyped-call]
+
+
+def _us(ns: int) -> int:
+    return ns // 1000

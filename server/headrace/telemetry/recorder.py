@@ -1,0 +1,267 @@
+"""What happened to one model version: columns while nobody looks, exact counts when somebody does.
+
+`ModelRecorder.batch` runs once per batch on the event loop, so it only extends lists. They are folded into histograms
+and sums with NumPy when `FOLD_AT` requests are pending, which bounds the memory and the pause that a fold makes, and
+whenever somebody reads, so that a reader never sees less than what has happened.
+
+Everything here runs on the event loop; nothing is locked.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from headrace.clock import monotonic_ns, wall_ms
+from headrace.messages import PHASES
+from headrace.telemetry.statistics import BatchStatistics, Duration, Statistics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from headrace.clock import Clock
+    from headrace.telemetry.observer import BatchRecord, QueueDepth
+
+    Int64s = NDArray[np.int64]
+
+FOLD_AT = 1024
+"""Pending requests at which they are folded. More would not make a request cheaper, only the fold's pause longer."""
+
+PHASE_EDGES: Int64s = np.array([m * 10**k for k in range(3, 10) for m in (1, 2, 5)] + [10**10], np.int64)
+"""Upper bounds in ns, 1 us to 10 s in steps of 1, 2, 5: 22 buckets tell in which phase the time of requests went."""
+
+REQUEST_EDGES: Int64s = np.array(
+    [m * 10**k for k in range(2, 9) for m in (10, 15, 20, 30, 50, 70)] + [10**10], np.int64
+)
+"""Upper bounds in ns, 1 us to 10 s in steps of 1, 1.5, 2, 3, 5, 7: 43 buckets for the percentiles of the whole."""
+
+BATCH_COLUMNS = 6
+"""Entries of one batch in the flat list of batches: requests, rows, batched, started, finished, encoded."""
+
+
+class Histogram:
+    """Counts of nanosecond values by bucket, and their exact sum.
+
+    edges: upper bounds, ascending; a value equal to a bound belongs below it, as Prometheus' `le` has it. `counts` has
+    one entry more, for what lies above the last. Sums are Python integers: they do not overflow.
+    """
+
+    __slots__ = ("counts", "edges", "total")
+
+    def __init__(self, edges: Int64s) -> None:
+        self.edges = edges
+        self.counts: Int64s = np.zeros(len(edges) + 1, np.int64)
+        self.total = 0
+
+    def add(self, values: Int64s) -> None:
+        """Counts each value once."""
+        self.counts += np.bincount(self.edges.searchsorted(values), minlength=len(self.counts))
+        self.total += int(values.sum())
+
+    def add_weighted(self, values: Int64s, weights: Int64s) -> None:
+        """Counts each value `weights` times."""
+        # bincount adds weights as doubles: exact, for they are counts of requests.
+        counts = np.bincount(self.edges.searchsorted(values), weights, len(self.counts))
+        self.counts += counts.astype(np.int64)
+        self.total += int(values @ weights)
+
+    def copy(self) -> Histogram:
+        """The same counts, which no longer change."""
+        other = Histogram(self.edges)
+        other.counts += self.counts
+        other.total = self.total
+        return other
+
+    @property
+    def count(self) -> int:
+        """How many values there were."""
+        return int(self.counts.sum())
+
+    @property
+    def duration(self) -> Duration:
+        """Count and sum."""
+        return Duration(self.count, self.total)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """All that is known of one model version at one moment. It does not change while it is being written out.
+
+    phases: by name (`messages.PHASES`). refused: requests by `HeadraceError.reason`. closed: batches by close reason
+    and instance. queue: requests and rows that wait now.
+    """
+
+    model: str
+    version: str
+    statistics: Statistics
+    request: Histogram
+    phases: Mapping[str, Histogram]
+    refused: Mapping[str, int]
+    closed: Mapping[tuple[str, int], int]
+    queue: tuple[int, int]
+    wasted_rows: int
+    wasted_ns: int
+    load_seconds: float
+
+
+class ModelRecorder:
+    """Counts what happens to one model version: the `ModelObserver` behind /metrics and ModelStatistics."""
+
+    __slots__ = (
+        "_admitted", "_batches", "_clock", "_closed", "_decoded", "_executions", "_last_ms", "_load_seconds", "_model",
+        "_phases", "_queue_depth", "_received", "_refused", "_request", "_rows", "_version", "_wall_ms",
+        "_wasted_ns", "_wasted_rows",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        model: str,
+        version: str,
+        queue_depth: QueueDepth,
+        *,
+        clock: Clock = monotonic_ns,
+        wall: Callable[[], int] = wall_ms,
+    ) -> None:
+        self._model = model
+        self._version = version
+        self._queue_depth = queue_depth
+        self._clock = clock
+        self._wall_ms = wall
+        # Pending: one entry per request, and BATCH_COLUMNS entries per batch.
+        self._received: list[int] = []
+        self._decoded: list[int] = []
+        self._admitted: list[int] = []
+        self._batches: list[int] = []
+        # Counted.
+        self._rows = 0
+        self._closed: Counter[tuple[str, int]] = Counter()
+        self._refused: Counter[str] = Counter()
+        self._request = Histogram(REQUEST_EDGES)
+        self._phases = {phase: Histogram(PHASE_EDGES) for phase in PHASES}
+        self._executions: dict[int, list[int]] = {}  # batch rows -> executions, ns of batch, of execute, of encode
+        self._last_ms = 0
+        self._wasted_rows = 0
+        self._wasted_ns = 0
+        self._load_seconds = 0.0
+
+    def __repr__(self) -> str:
+        pending, requests = len(self._received), self._request.count
+        return f"<ModelRecorder {self._model}/{self._version} requests={requests} pending={pending}>"
+
+    def batch(self, record: BatchRecord) -> None:
+        """A batch was run and its requests were answered with success. The record is not kept."""
+        rows = record.rows
+        self._received.extend(record.received)
+        self._decoded.extend(record.decoded)
+        self._admitted.extend(record.admitted)
+        self._batches.extend(
+            (len(rows), record.batch_rows, record.batched, record.started, record.finished, record.encoded)
+        )
+        self._rows += sum(rows)
+        closed = self._closed
+        how = (record.close_reason, record.instance)
+        # A subscript of a Counter that misses is a Python call; get is not.
+        closed[how] = closed.get(how, 0) + 1
+        if len(self._received) >= FOLD_AT:
+            self.fold()
+
+    def refused(self, reason: str, requests: int = 1) -> None:
+        """Requests ended without success. `reason` is a `HeadraceError.reason`."""
+        self._refused[reason] += requests
+
+    def wasted(self, rows: int, execute_ns: int) -> None:
+        """Rows that were computed although their caller had gone away, and the compute time that they took."""
+        self._wasted_rows += rows
+        self._wasted_ns += execute_ns
+
+    def loaded(self, seconds: float) -> None:
+        """The version has become ready; loading and warming it took this long."""
+        self._load_seconds = seconds
+
+    def statistics(self) -> Statistics:
+        """Everything until now, as ModelStatistics reports it."""
+        self.fold()
+        phases = self._phases
+        return Statistics(
+            last_inference_ms=self._last_ms,
+            inference_count=self._rows,
+            execution_count=sum(executions[0] for executions in self._executions.values()),
+            success=self._request.duration,
+            fail=Duration(self._refused.total()),
+            queue=phases["queue"].duration,
+            compute_input=phases["batch"].duration,
+            compute_infer=phases["execute"].duration,
+            compute_output=phases["encode"].duration,
+            batches=[
+                BatchStatistics(
+                    size, Duration(count, batch_ns), Duration(count, execute_ns), Duration(count, encode_ns)
+                )
+                for size, (count, batch_ns, execute_ns, encode_ns) in sorted(self._executions.items())
+            ],
+        )
+
+    def read(self) -> Reading:
+        """Everything until now, as a copy that later batches leave alone."""
+        return Reading(
+            model=self._model,
+            version=self._version,
+            statistics=self.statistics(),
+            request=self._request.copy(),
+            phases={phase: histogram.copy() for phase, histogram in self._phases.items()},
+            refused=dict(self._refused),
+            closed=dict(self._closed),
+            queue=self._queue_depth(),
+            wasted_rows=self._wasted_rows,
+            wasted_ns=self._wasted_ns,
+            load_seconds=self._load_seconds,
+        )
+
+    def fold(self) -> None:
+        """Moves what is pending into the counts.
+
+        Raises ValueError if a record's columns were of different lengths; what was pending is then lost, so that the
+        next fold works again.
+        """
+        if not self._batches:
+            return
+        columns = (self._received, self._decoded, self._admitted)
+        batches = self._batches
+        self._received, self._decoded, self._admitted, self._batches = [], [], [], []
+        received, decoded, admitted = map(_int64s, columns)
+        requests, rows, batched, started, finished, encoded = _int64s(batches).reshape(-1, BATCH_COLUMNS).T.copy()
+        if not len(received) == len(decoded) == len(admitted) == requests.sum():
+            raise ValueError(
+                f"columns of {len(received)}, {len(decoded)}, {len(admitted)} for {requests.sum()} requests"
+            )
+        decode, admit = decoded - received, admitted - decoded
+        queue, whole = batched.repeat(requests) - admitted, encoded.repeat(requests) - received
+        batch, execute, encode = started - batched, finished - started, encoded - finished
+
+        phases = self._phases
+        phases["decode"].add(decode)
+        phases["admit"].add(admit)
+        phases["queue"].add(queue)
+        phases["batch"].add_weighted(batch, requests)
+        phases["execute"].add_weighted(execute, requests)
+        phases["encode"].add_weighted(encode, requests)
+        self._request.add(whole)
+        self._count_executions(rows, (batch, execute, encode))
+        self._last_ms = self._wall_ms() - (self._clock() - int(encoded.max())) // 1_000_000
+
+    def _count_executions(self, rows: Int64s, phases: tuple[Int64s, ...]) -> None:
+        """Adds each batch to the executions of its size."""
+        sizes, index = np.unique(rows, return_inverse=True)
+        # Sums of one fold stay below 2**53 ns, 104 days: the doubles that bincount adds in are exact.
+        columns = [np.bincount(index), *(np.bincount(index, ns).astype(np.int64) for ns in phases)]
+        for size, *more in zip(sizes.tolist(), *(column.tolist() for column in columns), strict=True):
+            known = self._executions.get(size, (0, 0, 0, 0))
+            self._executions[size] = [a + b for a, b in zip(known, more, strict=True)]
+
+
+def _int64s(values: Sequence[int]) -> Int64s:
+    return np.fromiter(values, np.int64, len(values))

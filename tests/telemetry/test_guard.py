@@ -1,0 +1,77 @@
+import logging
+
+from headrace.telemetry.guard import ObserverGuard
+
+
+class Broken:
+    """An observer and model observer that raises whatever it is told to."""
+
+    def __init__(self, **errors):
+        self.errors = errors
+        self.calls = []
+
+    def _call(self, name, *args):
+        self.calls.append((name, *args))
+        if name in self.errors:
+            raise self.errors[name]
+
+    def model(self, name, version, queue_depth):
+        self._call("model", name, version)
+        return self
+
+    def forget(self, name, version):
+        self._call("forget", name, version)
+
+    def batch(self, record):
+        self._call("batch", record)
+
+    def refused(self, reason, requests=1):
+        self._call("refused", reason, requests)
+
+    def wasted(self, rows, execute_ns):
+        self._call("wasted", rows, execute_ns)
+
+
+def drive(observer):
+    guard = ObserverGuard(observer)
+    model = guard.model("m", "1", lambda: (0, 0))
+    for _ in range(2):
+        model.batch("record")
+        model.refused("queue_full")
+        model.refused("cancelled", 3)
+        model.wasted(1, 2)
+    guard.forget("m", "1")
+    return guard
+
+
+def kinds(caplog):
+    return [(record.method, record.error) for record in caplog.records]
+
+
+def test_everything_is_passed_on(caplog):
+    observer = Broken()
+    drive(observer)
+    turn = [("batch", "record"), ("refused", "queue_full", 1), ("refused", "cancelled", 3), ("wasted", 1, 2)]
+    assert observer.calls == [("model", "m", "1"), *turn, *turn, ("forget", "m", "1")]
+    assert caplog.records == []
+
+
+def test_each_kind_is_logged_once_and_nothing_is_raised(caplog):
+    error = ValueError("x")
+    observer = Broken(batch=error, refused=error, wasted=KeyError("y"), forget=error)
+    guard = drive(observer)
+    assert kinds(caplog) == [
+        ("batch", "ValueError"), ("refused", "ValueError"), ("wasted", "KeyError"), ("forget", "ValueError")
+    ]  # fmt: skip
+    assert all(record.levelno == logging.ERROR and record.exc_info[1] for record in caplog.records)
+    assert len(observer.calls) == 10  # it is called again after it has failed
+    observer.errors["forget"] = TypeError("z")
+    guard.forget("m", "1")
+    assert kinds(caplog)[4:] == [("forget", "TypeError")]
+
+
+def test_a_model_without_observer_hears_nothing(caplog):
+    observer = Broken(model=RuntimeError("x"))
+    drive(observer)
+    assert observer.calls == [("model", "m", "1"), ("forget", "m", "1")]
+    assert kinds(caplog) == [("model", "RuntimeError")]
