@@ -107,7 +107,8 @@ class Decoder:
         """
         self.version += 1
         self._max_table_size = max_table_size
-        self._update_due = self._capacity > max_table_size
+        if self._capacity > max_table_size:
+            self._update_due = True  # and stays so if the limit is raised before the next block (Section 4.2)
 
     def decode(self, block: bytes) -> list[Field]:
         """The fields of one whole block, in order. Never-indexed ones are not marked: nothing here sends them on.
