@@ -1,0 +1,132 @@
+"""The settings of a server: one frozen tree; defaults < TOML file < environment < flags.
+
+Each setting is declared here and nowhere else: flags, environment variables, help texts and error messages are made
+from its type, bounds and description. A key `a` in table `t` is `--t-a` on the command line and `HEADRACE_T__A` in
+the environment.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from headrace import settings_sources as sources
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
+    from collections.abc import Mapping
+    from typing import Self
+
+ENV_PREFIX = "HEADRACE_"
+CONFIG_VARIABLE = "HEADRACE_CONFIG"
+"""Names the settings file where --config is not given."""
+
+MIB = 1 << 20
+MAX_INT32 = (1 << 31) - 1
+
+
+class _Settings(BaseModel):
+    # strict: `max_message_bytes = "1"` or `= true` in a file is a mistake, not a number
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Http2Settings(_Settings):
+    """Limits of a connection of the native transport."""
+
+    max_concurrent_streams: int = Field(256, ge=1, le=MAX_INT32, description="calls open on one connection at a time")
+    initial_window_bytes: int = Field(
+        MIB, ge=65_535, le=MAX_INT32, description="what a stream may send before it is told to go on, in bytes"
+    )
+    connection_window_bytes: int = Field(
+        16 * MIB, ge=65_535, le=MAX_INT32, description="the same for all streams of a connection together, in bytes"
+    )
+    max_header_list_bytes: int = Field(
+        16_384, ge=1024, le=MAX_INT32, description="headers of one call, decoded, in bytes (RFC 9113, 6.5.2)"
+    )
+    max_buffered_bytes: int = Field(
+        64 * MIB, ge=1, description="incomplete messages that a connection may hold in memory, in bytes"
+    )
+    handshake_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="time for a new connection to say that it speaks HTTP/2, in seconds",
+    )
+    idle_timeout_s: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="a connection without a call for this long is closed, in seconds; 0: never",
+    )
+    keepalive_s: float = Field(
+        7200.0, gt=0, allow_inf_nan=False, description="a quiet connection is pinged after this long, in seconds"
+    )
+    keepalive_timeout_s: float = Field(
+        20.0, gt=0, allow_inf_nan=False, description="and closed when no answer comes within this time, in seconds"
+    )
+
+
+class Settings(_Settings):
+    """All that can be set for `headrace serve`."""
+
+    model_repository: Path = Field(
+        Path("models"), strict=False, description="directory of models: NAME/VERSION/model.onnx"
+    )
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0: all of this machine's")
+    grpc_port: int = Field(8001, ge=0, le=65_535, description="port of the gRPC service; 0: any free one")
+    http_port: int = Field(8000, ge=0, le=65_535, description="port of health and metrics; 0: any free one")
+    transport: Literal["native", "reference"] = Field(
+        "native", description="gRPC by Headrace's own HTTP/2, or by grpcio: slower, for comparison and as a way out"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severity that is logged")
+    drain_seconds: float = Field(
+        30.0, ge=0, allow_inf_nan=False, description="time to finish accepted requests after SIGTERM, in seconds"
+    )
+    max_message_bytes: int = Field(64 * MIB, ge=1, le=MAX_INT32, description="largest request taken, in bytes")
+    inline_below_us: int = Field(
+        200, ge=0, description="batches predicted to run shorter run on the event loop, in microseconds; 0: none"
+    )
+    switch_interval_us: int = Field(
+        500,
+        ge=1,
+        description="longest wait of a thread for the interpreter lock (sys.setswitchinterval), in microseconds",
+    )
+    http2: Http2Settings = Field(Http2Settings(), description="limits of a connection of the native transport")
+
+    @model_validator(mode="after")
+    def _a_message_fits(self) -> Self:
+        if self.http2.max_buffered_bytes < self.max_message_bytes:
+            raise ValueError(
+                f"http2.max_buffered_bytes = {self.http2.max_buffered_bytes} is below max_message_bytes = "
+                f"{self.max_message_bytes}: a message of that size could not be received"
+            )
+        return self
+
+
+def add_flags(parser: ArgumentParser) -> None:
+    """Adds --config and one flag for each setting."""
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        help=f"TOML file of the settings below (environment: {CONFIG_VARIABLE})",
+    )
+    sources.add_flags(parser, Settings)
+
+
+def load_settings(arguments: Mapping[str, object], environ: Mapping[str, str]) -> Settings:
+    """The settings from parsed arguments (`vars(namespace)`) and the environment, and the file that either names.
+
+    Raises ConfigError, one line for each problem.
+    """
+    config = arguments.get("config") or environ.get(CONFIG_VARIABLE)
+    return sources.build(
+        Settings,
+        [
+            sources.read_toml(Path(str(config))) if config else sources.Source(),
+            sources.read_environment(Settings, environ, ENV_PREFIX, ignore=[CONFIG_VARIABLE]),
+            sources.read_flags(Settings, arguments),
+        ],
+    )

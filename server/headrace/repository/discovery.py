@@ -1,0 +1,120 @@
+"""What is on disk: `NAME/VERSION/<model file>`, with an optional `NAME/model.toml`. Opens no model file."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from headrace.errors import ConfigError
+from headrace.repository.model_config import CONFIG_FILE, ModelConfig, load_model_config
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+# A name travels in URLs, metric labels and log lines.
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
+# One spelling a version: `01` and `1` would be two directories for the same number on the wire (int64).
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+_NOT_MODELS = {"__pycache__", "lost+found"}
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A version to be served. `path` is its directory, the model file in it is the backend's to open."""
+
+    name: str
+    version: int
+    path: Path
+    config: ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A model, or (where `version` is given) one version of it, that cannot be served, and why."""
+
+    name: str
+    version: int | None
+    reason: str
+
+
+def scan(root: Path) -> list[Found | Broken]:
+    """Every version that the models' version policies select, by name and then version; broken ones with the reason.
+
+    Raises ConfigError when `root` is not a directory that can be read.
+    """
+    try:
+        directories = sorted(entry for entry in root.iterdir() if _is_model(entry))
+    except OSError as error:
+        raise ConfigError(
+            f'model_repository = "{root}": not a readable directory: {error.strerror or error}'
+        ) from error
+    return [found for directory in directories for found in _model(directory)]
+
+
+def _is_model(entry: Path) -> bool:
+    return entry.is_dir() and not entry.name.startswith(".") and entry.name not in _NOT_MODELS
+
+
+def _model(directory: Path) -> Iterator[Found | Broken]:
+    name = directory.name
+    if not _NAME.fullmatch(name):
+        yield Broken(name, None, "a model's name is letters, digits, '_', '-' and '.', beginning with no '-'")
+        return
+    try:
+        file = directory / CONFIG_FILE
+        config = load_model_config(file) if file.exists() else ModelConfig()
+        versions = _versions(directory)
+    except ConfigError as error:
+        yield Broken(name, None, str(error))
+        return
+    except OSError as error:
+        yield Broken(name, None, f"{directory} cannot be read: {error.strerror or error}")
+        return
+    if not versions:
+        yield Broken(
+            name,
+            None,
+            f"no version: expected a directory such as {directory / '1'} with the model file (not built yet?)",
+        )
+        return
+    for version in _selected(config, sorted(versions)):
+        yield _version(name, version, directory / str(version), config)
+
+
+def _versions(directory: Path) -> list[int]:
+    versions = []
+    for entry in directory.iterdir():
+        if not _is_model(entry):
+            continue
+        if _VERSION.fullmatch(entry.name):
+            versions.append(int(entry.name))
+        elif entry.name.isdecimal():
+            log.warning("%s is ignored: a version is an integer above 0 without leading zeros", entry)
+        else:
+            log.debug("%s is ignored: not a version", entry)
+    return versions
+
+
+def _selected(config: ModelConfig, versions: list[int]) -> list[int]:
+    """`versions`, ascending, as far as the policy serves them; versions named in the policy whether there or not."""
+    if isinstance(config.versions, tuple):
+        return sorted(set(config.versions))
+    if config.versions == "all":
+        return versions
+    return versions[-int(config.versions.removeprefix("latest:")) :]
+
+
+def _version(name: str, version: int, path: Path, config: ModelConfig) -> Found | Broken:
+    try:
+        if any(not entry.name.startswith(".") for entry in path.iterdir()):
+            return Found(name, version, path, config)
+    except FileNotFoundError:
+        return Broken(name, version, f"{CONFIG_FILE} asks for version {version}, but there is no {path}")
+    except OSError as error:
+        return Broken(name, version, f"{path} cannot be read: {error.strerror or error}")
+    return Broken(name, version, f"no model file in {path}")

@@ -1,0 +1,99 @@
+import logging
+import os
+
+import pytest
+
+from headrace.errors import ConfigError
+from headrace.repository.discovery import Broken, Found, scan
+
+
+@pytest.fixture
+def repository(tmp_path):
+    def make(*files, **contents):
+        for file in files:
+            path = tmp_path / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(contents.get(file, ""))
+        return tmp_path
+
+    return make
+
+
+def found(results):
+    return [(r.name, r.version) for r in results if isinstance(r, Found)]
+
+
+def toml(root, name, text):
+    (root / name / "model.toml").write_text(text)
+
+
+def test_the_newest_version_by_number_is_found(repository):
+    root = repository("b/2/model.onnx", "b/10/model.onnx", "a/1/model.onnx")
+    results = scan(root)
+    assert found(results) == [("a", 1), ("b", 10)]
+    assert results[1].path == root / "b" / "10"
+    assert results[1].config.max_batch is None
+
+
+@pytest.mark.parametrize(
+    ("policy", "served"),
+    [('"all"', [1, 2, 10]), ('"latest:2"', [2, 10]), ('"latest:9"', [1, 2, 10]), ("[2, 1, 2]", [1, 2])],
+)
+def test_version_policy(repository, policy, served):
+    root = repository("m/1/model.onnx", "m/2/model.onnx", "m/10/model.onnx")
+    toml(root, "m", f"versions = {policy}")
+    assert found(scan(root)) == [("m", version) for version in served]
+
+
+def test_a_version_that_the_policy_names_must_exist(repository):
+    root = repository("m/1/model.onnx")
+    toml(root, "m", "versions = [1, 3]")
+    assert scan(root)[1] == Broken("m", 3, f"model.toml asks for version 3, but there is no {root / 'm' / '3'}")
+
+
+def test_broken_models_have_a_reason_and_leave_the_others(repository):
+    root = repository(
+        "good/1/model.onnx", "typo/1/model.onnx", "empty/2/.keep", "unbuilt/train.py", "odd name/1/model.onnx"
+    )
+    toml(root, "typo", "max_bach = 1")
+    (root / "unbuilt" / "1x").mkdir()
+    results = {result.name: result for result in scan(root)}
+    assert found(results.values()) == [("good", 1)]
+    assert results["typo"].version is None
+    assert "did you mean 'max_batch'?" in results["typo"].reason
+    assert results["empty"] == Broken("empty", 2, f"no model file in {root / 'empty' / '2'}")
+    assert results["unbuilt"].reason.startswith(f"no version: expected a directory such as {root / 'unbuilt' / '1'}")
+    assert "letters, digits" in results["odd name"].reason
+
+
+def test_what_is_hidden_or_no_directory_is_ignored(repository):
+    root = repository(".git/1/model.onnx", "__pycache__/x.pyc", "README.md", "m/1/model.onnx", "m/.tmp/x", "m/2")
+    assert scan(root) == [Found("m", 1, root / "m" / "1", scan(root)[0].config)]
+
+
+def test_a_version_with_a_leading_zero_is_ignored_aloud(repository, caplog):
+    root = repository("m/1/model.onnx", "m/02/model.onnx", "m/0/model.onnx", "m/data/x")
+    with caplog.at_level(logging.WARNING):
+        assert found(scan(root)) == [("m", 1)]
+    assert sorted(record.args[0].name for record in caplog.records) == ["0", "02"]
+
+
+def test_models_may_be_links(repository, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "1").mkdir()
+    (elsewhere / "1" / "model.onnx").touch()
+    root = repository("README.md")
+    os.symlink(elsewhere, root / "m")
+    os.symlink(root / "nowhere", root / "dangling")
+    assert found(scan(root)) == [("m", 1)]
+
+
+def test_an_empty_repository_is_no_error(tmp_path):
+    assert scan(tmp_path) == []
+
+
+def test_a_repository_that_is_not_a_directory(tmp_path):
+    (tmp_path / "file").touch()
+    for name in ("absent", "file"):
+        with pytest.raises(ConfigError, match=rf'model_repository = ".*{name}": not a readable directory'):
+            scan(tmp_path / name)
