@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from headrace.backends.base import Instance, LoadedModel
     from headrace.clock import Clock
+    from headrace.engine.worker import OutputRows
     from headrace.messages import InferRequest
     from headrace.repository.model_config import ModelConfig
     from headrace.telemetry.observer import ModelObserver
@@ -250,7 +251,8 @@ class Scheduler:
     def _reply(self, worker: Worker, job: Job) -> None:
         batch = job.batch
         outputs = job.outputs
-        batched = self.signature.max_batch > 0
+        cuts = [output.cut for output in outputs]
+        shapes_of: dict[int, tuple[tuple[int, ...], ...]] = {}
         start = wasted = 0
         answered = batch.requests
         for request in batch.requests:
@@ -260,10 +262,14 @@ class Scheduler:
             if request.state is State.ABANDONED:
                 wasted += rows
             else:
-                raw = [output.cut(start, stop) for output in outputs]
-                shapes = [(rows, *output.dims) if batched else output.dims for output in outputs]
-                parameters = timing_parameters(request, batch, self._clock()) if template.timing else b""
-                request.sink.reply(template.encode(request, raw, shapes, parameters))
+                shapes = shapes_of.get(rows)
+                if shapes is None:
+                    shapes = shapes_of[rows] = self._output_shapes(rows, outputs)
+                try:
+                    parameters = timing_parameters(request, batch, self._clock()) if template.timing else b""
+                    request.sink.reply(template.encode(request, [cut(start, stop) for cut in cuts], shapes, parameters))
+                except Exception as error:  # whatever is wrong with this one, the others get their replies
+                    request.sink.fail(error)
             start = stop
         if wasted:
             answered = [request for request in batch.requests if request.state is not State.ABANDONED]
@@ -273,6 +279,11 @@ class Scheduler:
             self._end(request)
         if answered:
             self._record(worker, batch, answered)
+
+    def _output_shapes(self, rows: int, outputs: Sequence[OutputRows]) -> tuple[tuple[int, ...], ...]:
+        if not self.signature.max_batch:
+            return tuple(output.dims for output in outputs)
+        return tuple((rows, *output.dims) for output in outputs)
 
     def _record(self, worker: Worker, batch: Batch, answered: list[InferRequest]) -> None:
         self.observer.batch(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from headrace.pipeline import bytes_tensor
 
 if TYPE_CHECKING:
     from headrace.messages import TensorSpec
+
+    Numbers = np.ndarray[Any, np.dtype[Any]]
 
 Check = Callable[[Buffer], None]
 """Raises InvalidRequest if the raw bytes of a tensor break the rule."""
@@ -46,11 +49,9 @@ def checks_for(spec: TensorSpec, shape: tuple[int, ...], rules: InputRules | Non
         checks.append(lambda raw: _check_text(raw, count, what))
     if rules is not None and spec.datatype not in ("BOOL", "BYTES", "BF16"):
         dtype = DATATYPES[spec.datatype].numpy
-        if rules.finite and dtype.kind == "f":
-            checks.append(lambda raw: _check_finite(np.frombuffer(raw, dtype), what))
-        if rules.min is not None or rules.max is not None:
-            low, high = rules.min, rules.max
-            checks.append(lambda raw: _check_range(np.frombuffer(raw, dtype), low, high, what))
+        low, high, finite = rules.min, rules.max, rules.finite and dtype.kind == "f"
+        if finite or low is not None or high is not None:
+            checks.append(lambda raw: _check_values(np.frombuffer(raw, dtype), low, high, finite, what))
     return checks
 
 
@@ -76,23 +77,19 @@ def _check_text(raw: Buffer, count: int, what: str) -> None:
             ) from None
 
 
-def _check_finite(values: np.ndarray, what: str) -> None:
-    finite = np.isfinite(values)
-    if not finite.all():
-        at = int(np.argmin(finite))
+def _check_values(values: Numbers, low: float | None, high: float | None, finite: bool, what: str) -> None:
+    """Two passes over good values: NaN goes through minimum and maximum, so that every comparison with them fails."""
+    if not values.size:
+        return
+    least, most = np.minimum.reduce(values), np.maximum.reduce(values)
+    floor = -math.inf if low is None else low
+    ceiling = math.inf if high is None else high
+    if (math.isfinite(least) and math.isfinite(most) or not finite) and floor <= least and most <= ceiling:
+        return
+    if finite and not np.isfinite(values).all():
+        at = int(np.argmin(np.isfinite(values)))
         raise InvalidRequest(f"element {at} of {what} is {values[at]}, expected a finite number")
-
-
-def _check_range(values: np.ndarray, low: float | None, high: float | None, what: str) -> None:
-    # written so that NaN fails as well
-    bad = np.zeros(values.shape, bool)
-    if low is not None:
-        bad |= ~(values >= low)
-    if high is not None:
-        bad |= ~(values <= high)
+    bad = ~((values >= floor) & (values <= ceiling))
     if bad.any():
         at = int(np.argmax(bad))
-        raise InvalidRequest(
-            f"element {at} of {what} is {values[at]}, expected a value from "
-            f"{'-inf' if low is None else low} to {'inf' if high is None else high}"
-        )
+        raise InvalidRequest(f"element {at} of {what} is {values[at]}, expected a value from {floor:g} to {ceiling:g}")

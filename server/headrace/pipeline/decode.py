@@ -102,7 +102,7 @@ class RequestTemplate:
         self.timing = False
 
     def encode(
-        self, request: InferRequest, outputs: Sequence[Buffer], shapes: Sequence[tuple[int, ...]], parameters: bytes
+        self, request: InferRequest, outputs: Sequence[Buffer], shapes: tuple[tuple[int, ...], ...], parameters: bytes
     ) -> bytes:
         """See `messages.Template`."""
         return self.reply.encode(request.id_field, outputs, shapes, parameters)

@@ -48,14 +48,13 @@ class ReplyEncoder:
         self,
         id_field: bytes,
         raw: Sequence[Buffer],
-        shapes: Sequence[tuple[int, ...]],
+        shapes: tuple[tuple[int, ...], ...],
         parameters: bytes = b"",
     ) -> bytes:
         """The serialised reply. raw: each output's bytes; shapes: with the batch dimension; id_field: field 3 or empty."""
-        key = tuple(shapes)
-        meta = self._meta.get(key)
+        meta = self._meta.get(shapes)
         if meta is None:
-            meta = self._describe(key)
+            meta = self._describe(shapes)
         if len(raw) == 1:
             only = raw[0]
             size = len(only)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from headrace.messages import Buffer, Owner, Signature, Template
 
-Piece = tuple["Sequence[Buffer]", "Sequence[tuple[int, ...]]", bytes]
+Piece = tuple["Sequence[Buffer]", "tuple[tuple[int, ...], ...]", bytes]
 
 
 class PieceTemplate:
@@ -31,7 +31,7 @@ class PieceTemplate:
         self.owner: Owner = whole.owner
 
     def encode(
-        self, request: InferRequest, outputs: Sequence[Buffer], shapes: Sequence[tuple[int, ...]], parameters: bytes
+        self, request: InferRequest, outputs: Sequence[Buffer], shapes: tuple[tuple[int, ...], ...], parameters: bytes
     ) -> Piece:
         """See `messages.Template`."""
         return outputs, shapes, parameters
@@ -110,7 +110,7 @@ class Split:
         pieces = [found for found in self._arrived if found is not None]
         outputs = [b"".join(column) for column in zip(*(found[0] for found in pieces), strict=True)]
         rows = self.whole.template.rows
-        shapes = [(rows, *shape[1:]) for shape in pieces[0][1]]
+        shapes = tuple((rows, *shape[1:]) for shape in pieces[0][1])
         self.whole.sink.reply(self.whole.template.encode(self.whole, outputs, shapes, piece[2]))
 
     def failed(self, error: BaseException) -> None:

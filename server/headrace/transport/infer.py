@@ -187,7 +187,11 @@ def _cut_raw(message: Buffer, at: int) -> list[Buffer]:
         size = message[at + 1]
         at += 2
         if size >= 0x80:
-            size, at = read_varint(message, at - 1)
+            if message[at] < 0x80:  # a varint of two octets: 128 bytes to 16 kB
+                size += (message[at] << 7) - 0x80
+                at += 1
+            else:
+                size, at = read_varint(message, at - 1)
         stop = at + size
         if stop > end:
             raise Malformed("message ends inside a tensor")

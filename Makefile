@@ -1,0 +1,70 @@
+# Everything starts from a fresh checkout with a Python of at least 3.11 and nothing else.
+#   make serve     set up what serving needs, and serve the models in models/
+#   make test      set up what the tests need, and run lint, types and tests
+#   make help      the other targets
+
+PYTHON ?= python3
+PIP = .venv/bin/python -m pip --disable-pip-version-check
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test lint types unit protos models loadtest compare wheel clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+serve: .venv/serve.done ## serve models/ on gRPC 8001 and HTTP 8000; ARGS="--log-level debug" adds flags
+	.venv/bin/headrace serve --model-repository models $(ARGS)
+
+test: lint types unit ## lint, types and all tests
+
+lint: .venv/test.done
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/lint-imports
+
+types: .venv/test.done
+	.venv/bin/mypy
+
+unit: .venv/test.done
+	.venv/bin/pytest $(ARGS)
+
+protos: .venv/test.done ## write server/headrace/rpc from protos/ again
+	.venv/bin/python scripts/generate_protos.py
+
+models: .venv/test.done ## train digits again, and fetch filetype
+	.venv/bin/python models/digits/train.py
+	.venv/bin/python models/filetype/fetch.py
+
+loadtest: .venv/test.done ## a minute of locust users against a server that runs: make serve in another terminal
+	.venv/bin/locust -f loadtest/locustfile.py --headless --host 127.0.0.1:8001 \
+	  --users 8 --spawn-rate 8 --run-time 1m --exit-code-on-error 1 $(ARGS)
+
+compare: .venv/test.done ## measure against NVIDIA Triton (2 GB of downloads the first time); ARGS="--quick"
+	loadtest/peers/setup
+	PYTHONPATH=loadtest .venv/bin/python -m compare $(ARGS)
+
+wheel: .venv/test.done ## build dist/headrace-*.whl
+	.venv/bin/hatchling build -t wheel
+
+clean: ## remove the environment and what was built
+	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+# --- the environment: one, in two steps; serving does not wait for the test tools ------------------------------------
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Headrace needs Python 3.11 or later; $(PYTHON) is $$($(PYTHON) -V 2>&1). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(PIP) install -q -c constraints.txt pip
+
+.venv/serve.done: .venv/bin/python pyproject.toml constraints.txt models/filetype/fetch.py
+	$(PIP) install -q -c constraints.txt -e .
+	$(PIP) install -q --no-deps -c constraints.txt magika
+	.venv/bin/python models/filetype/fetch.py
+	@touch $@
+
+.venv/test.done: .venv/serve.done
+	$(PIP) install -q -c constraints.txt --group test
+	loadtest/peers/setup clients
+	@touch $@

@@ -1,0 +1,148 @@
+"""CPU time of a request inside the server, without sockets: the figure to watch while working on the hot path.
+
+    python loadtest/hotpath.py [--repository DIR --model NAME] [--connections 8] [--streams 16] [--profile]
+
+Feeds the octets of calls into real connections of the native transport, over a real engine on a real model with
+inputs of fixed shape (default: digits), a turn of the event loop at a time. Prints the least time a request took over the rounds
+(what other processes steal only ever adds), and with --profile where it went.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import cProfile
+import pstats
+import time
+from pathlib import Path
+
+import numpy as np
+from prometheus_client import CollectorRegistry
+
+from headrace.clock import monotonic_ns
+from headrace.config import Settings
+from headrace.datatypes import DATATYPES
+from headrace.engine.lifecycle import Engine
+from headrace.messages import Signature
+from headrace.repository.catalog import Catalog
+from headrace.rpc import inference_pb2 as pb
+from headrace.serve import Status
+from headrace.telemetry.guard import ObserverGuard
+from headrace.telemetry.metrics import Metrics, ServerMetrics
+from headrace.transport.admin import Admin
+from headrace.transport.grpc_native import NativeTransport, Peer
+from headrace.transport.health import Health
+from headrace.transport.http2 import frames
+from headrace.transport.http2.hpack import encode_stateless
+from headrace.transport.infer import InferService
+from headrace.transport.service import service_table
+
+MODELS = Path(__file__).parent.parent / "models"
+HEADERS = [
+    (b":method", b"POST"),
+    (b":scheme", b"http"),
+    (b":path", b"/inference.GRPCInferenceService/ModelInfer"),
+    (b":authority", b"127.0.0.1:8001"),
+    (b"content-type", b"application/grpc"),
+    (b"te", b"trailers"),
+]
+
+
+class Wire(asyncio.Transport):
+    """A socket that takes everything and counts it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.octets = 0
+
+    def write(self, data: bytes) -> None:  # type: ignore[override]
+        self.octets += len(data)
+
+    def is_closing(self) -> bool:
+        return False
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+
+def call(model: str, signature: Signature, stream_id: int, timeout: bytes | None) -> bytes:
+    """The frames of one ModelInfer of one row of ones."""
+    request = pb.ModelInferRequest(model_name=model, id=str(stream_id))
+    for spec in signature.inputs:
+        tensor = request.inputs.add(name=spec.name, datatype=spec.datatype)
+        tensor.shape.extend((1, *spec.shape))
+        request.raw_input_contents.append(np.ones(spec.shape, DATATYPES[spec.datatype].numpy).tobytes())
+    message = request.SerializeToString()
+    fields = [*HEADERS, *([(b"grpc-timeout", timeout)] if timeout else [])]
+    return frames.frame(frames.HEADERS, frames.END_HEADERS, stream_id, encode_stateless(fields)) + frames.frame(
+        frames.DATA, frames.END_STREAM, stream_id, b"\0" + len(message).to_bytes(4, "big") + message
+    )
+
+
+async def measure(arguments: argparse.Namespace) -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    catalog = Catalog()  # type: ignore[var-annotated]
+    engine = Engine(catalog, ObserverGuard(metrics), metrics, monotonic_ns, 200_000)
+    await engine.load_all(arguments.repository)
+    signature = catalog.resolve(arguments.model, "").signature
+    infer = InferService(catalog, monotonic_ns, lambda reason: None)
+    table = service_table(Admin(Status(), catalog), Health(), infer)
+    settings = Settings()
+    server = NativeTransport(
+        table, "127.0.0.1", 0, http2=settings.http2, max_message_bytes=1 << 26, counts=ServerMetrics(registry)
+    )
+    loop = asyncio.get_running_loop()
+    peers = [Peer(server, loop) for _ in range(arguments.connections)]
+    opening = frames.PREFACE + frames.settings({4: 1 << 30}) + frames.window_update(0, 1 << 30)
+    for peer in peers:
+        peer.connection_made(Wire())
+        peer.data_received(opening)
+    timeout = b"5S" if arguments.timeout else None
+    next_id = 1
+    best = float("inf")
+    profile = cProfile.Profile()
+    for round_ in range(8):
+        chunks = []
+        for _ in range(arguments.turns):
+            ids = range(next_id, next_id + 2 * arguments.streams, 2)
+            chunks.append(b"".join(call(arguments.model, signature, stream_id, timeout) for stream_id in ids))
+            next_id += 2 * arguments.streams
+        if arguments.profile and round_ == 7:
+            profile.enable()
+        began = time.thread_time_ns()
+        for chunk in chunks:
+            for peer in peers:
+                peer.data_received(chunk)
+                peer.connection.outbound.window = 1 << 30
+            await asyncio.sleep(0)
+            while any(peer.connection.streams for peer in peers):
+                await asyncio.sleep(0)
+        spent = time.thread_time_ns() - began
+        profile.disable()
+        best = min(best, spent / 1000 / (arguments.turns * arguments.connections * arguments.streams))
+    print(f"{best:.2f} us a request ({arguments.connections} x {arguments.streams} in flight)")
+    if arguments.profile:
+        pstats.Stats(profile).sort_stats("tottime").print_stats(45)
+    for peer in peers:
+        peer.connection_lost(None)
+    engine.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repository", type=Path, default=MODELS)
+    parser.add_argument("--model", default="digits")
+    parser.add_argument("--connections", type=int, default=8)
+    parser.add_argument("--streams", type=int, default=16, help="calls that each connection has in flight")
+    parser.add_argument("--turns", type=int, default=200, help="turns of the event loop in each of 8 rounds")
+    parser.add_argument("--timeout", action="store_true", help="send a grpc-timeout")
+    parser.add_argument("--profile", action="store_true")
+    asyncio.run(measure(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()
