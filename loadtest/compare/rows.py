@@ -1,0 +1,110 @@
+"""The table to reach, row by row."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from compare.clients import Load
+from compare.figures import Sample, Target, Unmeasured
+from compare.sides import Row, Side, bare, memory, served
+
+if TYPE_CHECKING:
+    from compare.server import Setup
+
+_TAB = Load("h2load", "tab", concurrency=16, connections=8)
+_IMG = Load("h2load", "img", concurrency=4, connections=8)
+_FRAMES = Load("frames", "tab", concurrency=16, connections=8)
+
+
+def perf(model: str, concurrency: int) -> Load:
+    """A load by perf_analyzer."""
+    return Load("perf_analyzer", model, concurrency)
+
+
+def against_triton(name: str, title: str, load: Load, *targets: Target) -> Row:
+    """Headrace and Triton under the same load."""
+    return Row(name, title, (served("headrace", load), served("triton", load)), targets)
+
+
+def rows() -> tuple[Row, ...]:
+    """Every row in the order of the table."""
+    cheaper = Target("cpu_us_per_request", 1.3, "<=")
+    return (
+        against_triton(
+            "tab-h2load",
+            "tab, h2load, 8 connections x 16",
+            _TAB,
+            Target("throughput", 4.5, ">="),
+            Target("cpu_us_per_request", 0.2, "<="),
+        ),
+        against_triton(
+            "tab-perf-32",
+            "tab, perf_analyzer, concurrency 32",
+            perf("tab", 32),
+            Target("throughput", 2, ">="),
+            Target("p99_us", 0.6, "<="),
+        ),
+        against_triton("tab-perf-1", "tab, perf_analyzer, concurrency 1", perf("tab", 1), Target("p50_us", 0.4, "<=")),
+        against_triton(
+            "mid-perf-32", "mid, perf_analyzer, concurrency 32", perf("mid", 32), Target("throughput", 2, ">=")
+        ),
+        against_triton(
+            "img-h2load",
+            "img (602 kB a request), h2load, 8 connections x 4",
+            _IMG,
+            Target("throughput", 1.8, ">="),
+            Target("cpu_us_per_request", 0.5, "<="),
+        ),
+        Row(
+            "timeout-same",
+            "tab, h2load 8 x 16, grpc-timeout 10S on every request against none",
+            (
+                served("headrace", replace(_TAB, timeout="10S"), "with timeout"),
+                served("headrace", _TAB, "without"),
+            ),
+            (cheaper,),
+        ),
+        Row(
+            "timeout-varying",
+            "tab, frames 8 x 16, another grpc-timeout on every request against none",
+            (
+                served("headrace", replace(_FRAMES, timeout="varying"), "with timeout"),
+                served("headrace", _FRAMES, "without"),
+            ),
+            (cheaper,),
+        ),
+        Row(
+            "reference",
+            "tab, h2load 8 x 16, native against reference transport",
+            (served("headrace", _TAB, "native"), served("reference", _TAB)),
+            (Target("throughput", 8, ">="),),
+        ),
+        Row(
+            "mid-one-core",
+            "mid, server on one core and h2load 8 x 16 on another, against bare ONNX Runtime on that core",
+            _one_core(),
+            (Target("rows_per_second", 0.7, ">="),),
+        ),
+        Row(
+            "memory",
+            "tab, h2load 8 x 16, resident memory: peak after the warm-up against that after it",
+            (memory("headrace", _TAB),),
+            (Target("rss_peak_mib", 1.05, "<=", base="rss_warm_mib"),),
+            rounds=1,
+        ),
+    )
+
+
+def _one_core() -> tuple[Side, ...]:
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+
+        def once(setup: Setup) -> Sample:
+            raise Unmeasured("this row needs two cores")
+
+        return (Side("headrace", once), Side("bare ORT", once))
+    server, client = str(cores[0]), str(cores[1])
+    load = Load("h2load", "mid", concurrency=16, connections=8, pin=client)
+    return (served("headrace", load, pin=server), bare("mid", server))

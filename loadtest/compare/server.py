@@ -1,0 +1,123 @@
+"""The servers under test: started on free ports of loopback, awaited, stopped by their own process id."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from compare.clients import pinned
+from compare.figures import Unmeasured
+from compare.oip import Client
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+READY_SECONDS = 90
+STOP_SECONDS = 30
+
+Kind = Literal["headrace", "reference", "triton"]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Where everything is, and how long to measure.
+
+    peers: what loadtest/peers/setup made. headrace: the command up to `serve`. triton: the script that starts it.
+    scratch: a directory for logs and messages. memory_requests: how many the memory row sends.
+    """
+
+    peers: Path
+    headrace: tuple[str, ...]
+    triton: Path
+    scratch: Path
+    seconds: float = 3
+    memory_requests: int = 2_000_000
+
+    def model(self, name: str) -> Path:
+        """The ONNX file that all servers serve."""
+        return self.peers / "models" / f"{name}.onnx"
+
+    def command(self, kind: Kind, grpc: int, http: int, metrics: int) -> list[str]:
+        """What starts a server of this kind with every other setting at its default."""
+        if kind == "triton":
+            ports = ["--grpc-port", str(grpc), "--http-port", str(http), "--metrics-port", str(metrics)]
+            return [str(self.triton), *ports]
+        ports = ["--host", "127.0.0.1", "--grpc-port", str(grpc), "--http-port", str(http)]
+        command = [*self.headrace, "serve", "--model-repository", str(self.peers / "headrace"), *ports]
+        return [*command, "--transport", "reference"] if kind == "reference" else command
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that said it was ready. pid: None when it is not ours and its processor time is unknown."""
+
+    kind: str
+    address: str
+    pid: int | None
+    version: str
+
+
+@contextmanager
+def serving(kind: Kind, setup: Setup, model: str, pin: str | None = None) -> Iterator[Running]:
+    """Runs a server for the length of the block. Raises Unmeasured, with its log's path, when it does not get ready."""
+    grpc, http, metrics = free_ports(3)
+    log = setup.scratch / f"{kind}-{grpc}.log"
+    with log.open("wb") as out:
+        try:
+            process = subprocess.Popen(
+                pinned(setup.command(kind, grpc, http, metrics), pin),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "HEADRACE_PEERS": str(setup.peers)},
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise Unmeasured(f"{kind} could not be started: {error}") from error
+    try:
+        address = f"127.0.0.1:{grpc}"
+        with Client(address) as client:
+            _await_ready(process, client, model, log)
+            running = Running(kind, address, process.pid, client.version())
+        yield running
+        if process.poll() is not None:
+            raise Unmeasured(f"{kind} ended under load with {process.returncode}; its log: {log}")
+    finally:
+        _stop(process)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listened on a moment ago, all different."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    try:
+        return [s.getsockname()[1] for s in sockets]
+    finally:
+        for s in sockets:
+            s.close()
+
+
+def _await_ready(process: subprocess.Popen[bytes], client: Client, model: str, log: Path) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while not client.ready(model):
+        if process.poll() is not None:
+            raise Unmeasured(f"the server ended at once with {process.returncode}; its log: {log}")
+        if time.monotonic() > deadline:
+            raise Unmeasured(f"the server was not ready within {READY_SECONDS} s; its log: {log}")
+        time.sleep(0.1)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM, then, for one that does not end, SIGKILL to the process group that was made for it."""
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -1,0 +1,27 @@
+from compare.rows import rows
+
+ISSUE = {
+    "tab-h2load": [("throughput", ">= 4.5x"), ("cpu_us_per_request", "<= 0.2x")],
+    "tab-perf-32": [("throughput", ">= 2x"), ("p99_us", "<= 0.6x")],
+    "tab-perf-1": [("p50_us", "<= 0.4x")],
+    "mid-perf-32": [("throughput", ">= 2x")],
+    "img-h2load": [("throughput", ">= 1.8x"), ("cpu_us_per_request", "<= 0.5x")],
+    "timeout-same": [("cpu_us_per_request", "<= 1.3x")],
+    "timeout-varying": [("cpu_us_per_request", "<= 1.3x")],
+    "reference": [("throughput", ">= 8x")],
+    "mid-one-core": [("rows_per_second", ">= 0.7x")],
+    "memory": [("rss_peak_mib", "<= 1.05x")],
+}
+
+
+def test_the_targets_are_those_agreed():
+    assert {row.name: [(t.figure, str(t)) for t in row.targets] for row in rows()} == ISSUE
+
+
+def test_ours_comes_first():
+    sides = {row.name: [side.name for side in row.sides] for row in rows()}
+    assert sides["tab-h2load"] == ["headrace", "triton"]
+    assert sides["timeout-varying"] == ["with timeout", "without"]
+    assert sides["reference"] == ["native", "reference"]
+    assert sides["mid-one-core"] == ["headrace", "bare ORT"]
+    assert sides["memory"] == ["headrace"]
