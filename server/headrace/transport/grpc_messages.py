@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from headrace.messages import Buffer
 
 PREFIX_SIZE = 5
+_ALIGNMENT = 64
 _SMALL = 64 << 10
 """Up to this size a message is handed on as `bytes`; a larger one stays in the buffer that it was received into."""
 
@@ -79,8 +80,7 @@ class MessageReader:
         if length > self._max_message:
             raise too_large(length, self._max_message)
         self._compressed = flag == 1
-        # np.empty leaves the memory untouched, so that an announced length costs nothing until octets arrive
-        self._message = memoryview(bytearray(length) if length <= _SMALL else np.empty(length, np.uint8))
+        self._message = memoryview(bytearray(length)) if length <= _SMALL else _large_buffer(length)
 
     def _complete(self, message: memoryview) -> Buffer:
         self._message = None
@@ -100,6 +100,17 @@ class MessageReader:
         if not inflater.eof or inflater.unused_data:
             raise ProtocolError("a compressed message that is not one whole gzip member")
         return plain
+
+
+def _large_buffer(length: int) -> memoryview:
+    """Octets for a large message; untouched, so that an announced length costs nothing until octets arrive.
+
+    Its end is aligned: a message ends in its last tensor, whose size is a multiple of its elements', so that the
+    tensor's beginning is aligned to its elements and can be run where it lies.
+    """
+    memory = np.empty(length + _ALIGNMENT, np.uint8)
+    start = -(memory.ctypes.data + length) % _ALIGNMENT
+    return memory.data[start : start + length]
 
 
 def too_large(size: int, limit: int) -> MessageTooLarge:
