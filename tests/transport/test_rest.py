@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import signal
 import socket
@@ -16,10 +17,19 @@ from starlette.responses import PlainTextResponse
 
 from headrace.telemetry.metrics import Metrics
 from headrace.transport import rest
-from headrace.transport.rest import Health, HttpServer, exposition, make_app
+from headrace.transport.rest import HttpServer, exposition, make_app
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 LIMIT_SECONDS = 15
+
+
+@dataclasses.dataclass(frozen=True)
+class Health:
+    live: bool
+    ready: bool
+    exiting: bool = False
+
+
 READY = Health(live=True, ready=True)
 
 

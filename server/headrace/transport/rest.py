@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import uvicorn
 from prometheus_client.exposition import choose_encoder
@@ -54,13 +53,15 @@ INDEX = """<!doctype html><html lang="en"><title>Headrace</title><h1>Headrace</h
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Health:
-    """What the health paths answer. exiting: the server drains; it is then alive and not ready."""
+class Health(Protocol):
+    """What the health paths answer with. exiting: the server drains; it is then alive and not ready."""
 
-    live: bool
-    ready: bool
-    exiting: bool = False
+    @property
+    def live(self) -> bool: ...  # noqa: D102
+    @property
+    def ready(self) -> bool: ...  # noqa: D102
+    @property
+    def exiting(self) -> bool: ...  # noqa: D102
 
 
 def make_app(health: Callable[[], Health], registry: CollectorRegistry) -> Starlette:
