@@ -10,7 +10,7 @@ from headrace.errors import DeadlineExceeded, HeadraceError, MessageTooLarge, Pr
 from headrace.transport import grpc_messages
 from headrace.transport.grpc_head import NOT_GRPC, REPLY_HEAD, REPLY_TAIL, status_block
 from headrace.transport.grpc_messages import MessageReader
-from headrace.transport.http2.connection import Stream
+from headrace.transport.http2.stream import Stream
 from headrace.transport.service import INFER_PATH
 from headrace.transport.status import Code, Status, grpc_status
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from headrace.messages import Buffer
     from headrace.transport.grpc_native import Peer
-    from headrace.transport.http2.connection import RequestHead
+    from headrace.transport.http2.heads import RequestHead
     from headrace.transport.service import Cancellable, StreamHandler
 
 _prefix = Struct(">xI").pack  # an uncompressed message: flag 0, length

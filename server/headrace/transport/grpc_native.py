@@ -21,11 +21,14 @@ from headrace.transport.service import INFER_PATH
 if TYPE_CHECKING:
     from headrace.config import Http2Settings
     from headrace.telemetry.metrics import ServerMetrics
-    from headrace.transport.http2.connection import RequestHead, Stream
+    from headrace.transport.http2.heads import RequestHead
+    from headrace.transport.http2.stream import Stream
     from headrace.transport.service import ServiceTable
 
 logger = logging.getLogger(__name__)
 
+_READ_BUFFER = 256 << 10
+_COPIED_READ = 32 << 10
 _TICK_SECONDS = 1.0
 _STALLED_NS = 60 * 10**9
 """A peer that has not read for this long, while octets wait for it, is dropped."""
@@ -61,6 +64,7 @@ class NativeTransport:
         self.max_message = max_message_bytes
         self.counts = counts
         self.clock = clock
+        self.read_buffer = memoryview(bytearray(_READ_BUFFER))
         self.peers: set[Peer] = set()
         self._dirty: list[Peer] = []
         self._host = host
@@ -129,8 +133,10 @@ class NativeTransport:
         self._ticker = asyncio.get_running_loop().call_later(_TICK_SECONDS, self._tick)
 
 
-class Peer(asyncio.Protocol):
+class Peer(asyncio.BufferedProtocol):
     """One connection: the socket's callbacks on one side, its HTTP/2 state on the other.
+
+    All connections read into one buffer of the server's: what a read brought is taken out of it before the next read.
 
     buffered: octets of incomplete messages. tasks: of its streaming calls.
     """
@@ -162,7 +168,7 @@ class Peer(asyncio.Protocol):
     # --- asyncio.Protocol ---------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See asyncio.Protocol."""
+        """See asyncio.BufferedProtocol."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's does not derive from asyncio's
         self.connection = Connection(self.server.limits, self._open, read_head, self._wake)
         self._last_read = self._last_call = self._clock()
@@ -170,8 +176,18 @@ class Peer(asyncio.Protocol):
         self._counts.connections_open += 1
         self._counts.connections_total += 1
 
-    def data_received(self, data: bytes) -> None:
-        """See asyncio.Protocol."""
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """See asyncio.BufferedProtocol."""
+        return self.server.read_buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """See asyncio.BufferedProtocol."""
+        data = self.server.read_buffer[:nbytes]
+        # slices of bytes are what the parser is quickest with; large tensors are copied once, to where they belong
+        self.data_received(bytes(data) if nbytes <= _COPIED_READ else data)
+
+    def data_received(self, data: bytes | memoryview) -> None:
+        """What one read brought; `data` is good for the time of the call only."""
         now = self._clock()
         self._last_read = now
         self._counts.bytes_received += len(data)
@@ -181,17 +197,17 @@ class Peer(asyncio.Protocol):
             self._end()
 
     def eof_received(self) -> bool:
-        """See asyncio.Protocol: a client that half-closes has gone; gRPC ends calls by END_STREAM, not by FIN."""
+        """See asyncio.BufferedProtocol: a client that half-closes has gone; gRPC ends calls by END_STREAM, not by FIN."""
         return False
 
     def pause_writing(self) -> None:
-        """See asyncio.Protocol: the peer does not read. Nothing more is taken from it until it does."""
+        """See asyncio.BufferedProtocol: the peer does not read. Nothing more is taken from it until it does."""
         self._paused = asyncio.Event()
         self._paused_at = self._clock()
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
-        """See asyncio.Protocol."""
+        """See asyncio.BufferedProtocol."""
         if self._paused is not None:
             self._paused.set()
             self._paused = None
@@ -201,7 +217,7 @@ class Peer(asyncio.Protocol):
             self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """See asyncio.Protocol."""
+        """See asyncio.BufferedProtocol."""
         if self._paused is not None:
             self._paused.set()
             self._paused = None

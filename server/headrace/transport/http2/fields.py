@@ -23,7 +23,7 @@ def _malformed(debug: str) -> StreamViolation:
 class RequestValidator:
     """Checks the field sections of one connection; remembers the fields that it has found good.
 
-    Clients repeat nearly all fields from call to call, and looking a field up is several times cheaper than checking it.
+    Clients repeat nearly all fields from call to call, and looking one up is several times cheaper than checking it.
     """
 
     __slots__ = ("_known",)

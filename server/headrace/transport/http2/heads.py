@@ -30,7 +30,7 @@ class RequestHead:
 
     __slots__ = ("app", "content_length")
 
-    def __init__(self, app: Any, content_length: int) -> None:
+    def __init__(self, app: Any, content_length: int) -> None:  # noqa: ANN401 - the application's own
         self.app = app
         self.content_length = content_length
 

@@ -41,13 +41,13 @@ class Limits:
 
     def settings(self) -> dict[int, int]:
         """Our SETTINGS. The connection's window has no setting: it is opened by a WINDOW_UPDATE."""
-        values = {
+        values: dict[int, int] = {
             Setting.MAX_CONCURRENT_STREAMS: self.max_streams,
             Setting.MAX_HEADER_LIST_SIZE: self.max_header_list,
         }
         if self.initial_window != DEFAULT_WINDOW:
             values[Setting.INITIAL_WINDOW_SIZE] = self.initial_window
-        return dict(values)
+        return values
 
 
 class Bucket:

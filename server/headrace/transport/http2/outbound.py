@@ -16,7 +16,7 @@ from headrace.transport.http2.hpack import TABLE_SIZE_ZERO, encode_stateless
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from headrace.transport.http2.connection import Stream
+    from headrace.transport.http2.stream import Stream
 
 _data_header = Struct(">HBBB4s").pack  # length >> 8, length & 255, type, flags, stream id
 
@@ -136,7 +136,7 @@ class Outbound:
             self._finished(stream)
 
     def data(self, stream: Stream, payload: bytes, *, end: bool = False) -> None:
-        """DATA, as far as the windows let it through; the rest waits. An empty payload makes a frame only with `end`."""
+        """DATA, as far as the windows let it through; the rest waits. An empty payload is a frame only with `end`."""
         if stream.pending is None:
             sent = self._send_data(stream, memoryview(payload), end)
             if sent == len(payload):

@@ -1,0 +1,49 @@
+"""One request's stream, as the connection knows it and the application extends it. Source: RFC 9113, 5 and 6.9."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections import deque
+
+    from headrace.transport.http2.connection import Connection
+    from headrace.transport.http2.heads import RequestHead
+
+
+class Lingering(Protocol):
+    """Work that goes on although its stream is gone."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has ended."""
+
+
+class Stream:
+    """One request's stream. The application derives from it and overrides the `on_` methods.
+
+    sid: the id as four octets. send_delta, recv_window: see RFC 9113, 6.9; the send window is the connection's initial
+    one plus send_delta, so that a change of SETTINGS costs nothing for each stream. pending: what waits for a window.
+    """
+
+    __slots__ = ("connection", "head", "id", "pending", "received", "recv_window", "remote_closed", "send_delta", "sid")
+
+    def __init__(self, connection: Connection, stream_id: int, head: RequestHead) -> None:
+        self.connection = connection
+        self.id = stream_id
+        self.sid = stream_id.to_bytes(4, "big")
+        self.head = head
+        self.send_delta = 0
+        self.recv_window = connection.limits.initial_window
+        self.received = 0
+        self.remote_closed = False
+        self.pending: deque[tuple[Any, bool]] | None = None
+
+    def on_headers(self, end: bool) -> None:
+        """The request's head has arrived; `end`: nothing follows."""
+
+    def on_data(self, data: bytes, start: int, stop: int, end: bool) -> None:
+        """data[start:stop] has arrived; `end`: nothing follows. `data` is not kept by the connection."""
+
+    def on_reset(self) -> None:
+        """The stream is gone: reset by the peer or by us, or the connection is lost. Nothing more may be sent on it."""
