@@ -53,6 +53,11 @@ class Setup:
         command = [*self.headrace, "serve", "--model-repository", str(self.peers / "headrace"), *ports]
         return [*command, "--transport", "reference"] if kind == "reference" else command
 
+    def environment(self, kind: Kind) -> dict[str, str]:
+        """Ours without any setting of Headrace: it runs on its defaults. Triton's script needs to know its place."""
+        plain = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
+        return plain | {"HEADRACE_PEERS": str(self.peers)} if kind == "triton" else plain
+
 
 @dataclass(frozen=True)
 class Running:
@@ -76,7 +81,7 @@ def serving(kind: Kind, setup: Setup, model: str, pin: str | None = None) -> Ite
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "HEADRACE_PEERS": str(setup.peers)},
+                env=setup.environment(kind),
                 start_new_session=True,
             )
         except OSError as error:

@@ -1,0 +1,28 @@
+from pathlib import Path
+
+from compare.server import Setup, free_ports
+
+SETUP = Setup(Path("/peers"), ("headrace",), Path("/loadtest/peers/triton"), Path("/scratch"))
+
+
+def test_servers_start_on_loopback_with_defaults():
+    ports = ["--host", "127.0.0.1", "--grpc-port", "1", "--http-port", "2"]
+    native = ["headrace", "serve", "--model-repository", "/peers/headrace", *ports]
+    assert SETUP.command("headrace", 1, 2, 3) == native
+    assert SETUP.command("reference", 1, 2, 3) == [*native, "--transport", "reference"]
+    assert SETUP.command("triton", 1, 2, 3) == (
+        ["/loadtest/peers/triton", "--grpc-port", "1", "--http-port", "2", "--metrics-port", "3"]
+    )
+
+
+def test_settings_of_the_shell_do_not_reach_a_server_under_test(monkeypatch):
+    monkeypatch.setenv("HEADRACE_LOG_LEVEL", "debug")
+    monkeypatch.setenv("HEADRACE_PEERS", "/elsewhere")
+    monkeypatch.setenv("KEPT", "1")
+    assert SETUP.environment("headrace")["KEPT"] == "1"
+    assert not any(name.startswith("HEADRACE_") for name in SETUP.environment("headrace"))
+    assert SETUP.environment("triton")["HEADRACE_PEERS"] == "/peers"
+
+
+def test_free_ports_differ():
+    assert len(set(free_ports(3))) == 3
