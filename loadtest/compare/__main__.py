@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import shlex
+import shutil
 import signal
 import sys
 import tempfile
@@ -103,7 +104,6 @@ def main() -> int:
     date = datetime.now().astimezone()
     facts = machine.facts(peers)
     scratch = Path(tempfile.mkdtemp(prefix="headrace-compare-"))
-    say(f"logs of the servers: {scratch}")
     setup = Setup(
         peers,
         tuple(shlex.split(args.headrace)),
@@ -122,7 +122,11 @@ def main() -> int:
             json.dumps(document(outcomes, date.isoformat("T", "seconds"), facts, settings), indent=1) + "\n"
         )
         print(f"\n{path}")
-    return 1 if any(outcome.unmeasured or outcome.problems for outcome in outcomes) else 0
+    if any(outcome.problems for outcome in outcomes):
+        say(f"logs of the servers: {scratch}")
+        return 1
+    shutil.rmtree(scratch)
+    return 0
 
 
 if __name__ == "__main__":
