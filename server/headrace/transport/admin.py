@@ -1,0 +1,243 @@
+"""The RPCs about the server and its models: everything of the inference service but inference.
+
+Messages in, messages out. What fails raises a HeadraceError, with Triton's text where Triton has one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+from headrace import __version__
+from headrace.errors import InvalidRequest, ModelNotFound, ModelNotReady, Unimplemented
+from headrace.repository.catalog import State
+from headrace.rpc import inference_pb2 as pb
+from headrace.rpc import model_config_pb2 as mc
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from headrace.messages import Signature, TensorSpec
+    from headrace.repository.catalog import Catalog
+    from headrace.repository.model_config import ModelConfig
+    from headrace.telemetry.statistics import Duration, Statistics
+
+EXTENSIONS = ("schedule_policy", "model_configuration", "binary_tensor_data", "parameters", "statistics")
+"""What ServerMetadata advertises of Triton's extensions: those that are implemented, in Triton's order."""
+
+MODEL_FILENAMES = {"onnxruntime_onnx": "model.onnx"}
+"""The file of a version, by platform."""
+
+DURATIONS = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")
+BATCH_DURATIONS = ("compute_input", "compute_infer", "compute_output")
+
+
+class Engine(Protocol):
+    """The state of the server as a whole."""
+
+    @property
+    def live(self) -> bool:
+        """Whether it is up."""
+        ...
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes inference requests."""
+        ...
+
+
+class Served(Protocol):
+    """A model version that is ready."""
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """The version's number, in decimal."""
+        ...
+
+    @property
+    def platform(self) -> str:
+        """What the backend calls its kind of model, such as `onnxruntime_onnx`."""
+        ...
+
+    @property
+    def signature(self) -> Signature:
+        """Inputs, outputs and the largest batch."""
+        ...
+
+    @property
+    def config(self) -> ModelConfig:
+        """How it is served."""
+        ...
+
+    def statistics(self) -> Statistics:
+        """What it has done since it was loaded."""
+        ...
+
+
+ServedT = TypeVar("ServedT", bound=Served)
+
+
+class Admin(Generic[ServedT]):
+    """Answers from the catalogue of models and the state of the engine; changes neither."""
+
+    def __init__(self, engine: Engine, catalog: Catalog[ServedT]) -> None:
+        self._engine = engine
+        self._catalog = catalog
+
+    def server_live(self, request: pb.ServerLiveRequest) -> pb.ServerLiveResponse:
+        """Whether the server is up."""
+        return pb.ServerLiveResponse(live=self._engine.live)
+
+    def server_ready(self, request: pb.ServerReadyRequest) -> pb.ServerReadyResponse:
+        """Whether the server takes inference requests."""
+        return pb.ServerReadyResponse(ready=self._engine.ready)
+
+    def server_metadata(self, request: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
+        """Name, version and extensions."""
+        return pb.ServerMetadataResponse(name="headrace", version=__version__, extensions=EXTENSIONS)
+
+    def model_ready(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
+        """True, or the error that says why not: a model that is unknown, or loading, is an error here.
+
+        A server that leaves says no for its models too, so that a balancer that asks this way looks elsewhere.
+        """
+        if not self._engine.ready:
+            raise ModelNotReady("Server not ready")
+        self._catalog.resolve(request.name, request.version)
+        return pb.ModelReadyResponse(ready=True)
+
+    def model_metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
+        """Inputs and outputs, shapes with the batch dimension, and the version asked for or all that are ready."""
+        served = self._catalog.resolve(request.name, request.version)
+        versions = [served.version] if request.version else map(str, self._catalog.ready_versions(request.name))
+        batched = served.signature.max_batch >= 1
+        return pb.ModelMetadataResponse(
+            name=served.name,
+            versions=versions,
+            platform=served.platform,
+            inputs=(_tensor_metadata(spec, batched) for spec in served.signature.inputs),
+            outputs=(_tensor_metadata(spec, batched) for spec in served.signature.outputs),
+        )
+
+    def model_config(self, request: pb.ModelConfigRequest) -> pb.ModelConfigResponse:
+        """The configuration, in Triton's terms."""
+        return pb.ModelConfigResponse(config=_config(self._catalog.resolve(request.name, request.version)))
+
+    def model_statistics(self, request: pb.ModelStatisticsRequest) -> pb.ModelStatisticsResponse:
+        """Of one version, of all ready versions of a model, or of all models."""
+        if request.name:
+            served = self._ready(request.name, request.version)
+        else:
+            served = [
+                self._catalog.resolve(name, str(version))
+                for name in self._catalog.names()
+                for version in self._catalog.ready_versions(name)
+            ]
+        return pb.ModelStatisticsResponse(model_stats=map(_statistics, served))
+
+    def repository_index(self, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:
+        """Every version that there is with its state, or only what is ready."""
+        if request.repository_name:
+            raise Unimplemented("'repository_name' specification is not supported")
+        return pb.RepositoryIndexResponse(
+            models=(
+                pb.RepositoryIndexResponse.ModelIndex(
+                    name=entry.name,
+                    version="" if entry.version is None else str(entry.version),
+                    state=entry.state,
+                    reason=entry.reason,
+                )
+                for entry in self._catalog.index()
+                if entry.state is State.READY or not request.ready
+            )
+        )
+
+    def _ready(self, name: str, version: str) -> list[ServedT]:
+        """Where other RPCs say NOT_FOUND, Triton's statistics say INVALID_ARGUMENT."""
+        versions = self._catalog.ready_versions(name)
+        if not versions:
+            raise InvalidRequest(f"requested model '{name}' is not available")
+        try:
+            return [self._catalog.resolve(name, v) for v in ([version] if version else map(str, versions))]
+        except (ModelNotFound, ModelNotReady):
+            raise InvalidRequest(f"requested model version is not available for model '{name}'") from None
+
+
+def _tensor_metadata(spec: TensorSpec, batched: bool) -> pb.ModelMetadataResponse.TensorMetadata:
+    shape = (-1, *spec.shape) if batched else spec.shape
+    return pb.ModelMetadataResponse.TensorMetadata(name=spec.name, datatype=spec.datatype, shape=shape)
+
+
+def _statistics(served: Served) -> pb.ModelStatistics:
+    statistics = served.statistics()
+    return pb.ModelStatistics(
+        name=served.name,
+        version=served.version,
+        last_inference=statistics.last_inference_ms,
+        inference_count=statistics.inference_count,
+        execution_count=statistics.execution_count,
+        inference_stats=pb.InferStatistics(**_durations(statistics, DURATIONS)),
+        batch_stats=(
+            pb.InferBatchStatistics(batch_size=batch.batch_size, **_durations(batch, BATCH_DURATIONS))
+            for batch in statistics.batches
+        ),
+    )
+
+
+def _durations(source: object, names: Iterable[str]) -> dict[str, pb.StatisticDuration]:
+    durations: dict[str, Duration] = {name: getattr(source, name) for name in names}
+    return {name: pb.StatisticDuration(count=d.count, ns=d.ns) for name, d in durations.items()}
+
+
+def _config(served: Served) -> mc.ModelConfig:
+    signature, config = served.signature, served.config
+    return mc.ModelConfig(
+        name=served.name,
+        platform=served.platform,
+        backend=config.backend,
+        version_policy=_version_policy(config),
+        max_batch_size=signature.max_batch,
+        input=(mc.ModelInput(name=spec.name, data_type=_data_type(spec), dims=spec.shape) for spec in signature.inputs),
+        output=(
+            mc.ModelOutput(name=spec.name, data_type=_data_type(spec), dims=spec.shape) for spec in signature.outputs
+        ),
+        instance_group=[
+            mc.ModelInstanceGroup(name=served.name, kind=mc.ModelInstanceGroup.KIND_CPU, count=config.instances)
+        ],
+        default_model_filename=MODEL_FILENAMES.get(served.platform, ""),
+        dynamic_batching=_dynamic_batching(config) if signature.max_batch > 1 else None,
+    )
+
+
+def _data_type(spec: TensorSpec) -> str:
+    return "TYPE_STRING" if spec.datatype == "BYTES" else f"TYPE_{spec.datatype}"
+
+
+def _version_policy(config: ModelConfig) -> mc.ModelVersionPolicy:
+    policy = mc.ModelVersionPolicy
+    if config.versions == "all":
+        return policy(all=policy.All())
+    if isinstance(config.versions, str):
+        return policy(latest=policy.Latest(num_versions=int(config.versions.removeprefix("latest:"))))
+    return policy(specific=policy.Specific(versions=config.versions))
+
+
+def _dynamic_batching(config: ModelConfig) -> mc.ModelDynamicBatching:
+    """What of our batching Triton has a word for."""
+    delays = config.batching.policy == "delay"
+    prioritised = config.priority_levels > 1
+    return mc.ModelDynamicBatching(
+        max_queue_delay_microseconds=config.batching.delay_us if delays else 0,
+        priority_levels=config.priority_levels if prioritised else 0,
+        default_priority_level=config.default_level if prioritised else 0,
+        default_queue_policy=mc.ModelQueuePolicy(
+            timeout_action=mc.ModelQueuePolicy.REJECT,
+            default_timeout_microseconds=round(config.slo_ms * 1000),
+            allow_timeout_override=True,
+            max_queue_size=config.queue.max_requests,
+        ),
+    )

@@ -1,0 +1,164 @@
+"""The RPCs of the server, once for all transports: full method paths and what answers them, bytes in and bytes out.
+
+Inference has a door of its own (`Infer`), with a sink instead of a return value: it is answered when its batch is
+done, without a task or a future of its own on the native transport.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from headrace.errors import InvalidRequest, Unimplemented
+from headrace.rpc import health_pb2, inference_pb2
+from headrace.transport import reflection
+
+if TYPE_CHECKING:
+    from google.protobuf.descriptor import MethodDescriptor
+
+    from headrace.messages import Buffer, ReplySink
+    from headrace.transport.admin import Admin
+    from headrace.transport.health import Health
+
+UnaryHandler = Callable[[bytes], bytes]
+"""Request message to response message. Raises HeadraceError."""
+
+StreamHandler = Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]]
+"""Request messages to response messages, of a call that streams in either direction. Raises HeadraceError."""
+
+INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
+INFER_PATH = f"/{INFERENCE.full_name}/ModelInfer"
+
+RequestT = TypeVar("RequestT", bound=Message)
+
+
+class Cancellable(Protocol):
+    """An inference request under way."""
+
+    def cancel(self) -> None:
+        """The caller has gone away. The sink is not called any more; without effect on a request already answered."""
+        ...
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is done for the request any more; one that runs goes on after `cancel`."""
+        ...
+
+
+class Infer(Protocol):
+    """ModelInfer."""
+
+    def __call__(self, message: Buffer, sink: ReplySink, received_ns: int, deadline_ns: int, /) -> Cancellable | None:
+        """Takes one serialised ModelInferRequest. Never raises: errors go to `sink.fail`.
+
+        received_ns, deadline_ns: monotonic nanoseconds; no deadline is 0.
+        Returns a handle while the request is under way, None if `sink` has been called already.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ServiceTable:
+    """What a transport serves. The keys are full paths, as in `:path`; whatever is not here is UNIMPLEMENTED."""
+
+    unary: Mapping[str, UnaryHandler]
+    streams: Mapping[str, StreamHandler]
+    infer: Infer
+    service_names: tuple[str, ...]
+
+
+def service_table(admin: Admin[Any], health: Health, infer: Infer) -> ServiceTable:
+    """All services of the server."""
+    names = (INFERENCE.full_name, HEALTH.full_name, *reflection.SERVICE_NAMES)
+    reflect = _stream(reflection.Request, reflection.responder(names))
+    unary = {
+        "ServerLive": _unary(inference_pb2.ServerLiveRequest, admin.server_live),
+        "ServerReady": _unary(inference_pb2.ServerReadyRequest, admin.server_ready),
+        "ModelReady": _unary(inference_pb2.ModelReadyRequest, admin.model_ready),
+        "ServerMetadata": _unary(inference_pb2.ServerMetadataRequest, admin.server_metadata),
+        "ModelMetadata": _unary(inference_pb2.ModelMetadataRequest, admin.model_metadata),
+        "ModelConfig": _unary(inference_pb2.ModelConfigRequest, admin.model_config),
+        "ModelStatistics": _unary(inference_pb2.ModelStatisticsRequest, admin.model_statistics),
+        "RepositoryIndex": _unary(inference_pb2.RepositoryIndexRequest, admin.repository_index),
+    }
+    missing = [method for method in INFERENCE.methods if method.name not in {*unary, "ModelInfer"}]
+    return ServiceTable(
+        unary={
+            **{f"/{INFERENCE.full_name}/{name}": handler for name, handler in unary.items()},
+            **{_path(method): _missing_unary(method) for method in missing if not _streams(method)},
+            f"/{HEALTH.full_name}/Check": _unary(health_pb2.HealthCheckRequest, health.check),
+            f"/{HEALTH.full_name}/List": _unary(health_pb2.HealthListRequest, health.list),
+        },
+        streams={
+            **{_path(method): _missing_stream(method) for method in missing if _streams(method)},
+            f"/{HEALTH.full_name}/Watch": _server_stream(health_pb2.HealthCheckRequest, health.watch),
+            **{f"/{name}/ServerReflectionInfo": reflect for name in reflection.SERVICE_NAMES},
+        },
+        infer=infer,
+        service_names=names,
+    )
+
+
+def _parse(message_class: type[RequestT], data: bytes) -> RequestT:
+    try:
+        return message_class.FromString(data)
+    except DecodeError:
+        raise InvalidRequest(f"the request is not a valid {message_class.DESCRIPTOR.full_name} message") from None
+
+
+def _unary(request_class: type[RequestT], method: Callable[[RequestT], Message]) -> UnaryHandler:
+    def handle(data: bytes) -> bytes:
+        return method(_parse(request_class, data)).SerializeToString()
+
+    return handle
+
+
+def _stream(
+    request_class: type[RequestT], method: Callable[[AsyncIterator[RequestT]], AsyncIterator[Message]]
+) -> StreamHandler:
+    async def handle(messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        requests = (_parse(request_class, data) async for data in messages)
+        async for response in method(requests):
+            yield response.SerializeToString()
+
+    return handle
+
+
+def _server_stream(
+    request_class: type[RequestT], method: Callable[[RequestT], AsyncIterator[Message]]
+) -> StreamHandler:
+    async def one_request(requests: AsyncIterator[RequestT]) -> AsyncIterator[Message]:
+        request = await anext(requests, None)
+        if request is None:
+            raise InvalidRequest(f"the call ended without its {request_class.DESCRIPTOR.full_name} message")
+        async for response in method(request):
+            yield response
+
+    return _stream(request_class, one_request)
+
+
+def _path(method: MethodDescriptor) -> str:
+    return f"/{method.containing_service.full_name}/{method.name}"
+
+
+def _streams(method: MethodDescriptor) -> bool:
+    return bool(method.client_streaming or method.server_streaming)
+
+
+def _missing_unary(method: MethodDescriptor) -> UnaryHandler:
+    def handle(data: bytes) -> bytes:
+        raise Unimplemented(f"{method.name} is not implemented by this server")
+
+    return handle
+
+
+def _missing_stream(method: MethodDescriptor) -> StreamHandler:
+    async def handle(messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        raise Unimplemented(f"{method.name} is not implemented by this server")
+        yield b""  # makes this a generator
+
+    return handle

@@ -1,0 +1,110 @@
+import asyncio
+
+import pytest
+
+from headrace.errors import InvalidRequest, Unimplemented
+from headrace.repository.catalog import Catalog
+from headrace.rpc import health_pb2, inference_pb2
+from headrace.transport.admin import Admin
+from headrace.transport.health import Health
+from headrace.transport.service import INFER_PATH, service_table
+
+PREFIX = "/inference.GRPCInferenceService/"
+IMPLEMENTED = {
+    "ServerLive",
+    "ServerReady",
+    "ModelReady",
+    "ServerMetadata",
+    "ModelMetadata",
+    "ModelConfig",
+    "ModelStatistics",
+    "RepositoryIndex",
+}
+
+
+class FakeEngine:
+    live = True
+    ready = True
+
+
+def never_called(message, sink, received_ns, deadline_ns):
+    raise AssertionError("no inference in these tests")
+
+
+@pytest.fixture
+def health():
+    return Health()
+
+
+@pytest.fixture
+def table(health):
+    return service_table(Admin(FakeEngine(), Catalog()), health, never_called)
+
+
+async def messages(*data):
+    for item in data:
+        yield item
+
+
+def collect(handler, *data, limit=100):
+    async def run():
+        responses = handler(messages(*data))
+        seen = []
+        async for response in responses:
+            seen.append(response)
+            if len(seen) == limit:
+                break
+        await responses.aclose()
+        return seen
+
+    return asyncio.run(run())
+
+
+def test_every_method_of_every_service_has_a_handler(table):
+    methods = inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods
+    paths = {*table.unary, *table.streams, INFER_PATH}
+    assert {PREFIX + method.name for method in methods} == {path for path in paths if path.startswith(PREFIX)}
+    assert {path.split("/")[1] for path in paths} == set(table.service_names)
+    assert not table.unary.keys() & table.streams.keys()
+    assert INFER_PATH not in table.unary
+    assert table.infer is never_called
+
+
+@pytest.mark.parametrize("name", sorted(IMPLEMENTED))
+def test_a_malformed_message_is_an_invalid_request(table, name):
+    with pytest.raises(InvalidRequest, match=f"^the request is not a valid inference.{name}Request message$"):
+        table.unary[PREFIX + name](b"\x0a\x05abc")
+
+
+@pytest.mark.parametrize("name", ["ServerLive", "ServerReady"])
+def test_a_unary_method_takes_and_returns_bytes(table, name):
+    assert table.unary[PREFIX + name](b"") == b"\x08\x01"
+
+
+def test_unary_methods_that_are_not_implemented_say_so(table):
+    missing = {path for path in table.unary if path.startswith(PREFIX)} - {PREFIX + name for name in IMPLEMENTED}
+    assert len(missing) == 20 - len(IMPLEMENTED) - len(["ModelInfer", "ModelStreamInfer"])
+    for path in missing:
+        with pytest.raises(Unimplemented, match=f"^{path.removeprefix(PREFIX)} is not implemented by this server$"):
+            table.unary[path](b"")
+
+
+def test_the_stream_that_is_not_implemented_says_so(table):
+    with pytest.raises(Unimplemented, match=r"^ModelStreamInfer is not implemented by this server$"):
+        collect(table.streams[PREFIX + "ModelStreamInfer"], b"")
+
+
+def test_health_check_and_list(table, health):
+    health.set_serving(True)
+    assert table.unary["/grpc.health.v1.Health/Check"](b"") == b"\x08\x01"
+    listed = health_pb2.HealthListResponse.FromString(table.unary["/grpc.health.v1.Health/List"](b""))
+    assert len(listed.statuses) == 2
+
+
+def test_health_watch_takes_one_message(table):
+    watch = table.streams["/grpc.health.v1.Health/Watch"]
+    assert collect(watch, b"", limit=1) == [b"\x08\x02"]
+    with pytest.raises(InvalidRequest, match=r"not a valid grpc.health.v1.HealthCheckRequest message"):
+        collect(watch, b"\x0a\x05abc")
+    with pytest.raises(InvalidRequest, match=r"ended without its grpc.health.v1.HealthCheckRequest message"):
+        collect(watch)
