@@ -78,8 +78,8 @@ class Connection:
 
     # --- octets in ---------------------------------------------------------------------------------------------------
 
-    def receive(self, data: bytes, now: int) -> None:
-        """Processes what one read brought. now: monotonic ns."""
+    def receive(self, data: bytes | memoryview, now: int) -> None:
+        """Processes what one read brought; `data` may change after the call. now: monotonic ns."""
         if self.closing:
             return
         self.now = now
@@ -93,14 +93,14 @@ class Connection:
                     self._tail = joined[done:]
                     return
                 self._tail = b""
-                self._tail = data[self._parse(data, at) :]
+                self._tail = bytes(data[self._parse(data, at) :])
             else:
                 done = self._parse(data, 0)
-                self._tail = data[done:] if done < len(data) else b""
+                self._tail = bytes(data[done:]) if done < len(data) else b""
         except ProtocolViolation as violation:
             self.fail(violation.code, violation.debug)
 
-    def _parse(self, data: bytes, at: int) -> int:
+    def _parse(self, data: bytes | memoryview, at: int) -> int:
         """Processes whole frames from `at` on; returns where the first incomplete one begins."""
         if not self.started:
             at = self._start(data, at)
@@ -128,19 +128,19 @@ class Connection:
                     self._data(stream, flags, data, start, at)
             elif kind == 1:
                 if flags & 0x2C == 0x04:  # END_HEADERS, neither PADDED nor PRIORITY: nearly all there are
-                    self._field_block(stream_id, flags, data[start:at])
+                    self._field_block(stream_id, flags, bytes(data[start:at]))
                 else:
-                    self._headers(stream_id, flags, data[start:at])
+                    self._headers(stream_id, flags, bytes(data[start:at]))
             else:
                 control = self._controls.get(kind)
                 if control is not None:
-                    control(flags, stream_id, data[start:at])
+                    control(flags, stream_id, bytes(data[start:at]))
             if self.closing:
                 return end
         return at
 
-    def _start(self, data: bytes, at: int) -> int:
-        preface = data[at : at + len(frames.PREFACE)]
+    def _start(self, data: bytes | memoryview, at: int) -> int:
+        preface = bytes(data[at : at + len(frames.PREFACE)])
         if not frames.PREFACE.startswith(preface):
             raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "no HTTP/2 preface")
         first = at + len(frames.PREFACE)
@@ -154,7 +154,7 @@ class Connection:
 
     # --- DATA ---------------------------------------------------------------------------------------------------------
 
-    def _data(self, stream: Stream, flags: int, data: bytes, start: int, stop: int) -> None:
+    def _data(self, stream: Stream, flags: int, data: bytes | memoryview, start: int, stop: int) -> None:
         length = stop - start
         self._consume(length)
         stream.recv_window -= length
@@ -163,8 +163,9 @@ class Connection:
             return
         if flags & frames.PADDED:
             start, stop = _unpad(data, start, stop)
-            # padding is flow-controlled (6.1) but never delivered: its share is returned at once
-            self.credit(stream, length - (stop - start))
+            if not flags & frames.END_STREAM:
+                # padding is flow-controlled (6.1) but never delivered: its share is returned at once
+                self.credit(stream, length - (stop - start))
         stream.received += stop - start
         expected = stream.head.content_length
         if flags & frames.END_STREAM:
@@ -215,15 +216,18 @@ class Connection:
         start, stop = _unpad(payload, 0, len(payload)) if flags & frames.PADDED else (0, len(payload))
         depends_on = -1
         if flags & frames.PRIORITY_FLAG:
-            if stop - start < 5:
+            if len(payload) - start < 5:
                 raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "HEADERS too short for its priority")
+            if stop - start < 5:
+                raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "padding over the priority fields")
             depends_on = int.from_bytes(payload[start : start + 4], "big") & 0x7FFFFFFF
             start += 5
         block = payload[start:stop]
         if flags & frames.END_HEADERS:
-            self._field_block(stream_id, flags, block)
             if depends_on == stream_id:
-                self._self_dependency(stream_id)
+                self._self_dependent(stream_id, block)
+            else:
+                self._field_block(stream_id, flags, block)
         else:
             if stream_id == 0:
                 raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "HEADERS on stream 0")
@@ -254,6 +258,7 @@ class Connection:
             self._refuse(stream_id, violation.code, glitch=True)
             return
         if stream_id > self._refusing_above:
+            self.ids.reset(stream_id, ours=True)
             return  # behind our final GOAWAY: the client knows to retry it elsewhere (6.8)
         if len(self.streams) >= self.limits.max_streams - len(self.lingering) and self._too_many():
             self._refuse(stream_id, ErrorCode.REFUSED_STREAM, glitch=True)
@@ -290,10 +295,12 @@ class Connection:
             if not ours:
                 self._refuse(stream_id, ErrorCode.STREAM_CLOSED, glitch=True)
             return
+        if stream.remote_closed:
+            self._heads.discard(block)
+            self._reset(stream, ErrorCode.STREAM_CLOSED, glitch=True)
+            return
         try:
             self._heads.trailers(block)
-            if stream.remote_closed:
-                raise StreamViolation(ErrorCode.STREAM_CLOSED, "HEADERS after END_STREAM")
             if not flags & frames.END_STREAM:
                 raise StreamViolation(ErrorCode.PROTOCOL_ERROR, "second HEADERS without END_STREAM")
             if 0 <= stream.head.content_length != stream.received:
@@ -304,10 +311,13 @@ class Connection:
         stream.remote_closed = True
         stream.on_data(b"", 0, 0, True)
 
-    def _self_dependency(self, stream_id: int) -> None:
-        stream = self.streams.get(stream_id)
-        if stream is not None:
-            self._reset(stream, ErrorCode.PROTOCOL_ERROR, glitch=True)
+    def _self_dependent(self, stream_id: int, block: bytes) -> None:
+        """HEADERS of a stream that depends on itself: as good as malformed (RFC 7540, 5.3.1)."""
+        self._heads.discard(block)
+        if stream_id > self.ids.last and stream_id & 1:
+            self.ids.open(stream_id)
+        self.ids.check_used(stream_id, "HEADERS")
+        self._refuse(stream_id, ErrorCode.PROTOCOL_ERROR, glitch=True)
 
     # --- control frames -----------------------------------------------------------------------------------------------
 
@@ -317,9 +327,14 @@ class Connection:
             raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
         self.glitches.glitch(self.now)
         if len(payload) != 5:
-            self._refuse(stream_id, ErrorCode.FRAME_SIZE_ERROR)
+            code = ErrorCode.FRAME_SIZE_ERROR
         elif int.from_bytes(payload[:4], "big") & 0x7FFFFFFF == stream_id:
-            self._refuse(stream_id, ErrorCode.PROTOCOL_ERROR)
+            code = ErrorCode.PROTOCOL_ERROR
+        else:
+            return
+        if stream_id > self.ids.last:  # an idle stream cannot be reset (5.1)
+            raise ProtocolViolation(code, "malformed PRIORITY")
+        self._refuse(stream_id, code)
 
     def _on_rst_stream(self, flags: int, stream_id: int, payload: bytes) -> None:
         self.ids.check_used(stream_id, "RST_STREAM")
@@ -474,7 +489,7 @@ class Connection:
             self.outbound.write(frames.rst_stream(stream.id, ErrorCode.NO_ERROR))
 
 
-def _unpad(data: bytes, start: int, stop: int) -> tuple[int, int]:
+def _unpad(data: bytes | memoryview, start: int, stop: int) -> tuple[int, int]:
     """Where the payload of a PADDED frame begins and ends (6.1)."""
     if start == stop:
         raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "PADDED frame without a pad length")

@@ -56,17 +56,17 @@ class HeadReader:
         head = self._heads.get(block)
         if head is not None:
             return head
-        fields = self._decode(block)
+        version = self._version
+        fields = self.discard(block)
         if fields is None:
             head = RequestHead(self._read_head(None), -1)
         else:
             self._validator.request(fields)
             head = RequestHead(self._read_head(fields), content_length(fields))
-        if self._decoder.version == self._version and len(block) <= _BLOCK_SIZE:
+        if self._version == version and len(block) <= _BLOCK_SIZE:
             if len(self._heads) >= _BLOCKS:
                 self._heads.clear()
             self._heads[block] = head
-        self._forget_if_changed()
         return head
 
     def trailers(self, block: bytes) -> None:
@@ -75,23 +75,17 @@ class HeadReader:
         self._validator.trailers(fields or [])
 
     def discard(self, block: bytes) -> Fields | None:
-        """Decodes a block that nobody wants, for the sake of the table. Raises ProtocolViolation."""
-        fields = self._decode(block)
-        self._forget_if_changed()
-        return fields
-
-    def _decode(self, block: bytes) -> Fields | None:
+        """Decodes a block, if only for the sake of the table; None: over the limits. Raises ProtocolViolation."""
         try:
-            return self._decoder.decode(block)
+            fields = self._decoder.decode(block)
         except HpackError as error:
             raise ProtocolViolation(ErrorCode.COMPRESSION_ERROR, str(error)) from None
         except HeaderListTooLarge:
-            return None
-
-    def _forget_if_changed(self) -> None:
+            fields = None
         if self._decoder.version != self._version:
             self._version = self._decoder.version
             self._heads.clear()
+        return fields
 
 
 class PartialBlock:
@@ -110,7 +104,7 @@ class PartialBlock:
         """One more frame of it. Raises ProtocolViolation over the limits: skipping it would spoil the table."""
         self._pieces.append(piece)
         self._size += len(piece)
-        if len(self._pieces) > self._limits.max_continuations or self._size > self._limits.max_block:
+        if len(self._pieces) > 1 + self._limits.max_continuations or self._size > self._limits.max_block:
             raise ProtocolViolation(ErrorCode.ENHANCE_YOUR_CALM, "field block too long")
 
     def whole(self) -> bytes:

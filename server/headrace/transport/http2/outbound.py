@@ -163,7 +163,7 @@ class Outbound:
         if self.initial_window + stream.send_delta > frames.MAX_WINDOW:
             raise frames.StreamViolation(frames.ErrorCode.FLOW_CONTROL_ERROR, "stream window above 2^31-1")
         if stream.pending is not None:
-            self._pump()
+            self._resume(stream)
 
     def set_initial_window(self, value: int, streams: Iterable[Stream]) -> None:
         """The peer's SETTINGS_INITIAL_WINDOW_SIZE: moves every stream's window, which may become negative."""
@@ -184,7 +184,7 @@ class Outbound:
     def _send_data(self, stream: Stream, payload: memoryview, end: bool) -> int:
         """Sends what the windows allow; returns the octets sent. END_STREAM goes with the last of them."""
         size = len(payload)
-        allowed = min(size, self.window, self.initial_window + stream.send_delta)
+        allowed = max(0, min(size, self.window, self.initial_window + stream.send_delta))
         sent = 0
         while sent < allowed or (end and size == 0):
             step = min(allowed - sent, self.max_frame)
