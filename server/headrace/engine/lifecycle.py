@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from headrace.backends import registry
 from headrace.datatypes import DATATYPES
@@ -30,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 _WARM_SECONDS = 2.0
 """Warming of one instance stops here; the sizes that are left have run at least as a neighbour."""
+_WARM_BYTES = 256 << 20
+"""Inputs of a warm-up run, at most."""
 _RUNS = 3
 """Runs of each size: the first allocates, the last is what the cost model learns from."""
 
@@ -75,7 +76,7 @@ class Engine:
         """Loads and warms one version, then publishes it. Never raises: a failure is in the catalog and in the log."""
         began = self._clock()
         try:
-            model, instances, cost = await asyncio.to_thread(open_model, found, self._clock)
+            model, instances, cost = await asyncio.to_thread(open_model, found, self._clock, self._inline_below_ns)
         except ModelLoadError as error:
             logger.error("model %s version %d cannot be served: %s", found.name, found.version, error)
             self.catalog.failed(found.name, found.version, str(error))
@@ -85,9 +86,7 @@ class Engine:
             self.catalog.failed(found.name, found.version, "loading failed unexpectedly; the server's log says more")
             return
         version = str(found.version)
-        scheduler = Scheduler(
-            found.name, version, model, found.config, instances, cost, self._clock, self._inline_below_ns
-        )
+        scheduler = Scheduler(found.name, version, model, found.config, instances, cost, self._clock)
         scheduler.observer = self._observer.model(found.name, version, scheduler.depth)
         recorder = self._metrics.recorder(found.name, version)
         assert recorder is not None
@@ -119,7 +118,7 @@ class Engine:
         self._schedulers.clear()
 
 
-def open_model(found: Found, clock: Clock) -> tuple[LoadedModel, list[Instance], CostModel]:
+def open_model(found: Found, clock: Clock, inline_below_ns: int) -> tuple[LoadedModel, list[Instance], CostModel]:
     """Opens a version and its instances, and warms them. Blocks, so it runs on a thread. Raises ModelLoadError."""
     config = found.config
     backend = registry.get(config.backend)
@@ -128,7 +127,7 @@ def open_model(found: Found, clock: Clock) -> tuple[LoadedModel, list[Instance],
     if unknown:
         names = [spec.name for spec in model.signature.inputs]
         raise ModelLoadError(f"model.toml has checks for {unknown}, but the inputs of the model are {names}")
-    cost = CostModel(model.signature.max_batch, config.batching.quantile)
+    cost = CostModel(model.signature.max_batch, config.batching.quantile, inline_below_ns)
     instances = [model.make_instance(index) for index in range(config.instances)]
     sizes = warm_sizes(config, model.signature.max_batch)
     for instance in instances:
@@ -151,23 +150,29 @@ def warm_sizes(config: ModelConfig, max_batch: int) -> list[int]:
 def _warm(
     found: Found, model: LoadedModel, instance: Instance, sizes: Sequence[int], cost: CostModel, clock: Clock
 ) -> None:
-    """Runs each size on zeros. An input of unknown dimensions is tried with 1 in their place, and need not succeed."""
+    """Runs each size on rows of zeros, each in a buffer of its own, as requests bring them.
+
+    An input of unknown dimensions is tried with 1 in their place, and need not succeed. Sizes that would take very much
+    memory are left out.
+    """
     signature = model.signature
     fixed = all(spec.fixed for spec in signature.inputs)
+    dims = [tuple(max(dim, 1) for dim in spec.shape) for spec in signature.inputs]
+    row_bytes = [
+        math.prod(shape) * (DATATYPES[spec.datatype].itemsize or 4)
+        for shape, spec in zip(dims, signature.inputs, strict=True)
+    ]
+    row_limit = max(_WARM_BYTES // max(sum(row_bytes), 1), 1)
+    rows_made = min(max(sizes, default=0), row_limit)
+    parts = [[bytes(bytearray(size)) for _ in range(rows_made)] for size in row_bytes]
     end = clock() + int(_WARM_SECONDS * 1e9)
-    outputs = range(len(signature.outputs))
-    for rows in sizes:
-        shapes, inputs = [], []
-        for spec in signature.inputs:
-            dims = tuple(max(dim, 1) for dim in spec.shape)
-            shape = (rows, *dims) if signature.max_batch else dims
-            shapes.append(shape)
-            inputs.append([bytes(int(np.prod(shape)) * (DATATYPES[spec.datatype].itemsize or 4))])
+    for rows in (size for size in sizes if size <= row_limit):
+        shapes = [(rows, *shape) if signature.max_batch else shape for shape in dims]
         elapsed = 0
         for _ in range(_RUNS):
             began = clock()
             try:
-                instance.run(inputs, shapes, outputs)
+                instance.run([part[:rows] for part in parts], shapes, range(len(signature.outputs)))
             except Exception as error:
                 if fixed:
                     raise ModelLoadError(f"a first run on zeros, batch size {rows}, failed: {error}") from error

@@ -51,14 +51,15 @@ def decide(
     """Takes expired requests and closed batches out of `queue`.
 
     An idle instance (`slots` counts them) is what forms a batch: while all are busy, requests gather. Whom a batch
-    holds: the requests of one key, in queue order, as many as fit and as still make the earliest deadline among them.
+    holds: the requests of one key, in queue order, as many as fit, as make a row cheaper, and as still make the
+    earliest deadline among them.
     """
     decision = Decision(drop=queue.pop_expired(now))
     hold_until = 0
     while slots > len(decision.take) and queue.requests:
         group = queue.head_group()
-        count, rows, reason = _fill(group, now, limits, cost)
-        close_at = 0 if reason in ("full", "deadline") or draining else _close_at(group[:count], rows, limits, cost)
+        count, rows, reason = _fill(group, queue.rows, now, limits, cost)
+        close_at = 0 if reason != "all" or draining else _close_at(group[:count], rows, limits, cost)
         if close_at > now:
             hold_until = close_at
             break
@@ -71,14 +72,23 @@ def decide(
     return decision
 
 
-def _fill(group: list[InferRequest], now: int, limits: BatchLimits, cost: CostModel) -> tuple[int, int, str]:
-    """How many requests from the front of `group` form a batch, their rows, and what stopped it (`all`: nothing)."""
+def _fill(
+    group: list[InferRequest], waiting: int, now: int, limits: BatchLimits, cost: CostModel
+) -> tuple[int, int, str]:
+    """How many requests from the front of `group` form a batch, their rows, and what stopped it (`all`: nothing).
+
+    waiting: rows in all groups.
+    """
     rows = nbytes = 0
+    max_rows = limits.max_rows
+    pays = max_rows if limits.policy == "delay" else min(max_rows, cost.efficient_rows(waiting))
     latest = 0  # the earliest deadline among the members that can still be met
     for count, request in enumerate(group):
         template = request.template
         more = rows + template.rows
-        if count and (more > limits.max_rows or (limits.max_bytes and nbytes + request.nbytes > limits.max_bytes)):
+        if count and more > pays:
+            return count, rows, "full" if more > max_rows else "cost"
+        if count and limits.max_bytes and nbytes + request.nbytes > limits.max_bytes:
             return count, rows, "full"
         expires = request.expires
         if expires and now + cost.predict(template.rows) <= expires and not 0 < latest <= expires:
@@ -88,7 +98,9 @@ def _fill(group: list[InferRequest], now: int, limits: BatchLimits, cost: CostMo
             return count, rows, "deadline"
         rows = more
         nbytes += request.nbytes
-    return len(group), rows, "full" if rows >= limits.max_rows else "all"
+    if rows >= pays:
+        return len(group), rows, "full" if rows >= max_rows else "cost"
+    return len(group), rows, "all"
 
 
 def _close_at(members: list[InferRequest], rows: int, limits: BatchLimits, cost: CostModel) -> int:

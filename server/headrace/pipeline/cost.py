@@ -1,9 +1,39 @@
-"""How long a batch of so many rows will run: learned online, with a quantile, for one model version."""
+"""How long a batch of so many rows will run, and how large a batch pays: learned online, for one model version."""
 
 from __future__ import annotations
 
+import numpy as np
+
 _RATE = 0.1
 """Step of the running estimates: a change of speed is followed within some dozen batches."""
+_REFRESH = 64
+"""Batches between two looks at the buckets: predictions are tables, so that asking costs an index."""
+_TRY_AGAIN = 64
+"""One batch in so many is not held to the size that pays, so that what has become wrong is noticed."""
+_WORTH = 1.1
+"""A smaller batch is preferred as long as its rows cost at most this much more than the cheapest size's."""
+INLINE_OVERHEAD_NS = 30_000
+"""About what forming a batch and answering it cost next to its run, on the event loop."""
+THREAD_OVERHEAD_NS = 150_000
+"""The same for a batch that crosses to a thread and back."""
+
+
+class _Bucket:
+    """What is known of a range of sizes. Times are ns."""
+
+    __slots__ = ("mean", "median", "row_cost", "rows", "upper")
+
+    def __init__(self, rows: int, elapsed: int) -> None:
+        self.rows = float(rows)
+        self.mean = self.upper = self.median = float(elapsed)
+        self.row_cost = elapsed / rows
+
+    def observe(self, rows: int, elapsed: int, quantile: float) -> None:
+        self.rows += _RATE * (rows - self.rows)
+        self.mean += _RATE * (elapsed - self.mean)
+        self.row_cost += _RATE * (elapsed / rows - self.row_cost)
+        self.upper *= 1.0 + _RATE * quantile if elapsed > self.upper else 1.0 - _RATE * (1.0 - quantile)
+        self.median *= 1.0 + _RATE / 2 if elapsed > self.median else 1.0 - _RATE / 2
 
 
 class CostModel:
@@ -11,96 +41,114 @@ class CostModel:
 
     Sizes are gathered in buckets (1, 2, 3-4, 5-8, ...). Each keeps an exponentially weighted mean of rows and time,
     and two quantiles of the time, the median among them, by stochastic approximation on a logarithmic scale (Robbins
-    and Monro 1951; the step is bounded, so that one stall of the machine does not spoil the estimate). Between buckets the estimate is
-    linear in rows; below the first and above the last it is proportional to the nearest, never less than it below.
+    and Monro 1951; the step is bounded, so that one stall of the machine does not spoil the estimate). Between
+    buckets the estimate is linear in rows, before the first it is that of the first, beyond the last proportional.
 
-    quantile: in (0, 1), of the predictions by `predict`; `mean` predicts the mean, `median` what is usual. All times
-    are nanoseconds.
+    quantile: in (0, 1), of the predictions by `predict`. inline_below_ns: a batch that usually runs shorter is to run
+    on the event loop. All times are nanoseconds.
     """
 
-    __slots__ = ("_buckets", "_max_rows", "_mean", "_median", "_quantile", "_stale", "_upper", "observed")
+    __slots__ = (
+        "_buckets",
+        "_efficient",
+        "_inline_below_ns",
+        "_max_rows",
+        "_mean",
+        "_median",
+        "_quantile",
+        "_stale",
+        "_upper",
+        "observed",
+    )
 
-    def __init__(self, max_rows: int, quantile: float = 0.95) -> None:
+    def __init__(self, max_rows: int, quantile: float = 0.95, inline_below_ns: int = 0) -> None:
         if not 0.0 < quantile < 1.0:
             raise ValueError(f"quantile {quantile} is not between 0 and 1")
         self._quantile = quantile
+        self._inline_below_ns = inline_below_ns
         self._max_rows = max(max_rows, 1)
-        self._buckets: dict[int, list[float]] = {}  # bucket -> [mean rows, mean ns, quantile ns, median ns]
-        self._mean: list[int] = []
-        self._upper: list[int] = []
-        self._median: list[int] = []
-        self._stale = True
+        self._buckets: dict[int, _Bucket] = {}
+        self._mean = self._upper = self._median = [0] * (self._max_rows + 1)
+        self._efficient = [self._max_rows] * (self._max_rows.bit_length() + 1)
+        self._stale = False
         self.observed = 0
+
+    def __repr__(self) -> str:
+        rows = self._max_rows
+        known = f"1 row {self.predict(1)} ns, {rows} rows {self.predict(rows)} ns"
+        return f"<CostModel {self.observed} batches, {known}, sizes that pay {self._efficient}>"
 
     def observe(self, rows: int, elapsed: int) -> None:
         """Learns from one run: `rows` rows took `elapsed` ns."""
         self.observed += 1
         bucket = self._buckets.get((rows - 1).bit_length())
         if bucket is None:
-            self._buckets[(rows - 1).bit_length()] = [float(rows), *[float(elapsed)] * 3]
+            self._buckets[(rows - 1).bit_length()] = _Bucket(rows, elapsed)
             self._stale = True
-            return
-        bucket[0] += _RATE * (rows - bucket[0])
-        bucket[1] += _RATE * (elapsed - bucket[1])
-        quantile = self._quantile
-        bucket[2] *= 1.0 + _RATE * quantile if elapsed > bucket[2] else 1.0 - _RATE * (1.0 - quantile)
-        bucket[3] *= 1.0 + _RATE / 2 if elapsed > bucket[3] else 1.0 - _RATE / 2
-        if self.observed & 31 == 0:
-            self._stale = True
+        else:
+            bucket.observe(rows, elapsed, self._quantile)
+            if self.observed % _REFRESH == 0:
+                self._stale = True
 
     def predict(self, rows: int) -> int:
         """The quantile of the time that a batch of `rows` rows takes; 0 while nothing was observed."""
         if self._stale:
             self._tabulate()
-        return self._upper[min(rows, self._max_rows)]
+        return self._upper[rows if rows < self._max_rows else self._max_rows]
 
     def mean(self, rows: int) -> int:
         """The mean time that a batch of `rows` rows takes; 0 while nothing was observed."""
         if self._stale:
             self._tabulate()
-        return self._mean[min(rows, self._max_rows)]
+        return self._mean[rows if rows < self._max_rows else self._max_rows]
 
-    def median(self, rows: int) -> int:
-        """The time that a batch of `rows` rows usually takes; 0 while nothing was observed."""
+    def inline(self, rows: int) -> bool:
+        """Whether a batch of `rows` rows usually runs so short that it had better run on the event loop."""
         if self._stale:
             self._tabulate()
-        return self._median[min(rows, self._max_rows)]
+        return 0 < self._median[rows if rows < self._max_rows else self._max_rows] < self._inline_below_ns
 
-    def largest_within(self, budget: int, rows: int) -> int:
-        """The most rows, at most `rows`, that are predicted to run within `budget` ns; 0 if not even one."""
+    def efficient_rows(self, waiting: int) -> int:
+        """The size beyond which a batch should not grow: its rows would wait without becoming cheaper.
+
+        waiting: rows that there are to choose from; larger batches are not considered. What a batch costs beside its
+        run counts too. The most rows there may be while little is known.
+        """
         if self._stale:
             self._tabulate()
-        upper = self._upper
-        rows = min(rows, self._max_rows)
-        while rows and upper[rows] > budget:
-            rows -= 1
-        return rows
+        if self.observed % _TRY_AGAIN == 0:
+            return self._max_rows
+        return self._efficient[(min(waiting, self._max_rows) - 1).bit_length()]
 
     def _tabulate(self) -> None:
-        points = sorted(self._buckets.values())
-        sizes = range(1, self._max_rows + 1)
-        self._mean, upper, self._median = ([0, *(int(_interpolate(points, n, c)) for n in sizes)] for c in (1, 2, 3))
-        for rows in range(1, len(upper)):  # a larger batch is never predicted to be quicker
-            upper[rows] = max(upper[rows], upper[rows - 1])
-        self._upper = upper
         self._stale = False
+        buckets = [self._buckets[index] for index in sorted(self._buckets)]
+        self._mean = self._table([bucket.rows for bucket in buckets], [bucket.mean for bucket in buckets])
+        self._median = self._table([bucket.rows for bucket in buckets], [bucket.median for bucket in buckets])
+        upper = self._table([bucket.rows for bucket in buckets], [bucket.upper for bucket in buckets])
+        self._upper = np.maximum.accumulate(upper).tolist()  # a larger batch is never predicted to be quicker
+        self._efficient = self._sizes_that_pay()
 
-    def __repr__(self) -> str:
-        largest = self._max_rows
-        return f"<CostModel {self.observed} batches, 1 row {self.predict(1)} ns, {largest} rows {self.predict(largest)} ns>"
+    def _sizes_that_pay(self) -> list[int]:
+        """For each bucket of waiting rows: the upper end of the cheapest bucket not above it, or no bound."""
+        sizes = []
+        costs: list[tuple[int, float]] = []
+        for index in range(self._max_rows.bit_length() + 1):
+            bucket = self._buckets.get(index)
+            if bucket is not None:
+                overhead = INLINE_OVERHEAD_NS if bucket.median < self._inline_below_ns else THREAD_OVERHEAD_NS
+                costs.append((index, bucket.row_cost + overhead / bucket.rows))
+            limit = _WORTH * min((cost for _, cost in costs), default=0.0)
+            first = next((known for known, cost in costs if cost <= limit), index)
+            sizes.append(self._max_rows if first == index else min(1 << first, self._max_rows))
+        return sizes
 
-
-def _interpolate(points: list[list[float]], rows: int, column: int) -> float:
-    """Linear between neighbouring points; beyond the last, proportional to it; before the first, its value."""
-    if not points:
-        return 0.0
-    before: list[float] | None = None
-    for point in points:
-        if rows <= point[0]:
-            if before is None or point[0] == before[0]:
-                return point[column]
-            share = (rows - before[0]) / (point[0] - before[0])
-            return before[column] + share * (point[column] - before[column])
-        before = point
-    last = points[-1]
-    return last[column] * rows / last[0]
+    def _table(self, rows: list[float], values: list[float]) -> list[int]:
+        """Estimates for 0 to the most rows."""
+        sizes = np.arange(self._max_rows + 1)
+        table = np.interp(sizes, rows, values)
+        beyond = sizes > rows[-1]
+        table[beyond] = values[-1] * sizes[beyond] / rows[-1]
+        table[0] = 0
+        whole: list[int] = table.astype(np.int64).tolist()
+        return whole
