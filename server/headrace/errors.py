@@ -118,6 +118,11 @@ class BackendFailed(HeadraceError):
         self.detail = detail
 
 
+def reason_of(error: BaseException) -> str:
+    """The reason as metrics name it; `internal` for what is not a HeadraceError."""
+    return error.reason if isinstance(error, HeadraceError) else "internal"
+
+
 class ModelLoadError(Exception):
     """A model could not be loaded. For the operator: the repository index and the log show the message."""
 

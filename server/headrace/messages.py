@@ -74,7 +74,7 @@ PHASES = ("decode", "admit", "queue", "batch", "execute", "encode")
 class ReplySink(Protocol):
     """Where the reply to one request goes: a stream of a transport. Exactly one of the two is called, once."""
 
-    def reply(self, message: Any) -> None:
+    def reply(self, message: Any) -> None:  # noqa: ANN401
         """Takes what the template's `encode` made: for a stream, a serialised ModelInferResponse. Status OK."""
 
     def fail(self, error: BaseException) -> None:
@@ -91,10 +91,11 @@ class Owner(Protocol):
 class Template(Protocol):
     """What all requests of one look share: checked against the model once, then looked up by their bytes.
 
-    rows: batch rows of a request (1 for a model without batching). key: requests of equal key may share a batch. shapes: for each input of the signature, its non-batch
-    dimensions (all dimensions for a model without batching). outputs: indices into the signature's outputs, in the
-    order asked for. priority: 0 is served first. timing: whether the reply shall carry its Timeline. owner: who runs
-    such requests.
+    rows: batch rows of a request (1 for a model without batching). key: requests of equal key may share a batch.
+    shapes: for each input of the signature, its non-batch dimensions (all dimensions for a model without batching).
+    outputs: indices into the signature's outputs, in the order asked for. priority: 0 is served first. timeout_ns: the
+    request's own limit from its receipt, 0 for none. timing: whether the reply shall carry its Timeline. owner: who
+    runs such requests. whole: the request that such a request is a piece of, if it is one.
     """
 
     rows: int
@@ -102,12 +103,14 @@ class Template(Protocol):
     shapes: tuple[tuple[int, ...], ...]
     outputs: tuple[int, ...]
     priority: int
+    timeout_ns: int
     timing: bool
     owner: Owner
+    whole: InferRequest | None
 
     def encode(
-        self, request: InferRequest, outputs: Sequence[Buffer], shapes: Sequence[tuple[int, ...]], parameters: bytes
-    ) -> Any:
+        self, request: InferRequest, outputs: Sequence[Buffer], shapes: tuple[tuple[int, ...], ...], parameters: bytes
+    ) -> Any:  # noqa: ANN401
         """What `request.sink.reply` is given.
 
         outputs: this request's rows, raw; shapes: with the batch dimension; parameters: encoded response parameters.
@@ -120,7 +123,7 @@ class State(IntEnum):
     WAITING = 0
     RUNNING = 1
     ABANDONED = 2
-    """Running, and its caller has gone away: the result will be dropped."""
+    """Under way, and its caller has gone away: the result will be dropped."""
     DONE = 3
 
 
@@ -189,7 +192,7 @@ class InferRequest:
 
 @dataclass(slots=True)
 class Batch:
-    """Requests that run together, in queue order. `reason` says why the batch was closed (`CLOSE_REASONS`)."""
+    """Requests that run together, in queue order. reason: why the batch was closed, one of `CLOSE_REASONS`."""
 
     requests: list[InferRequest]
     rows: int
@@ -202,7 +205,8 @@ class Batch:
         return f"<Batch {len(self.requests)} requests, {self.rows} rows, closed: {self.reason}>"
 
 
-CLOSE_REASONS = ("full", "deadline", "idle", "delay", "shape", "drain")
-"""full: no further row fits. deadline: a further row, or further waiting, would make a member late. idle: an idle
-instance took all there was. delay: the fixed delay was over. shape: what waits next cannot share a tensor with it.
+CLOSE_REASONS = ("full", "cost", "deadline", "idle", "delay", "shape", "isolated", "drain")
+"""full: no further row fits. cost: a further row would wait without becoming cheaper. deadline: a further row, or
+further waiting, would make a member late. idle: an idle instance took all there was. delay: the fixed delay was over.
+shape: what waits next cannot share a tensor with it. isolated: the batch that it was in has failed, so it is run alone.
 drain: the server is leaving."""

@@ -9,11 +9,10 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from headrace.engine.worker import Job, Worker
-from headrace.errors import BackendFailed, ShuttingDown
+from headrace.errors import BackendFailed, Cancelled, ShuttingDown, reason_of
 from headrace.messages import Batch, State
 from headrace.pipeline.admission import QueueLimits, admit, expired
 from headrace.pipeline.batching import BatchLimits, decide
-from headrace.pipeline.cost import CostModel
 from headrace.pipeline.decode import ModelView
 from headrace.pipeline.encode import ReplyEncoder
 from headrace.pipeline.queue import RequestQueue, order_of
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from headrace.clock import Clock
     from headrace.engine.worker import OutputRows
     from headrace.messages import InferRequest
+    from headrace.pipeline.cost import CostModel
     from headrace.repository.model_config import ModelConfig
     from headrace.telemetry.observer import ModelObserver
     from headrace.telemetry.statistics import Statistics
@@ -38,8 +38,7 @@ logger = logging.getLogger(__name__)
 class Scheduler:
     """Runs the requests of one model version on its instances. Everything happens on the event loop.
 
-    model, instances: what the backend has opened. inline_below_ns: a batch that is predicted to run shorter is run on
-    the event loop, since crossing threads would cost more than the batch itself.
+    model, instances: what the backend has opened. cost: as the warm-up has left it.
     """
 
     def __init__(
@@ -51,7 +50,6 @@ class Scheduler:
         instances: Sequence[Instance],
         cost: CostModel,
         clock: Clock,
-        inline_below_ns: int,
     ) -> None:
         self.name = name
         self.version = version
@@ -81,7 +79,7 @@ class Scheduler:
             for index, instance in enumerate(instances)
         ]
         self._idle = list(self._workers)
-        self._running: dict[Worker, Job] = {}
+        self._running: dict[Worker, Batch] = {}
         self._isolated: deque[InferRequest] = deque()
         self._max_rows = max(self.signature.max_batch, 1)
         batching = config.batching
@@ -89,12 +87,13 @@ class Scheduler:
         queue = config.queue
         self._queue_limits = QueueLimits(queue.max_requests, queue.max_rows, queue.max_bytes)
         self._slo_ns = int(config.slo_ms * 1e6)
-        self._inline_below_ns = inline_below_ns
-        self._encoders: dict[tuple[str, ...], ReplyEncoder] = {}
+        self._encoders: dict[tuple[int, ...], ReplyEncoder] = {}
+        self._splits = False  # whether there ever was one: only then are batches searched for pieces
         self._dispatch_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0
         self._quiet: asyncio.Event | None = None
+        self._closed = False
 
     def __repr__(self) -> str:
         state = "draining" if self.draining else "serving"
@@ -104,13 +103,11 @@ class Scheduler:
         """(requests, rows) that wait."""
         return self.queue.requests, self.queue.rows
 
-    def encoder(self, outputs: tuple[str, ...]) -> ReplyEncoder:
-        """The reply encoder for these outputs; all of the model's if none are named."""
+    def encoder(self, outputs: tuple[int, ...]) -> ReplyEncoder:
+        """The reply encoder for these outputs, by their indices in the signature."""
         encoder = self._encoders.get(outputs)
         if encoder is None:
-            by_name = {spec.name: spec for spec in self.signature.outputs}
-            specs = [by_name[name] for name in outputs if name in by_name] or list(self.signature.outputs)
-            encoder = ReplyEncoder(self.name, self.version, specs)
+            encoder = ReplyEncoder(self.name, self.version, [self.signature.outputs[index] for index in outputs])
             if len(self._encoders) < 256:
                 self._encoders[outputs] = encoder
         return encoder
@@ -122,9 +119,8 @@ class Scheduler:
         template = request.template
         now = request.decoded
         expires = request.rpc_deadline
-        timeout: int = template.timeout_ns  # type: ignore[attr-defined]
-        if timeout:
-            limit = request.received + timeout
+        if template.timeout_ns:
+            limit = request.received + template.timeout_ns
             expires = min(expires, limit) if expires else limit
         elif not expires and self._slo_ns:
             expires = request.received + self._slo_ns
@@ -138,7 +134,7 @@ class Scheduler:
             self.cost,
             max_rows=self._max_rows,
             instances=len(self._workers),
-            busy=len(self._running),
+            running=self._running.values(),
             draining=self.draining,
         )
         if refusal is not None:
@@ -149,7 +145,8 @@ class Scheduler:
         request.admitted = self._clock()
         handle: InferRequest | Split = request
         if template.rows > self._max_rows:
-            handle = Split(request, self.signature, self._max_rows)
+            self._splits = True
+            handle = Split(request, self.signature, self._max_rows, self.observer.refused)
             for piece in handle.pieces:
                 piece.admitted = request.admitted
                 self.queue.push(piece)
@@ -168,7 +165,7 @@ class Scheduler:
             if not self.queue.remove(request):
                 self._isolated.remove(request)
             self._end(request)
-            self.observer.refused("cancelled")
+            self._count(request, Cancelled.reason)
             self._check_quiet()
         elif request.state is State.RUNNING:
             request.state = State.ABANDONED
@@ -184,13 +181,20 @@ class Scheduler:
         now = self._clock()
         while self._isolated and self._idle:
             request = self._isolated.popleft()
-            self._run(self._idle.pop(), Batch([request], request.template.rows, "full", batched=now))
+            if 0 < request.expires <= now:
+                self._refuse(request, expired(request, now))
+            else:
+                request.state = State.RUNNING
+                self._run(self._idle.pop(), Batch([request], request.template.rows, "isolated", batched=now))
         decision = decide(self.queue, now, self._limits, len(self._idle), self.cost, draining=self.draining)
+        # none of these waits any more, which has to show before the first is answered: that may cancel others
         for request in decision.drop:
-            error = expired(request, now)
             self._end(request)
-            self.observer.refused(error.reason)
-            request.sink.fail(error)
+        for batch in decision.take:
+            for request in batch.requests:
+                request.state = State.RUNNING
+        for request in decision.drop:
+            self._refuse(request, expired(request, now))
         for batch in decision.take:
             self._run(self._idle.pop(), batch)
         if self.queue.requests:
@@ -218,8 +222,6 @@ class Scheduler:
     def _run(self, worker: Worker, batch: Batch) -> None:
         requests = batch.requests
         template = requests[0].template
-        for request in requests:
-            request.state = State.RUNNING
         if self.signature.max_batch:
             shapes = [(batch.rows, *dims) for dims in template.shapes]
         else:
@@ -227,8 +229,8 @@ class Scheduler:
         inputs = [[request.parts[index] for request in requests] for index in range(len(shapes))]
         specs = [self.signature.outputs[index] for index in template.outputs]
         job = Job(batch, inputs, shapes, template.outputs, specs)
-        self._running[worker] = job
-        if 0 < self.cost.median(batch.rows) < self._inline_below_ns:
+        self._running[worker] = batch
+        if self.cost.inline(batch.rows):
             worker.run(job)
             self._on_done(worker, job)
         else:
@@ -237,14 +239,16 @@ class Scheduler:
     def _on_done(self, worker: Worker, job: Job) -> None:
         """A batch has run. The instance gets its next batch before the replies of this one are written."""
         del self._running[worker]
+        if self._closed:  # everybody has been answered
+            return
         self._idle.append(worker)
         batch = job.batch
-        self.cost.observe(batch.rows, batch.finished - batch.started)
         if self.queue.requests or self._isolated:
             self._dispatch_soon()
         if job.error is not None:
             self._fail(job, job.error)
         else:
+            self.cost.observe(batch.rows, batch.finished - batch.started)
             self._reply(worker, job)
         self._check_quiet()
 
@@ -254,7 +258,7 @@ class Scheduler:
         cuts = [output.cut for output in outputs]
         shapes_of: dict[int, tuple[tuple[int, ...], ...]] = {}
         start = wasted = 0
-        answered = batch.requests
+        complete = True
         for request in batch.requests:
             template = request.template
             rows = template.rows
@@ -269,16 +273,21 @@ class Scheduler:
                     parameters = timing_parameters(request, batch, self._clock()) if template.timing else b""
                     request.sink.reply(template.encode(request, [cut(start, stop) for cut in cuts], shapes, parameters))
                 except Exception as error:  # whatever is wrong with this one, the others get their replies
-                    request.sink.fail(error)
+                    complete = False
+                    self._refuse(request, error)
             start = stop
+        answered = batch.requests
         if wasted:
-            answered = [request for request in batch.requests if request.state is not State.ABANDONED]
             self.observer.wasted(wasted, (batch.finished - batch.started) * wasted // batch.rows)
-            self.observer.refused("cancelled", len(batch.requests) - len(answered))
+            for request in answered:
+                if request.state is State.ABANDONED:
+                    self._count(request, Cancelled.reason)
+        if wasted or not complete:
+            answered = [request for request in answered if request.state is State.RUNNING]
         for request in batch.requests:
             self._end(request)
         if answered:
-            self._record(worker, batch, answered)
+            self._record(worker, batch, _whole(answered) if self._splits else answered)
 
     def _output_shapes(self, rows: int, outputs: Sequence[OutputRows]) -> tuple[tuple[int, ...], ...]:
         if not self.signature.max_batch:
@@ -303,12 +312,13 @@ class Scheduler:
         )
 
     def _fail(self, job: Job, error: Exception) -> None:
-        """A batch failed. Its members are run one by one, so that only the one at fault is answered with the failure."""
+        """A batch failed. Its members are run one by one, so that only the one at fault is answered with it."""
         requests = job.batch.requests
         if len(requests) > 1:
             for request in requests:
                 if request.state is State.ABANDONED:
                     self._end(request)
+                    self._count(request, Cancelled.reason)
                 else:
                     request.state = State.WAITING
                     self._isolated.append(request)
@@ -329,11 +339,22 @@ class Scheduler:
             f"model '{self.name}' could not run this request, correlation id {correlation_id}", str(error)
         )
         request = requests[0]
-        abandoned = request.state is State.ABANDONED
+        if request.state is State.ABANDONED:
+            self._end(request)
+            self._count(request, Cancelled.reason)
+        else:
+            self._refuse(request, failure)
+
+    def _refuse(self, request: InferRequest, error: Exception) -> None:
+        """Ends a request with an error."""
         self._end(request)
-        self.observer.refused("cancelled" if abandoned else failure.reason)
-        if not abandoned:
-            request.sink.fail(failure)
+        self._count(request, reason_of(error))
+        request.sink.fail(error)
+
+    def _count(self, request: InferRequest, reason: str) -> None:
+        """Counts a request that ended without success; `Split` does so for the request that a piece belongs to."""
+        if request.template.whole is None:
+            self.observer.refused(reason)
 
     def _end(self, request: InferRequest) -> None:
         request.state = State.DONE
@@ -345,8 +366,11 @@ class Scheduler:
         """Takes no more; returns True once all that was accepted is answered, False when `seconds` have passed."""
         self.draining = True
         self._dispatch_soon()
-        self._quiet = asyncio.Event()
+        if self._quiet is None:
+            self._quiet = asyncio.Event()
         self._check_quiet()
+        if self._quiet.is_set():
+            return True
         try:
             await asyncio.wait_for(self._quiet.wait(), seconds)
         except TimeoutError:
@@ -354,26 +378,34 @@ class Scheduler:
         return True
 
     def close(self) -> None:
-        """Fails what is left and frees the instances."""
-        self.draining = True
+        """Fails what is left and frees the instances; one whose thread runs a batch, when that is done."""
+        if self._closed:
+            return
+        self._closed = self.draining = True
         if self._timer is not None:
             self._timer.cancel()
         left = [*self.queue, *self._isolated]
         self.queue = RequestQueue()
         self._isolated.clear()
-        for job in self._running.values():
-            left += [request for request in job.batch.requests if request.state is State.RUNNING]
-            for request in job.batch.requests:
-                request.state = State.ABANDONED
-        error = ShuttingDown("Server is shutting down and could not finish this request in time")
-        for request in left:
-            if request.state is State.WAITING:
+        for request in [request for batch in self._running.values() for request in batch.requests]:
+            if request.state is State.ABANDONED:
                 self._end(request)
-            self.observer.refused(error.reason)
-            request.sink.fail(error)
+                self._count(request, Cancelled.reason)
+            else:
+                left.append(request)
+        for request in left:
+            self._end(request)
+        for request in left:
+            self._refuse(request, ShuttingDown("Server is shutting down and could not finish this request in time"))
         for worker in self._workers:
             worker.close()
 
     def _check_quiet(self) -> None:
         if self._quiet is not None and not self._running and not self.queue.requests and not self._isolated:
             self._quiet.set()
+
+
+def _whole(answered: Sequence[InferRequest]) -> list[InferRequest]:
+    """The requests that are now answered: of a split one, each piece but the last is not yet an answer."""
+    wholes = [request.template.whole or request for request in answered]
+    return [whole for whole, request in zip(wholes, answered, strict=True) if whole.state is State.DONE]

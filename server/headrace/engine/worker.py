@@ -38,14 +38,16 @@ class OutputRows:
             or len(self.dims) != len(wanted)
             or any(want >= 0 and got != want for got, want in zip(self.dims, wanted, strict=True))
         ):
-            raise ValueError(
-                f"output '{spec.name}' has shape {list(shape)}, its signature says {[rows, *wanted] if batched else list(wanted)}"
-            )
+            expected = [rows, *wanted] if batched else list(wanted)
+            raise ValueError(f"output '{spec.name}' has shape {list(shape)}, its signature says {expected}")
+        datatype = DATATYPES[spec.datatype]
+        if datatype.itemsize and array.dtype != datatype.numpy:
+            raise ValueError(f"output '{spec.name}' is {array.dtype}, its signature says {spec.datatype}")
         self._rows = rows
         self._bounds: list[int] | None = None
         self._row_size = 0
         self._data: bytes
-        if DATATYPES[spec.datatype].itemsize:
+        if datatype.itemsize:
             self._data = array.tobytes()
             self._row_size = len(self._data) // rows
         elif batched:

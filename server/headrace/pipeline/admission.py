@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from headrace.errors import DeadlineExceeded, DeadlineUnreachable, HeadraceError, QueueFull, QueueTimeout, ShuttingDown
 
 if TYPE_CHECKING:
-    from headrace.messages import InferRequest
+    from collections.abc import Collection
+
+    from headrace.messages import Batch, InferRequest
     from headrace.pipeline.cost import CostModel
     from headrace.pipeline.queue import RequestQueue
 
@@ -23,20 +25,42 @@ class QueueLimits:
 
 
 def expired(request: InferRequest, now: int) -> HeadraceError:
-    """The error of a request whose time is over: the RPC's deadline, or else its own timeout or the model's objective."""
+    """The error of a request whose time is over: by the RPC's deadline, or by its own timeout or the objective."""
     if 0 < request.rpc_deadline <= now:
         return DeadlineExceeded("Deadline exceeded while the request waited for execution")
     return QueueTimeout("Request timeout expired")
 
 
-def wait_ns(rows_ahead: int, max_rows: int, instances: int, busy: int, cost: CostModel) -> int:
-    """Predicted time until a new request's batch starts: what is ahead, in full batches, over all instances.
+def wait_ns(
+    batches_ahead: int, now: int, max_rows: int, instances: int, running: Collection[Batch], cost: CostModel
+) -> int:
+    """Predicted time until the batch behind so many others starts, on the instance that is free first."""
+    if batches_ahead + len(running) < instances:
+        return 0
+    free_in = [0] * (instances - len(running))
+    free_in += sorted(max(batch.batched + cost.mean(batch.rows) - now, 0) for batch in running)
+    turns, place = divmod(batches_ahead, instances)
+    return free_in[place] + turns * cost.mean(max_rows)
 
-    busy: instances that run a batch now; of each, half is taken as still to come.
+
+def reply_ns(
+    rows: int,
+    rows_ahead: int,
+    now: int,
+    max_rows: int,
+    instances: int,
+    running: Collection[Batch],
+    cost: CostModel,
+) -> int:
+    """Predicted time until the batch with (the last of) `rows` new rows has run.
+
+    What is ahead is taken to run in full batches, and the new rows together with what is left over of it.
     """
-    batch = cost.mean(max_rows)
-    ahead = rows_ahead // max_rows * batch
-    return (ahead + (busy * batch) // 2) // instances if busy == instances else 0
+    if not rows_ahead and len(running) < instances and rows <= max_rows:
+        return cost.predict(rows)
+    batches_ahead = (rows_ahead + rows - 1) // max_rows
+    batch = max(rows_ahead + rows - batches_ahead * max_rows, min(rows, max_rows))
+    return wait_ns(batches_ahead, now, max_rows, instances, running, cost) + cost.predict(batch)
 
 
 def admit(
@@ -48,10 +72,10 @@ def admit(
     *,
     max_rows: int,
     instances: int,
-    busy: int,
+    running: Collection[Batch],
     draining: bool,
 ) -> HeadraceError | None:
-    """None if the request may enter, else why not. `request.order` and `.expires` are set."""
+    """None if the request may enter, else why not. Its `order` and `expires` are set; running: batches under way."""
     template = request.template
     if draining:
         return ShuttingDown("Server is shutting down and has stopped accepting new requests")
@@ -60,17 +84,19 @@ def admit(
         or queue.rows + template.rows > limits.max_rows
         or queue.nbytes + request.nbytes > limits.max_bytes
     ):
-        wait = wait_ns(queue.rows, max_rows, instances, busy, cost)
+        wait = wait_ns(queue.rows // max_rows, now, max_rows, instances, running, cost)
+        never = template.rows > limits.max_rows or request.nbytes > limits.max_bytes
         return QueueFull(
             f"Exceeds maximum queue size: {queue.requests} requests, {queue.rows} rows and {queue.nbytes} bytes wait; "
             f"at most {limits.max_requests} requests, {limits.max_rows} rows and {limits.max_bytes} bytes may",
-            retry_after_ms=max(wait // 1_000_000, 1),
+            retry_after_ms=-1 if never else max(wait // 1_000_000, 1),
         )
     expires = request.expires
     if expires:
         if expires <= now:
             return expired(request, now)
-        need = wait_ns(queue.rows_ahead(request.order), max_rows, instances, busy, cost) + cost.predict(template.rows)
+        ahead = queue.rows_ahead(request.order)
+        need = reply_ns(template.rows, ahead, now, max_rows, instances, running, cost)
         if now + need > expires:
             return DeadlineUnreachable(
                 f"The deadline is {(expires - now) / 1e6:.3f} ms away and the reply is expected to take "

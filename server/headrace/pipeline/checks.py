@@ -84,7 +84,7 @@ def _check_values(values: Numbers, low: float | None, high: float | None, finite
     least, most = np.minimum.reduce(values), np.maximum.reduce(values)
     floor = -math.inf if low is None else low
     ceiling = math.inf if high is None else high
-    if (math.isfinite(least) and math.isfinite(most) or not finite) and floor <= least and most <= ceiling:
+    if (not finite or (math.isfinite(least) and math.isfinite(most))) and floor <= least and most <= ceiling:
         return
     if finite and not np.isfinite(values).all():
         at = int(np.argmin(np.isfinite(values)))

@@ -14,7 +14,7 @@ from headrace.pipeline.checks import Check, checks_for
 from headrace.pipeline.wire import field_text
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Mapping, Sequence
 
     from headrace.messages import (
         Buffer,
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 TIMING_PARAMETER = "headrace_timing"
 ACCEPTED_RESERVED = frozenset({"triton_enable_empty_final_response"})
 """Of the keys that the protocol reserves, those that perf_analyzer and tritonclient send; without effect here."""
+
+MAX_TIMEOUT_NS = 1 << 62
+"""A longer `timeout` is as good as none, and would leave its priority level (queue.PRIORITY_STEP)."""
 
 MAX_ELEMENTS = 1 << 40
 """More elements than any message can carry: a product of dimensions above it is refused before it is used."""
@@ -60,8 +63,9 @@ class RequestTemplate:
 
     sizes: for each input of the signature, the raw bytes that a request must bring, -1 for BYTES. positions: for each
     input of the signature, its place among the request's inputs. contents: raw forms of typed contents, in the
-    request's order, or None where the tensors arrive raw. plain: one raw input of `total` bytes and nothing to check but
-    its size. timeout_ns: the request's own `timeout`, 0 for none.
+    request's order, or None where the tensors arrive raw. total: bytes of all tensors, 0 where BYTES make it vary.
+    plain: one raw input of `total` bytes and nothing to check but its size. timeout_ns: the request's own `timeout`, 0
+    for none.
     """
 
     __slots__ = (
@@ -83,10 +87,12 @@ class RequestTemplate:
         "total",
     )
 
-    def __init__(self, model: ModelView, reply: ReplyEncoder) -> None:
+    whole: InferRequest | None = None
+
+    def __init__(self, model: ModelView) -> None:
         self.model = model
         self.owner = model.owner
-        self.reply = reply
+        self.reply: ReplyEncoder
         self.rows = 1
         self.plain = False
         self.key: Hashable = ()
@@ -150,10 +156,15 @@ class RequestTemplate:
         )
 
 
-def build_template(message: InferMessage, model: ModelView, reply: ReplyEncoder) -> RequestTemplate:
-    """The template of `message`, checked against the model. reply: writes the requested outputs. Raises InvalidRequest."""
+def build_template(
+    message: InferMessage, model: ModelView, encoder: Callable[[tuple[int, ...]], ReplyEncoder]
+) -> RequestTemplate:
+    """The template of `message`, checked against the model. Raises InvalidRequest.
+
+    encoder: returns what writes replies that hold these outputs, by their indices in the signature.
+    """
     prefix = f"[request id: {message.id or '<id_unknown>'}] "
-    template = RequestTemplate(model, reply)
+    template = RequestTemplate(model)
     _read_parameters(message.parameters, template)
     _match_inputs(message, model, prefix)
     by_name = {tensor.name: at for at, tensor in enumerate(message.inputs)}
@@ -161,8 +172,9 @@ def build_template(message: InferMessage, model: ModelView, reply: ReplyEncoder)
     tensors = [message.inputs[at] for at in template.positions]
     template.rows = _rows(tensors, model, prefix)
     template.outputs = _outputs(message, model)
+    template.reply = encoder(template.outputs)
     template.shapes, template.sizes = _shapes_and_sizes(tensors, model, prefix)
-    template.total = sum(max(size, 0) for size in template.sizes)
+    template.total = 0 if -1 in template.sizes else sum(template.sizes)
     template.key = (template.shapes, template.outputs)
     template.contents = _contents(message, model)
     template.checks = tuple(
@@ -179,7 +191,7 @@ def build_template(message: InferMessage, model: ModelView, reply: ReplyEncoder)
 def _read_parameters(parameters: Mapping[str, ParameterValue], template: RequestTemplate) -> None:
     for key, value in parameters.items():
         if key == "timeout":
-            template.timeout_ns = _integer(key, value, "microseconds") * 1000
+            template.timeout_ns = min(_integer(key, value, "microseconds") * 1000, MAX_TIMEOUT_NS)
         elif key == "priority":
             level = _integer(key, value, "a priority level")
             levels = template.model.priority_levels
@@ -229,7 +241,8 @@ def _match_inputs(message: InferMessage, model: ModelView, prefix: str) -> None:
         missing = [name for name in expected if name not in got]
         raise InvalidRequest(
             f"{prefix}expected {len(expected)} inputs but got {len(got)} inputs for model '{model.name}'. "
-            f"Got input(s) {sorted(got)}, but missing required input(s) {missing}. Please provide all required input(s)."
+            f"Got input(s) {sorted(got)}, but missing required input(s) {missing}. "
+            "Please provide all required input(s)."
         )
     for tensor in message.inputs:
         wanted = expected[tensor.name].datatype
@@ -256,6 +269,7 @@ def _rows(tensors: Sequence[InputTensor], model: ModelView, prefix: str) -> int:
                 f"{tensor.shape[0]} and {rows}"
             )
         rows = tensor.shape[0]
+    rows = rows or 1  # a model without inputs
     if rows > limit and not model.split_oversize:
         raise InvalidRequest(f"{prefix}inference request batch-size must be <= {limit} for '{model.name}'")
     return rows
@@ -271,8 +285,8 @@ def _shapes_and_sizes(
             got >= 0 if want < 0 else got == want for got, want in zip(dims, spec.shape, strict=True)
         )
         elements = 1
-        for dim in tensor.shape:
-            elements *= max(dim, 0)
+        for dim in tensor.shape if fits else ():
+            elements *= dim
             fits = fits and elements <= MAX_ELEMENTS
         if not fits:
             raise InvalidRequest(prefix + _unexpected_shape(spec, tensor, model))

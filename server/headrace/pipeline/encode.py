@@ -23,10 +23,7 @@ def encode_parameters(parameters: Mapping[str, int | str]) -> bytes:
     """Response parameters: integers as int64_param, text as string_param."""
     out = b""
     for key, value in parameters.items():
-        if isinstance(value, str):
-            param = length_prefixed(3, value.encode())
-        else:
-            param = varint(2 << 3) + varint(value)
+        param = length_prefixed(3, value.encode()) if isinstance(value, str) else varint(2 << 3) + varint(value)
         out += length_prefixed(4, length_prefixed(1, key.encode()) + length_prefixed(2, param))
     return out
 
@@ -51,7 +48,7 @@ class ReplyEncoder:
         shapes: tuple[tuple[int, ...], ...],
         parameters: bytes = b"",
     ) -> bytes:
-        """The serialised reply. raw: each output's bytes; shapes: with the batch dimension; id_field: field 3 or empty."""
+        """The serialised reply. raw: each output's bytes; shapes: with batch dimension; id_field: field 3 or empty."""
         meta = self._meta.get(shapes)
         if meta is None:
             meta = self._describe(shapes)

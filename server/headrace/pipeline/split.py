@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING
 
 from headrace.datatypes import DATATYPES
+from headrace.errors import Cancelled, reason_of
 from headrace.messages import InferRequest, State
 from headrace.pipeline import bytes_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
-    from headrace.messages import Buffer, Owner, Signature, Template
+    from headrace.messages import Buffer, Owner, Signature
 
 Piece = tuple["Sequence[Buffer]", "tuple[tuple[int, ...], ...]", bytes]
 
@@ -19,16 +21,19 @@ Piece = tuple["Sequence[Buffer]", "tuple[tuple[int, ...], ...]", bytes]
 class PieceTemplate:
     """A `messages.Template` whose `encode` keeps the piece's outputs as they are, for `Split` to join."""
 
-    __slots__ = ("key", "outputs", "owner", "priority", "rows", "shapes", "timing")
+    __slots__ = ("key", "outputs", "owner", "priority", "rows", "shapes", "timeout_ns", "timing", "whole")
 
-    def __init__(self, whole: Template, rows: int) -> None:
+    def __init__(self, whole: InferRequest, rows: int) -> None:
+        template = whole.template
         self.rows = rows
-        self.key: Hashable = whole.key
-        self.shapes = whole.shapes
-        self.outputs = whole.outputs
-        self.priority = whole.priority
-        self.timing = whole.timing
-        self.owner: Owner = whole.owner
+        self.key: Hashable = template.key
+        self.shapes = template.shapes
+        self.outputs = template.outputs
+        self.priority = template.priority
+        self.timeout_ns = template.timeout_ns
+        self.timing = template.timing
+        self.owner: Owner = template.owner
+        self.whole: InferRequest | None = whole
 
     def encode(
         self, request: InferRequest, outputs: Sequence[Buffer], shapes: tuple[tuple[int, ...], ...], parameters: bytes
@@ -54,16 +59,22 @@ class _PieceSink:
 
 
 class Split:
-    """A split request under way. Answers the whole once all pieces have arrived, or at the first that fails."""
+    """A split request under way. Answers the whole once all pieces have arrived, or at the first that fails.
 
-    def __init__(self, whole: InferRequest, signature: Signature, max_rows: int) -> None:
+    refused: hears the reason if the whole ends without success, once; its pieces are not counted one by one.
+    """
+
+    def __init__(
+        self, whole: InferRequest, signature: Signature, max_rows: int, refused: Callable[[str], None]
+    ) -> None:
         self.whole = whole
+        self._refused = refused
         rows = whole.template.rows
         starts = range(0, rows, max_rows)
-        templates = {count: PieceTemplate(whole.template, count) for count in {max_rows, rows - starts[-1]}}
+        templates = {count: PieceTemplate(whole, count) for count in {max_rows, rows - starts[-1]}}
         columns = [
-            _cut(part, rows, starts, max_rows, spec.datatype)
-            for part, spec in zip(whole.parts, signature.inputs, strict=True)
+            _cut(part, rows, prod(dims), starts, max_rows, spec.datatype)
+            for part, dims, spec in zip(whole.parts, whole.template.shapes, signature.inputs, strict=True)
         ]
         self.pieces: list[InferRequest] = []
         for index, start in enumerate(starts):
@@ -94,13 +105,13 @@ class Split:
 
     def cancel(self) -> None:
         """The caller has gone away."""
-        self.whole.state = State.DONE
-        for piece in self.pieces:
-            piece.cancel()
+        if self.whole.state is State.RUNNING:
+            self._refused(Cancelled.reason)
+            self._leave(State.ABANDONED)
 
     def arrived(self, index: int, piece: Piece) -> None:
         """One piece is done."""
-        if self.whole.state is State.DONE:
+        if self.whole.state is not State.RUNNING:
             return
         self._arrived[index] = piece
         self._missing -= 1
@@ -115,27 +126,23 @@ class Split:
 
     def failed(self, error: BaseException) -> None:
         """One piece has failed, and with it the whole."""
-        if self.whole.state is State.DONE:
-            return
-        self.cancel()
-        self.whole.sink.fail(error)
+        if self.whole.state is State.RUNNING:
+            self._refused(reason_of(error))
+            self._leave(State.DONE)
+            self.whole.sink.fail(error)
+
+    def _leave(self, state: State) -> None:
+        """Gives up the pieces that are left; the result of one that runs is dropped."""
+        self.whole.state = state
+        for piece in self.pieces:
+            piece.cancel()
 
 
-def _cut(part: Buffer, rows: int, starts: range, max_rows: int, datatype: str) -> list[Buffer]:
-    """The bytes of each piece of one input."""
+def _cut(part: Buffer, rows: int, per_row: int, starts: range, max_rows: int, datatype: str) -> list[Buffer]:
+    """The bytes of each piece of one input of `per_row` elements a row."""
     view = memoryview(part)
     if DATATYPES[datatype].itemsize:
         size = len(view) // rows
         return [view[start * size : (start + max_rows) * size] for start in starts]
-    elements = _count_elements(view)
-    bounds = bytes_tensor.offsets(view, elements)[:: max(elements // rows, 1)]
-    return [view[bounds[start] : bounds[min(start + max_rows, rows)]] for start in starts]
-
-
-def _count_elements(view: memoryview) -> int:
-    """How many elements a BYTES tensor holds, which decoding has found to be well-formed."""
-    at = count = 0
-    while at < len(view):
-        at += 4 + int.from_bytes(view[at : at + 4], "little")
-        count += 1
-    return count
+    bounds = bytes_tensor.offsets(view, rows * per_row)
+    return [view[bounds[start * per_row] : bounds[min(start + max_rows, rows) * per_row]] for start in starts]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def phases_us(request: InferRequest, batch: Batch, encoded: int) -> dict[str, int]:
-    """Each phase in whole microseconds; they add up to the total because the moments are rounded, not the differences."""
+    """Each phase in whole microseconds. They add up to the total: the moments are rounded, not the differences."""
     moments = (
         request.received,
         request.decoded,
@@ -27,7 +27,7 @@ def phases_us(request: InferRequest, batch: Batch, encoded: int) -> dict[str, in
 
 
 def timing_parameters(request: InferRequest, batch: Batch, encoded: int) -> bytes:
-    """Response parameters `headrace_<phase>_us`, `headrace_total_us`, `headrace_batch_rows`, `headrace_close_reason`."""
+    """Reply parameters, all `headrace_`: `<phase>_us`, `total_us`, `batch_rows`, `batch_requests`, `close_reason`."""
     phases = phases_us(request, batch, encoded)
     values: dict[str, int | str] = {f"headrace_{phase}_us": spent for phase, spent in phases.items()}
     values["headrace_total_us"] = sum(phases.values())

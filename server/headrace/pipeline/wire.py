@@ -7,6 +7,11 @@ distinct look (transport/infer.py).
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from headrace.messages import Buffer
+
 LENGTH_DELIMITED = 2
 
 
@@ -25,7 +30,7 @@ def varint(value: int) -> bytes:
     return bytes(out)
 
 
-def read_varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
+def read_varint(data: Buffer, at: int) -> tuple[int, int]:
     """(value, position behind it). At most ten octets; raises Malformed."""
     value = shift = 0
     end = len(data)
@@ -46,7 +51,7 @@ def length_prefixed(number: int, payload: bytes) -> bytes:
     return varint(number << 3 | LENGTH_DELIMITED) + varint(len(payload)) + payload
 
 
-def skip_field(data: bytes | memoryview, at: int, wire_type: int) -> int:
+def skip_field(data: Buffer, at: int, wire_type: int) -> int:
     """Position behind the value that starts at `at`; raises Malformed."""
     if wire_type == LENGTH_DELIMITED:
         length, at = read_varint(data, at)

@@ -27,15 +27,18 @@ if TYPE_CHECKING:
     from headrace.engine.scheduler import Scheduler
     from headrace.messages import Buffer, ReplySink
     from headrace.pipeline.decode import RequestTemplate
+    from headrace.pipeline.split import Split
     from headrace.repository.catalog import Catalog
 
 logger = logging.getLogger(__name__)
 
 NAME_TAG, VERSION_TAG, ID_TAG, RAW_TAG = 0x0A, 0x12, 0x1A, 0x3A
 _LEAD = 4096
-"""Longest head and look that is recognised by its bytes."""
-_LOOKS = 512
-_HEADS = 512
+"""How much of a message is searched for its head, id and look."""
+_LONGEST_ID = 2 + 0x7F
+"""What the id field of a recognised message may take of it."""
+_LOOKS = 1024
+"""Looks that are kept, a few kilobytes each; with one more all are forgotten, so that nobody can fill the memory."""
 
 
 class _Looks:
@@ -60,25 +63,27 @@ class InferService:
         self._clock = clock
         self._refused = refused
         self._heads: dict[bytes, _Looks] = {}
+        self._looks = 0
         self._generation = catalog.generation
 
     def __repr__(self) -> str:
-        looks = sum(len(head.templates) for head in self._heads.values())
-        return f"<InferService {len(self._heads)} heads, {looks} looks, generation {self._generation}>"
+        return f"<InferService {len(self._heads)} heads, {self._looks} looks, generation {self._generation}>"
 
-    def __call__(self, message: Buffer, sink: ReplySink, received: int, deadline: int) -> InferRequest | None:
+    def __call__(
+        self, message: Buffer, sink: ReplySink, received_ns: int, deadline_ns: int
+    ) -> InferRequest | Split | None:
         """See `service.Infer`."""
         try:
             if self._generation != self._catalog.generation:
-                self._heads.clear()
+                self._forget()
                 self._generation = self._catalog.generation
             try:
                 template, raw, id_field = self._recognise(message)
-            except (IndexError, LookupError, Malformed):
+            except (LookupError, ValueError):
                 template, raw, id_field = self._parse(message)
             parts = template.bind(raw, id_field)
             nbytes = template.total or sum(map(len, parts))
-            request = InferRequest(template, parts, nbytes, sink, id_field, received, deadline)
+            request = InferRequest(template, parts, nbytes, sink, id_field, received_ns, deadline_ns)
             request.decoded = self._clock()
         except HeadraceError as error:
             self._refused(error.reason)
@@ -89,10 +94,10 @@ class InferService:
             sink.fail(error)
             return None
         scheduler: Scheduler = template.owner  # type: ignore[assignment]
-        return request if scheduler.submit(request) else None
+        return scheduler.submit(request)
 
     def _recognise(self, message: Buffer) -> tuple[RequestTemplate, Sequence[Buffer], bytes]:
-        """Template, raw tensors and id of a message whose look is known. Raises LookupError or IndexError if not."""
+        """Template, raw tensors and id of a message whose look is known. Raises LookupError or ValueError if not."""
         lead = message if type(message) is bytes else bytes(message[:_LEAD])
         at = 2 + lead[1] if lead[0] == NAME_TAG and lead[1] < 0x80 else 0
         if lead[at] == VERSION_TAG and lead[at + 1] < 0x80:
@@ -103,6 +108,8 @@ class InferService:
             start = at
             at += 2 + lead[at + 1]
             id_field = lead[start:at]
+            if not id_field.isascii():  # the parser, too, refuses what is not UTF-8: a reply could not be read
+                id_field.decode()
         stop = at + looks.guess
         template = looks.templates.get(lead[at:stop])
         if template is None:
@@ -132,19 +139,22 @@ class InferService:
             id_field = length_prefixed(3, parsed.id.encode()) if parsed.id else b""
         scheduler = self._catalog.resolve(parsed.model_name, parsed.model_version)
         described = infer_message(parsed)
-        template = build_template(described, scheduler.view, scheduler.encoder(described.outputs))
-        if head and look_end <= _LEAD and template.contents is None:
+        template = build_template(described, scheduler.view, scheduler.encoder)
+        if head and head + _LONGEST_ID + look_end - id_end <= _LEAD and template.contents is None:
             self._remember(prefix[:head], prefix[id_end:], template)
         return template, raw, id_field
 
     def _remember(self, head: bytes, look: bytes, template: RequestTemplate) -> None:
-        if head not in self._heads and len(self._heads) >= _HEADS:
-            self._heads.clear()
+        if self._looks >= _LOOKS:
+            self._forget()
         looks = self._heads.setdefault(head, _Looks())
-        if len(looks.templates) >= _LOOKS:
-            looks.templates.clear()
+        self._looks += look not in looks.templates
         looks.templates[look] = template
         looks.guess = len(look)
+
+    def _forget(self) -> None:
+        self._heads.clear()
+        self._looks = 0
 
 
 def _end_of_look(lead: Buffer, at: int) -> int:

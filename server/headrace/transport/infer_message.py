@@ -33,9 +33,16 @@ CONTENTS_FIELD: Mapping[str, str] = {
 }
 """Field of InferTensorContents that carries each datatype; FP16 and BF16 travel raw only."""
 
+MAX_TENSORS = 65_536
+MAX_DIMS = 64
+"""Bounds on what is turned into objects, far above any model: each costs a hundred times its bytes on the wire."""
+
 
 def infer_message(request: pb.ModelInferRequest) -> InferMessage:
     """All of `request` but its raw tensors. Raises InvalidRequest, and Unimplemented for what is not served yet."""
+    most = max(len(request.inputs), len(request.outputs), len(request.parameters))
+    if most > MAX_TENSORS:
+        raise InvalidRequest(f"the request has {most} inputs, outputs or parameters, at most {MAX_TENSORS} are taken")
     return InferMessage(
         model_name=request.model_name,
         model_version=request.model_version,
@@ -54,6 +61,10 @@ def _parameter(value: pb.InferParameter) -> ParameterValue:
 
 def _input(tensor: pb.ModelInferRequest.InferInputTensor, model: str) -> InputTensor:
     _refuse_shared_memory(tensor.parameters)
+    if len(tensor.shape) > MAX_DIMS:
+        raise InvalidRequest(
+            f"input '{tensor.name}' for model '{model}' has {len(tensor.shape)} dimensions, expected at most {MAX_DIMS}"
+        )
     contents = _contents(tensor, model) if tensor.HasField("contents") else None
     return InputTensor(tensor.name, tensor.datatype, tuple(tensor.shape), contents)
 
@@ -78,6 +89,8 @@ def _contents(tensor: pb.ModelInferRequest.InferInputTensor, model: str) -> byte
     if not filled:
         return b"" if elements == 0 else None
     what = f"input '{tensor.name}' for model '{model}'"
+    if tensor.datatype not in DATATYPES:
+        return None  # decoding says what is wrong with it
     if expected is None or filled != [expected]:
         wanted = f"'{expected}'" if expected else "raw_input_contents"
         raise InvalidRequest(f"{what} has {', '.join(filled)}, but datatype '{tensor.datatype}' takes {wanted}")
