@@ -61,7 +61,7 @@ class Call(Stream):
         elif end:
             self._end_of_request()
 
-    def on_data(self, data: bytes, start: int, stop: int, end: bool) -> None:
+    def on_data(self, data: bytes | memoryview, start: int, stop: int, end: bool) -> None:
         """See `Stream`."""
         if end and self._reader is None and self.head.app.refusal is None and not self._ended:
             # the whole request in one frame
@@ -70,7 +70,7 @@ class Call(Stream):
                 if size > self.peer.max_message:
                     self.fail(grpc_messages.too_large(size, self.peer.max_message))
                 else:
-                    self._call(data[start + 5 : stop])
+                    self._call(bytes(data[start + 5 : stop]))
                 return
         if self._ended:
             return
@@ -213,7 +213,7 @@ class StreamCall(Call):
         self.peer.tasks.add(self._task)
         self._task.add_done_callback(self.peer.tasks.discard)
 
-    def on_data(self, data: bytes, start: int, stop: int, end: bool) -> None:
+    def on_data(self, data: bytes | memoryview, start: int, stop: int, end: bool) -> None:
         """See `Stream`."""
         if self._ended or self.head.app.refusal is not None:
             super().on_data(data, start, stop, end)
