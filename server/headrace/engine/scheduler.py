@@ -9,7 +9,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from headrace.engine.worker import Job, Worker
-from headrace.errors import BackendFailed, Cancelled, ShuttingDown, reason_of
+from headrace.errors import BackendFailed, Cancelled, DeadlineUnreachable, ShuttingDown, reason_of
 from headrace.messages import Batch, State
 from headrace.pipeline.admission import QueueLimits, admit, expired
 from headrace.pipeline.batching import BatchLimits, decide
@@ -138,9 +138,9 @@ class Scheduler:
             draining=self.draining,
         )
         if refusal is not None:
-            request.state = State.DONE
-            self.observer.refused(refusal.reason)
-            request.sink.fail(refusal)
+            if not self._running and not self.queue.requests and isinstance(refusal, DeadlineUnreachable):
+                self.cost.doubt(template.rows)
+            self._refuse(request, refusal)
             return None
         request.admitted = self._clock()
         handle: InferRequest | Split = request
@@ -197,11 +197,7 @@ class Scheduler:
             self._refuse(request, expired(request, now))
         for batch in decision.take:
             self._run(self._idle.pop(), batch)
-        if self.queue.requests:
-            if self._idle and not decision.wake_at:
-                self._dispatch_soon()
-            else:
-                self._wake_at(decision.wake_at, now)
+        self._wake_at(decision.wake_at, now)
         self._check_quiet()
 
     def _wake_at(self, moment: int, now: int) -> None:

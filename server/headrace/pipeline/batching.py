@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Literal
 from headrace.messages import Batch
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from headrace.messages import InferRequest
     from headrace.pipeline.cost import CostModel
     from headrace.pipeline.queue import RequestQueue
@@ -21,9 +23,9 @@ class BatchLimits:
 
     max_rows: rows of a batch. max_bytes: raw input bytes of a batch, 0 for no limit; a single request may exceed it.
     policy: `slot` runs what has arrived as soon as an instance is idle; `deadline` lets an idle instance wait until
-    the batch is full or waiting longer would make a member late; `delay` waits until the batch is full or its first
-    request has waited `delay_ns` (as Triton's dynamic batcher does).
-    margin_ns: what `deadline` keeps in hand for encoding and sending.
+    the batch is full or waiting longer would make a member late; `delay` waits until the batch is full, its first
+    request has waited `delay_ns` (as Triton's dynamic batcher does), or waiting longer would make a member late.
+    margin_ns: what is kept in hand of a deadline, for encoding and sending.
     """
 
     max_rows: int
@@ -55,20 +57,18 @@ def decide(
     earliest deadline among them.
     """
     decision = Decision(drop=queue.pop_expired(now))
-    hold_until = 0
-    while slots > len(decision.take) and queue.requests:
-        group = queue.head_group()
+    held: dict[Hashable, int] = {}
+    while slots > len(decision.take) and (group := queue.head_group(held)):
         count, rows, reason = _fill(group, queue.rows, now, limits, cost)
         close_at = 0 if reason != "all" or draining else _close_at(group[:count], rows, limits, cost)
         if close_at > now:
-            hold_until = close_at
-            break
+            held[group[0].template.key] = close_at
+            continue
         if reason == "all":
             reason = _why(queue.requests > count, limits.policy, draining)
         decision.take.append(Batch(queue.pop_front(group, count), rows, reason, batched=now))
     if queue.requests:
-        wakes = [moment for moment in (queue.next_expiry, hold_until) if moment]
-        decision.wake_at = min(wakes, default=0)
+        decision.wake_at = min((moment for moment in (queue.next_expiry, *held.values()) if moment), default=0)
     return decision
 
 
@@ -107,12 +107,12 @@ def _close_at(members: list[InferRequest], rows: int, limits: BatchLimits, cost:
     """The moment at which a batch that could still grow closes under the policy; 0: at once."""
     if limits.policy == "slot":
         return 0
+    close_at = [request.expires - cost.predict(rows) - limits.margin_ns for request in members if request.expires]
     if limits.policy == "delay":
-        return min(request.admitted for request in members) + limits.delay_ns
-    deadlines = [request.expires for request in members if request.expires]
-    if len(deadlines) < len(members):
+        close_at.append(min(request.admitted for request in members) + limits.delay_ns)
+    elif len(close_at) < len(members):
         return 0  # a member without a deadline has nothing that it could wait for
-    return min(deadlines) - cost.predict(rows) - limits.margin_ns
+    return min(close_at)
 
 
 def _why(others_wait: bool, policy: Policy, draining: bool) -> str:

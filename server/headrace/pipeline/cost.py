@@ -45,11 +45,12 @@ class CostModel:
     buckets the estimate is linear in rows, before the first it is that of the first, beyond the last proportional.
 
     quantile: in (0, 1), of the predictions by `predict`. inline_below_ns: a batch that usually runs shorter is to run
-    on the event loop. All times are nanoseconds.
+    on the event loop. All times are nanoseconds; `rows` is from 1 to max_rows everywhere.
     """
 
     __slots__ = (
         "_buckets",
+        "_doubts",
         "_efficient",
         "_inline_below_ns",
         "_max_rows",
@@ -71,6 +72,7 @@ class CostModel:
         self._mean = self._upper = self._median = [0] * (self._max_rows + 1)
         self._efficient = [self._max_rows] * (self._max_rows.bit_length() + 1)
         self._stale = False
+        self._doubts = 0
         self.observed = 0
 
     def __repr__(self) -> str:
@@ -80,6 +82,7 @@ class CostModel:
 
     def observe(self, rows: int, elapsed: int) -> None:
         """Learns from one run: `rows` rows took `elapsed` ns."""
+        elapsed = max(elapsed, 1)  # the estimates are multiplied: none would leave 0 again
         self.observed += 1
         bucket = self._buckets.get((rows - 1).bit_length())
         if bucket is None:
@@ -90,23 +93,37 @@ class CostModel:
             if self.observed % _REFRESH == 0:
                 self._stale = True
 
+    def doubt(self, rows: int) -> None:
+        """Takes the refusal of `rows` rows by an idle server, for what `predict` said alone, as a quicker run.
+
+        Otherwise a model that was slow for a while, and of which every request has a deadline, would never run again.
+        Of what is really too slow, about 1 - quantile is let through.
+        """
+        self._doubts += 1
+        for index in sorted(self._buckets):
+            self._buckets[index].upper *= 1.0 - _RATE * (1.0 - self._quantile)
+            if index >= (rows - 1).bit_length():
+                break
+        if self._doubts % _REFRESH == 0:
+            self._stale = True
+
     def predict(self, rows: int) -> int:
         """The quantile of the time that a batch of `rows` rows takes; 0 while nothing was observed."""
         if self._stale:
             self._tabulate()
-        return self._upper[rows if rows < self._max_rows else self._max_rows]
+        return self._upper[rows]
 
     def mean(self, rows: int) -> int:
         """The mean time that a batch of `rows` rows takes; 0 while nothing was observed."""
         if self._stale:
             self._tabulate()
-        return self._mean[rows if rows < self._max_rows else self._max_rows]
+        return self._mean[rows]
 
     def inline(self, rows: int) -> bool:
         """Whether a batch of `rows` rows usually runs so short that it had better run on the event loop."""
         if self._stale:
             self._tabulate()
-        return 0 < self._median[rows if rows < self._max_rows else self._max_rows] < self._inline_below_ns
+        return 0 < self._median[rows] < self._inline_below_ns
 
     def efficient_rows(self, waiting: int) -> int:
         """The size beyond which a batch should not grow: its rows would wait without becoming cheaper.

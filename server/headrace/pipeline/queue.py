@@ -7,7 +7,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator
+    from collections.abc import Collection, Hashable, Iterator
 
     from headrace.messages import InferRequest
 
@@ -110,14 +110,17 @@ class RequestQueue:
             self._uncount(request)
         return expired
 
-    def head_group(self) -> list[InferRequest]:
-        """The group whose first request is to be served first; read it, do not change it. Empty if nothing waits."""
+    def head_group(self, but: Collection[Hashable] = ()) -> list[InferRequest]:
+        """The group whose first request is to be served first; read it, do not change it. Empty if there is none.
+
+        but: keys of groups to leave out.
+        """
         groups = self._groups
-        if not groups:
-            return []
-        if len(groups) == 1:
+        if len(groups) == 1 and not but:
             return next(iter(groups.values()))
-        return min(groups.values(), key=lambda group: group[0].order)
+        return min(
+            (group for key, group in groups.items() if key not in but), key=lambda group: group[0].order, default=[]
+        )
 
     def pop_front(self, group: list[InferRequest], count: int) -> list[InferRequest]:
         """Takes the first `count` requests out of `group`, which `head_group` has returned."""
