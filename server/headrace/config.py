@@ -7,6 +7,7 @@ the environment.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -25,6 +26,19 @@ CONFIG_VARIABLE = "HEADRACE_CONFIG"
 
 MIB = 1 << 20
 MAX_INT32 = (1 << 31) - 1
+
+
+def _usable_cores() -> int:
+    """Cores that this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        return os.cpu_count() or 1
+
+
+INLINE_BELOW_US = 200 if _usable_cores() > 2 else 2000
+"""A thread pays where a core is free for it: elsewhere it only competes with the event loop for the interpreter lock,
+and the batches that run meanwhile are read from the sockets in smaller pieces. docs/design.md has the figures."""
 
 
 class _Settings(BaseModel):
@@ -86,10 +100,13 @@ class Settings(_Settings):
     )
     max_message_bytes: int = Field(64 * MIB, ge=1, le=MAX_INT32, description="largest request taken, in bytes")
     inline_below_us: int = Field(
-        200, ge=0, description="batches predicted to run shorter run on the event loop, in microseconds; 0: none"
+        INLINE_BELOW_US,
+        ge=0,
+        description="batches that usually run shorter run on the event loop, in microseconds; 0: none (default by the "
+        "cores there are: 200, or 2000 where there are at most two)",
     )
     switch_interval_us: int = Field(
-        500,
+        20,
         ge=1,
         description="longest wait of a thread for the interpreter lock (sys.setswitchinterval), in microseconds",
     )

@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
 
@@ -29,6 +29,8 @@ from headrace.transport.infer import InferService
 from headrace.transport.service import service_table
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from headrace.config import Settings
     from headrace.engine.scheduler import Scheduler
     from headrace.transport.base import GrpcTransport
@@ -107,10 +109,10 @@ async def _drain(grpc: GrpcTransport, engine: Engine, seconds: float) -> bool:
     return drained
 
 
-async def _until(work: asyncio.Future[bool] | asyncio.Task[bool], stop: asyncio.Event) -> bool:
+async def _until(work: Coroutine[Any, Any, bool], stop: asyncio.Event) -> bool:
     """The result of `work`, or False if `stop` is set before."""
-    task = asyncio.ensure_future(work)
-    waiter = asyncio.ensure_future(stop.wait())
+    task = asyncio.create_task(work)
+    waiter = asyncio.create_task(stop.wait())
     await asyncio.wait((task, waiter), return_when=asyncio.FIRST_COMPLETED)
     waiter.cancel()
     if task.done():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from headrace.transport.http2.heads import Varying
 from headrace.transport.http2.outbound import Block
 from headrace.transport.status import Code
 
@@ -59,7 +60,7 @@ def read_head(fields: Fields | None) -> CallHead:
             head.path = value.decode("latin-1")
         elif name == b":method":
             method = value
-        elif name == b"grpc-timeout":
+        elif name == b"grpc-timeout" and timeout is None:
             timeout = value
         elif name == b"content-type":
             content_type = value.lower()
@@ -98,6 +99,20 @@ def _read_timeout(head: CallHead, value: bytes) -> None:
         return
     nanoseconds = int(match[1]) * _UNIT_NS[match[2]]
     head.timeout_ns = -1 if nanoseconds > _FOREVER_NS else nanoseconds
+
+
+def with_timeout(head: CallHead, value: bytes) -> CallHead | None:
+    """The head as it would be with this `grpc-timeout`; None where that takes a reading of its own."""
+    if head.refusal is not None or _TIMEOUT.fullmatch(value) is None:
+        return None
+    other = CallHead()
+    other.path = head.path
+    other.gzip = head.gzip
+    _read_timeout(other, value)
+    return other
+
+
+VARYING = Varying(b"grpc-timeout", with_timeout)
 
 
 _BASE64 = re.compile(rb"[A-Za-z0-9+/]*={0,2}")

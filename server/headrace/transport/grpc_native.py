@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 
 from headrace.clock import Clock, monotonic_ns
 from headrace.transport.grpc_call import Call, StreamCall
-from headrace.transport.grpc_head import read_head
+from headrace.transport.grpc_head import VARYING, read_head
 from headrace.transport.http2.connection import Connection
 from headrace.transport.http2.frames import ErrorCode
 from headrace.transport.http2.limits import Limits
@@ -170,7 +170,7 @@ class Peer(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio.BufferedProtocol."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's does not derive from asyncio's
-        self.connection = Connection(self.server.limits, self._open, read_head, self._wake)
+        self.connection = Connection(self.server.limits, self._open, read_head, self._wake, VARYING)
         self._last_read = self._last_call = self._clock()
         self.server.peers.add(self)
         self._counts.connections_open += 1
@@ -197,7 +197,7 @@ class Peer(asyncio.BufferedProtocol):
             self._end()
 
     def eof_received(self) -> bool:
-        """See asyncio.BufferedProtocol: a client that half-closes has gone; gRPC ends calls by END_STREAM, not by FIN."""
+        """See asyncio.BufferedProtocol: a client that half-closes has gone; gRPC ends calls by END_STREAM, not FIN."""
         return False
 
     def pause_writing(self) -> None:

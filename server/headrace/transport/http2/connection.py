@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from headrace.transport.http2.fields import Fields
-    from headrace.transport.http2.heads import RequestHead
+    from headrace.transport.http2.heads import RequestHead, Varying
     from headrace.transport.http2.stream import Lingering, Stream
 
 
@@ -27,7 +27,8 @@ class Connection:
     """One connection's protocol state.
 
     open_stream: makes the application's Stream. read_head: turns a checked field section into what the application
-    keeps of it; the result is shared by all requests with the same block. wake: called when octets to send appear.
+    keeps of it; the result is shared by all requests with the same block. varying: see `heads`. wake: called when
+    octets to send appear.
     After `closing` has become true the octets of `take()` are the last; the shell sends them and closes the socket.
     """
 
@@ -37,6 +38,7 @@ class Connection:
         open_stream: Callable[[Connection, int, RequestHead], Stream],
         read_head: Callable[[Fields | None], Any],
         wake: Callable[[], None],
+        varying: Varying | None = None,
     ) -> None:
         self.limits = limits
         self.streams: dict[int, Stream] = {}
@@ -47,7 +49,7 @@ class Connection:
         self.now = 0  # monotonic ns of the read being processed
         self.outbound = Outbound(wake, self._sent_all)
         self._open_stream = open_stream
-        self._heads = HeadReader(limits, read_head)
+        self._heads = HeadReader(limits, read_head, varying)
         self._tail = b""
         self.started = False
         self._block: PartialBlock | None = None  # a field block whose CONTINUATION frames are awaited
@@ -361,6 +363,7 @@ class Connection:
         for identifier, value in frames.parse_settings(payload):
             self._apply_setting(identifier, value)
         self.outbound.write(frames.frame(frames.SETTINGS, frames.ACK, 0))
+        self.outbound.pump()
 
     def _apply_setting(self, identifier: int, value: int) -> None:
         """HEADER_TABLE_SIZE binds our encoder, which has no table; MAX_HEADER_LIST_SIZE is advice (CVE-2026-50560)."""

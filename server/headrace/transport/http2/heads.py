@@ -1,25 +1,26 @@
 """Field blocks to request heads: decoded, checked and, where their meaning cannot change, remembered by their octets.
 
 A block that leaves the dynamic table alone means the same until the table changes; clients that repeat their metadata
-send the same octets for call after call. Any insertion or eviction forgets what was remembered.
+send the same octets for call after call. Any insertion or eviction forgets what was remembered. Clients that put a
+deadline on each call insert its value each time: their blocks are decoded, but all fields beside that one are known.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable  # noqa: TC003 - evaluated by NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from headrace.transport.http2.fields import RequestValidator, content_length
 from headrace.transport.http2.frames import ErrorCode, ProtocolViolation
 from headrace.transport.http2.hpack import Decoder, HeaderListTooLarge, HpackError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from headrace.transport.http2.fields import Fields
     from headrace.transport.http2.limits import Limits
 
 _BLOCKS = 512
 _BLOCK_SIZE = 1024
+_KNOWN = 64
 
 
 class RequestHead:
@@ -35,6 +36,16 @@ class RequestHead:
         self.content_length = content_length
 
 
+class Varying(NamedTuple):
+    """A field whose value differs from call to call.
+
+    vary: what the application would have read with another value of it; None: ask `read_head`.
+    """
+
+    name: bytes
+    vary: Callable[[Any, bytes], Any | None]
+
+
 class HeadReader:
     """The decoding side of one connection's field compression.
 
@@ -42,13 +53,17 @@ class HeadReader:
     over the limits.
     """
 
-    __slots__ = ("_decoder", "_heads", "_read_head", "_validator", "_version")
+    __slots__ = ("_decoder", "_heads", "_known", "_read_head", "_validator", "_varying", "_version")
 
-    def __init__(self, limits: Limits, read_head: Callable[[Fields | None], Any]) -> None:
+    def __init__(
+        self, limits: Limits, read_head: Callable[[Fields | None], Any], varying: Varying | None = None
+    ) -> None:
         self._decoder = Decoder(max_list_size=limits.max_header_list, max_fields=limits.max_fields)
         self._validator = RequestValidator()
         self._read_head = read_head
+        self._varying = varying
         self._heads: dict[bytes, RequestHead] = {}
+        self._known: dict[tuple[tuple[bytes, bytes], ...], RequestHead] = {}
         self._version = self._decoder.version
 
     def request(self, block: bytes) -> RequestHead:
@@ -58,15 +73,38 @@ class HeadReader:
             return head
         version = self._version
         fields = self.discard(block)
-        if fields is None:
-            head = RequestHead(self._read_head(None), -1)
-        else:
-            self._validator.request(fields)
-            head = RequestHead(self._read_head(fields), content_length(fields))
+        head = RequestHead(self._read_head(None), -1) if fields is None else self._read(fields)
         if self._version == version and len(block) <= _BLOCK_SIZE:
             if len(self._heads) >= _BLOCKS:
                 self._heads.clear()
             self._heads[block] = head
+        return head
+
+    def _read(self, fields: Fields) -> RequestHead:
+        """The head of decoded fields: of the same fields with another value of the varying one, or from scratch."""
+        varying = self._varying
+        if varying is None:
+            self._validator.request(fields)
+            return RequestHead(self._read_head(fields), content_length(fields))
+        value = None
+        key = list(fields)
+        for at, field in enumerate(fields):
+            if field[0] == varying.name:
+                value = field[1]
+                key[at] = (varying.name, b"")
+                break
+        known = tuple(key)
+        like = self._known.get(known)
+        if like is not None:
+            app = like.app if value is None else varying.vary(like.app, value)
+            if app is not None:
+                return RequestHead(app, like.content_length)
+        self._validator.request(fields)
+        head = RequestHead(self._read_head(fields), content_length(fields))
+        if sum(len(name) + len(text) for name, text in known) <= _BLOCK_SIZE:
+            if len(self._known) >= _KNOWN:
+                self._known.clear()
+            self._known[known] = head
         return head
 
     def trailers(self, block: bytes) -> None:

@@ -154,8 +154,7 @@ class Outbound:
         self.window += increment
         if self.window > frames.MAX_WINDOW:
             raise frames.ProtocolViolation(frames.ErrorCode.FLOW_CONTROL_ERROR, "connection window above 2^31-1")
-        if self._blocked:
-            self._pump()
+        self.pump()
 
     def open_stream_window(self, stream: Stream, increment: int) -> None:
         """A WINDOW_UPDATE on a stream. Raises StreamViolation on overflow."""
@@ -166,13 +165,14 @@ class Outbound:
             self._resume(stream)
 
     def set_initial_window(self, value: int, streams: Iterable[Stream]) -> None:
-        """The peer's SETTINGS_INITIAL_WINDOW_SIZE: moves every stream's window, which may become negative."""
+        """The peer's SETTINGS_INITIAL_WINDOW_SIZE: moves every stream's window, which may become negative.
+
+        `pump` sends what that lets through: it has to wait until the ACK is out (6.5.3).
+        """
         grows = value > self.initial_window
         self.initial_window = value
         if grows and any(value + stream.send_delta > frames.MAX_WINDOW for stream in streams):
             raise frames.ProtocolViolation(frames.ErrorCode.FLOW_CONTROL_ERROR, "stream window above 2^31-1")
-        if grows and self._blocked:
-            self._pump()
 
     def forget(self, stream: Stream) -> None:
         """Drops what waits on a stream that was reset."""
@@ -202,7 +202,7 @@ class Outbound:
             self._finished(stream)
         return sent
 
-    def _pump(self) -> None:
+    def pump(self) -> None:
         """One turn over the blocked streams: each sends what it can, the first to wait first."""
         for stream in list(self._blocked.values()):
             if self.window <= 0:

@@ -42,8 +42,8 @@ class Stream:
     def on_headers(self, end: bool) -> None:
         """The request's head has arrived; `end`: nothing follows."""
 
-    def on_data(self, data: bytes, start: int, stop: int, end: bool) -> None:
-        """data[start:stop] has arrived; `end`: nothing follows. `data` is not kept by the connection."""
+    def on_data(self, data: bytes | memoryview, start: int, stop: int, end: bool) -> None:
+        """data[start:stop] has arrived; `end`: nothing follows. `data` is good for the time of the call."""
 
     def on_reset(self) -> None:
         """The stream is gone: reset by the peer or by us, or the connection is lost. Nothing more may be sent on it."""
