@@ -38,7 +38,8 @@ logger = logging.getLogger(__name__)
 class Scheduler:
     """Runs the requests of one model version on its instances. Everything happens on the event loop.
 
-    model, instances: what the backend has opened. cost: as the warm-up has left it.
+    model, instances: what the backend has opened. cost: as the warm-up has left it. worker: what runs an instance;
+    tests have one without a thread.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Scheduler:
         instances: Sequence[Instance],
         cost: CostModel,
         clock: Clock,
+        worker: type[Worker] = Worker,
     ) -> None:
         self.name = name
         self.version = version
@@ -75,7 +77,7 @@ class Scheduler:
         self._loop = asyncio.get_running_loop()
         batched = self.signature.max_batch > 0
         self._workers = [
-            Worker(index, instance, self._loop, clock, self._on_done, batched=batched)
+            worker(index, instance, self._loop, clock, self._on_done, batched=batched)
             for index, instance in enumerate(instances)
         ]
         self._idle = list(self._workers)

@@ -1,1 +1,1 @@
-"""Public fakes: clock, backend, virtual-time loop, in-process client."""
+"""Fakes for tests, of this project and of those who write backends or clients: time, models, sinks, a client."""

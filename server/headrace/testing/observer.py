@@ -1,0 +1,47 @@
+"""A `ModelObserver` that remembers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from headrace.telemetry.observer import BatchRecord
+
+
+class RecordingObserver:
+    """Keeps batches and counts refusals by reason."""
+
+    def __init__(self) -> None:
+        self.batches: list[BatchRecord] = []
+        self.reasons: Counter[str] = Counter()
+        self.wasted_rows = 0
+        self.wasted_ns = 0
+
+    def __repr__(self) -> str:
+        return f"<RecordingObserver {self.requests} requests in {len(self.batches)} batches, {dict(self.reasons)}>"
+
+    @property
+    def requests(self) -> int:
+        """Requests that were answered with success."""
+        return sum(len(record.rows) for record in self.batches)
+
+    @property
+    def rows(self) -> int:
+        """Their rows."""
+        return sum(sum(record.rows) for record in self.batches)
+
+    def batch(self, record: BatchRecord) -> None:
+        """See `ModelObserver`."""
+        columns = (record.received, record.decoded, record.admitted, record.rows)
+        assert len({len(column) for column in columns}) == 1, f"columns of different lengths: {record}"
+        self.batches.append(record)
+
+    def refused(self, reason: str, requests: int = 1) -> None:
+        """See `ModelObserver`."""
+        self.reasons[reason] += requests
+
+    def wasted(self, rows: int, execute_ns: int) -> None:
+        """See `ModelObserver`."""
+        self.wasted_rows += rows
+        self.wasted_ns += execute_ns
