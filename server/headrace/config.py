@@ -36,7 +36,7 @@ def _usable_cores() -> int:
         return os.cpu_count() or 1
 
 
-INLINE_BELOW_US = 200 if _usable_cores() > 2 else 2000
+INLINE_BELOW_US = 200 if _usable_cores() > 2 else 5000
 """A thread pays where a core is free for it: elsewhere it only competes with the event loop for the interpreter lock,
 and the batches that run meanwhile are read from the sockets in smaller pieces. docs/design.md has the figures."""
 
@@ -103,7 +103,7 @@ class Settings(_Settings):
         INLINE_BELOW_US,
         ge=0,
         description="batches that usually run shorter run on the event loop, in microseconds; 0: none (default by the "
-        "cores there are: 200, or 2000 where there are at most two)",
+        "cores there are: 200, or 5000 where there are at most two)",
     )
     switch_interval_us: int = Field(
         20,

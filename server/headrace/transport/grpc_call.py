@@ -63,7 +63,15 @@ class Call(Stream):
 
     def on_data(self, data: bytes | memoryview, start: int, stop: int, end: bool) -> None:
         """See `Stream`."""
-        if end and self._reader is None and self.head.app.refusal is None and not self._ended:
+        reader = self._reader
+        if reader is not None and not end and reader.append(data, start, stop):
+            self.peer.buffered += stop - start
+            if self.peer.buffered > self.peer.max_buffered:
+                self.fail(self._buffered_too_much())
+            else:
+                self._credit()
+            return
+        if end and reader is None and self.head.app.refusal is None and not self._ended:
             # the whole request in one frame
             size = stop - start - 5
             if size >= 0 and data[start] == 0 and int.from_bytes(data[start + 1 : start + 5], "big") == size:
@@ -106,13 +114,16 @@ class Call(Stream):
         whole = reader.feed(chunk)
         self.peer.buffered += reader.buffered - before
         if self.peer.buffered > self.peer.max_buffered:
-            raise MessageTooLarge(
-                f"the incomplete messages of this connection hold more than {self.peer.max_buffered} octets"
-            )
+            raise self._buffered_too_much()
         if whole:
             self._take(whole)
         if not end:
             self._credit()
+
+    def _buffered_too_much(self) -> MessageTooLarge:
+        return MessageTooLarge(
+            f"the incomplete messages of this connection hold more than {self.peer.max_buffered} octets"
+        )
 
     def _take(self, messages: list[Buffer]) -> None:
         self._messages += messages

@@ -48,6 +48,16 @@ class MessageReader:
         """Whether a message has begun and is not whole."""
         return self._message is not None or bool(self._prefix)
 
+    def append(self, data: bytes | memoryview, start: int, stop: int) -> bool:
+        """Takes data[start:stop] from the inside of a message; False, and nothing done, if it begins or ends one."""
+        message = self._message
+        filled = self.buffered + stop - start
+        if message is None or filled >= len(message):
+            return False
+        message[self.buffered : filled] = data[start:stop]
+        self.buffered = filled
+        return True
+
     def feed(self, chunk: memoryview) -> list[Buffer]:
         """The messages that `chunk` completes. Raises HeadraceError; the reader is of no use after that."""
         whole: list[Buffer] = []
