@@ -249,7 +249,7 @@ FRAMES = [
     Case(
         "6.9.2/1",
         get() + settings((INITIAL_WINDOW, 1)),
-        ("HEADERS 1 405", "DATA 1 1", "SETTINGS ACK"),
+        ("HEADERS 1 405", "SETTINGS ACK", "DATA 1 1"),
         NO_WINDOW,
     ),
     Case(
