@@ -154,11 +154,15 @@ class Scheduler:
                 self.queue.push(piece)
         else:
             self.queue.push(request)
-        if not self._dispatch_due:
-            if self._idle:
-                self._dispatch_soon()
-            elif expires:
+        if not self._idle:
+            if expires and not self._dispatch_due:
                 self._wake_at(self.queue.next_expiry, now)
+        elif self.queue.rows >= self.cost.enough_rows and self._limits.policy == "slot":
+            # as good a batch as there will be: run it while its bytes are in the processor's cache
+            self._dispatch()
+            return None if handle.finished else handle
+        else:
+            self._dispatch_soon()
         return handle
 
     def cancel(self, request: InferRequest) -> None:

@@ -91,6 +91,9 @@ class CostModel:
         else:
             bucket.observe(rows, elapsed, self._quantile)
             if self.observed % _REFRESH == 0:
+                self._doubts = 0
+                self._stale = True
+            elif self._doubts:  # its answer is awaited
                 self._stale = True
 
     def doubt(self, rows: int) -> None:
@@ -136,6 +139,13 @@ class CostModel:
         if self.observed % _TRY_AGAIN == 0:
             return self._max_rows
         return self._efficient[(min(waiting, self._max_rows) - 1).bit_length()]
+
+    @property
+    def enough_rows(self) -> int:
+        """Rows that make a batch for which waiting for more, however many come, is not worth it."""
+        if self._stale:
+            self._tabulate()
+        return self._efficient[(self._max_rows - 1).bit_length()]
 
     def _tabulate(self) -> None:
         self._stale = False
