@@ -1,5 +1,8 @@
 """The connection against python-h2's client, with octets under way in both directions and every window in motion."""
 
+import os
+from itertools import chain
+
 import h2.config
 import h2.connection
 import h2.events
@@ -7,6 +10,7 @@ from h2.settings import SettingCodes
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from transport.http2 import wire
 
 from headrace.transport.http2.connection import Connection
 from headrace.transport.http2.frames import MAX_WINDOW, ErrorCode
@@ -29,35 +33,40 @@ WINDOWS = st.one_of(st.integers(0, 30), st.integers(0, 100_000))
 class Echo(Stream):
     """Replies with what it was sent, when it has all; gives credit when it is told to."""
 
-    __slots__ = ("body", "over", "uncredited")
+    __slots__ = ("answered", "body", "gone", "uncredited")
 
     def __init__(self, connection, stream_id, head):
         super().__init__(connection, stream_id, head)
         self.body = b""
         self.uncredited = 0
-        self.over = False
+        self.answered = False
+        self.gone = False
 
     def on_headers(self, end):
         if end:
             self.answer(in_pieces=False)
 
     def on_data(self, data, start, stop, end):
-        assert not self.over, "data for a stream that is over"
+        assert not self.gone, "data for a stream that is gone"
+        if self.answered:
+            return  # early, and the answer waits for a window
         self.body += bytes(data[start:stop])
         self.uncredited += stop - start
         if end:
             self.answer(in_pieces=len(self.body) % 2 == 1)
 
     def on_reset(self):
-        self.over = True
+        assert not self.gone
+        self.gone = True
 
     def credit(self):
         self.connection.credit(self, self.uncredited)
         self.uncredited = 0
 
     def answer(self, *, in_pieces):
-        assert not self.over
-        self.over = True
+        assert not self.gone
+        assert not self.answered
+        self.answered = True
         outbound = self.connection.outbound
         if not in_pieces:
             outbound.respond(self, HEAD, PREFIX, self.body, TAIL)
@@ -106,7 +115,8 @@ class H2Client(RuleBasedStateMachine):
         self.server.receive(piece, NOW)
 
     def deliver_to_client(self):
-        for event in self.client.receive_data(self.server.outbound.take()):
+        # frame by frame, for h2 applies a new MAX_FRAME_SIZE to the next read only
+        for event in chain.from_iterable(map(self.client.receive_data, wire.split(self.server.outbound.take()))):
             call = self.calls.get(getattr(event, "stream_id", None))
             assert not isinstance(event, h2.events.ConnectionTerminated), event
             if isinstance(event, h2.events.SettingsAcknowledged):
@@ -213,7 +223,7 @@ class H2Client(RuleBasedStateMachine):
     # --- the server's application -------------------------------------------------------------------------------------
 
     def unanswered(self):
-        return [echo for echo in self.echoes.values() if not echo.over]
+        return [echo for echo in self.echoes.values() if not echo.answered and not echo.gone]
 
     @precondition(lambda self: self.unanswered())
     @rule(index=STREAMS)
@@ -232,7 +242,7 @@ class H2Client(RuleBasedStateMachine):
     def give_up(self, index):
         echo = list(self.server.streams.values())[index % len(self.server.streams)]
         self.calls[echo.id].cut_short = True
-        echo.over = True
+        echo.gone = True
         self.server.reset(echo, ErrorCode.CANCEL)
 
     # --- what holds ---------------------------------------------------------------------------------------------------
@@ -280,7 +290,8 @@ class H2Client(RuleBasedStateMachine):
         assert "0 streams blocked" in repr(self.server.outbound)
 
 
+EXAMPLES = int(os.environ.get("HEADRACE_FUZZ_EXAMPLES", "150"))
 H2Client.TestCase.settings = settings(
-    max_examples=120, stateful_step_count=40, deadline=None, report_multiple_bugs=False
+    max_examples=EXAMPLES, stateful_step_count=40, deadline=None, report_multiple_bugs=False
 )
 TestConnectionAgainstH2 = H2Client.TestCase

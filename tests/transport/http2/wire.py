@@ -109,15 +109,21 @@ def goaway(last=0, code=ErrorCode.NO_ERROR, debug=b""):
     return frame(GOAWAY, 0, 0, word(last) + word(code) + debug)
 
 
+def split(octets):
+    """The octets of each frame of `octets`, which must be whole."""
+    at = 0
+    while at < len(octets):
+        start, at = at, at + 9 + int.from_bytes(octets[at : at + 3], "big")
+        assert at <= len(octets), "an incomplete frame"
+        yield octets[start:at]
+
+
 def frames_in(octets):
     """The frames of `octets`, which must be whole, parsed by hyperframe."""
-    view = memoryview(bytes(octets))
-    while view:
-        parsed, length = Frame.parse_frame_header(view[:9])
-        assert len(view) >= 9 + length, "an incomplete frame"
-        parsed.parse_body(view[9 : 9 + length])
+    for piece in split(octets):
+        parsed, _ = Frame.parse_frame_header(memoryview(piece[:9]))
+        parsed.parse_body(memoryview(piece[9:]))
         yield parsed
-        view = view[9 + length :]
 
 
 class Reader:
