@@ -59,7 +59,7 @@ clean: ## remove the environment and what was built
 	$(PIP) install -q -c constraints.txt pip
 
 .venv/serve.done: .venv/bin/python pyproject.toml constraints.txt models/filetype/fetch.py
-	$(PIP) install -q -c constraints.txt -e .
+	$(PIP) install -q -c constraints.txt -e . --group client
 	$(PIP) install -q --no-deps -c constraints.txt magika
 	.venv/bin/python models/filetype/fetch.py
 	@touch $@

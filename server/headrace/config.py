@@ -102,8 +102,8 @@ class Settings(_Settings):
     inline_below_us: int = Field(
         INLINE_BELOW_US,
         ge=0,
-        description="batches that usually run shorter run on the event loop, in microseconds; 0: none (default by the "
-        "cores there are: 200, or 5000 where there are at most two)",
+        description="batches that usually run shorter run on the event loop, in microseconds; 0: none; by default 5000 "
+        "where there are at most two cores, else 200",
     )
     switch_interval_us: int = Field(
         20,

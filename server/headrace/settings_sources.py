@@ -141,7 +141,7 @@ def add_flags(parser: argparse.ArgumentParser, model: type[BaseModel]) -> None:
             dest=".".join(setting.path),
             default=argparse.SUPPRESS,
             metavar=_metavar(setting.schema),
-            help=f"{setting.field.description} (default: {_shown(setting)})".replace("%", "%%"),
+            help=f"{setting.field.description} (default: {shown_default(setting)})".replace("%", "%%"),
         )
 
 
@@ -231,7 +231,8 @@ def _metavar(schema: Schema) -> str:
     return {"integer": "N", "number": "X", "boolean": "{true,false}"}.get(schema.get("type", ""), "TEXT")
 
 
-def _shown(setting: Setting) -> str:
+def shown_default(setting: Setting) -> str:
+    """The default of a setting as people read it."""
     default = setting.field.default
     if setting.path[-1].endswith("_bytes") and default >= 1 << 20 and default % (1 << 20) == 0:
         return f"{default}, {default >> 20} MiB"
