@@ -33,9 +33,6 @@ TIMING_PARAMETER = "headrace_timing"
 ACCEPTED_RESERVED = frozenset({"triton_enable_empty_final_response"})
 """Of the keys that the protocol reserves, those that perf_analyzer and tritonclient send; without effect here."""
 
-MAX_TIMEOUT_NS = 1 << 62
-"""A longer `timeout` is as good as none, and would leave its priority level (queue.PRIORITY_STEP)."""
-
 MAX_ELEMENTS = 1 << 40
 """More elements than any message can carry: a product of dimensions above it is refused before it is used."""
 
@@ -191,7 +188,7 @@ def build_template(
 def _read_parameters(parameters: Mapping[str, ParameterValue], template: RequestTemplate) -> None:
     for key, value in parameters.items():
         if key == "timeout":
-            template.timeout_ns = min(_integer(key, value, "microseconds") * 1000, MAX_TIMEOUT_NS)
+            template.timeout_ns = _integer(key, value, "microseconds") * 1000
         elif key == "priority":
             level = _integer(key, value, "a priority level")
             levels = template.model.priority_levels

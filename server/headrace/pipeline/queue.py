@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,8 @@ with deadlines cannot starve it."""
 
 def order_of(priority: int, expires: int, now: int) -> int:
     """Sort key of a request: lower is served first. `expires` 0: no deadline."""
+    if expires >= PRIORITY_STEP:  # some clients mean "for ever" by a deadline in centuries
+        expires = PRIORITY_STEP - 1
     return priority * PRIORITY_STEP + (expires or now + NO_DEADLINE_HORIZON_NS)
 
 
@@ -144,7 +146,7 @@ class RequestQueue:
         """About how many rows would be served before a request of this order, were it admitted now."""
         requests = 0
         for group in self._groups.values():
-            requests += len(group) if group[-1].order <= order else bisect_left(group, order, key=_order)
+            requests += len(group) if group[-1].order <= order else bisect_right(group, order, key=_order)
         return requests * self.rows // self.requests if requests else 0
 
     def _uncount(self, request: InferRequest) -> None:

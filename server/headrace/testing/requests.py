@@ -1,0 +1,77 @@
+"""Requests without a wire: for what queues, batches and cuts them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from headrace.messages import InferRequest
+from headrace.pipeline.queue import order_of
+from headrace.testing.sink import RecordingSink
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Sequence
+
+    from headrace.messages import Buffer, Owner
+
+
+class FakeOwner:
+    """An `Owner` that keeps what was cancelled."""
+
+    def __init__(self) -> None:
+        self.cancelled: list[InferRequest] = []
+
+    def cancel(self, request: InferRequest) -> None:
+        """See `messages.Owner`."""
+        self.cancelled.append(request)
+
+
+class FakeTemplate:
+    """A `Template` whose `encode` returns its arguments."""
+
+    whole: InferRequest | None = None
+
+    def __init__(
+        self,
+        rows: int = 1,
+        *,
+        key: Hashable = "",
+        shapes: tuple[tuple[int, ...], ...] = ((1,),),
+        outputs: tuple[int, ...] = (0,),
+        priority: int = 0,
+        timeout_ns: int = 0,
+        timing: bool = False,
+        owner: Owner | None = None,
+    ) -> None:
+        self.rows = rows
+        self.key = key
+        self.shapes = shapes
+        self.outputs = outputs
+        self.priority = priority
+        self.timeout_ns = timeout_ns
+        self.timing = timing
+        self.owner: Owner = owner or FakeOwner()
+
+    def encode(
+        self, request: InferRequest, outputs: Sequence[Buffer], shapes: tuple[tuple[int, ...], ...], parameters: bytes
+    ) -> Any:  # noqa: ANN401
+        """See `messages.Template`."""
+        return list(outputs), shapes, parameters
+
+
+def make_request(
+    rows: int = 1,
+    *,
+    now: int = 0,
+    expires: int = 0,
+    nbytes: int = 0,
+    parts: Sequence[Buffer] = (),
+    rpc_deadline: int = 0,
+    **template: Any,  # noqa: ANN401
+) -> InferRequest:
+    """A request that was received, decoded and admitted at `now`. template: see `FakeTemplate`."""
+    request = InferRequest(
+        FakeTemplate(rows, **template), parts, nbytes or sum(map(len, parts)), RecordingSink(), b"", now, rpc_deadline
+    )
+    request.expires = expires
+    request.order = order_of(request.template.priority, expires, now)
+    return request

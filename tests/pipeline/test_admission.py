@@ -1,0 +1,179 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace.errors import DeadlineExceeded, DeadlineUnreachable, QueueFull, QueueTimeout, ShuttingDown
+from headrace.messages import Batch
+from headrace.pipeline.admission import QueueLimits, admit, expired, reply_ns, wait_ns
+from headrace.pipeline.cost import CostModel
+from headrace.pipeline.queue import RequestQueue
+from headrace.testing.requests import make_request
+
+MS = 1_000_000
+NOW = 1000 * MS
+
+
+def flat(elapsed=10 * MS, rows=8):
+    cost = CostModel(rows)
+    for n in (1, rows):
+        cost.observe(n, elapsed)
+    return cost
+
+
+def running(*since):
+    """Full batches that were formed so many ns ago."""
+    return [Batch([], 8, "full", batched=NOW - ago) for ago in since]
+
+
+def ask(request, *waiting, limits=None, cost=None, instances=1, busy=(), draining=False):
+    queue = RequestQueue()
+    for other in waiting:
+        queue.push(other)
+    return admit(
+        request,
+        NOW,
+        queue,
+        limits or QueueLimits(),
+        cost or CostModel(8),
+        max_rows=8,
+        instances=instances,
+        running=busy,
+        draining=draining,
+    )
+
+
+def request(rows=1, **more):
+    return make_request(rows, now=NOW, **more)
+
+
+def test_whoever_has_no_deadline_may_wait():
+    assert ask(request(), *(request(8) for _ in range(100)), cost=flat(), busy=running(0)) is None
+
+
+def test_a_server_that_drains_takes_nothing():
+    error = ask(request(), draining=True)
+    assert type(error) is ShuttingDown
+    assert str(error) == "Server is shutting down and has stopped accepting new requests"
+
+
+@pytest.mark.parametrize(
+    ("limits", "fits"),
+    [
+        (QueueLimits(max_requests=2), False),
+        (QueueLimits(max_requests=3), True),
+        (QueueLimits(max_rows=6), False),
+        (QueueLimits(max_rows=7), True),
+        (QueueLimits(max_bytes=29), False),
+        (QueueLimits(max_bytes=30), True),
+    ],
+)
+def test_the_queue_holds_so_many_requests_rows_and_bytes(limits, fits):
+    waiting = [request(2, nbytes=10), request(2, nbytes=10)]
+    error = ask(request(3, nbytes=10), *waiting, limits=limits)
+    assert (error is None) is fits
+    if not fits:
+        assert type(error) is QueueFull
+        assert str(error) == (
+            "Exceeds maximum queue size: 2 requests, 4 rows and 20 bytes wait; at most "
+            f"{limits.max_requests} requests, {limits.max_rows} rows and {limits.max_bytes} bytes may"
+        )
+
+
+def test_a_full_queue_says_when_to_come_again():
+    waiting = [request(8) for _ in range(4)]
+    error = ask(request(), *waiting, limits=QueueLimits(max_requests=4), cost=flat(), busy=running(4 * MS))
+    assert error.retry_after_ms == 46  # 6 ms of the running batch, and four more
+    error = ask(request(), *waiting, limits=QueueLimits(max_requests=4))
+    assert error.retry_after_ms == 1  # nothing is known: not at once
+
+
+@pytest.mark.parametrize(("rows", "nbytes"), [(11, 1), (1, 101)])
+def test_what_can_never_be_admitted_is_not_to_be_tried_again(rows, nbytes):
+    error = ask(request(rows, nbytes=nbytes), limits=QueueLimits(max_rows=10, max_bytes=100))
+    assert type(error) is QueueFull
+    assert error.retry_after_ms == -1
+
+
+def test_a_deadline_that_is_over():
+    error = ask(request(expires=NOW, rpc_deadline=NOW))
+    assert type(error) is DeadlineExceeded
+    assert str(error) == "Deadline exceeded while the request waited for execution"
+    error = ask(request(expires=NOW - 1, rpc_deadline=NOW + MS))
+    assert type(error) is QueueTimeout
+    assert str(error) == "Request timeout expired"
+
+
+def test_the_rpcs_deadline_decides_what_an_expiry_is_called():
+    assert type(expired(request(expires=5, rpc_deadline=5), 5)) is DeadlineExceeded
+    assert type(expired(request(expires=5, rpc_deadline=6), 5)) is QueueTimeout
+    assert type(expired(request(expires=5), 5)) is QueueTimeout
+
+
+def test_a_deadline_out_of_reach_is_refused_at_once():
+    error = ask(request(expires=NOW + 9 * MS), cost=flat())
+    assert type(error) is DeadlineUnreachable
+    assert str(error) == ("The deadline is 9.000 ms away and the reply is expected to take 10.000 ms (0 rows wait)")
+    assert error.retry_after_ms == -1
+    assert ask(request(expires=NOW + 10 * MS), cost=flat()) is None
+
+
+def test_while_nothing_is_known_everybody_gets_a_chance():
+    assert ask(request(expires=NOW + 1), *(request(8) for _ in range(9)), busy=running(0)) is None
+
+
+@pytest.mark.parametrize(
+    ("rows_ahead", "ago", "instances", "need"),
+    [
+        (0, [], 1, 10),  # idle: its own run
+        (7, [], 1, 10),  # in one batch with what waits
+        (8, [], 1, 20),  # idle, but a whole batch is ahead: the next dispatch takes that
+        (17, [], 1, 30),
+        (8, [], 2, 10),  # the other instance takes it
+        (16, [], 2, 20),
+        (0, [4], 1, 16),  # what is left of the running batch
+        (0, [40], 1, 10),  # it is overdue: any moment
+        (8, [4], 1, 26),
+        (0, [4], 2, 10),
+        (8, [4], 2, 16),
+        (16, [4], 2, 20),
+        (0, [2, 7], 2, 13),
+        (8, [2, 7], 2, 18),
+        (16, [2, 7], 2, 23),
+    ],
+)
+def test_the_expected_wait(rows_ahead, ago, instances, need):
+    busy = running(*(ms * MS for ms in ago))
+    assert reply_ns(1, rows_ahead, NOW, 8, instances, busy, flat()) == need * MS
+
+
+def test_a_small_batch_under_way_is_not_taken_for_a_full_one():
+    cost = CostModel(8)
+    cost.observe(1, MS)
+    cost.observe(8, 80 * MS)
+    busy = [Batch([], 1, "idle", batched=NOW)]
+    assert wait_ns(0, NOW, 8, 1, busy, cost) == MS
+    assert ask(request(expires=NOW + 3 * MS), cost=cost, busy=busy) is None
+
+
+def test_a_split_request_needs_all_its_batches():
+    assert reply_ns(24, 0, NOW, 8, 1, [], flat()) == 30 * MS
+    assert reply_ns(24, 0, NOW, 8, 3, [], flat()) == 10 * MS
+    assert reply_ns(17, 7, NOW, 8, 1, [], flat()) == 30 * MS
+
+
+def test_only_what_is_served_before_counts_as_ahead():
+    later = [request(8, expires=NOW + 500 * MS) for _ in range(5)]
+    assert ask(request(expires=NOW + 15 * MS), *later, cost=flat()) is None
+    sooner = [request(8, expires=NOW + 14 * MS) for _ in range(5)]
+    error = ask(request(expires=NOW + 15 * MS), *sooner, cost=flat())
+    assert str(error) == ("The deadline is 15.000 ms away and the reply is expected to take 60.000 ms (40 rows wait)")
+
+
+@given(st.integers(1, 100), st.integers(0, 200), st.lists(st.integers(0, 20), max_size=3), st.integers(1, 3))
+def test_more_ahead_is_never_sooner(rows, rows_ahead, ago, instances):
+    busy = running(*(ms * MS for ms in ago[:instances]))
+    cost = flat()
+    need = reply_ns(rows, rows_ahead, NOW, 8, instances, busy, cost)
+    assert need >= cost.predict(min(rows, 8))
+    assert reply_ns(rows + 1, rows_ahead, NOW, 8, instances, busy, cost) >= need
+    assert reply_ns(rows, rows_ahead + 1, NOW, 8, instances, busy, cost) >= need

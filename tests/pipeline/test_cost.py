@@ -1,0 +1,188 @@
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace.pipeline.cost import CostModel
+
+MS = 1_000_000
+
+
+def fed(cost, rows, times):
+    for elapsed in times:
+        cost.observe(rows, elapsed)
+    return cost
+
+
+def test_it_knows_nothing_before_the_first_run():
+    cost = CostModel(8)
+    assert [cost.predict(rows) for rows in range(1, 9)] == [0] * 8
+    assert cost.mean(8) == 0
+    assert not cost.inline(1)
+    assert cost.efficient_rows(8) == 8
+
+
+def test_one_run_is_enough_for_a_first_guess():
+    cost = fed(CostModel(8), 2, [1000])
+    assert cost.mean(1) == cost.predict(1) == 1000  # fewer rows are never taken to be quicker than what was seen
+    assert cost.predict(2) == 1000
+    assert cost.predict(8) == 4000
+    assert repr(cost).startswith("<CostModel 1 batches, 1 row 1000 ns, 8 rows 4000 ns, ")
+
+
+@pytest.mark.parametrize("quantile", [-1, 0, 1, 1.5])
+def test_a_quantile_is_between_0_and_1(quantile):
+    with pytest.raises(ValueError, match="is not between 0 and 1"):
+        CostModel(8, quantile)
+
+
+def test_a_model_without_batching_has_one_size():
+    cost = fed(CostModel(0), 1, [500])
+    assert cost.predict(1) == 500
+    assert cost.efficient_rows(3) == 1
+
+
+def test_it_converges_on_a_line():
+    """T(n) = 100 us + 10 us n, seen at random sizes. The quantile is that of a bucket's largest sizes: a safe guess."""
+    rng = random.Random(1)
+    cost = CostModel(64)
+    for _ in range(20_000):
+        rows = rng.randint(1, 64)
+        cost.observe(rows, 100_000 + 10_000 * rows)
+    for rows in range(1, 65):
+        true = 100_000 + 10_000 * rows
+        assert cost.mean(rows) == pytest.approx(true, rel=0.12)
+        assert 0.97 * true < cost.predict(rows) < 1.4 * true
+
+
+def test_it_follows_a_change_of_speed():
+    cost = fed(CostModel(1), 1, [MS] * 200)
+    fed(cost, 1, [3 * MS] * 128)
+    assert cost.mean(1) == pytest.approx(3 * MS, rel=0.01)
+    assert cost.predict(1) >= 2.9 * MS
+
+
+DISTRIBUTIONS = {
+    "uniform": lambda rng: rng.uniform(1, 2),
+    "exponential": lambda rng: 1 + rng.expovariate(2),
+    "lognormal": lambda rng: math.exp(rng.gauss(0, 0.4)),
+    "two speeds": lambda rng: 3 if rng.random() < 0.2 else 1,
+}
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+@pytest.mark.parametrize("quantile", [0.5, 0.9, 0.95])
+def test_the_predicted_share_of_runs_is_within_the_prediction(name, quantile):
+    rng = random.Random(7)
+    cost = CostModel(1, quantile)
+    fed(cost, 1, (int(DISTRIBUTIONS[name](rng) * MS) for _ in range(3000)))
+    within = 0
+    for _ in range(6000):
+        elapsed = int(DISTRIBUTIONS[name](rng) * MS)
+        within += elapsed <= cost.predict(1)
+        cost.observe(1, elapsed)
+    # the estimate moves with a bounded step around the quantile, and predictions lag up to 64 runs behind it
+    assert within / 6000 == pytest.approx(quantile, abs=0.07 if quantile > 0.5 else 0.12)
+
+
+def test_one_stall_does_not_spoil_the_estimate():
+    cost = fed(CostModel(8), 4, [MS] * 300)
+    before = cost.predict(4)
+    fed(cost, 4, [1000 * MS] + [MS] * 63)
+    assert cost.predict(4) <= before * 1.1
+    fed(cost, 4, [MS] * 128)
+    assert cost.mean(4) == pytest.approx(MS, rel=0.01)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 32), st.integers(0, 10**10)), max_size=200),
+    st.sampled_from([1, 3, 8, 32]),
+    st.floats(0.01, 0.99),
+)
+def test_predictions_are_monotone_and_finite(runs, max_rows, quantile):
+    cost = CostModel(max_rows, quantile)
+    for rows, elapsed in runs:
+        cost.observe(min(rows, max_rows), elapsed)
+    predictions = [cost.predict(rows) for rows in range(1, max_rows + 1)]
+    assert predictions == sorted(predictions)
+    assert all(isinstance(p, int) and p >= 0 for p in predictions)
+    assert all(cost.mean(rows) >= 0 for rows in range(1, max_rows + 1))
+    assert all(1 <= cost.efficient_rows(waiting) <= max_rows for waiting in (1, 2, 5, 31, 1000))
+
+
+def test_a_run_of_no_time_does_not_freeze_the_estimate_at_nothing():
+    cost = fed(CostModel(1), 1, [0])
+    fed(cost, 1, [1000] * 640)
+    assert cost.predict(1) > 900
+
+
+def test_short_runs_are_inline_by_what_is_usual():
+    cost = fed(CostModel(8, inline_below_ns=100_000), 1, [50_000])
+    assert cost.inline(1)
+    assert not cost.inline(8)  # 400 us by proportion
+    fed(cost, 1, [50_000, 50_000, 50_000, MS] * 64)  # a quarter of them is slow, the median is not
+    assert cost.inline(1)
+    fed(cost, 1, [MS] * 192)
+    assert not cost.inline(1)
+    assert not fed(CostModel(8), 1, [1]).inline(1)
+
+
+def test_the_size_that_pays_is_the_smallest_at_nearly_the_cheapest_rows():
+    cost = CostModel(16, inline_below_ns=0)
+    for rows, per_row in ((1, 900_000), (2, 500_000), (4, 100_000), (8, 100_000), (16, 200_000)):
+        fed(cost, rows, [rows * per_row] * 65)
+    assert cost.observed % 64
+    # what it costs beside its run makes 8 rows cheaper than 4
+    assert cost.efficient_rows(16) == 8
+    assert cost.efficient_rows(8) == cost.efficient_rows(5) == 16  # as many as there are: no bound
+    assert cost.efficient_rows(1) == 16
+
+
+def test_a_size_that_does_not_pay_is_tried_again():
+    cost = CostModel(16)
+    for rows, elapsed in ((1, MS), (16, 100 * MS)):
+        fed(cost, rows, [elapsed] * 100)
+    assert {cost.efficient_rows(16)} == {1}
+    sizes = []
+    for _ in range(64):
+        cost.observe(1, MS)
+        sizes.append(cost.efficient_rows(16))
+    assert sizes.count(16) == 1
+
+
+def test_refusals_by_an_idle_server_let_the_estimate_recover():
+    """After a minute of trouble every request with a deadline is refused, and no run would ever correct that."""
+    cost = fed(CostModel(8), 1, [MS] * 100)
+    fed(cost, 1, [20 * MS] * 64)
+    assert cost.predict(1) > 10 * MS
+    refused = 0
+    while cost.predict(1) > 5 * MS:
+        cost.doubt(1)
+        refused += 1
+    assert 64 <= refused <= 1000
+
+
+def test_doubt_leaves_larger_sizes_alone():
+    cost = CostModel(64)
+    for rows in (1, 8, 64):
+        fed(cost, rows, [rows * MS])
+    before = cost.predict(64)
+    for _ in range(128):
+        cost.doubt(8)
+    assert cost.predict(1) < 0.9 * MS
+    assert cost.predict(8) < 0.9 * 8 * MS
+    assert cost.predict(64) == before
+
+
+def test_what_is_really_too_slow_is_let_through_now_and_then():
+    cost = fed(CostModel(1, 0.95), 1, [10 * MS] * 200)
+    ran = 0
+    for _ in range(20_000):
+        if cost.predict(1) > 2 * MS:
+            cost.doubt(1)
+        else:
+            ran += 1
+            cost.observe(1, 10 * MS)
+    assert 0.01 < ran / 20_000 < 0.08
