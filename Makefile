@@ -36,9 +36,8 @@ models: .venv/test.done ## train digits again, and fetch filetype
 	.venv/bin/python models/digits/train.py
 	.venv/bin/python models/filetype/fetch.py
 
-loadtest: .venv/test.done ## a minute of locust users against a server that runs: make serve in another terminal
-	.venv/bin/locust -f loadtest/locustfile.py --headless --host 127.0.0.1:8001 \
-	  --users 8 --spawn-rate 8 --run-time 1m --exit-code-on-error 1 $(ARGS)
+loadtest: .venv/test.done ## a minute of locust users; ARGS="--host 127.0.0.1:8001" for a server that runs
+	loadtest/run_locust $(ARGS)
 
 compare: .venv/test.done ## measure against NVIDIA Triton (2 GB of downloads the first time); ARGS="--quick"
 	loadtest/peers/setup

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from headrace.config import ENV_PREFIX, INLINE_BELOW_US, Settings
+from headrace.config import ENV_PREFIX, Settings
 from headrace.settings_sources import leaves, shown_default
 
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
@@ -26,7 +26,7 @@ def page() -> str:
     lines = []
     for setting in leaves(Settings):
         # the one default that depends on the machine
-        default = "by the cores" if setting.field.default is INLINE_BELOW_US else shown_default(setting)
+        default = "by the cores" if setting.path == ("inline_below_us",) else shown_default(setting)
         names = f"`{setting.flag}`<br>`{setting.variable(ENV_PREFIX)}`"
         lines.append(f"| `{'.'.join(setting.path)}` | {names} | {default} | {setting.field.description} |\n")
     return HEAD + "".join(lines)

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_LARGE_BYTES = 256 << 10
+"""Input bytes that push one another out of the processor's cache while they wait."""
+
 
 class Scheduler:
     """Runs the requests of one model version on its instances. Everything happens on the event loop.
@@ -157,8 +160,12 @@ class Scheduler:
         if not self._idle:
             if expires and not self._dispatch_due:
                 self._wake_at(self.queue.next_expiry, now)
-        elif self.queue.rows >= self.cost.enough_rows and self._limits.policy == "slot":
-            # as good a batch as there will be: run it while its bytes are in the processor's cache
+        elif (
+            self.queue.nbytes >= _LARGE_BYTES
+            and self.queue.rows >= self.cost.enough_rows
+            and self._limits.policy == "slot"
+        ):
+            # as good a batch as there will be, and large: run it while its bytes are in the processor's cache
             self._dispatch()
             return None if handle.finished else handle
         else:

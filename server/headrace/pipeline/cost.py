@@ -12,8 +12,8 @@ _TRY_AGAIN = 64
 """One batch in so many is not held to the size that pays, so that what has become wrong is noticed."""
 _WORTH = 1.1
 """A smaller batch is preferred as long as its rows cost at most this much more than the cheapest size's."""
-INLINE_OVERHEAD_NS = 30_000
-"""About what forming a batch and answering it cost next to its run, on the event loop."""
+INLINE_OVERHEAD_NS = 75_000
+"""About what forming a batch and answering it cost next to its run, on the event loop, its writes included."""
 THREAD_OVERHEAD_NS = 150_000
 """The same for a batch that crosses to a thread and back."""
 
