@@ -3,8 +3,8 @@
     python loadtest/hotpath.py [--repository DIR --model NAME] [--streams 16] [--profile]
 
 Feeds the octets of calls into real connections of the native transport, over a real engine on a real model with
-inputs of fixed shape (default: digits), a turn of the event loop at a time. Prints the least time a request took over the rounds
-(what other processes steal only ever adds), and with --profile where it went.
+inputs of fixed shape (default: digits), a turn of the event loop at a time. Prints the least time a request took over
+the rounds (what other processes steal only ever adds), and with --profile where it went.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ async def measure(arguments: argparse.Namespace) -> None:
             for peer in peers:
                 peer.data_received(chunk)
                 peer.connection.outbound.window = 1 << 30
-            while any(peer.connection.streams for peer in peers):
-                await asyncio.sleep(0)  # noqa: ASYNC110 - a turn of the loop is what is measured
+            while any(peer.connection.streams for peer in peers):  # noqa: ASYNC110 - turns of the loop are measured
+                await asyncio.sleep(0)
         spent = time.thread_time_ns() - began
         profile.disable()
         best = min(best, spent / 1000 / (arguments.turns * arguments.connections * arguments.streams))
