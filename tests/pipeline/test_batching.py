@@ -182,7 +182,7 @@ class TestDelayPolicy:
     def test_it_waits_for_the_first_requests_delay(self):
         first, second = request(), make_request(now=NOW + 3 * MS)
         first.admitted, second.admitted = NOW, NOW + 3 * MS
-        decision, queue = run(first, second, policy="delay", delay_ns=5 * MS, now=NOW + 3 * MS)
+        decision, _ = run(first, second, policy="delay", delay_ns=5 * MS, now=NOW + 3 * MS)
         assert (decision.take, decision.wake_at) == ([], NOW + 5 * MS)
         decision, _ = run(first, second, policy="delay", delay_ns=5 * MS, now=NOW + 5 * MS)
         assert taken(decision) == [([first, second], 2, "delay")]

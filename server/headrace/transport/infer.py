@@ -125,7 +125,7 @@ class InferService:
             head, id_end, look_end = _split(message)
             raw = _cut_raw(message, look_end)
             prefix = bytes(message[:look_end])
-        except Malformed:
+        except (IndexError, Malformed):
             head = id_end = 0
             prefix = bytes(message)
         try:
@@ -188,7 +188,7 @@ def _split(message: Buffer) -> tuple[int, int, int]:
 
 
 def _cut_raw(message: Buffer, at: int) -> list[Buffer]:
-    """The entries of raw_input_contents, which fill the message from `at` to its end. Raises Malformed."""
+    """The entries of raw_input_contents, which fill the message from `at` to its end. Raises Malformed or IndexError."""
     end = len(message)
     raw: list[Buffer] = []
     while at < end:

@@ -1,0 +1,321 @@
+"""Every case of a bad ModelInfer request, with the words that clients know from Triton."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace.datatypes import DATATYPES
+from headrace.errors import InvalidRequest
+from headrace.messages import InferMessage, InputTensor, Signature, TensorSpec
+from headrace.pipeline.decode import ModelView, build_template
+from headrace.pipeline.wire import length_prefixed
+from headrace.repository.model_config import InputCheck
+from headrace.testing.requests import FakeOwner
+
+NOTE = (
+    " NOTE: Setting a non-zero max_batch_size in the model config requires a batch dimension to be prepended to each "
+    "input shape."
+)
+OWNER = FakeOwner()
+X = TensorSpec("x", "FP32", (4,))
+TWO = Signature((X, TensorSpec("n", "INT64", (-1,))), (TensorSpec("y", "FP32", (2,)), TensorSpec("z", "INT64", ())), 8)
+ONE = Signature((X,), TWO.outputs, 8)
+UNBATCHED = Signature((TensorSpec("x", "FP32", (-1, 4)),), TWO.outputs, 0)
+
+
+def view(signature=ONE, **more):
+    return ModelView("m", "1", signature, more.pop("rules", {}), OWNER, **more)
+
+
+def message(*inputs, id="", parameters=None, outputs=()):  # noqa: A002
+    return InferMessage("m", "", id, parameters or {}, inputs, outputs)
+
+
+def x(*shape, datatype="FP32", contents=None):
+    return InputTensor("x", datatype, shape or (1, 4), contents)
+
+
+def n(*shape):
+    return InputTensor("n", "INT64", shape)
+
+
+def build(description, model=None):
+    return build_template(description, model or view(), lambda outputs: outputs)
+
+
+def refusal(description, model=None):
+    with pytest.raises(InvalidRequest) as caught:
+        build(description, model)
+    return str(caught.value)
+
+
+def bind_refusal(template, *raw, id_field=b""):
+    with pytest.raises(InvalidRequest) as caught:
+        template.bind(raw, id_field)
+    return str(caught.value)
+
+
+# --- what a template says ---
+
+
+def test_a_plain_request():
+    template = build(message(x(3, 4)))
+    assert (template.rows, template.shapes, template.sizes) == (3, ((4,),), (48,))
+    assert (template.total, template.plain, template.outputs) == (48, True, (0, 1))
+    assert (template.priority, template.timeout_ns, template.timing) == (0, 0, False)
+    assert template.owner is OWNER
+    assert template.whole is None
+    assert template.reply == (0, 1)  # the encoder is asked for by the outputs' indices
+    raw = [memoryview(bytes(48))]
+    assert template.bind(raw, b"") is raw
+
+
+def test_inputs_come_in_any_order_and_leave_in_the_signatures():
+    template = build(message(n(2, 3), x(2, 4)), view(TWO))
+    assert template.positions == (1, 0)
+    assert template.shapes == ((4,), (3,))
+    assert template.sizes == (32, 48)
+    assert template.bind([b"n" * 48, b"x" * 32], b"") == [b"x" * 32, b"n" * 48]
+
+
+def test_requests_that_can_share_a_tensor_have_equal_keys():
+    model = view(TWO)
+    base = build(message(x(2, 4), n(2, 3)), model).key
+    assert build(message(n(5, 3), x(5, 4), id="other", parameters={"timeout": 5}), model).key == base
+    assert build(message(x(2, 4), n(2, 3), outputs=("y", "z")), model).key == base
+    assert build(message(x(2, 4), n(2, 7)), model).key != base
+    assert build(message(x(2, 4), n(2, 3), outputs=("z", "y")), model).key != base
+    assert build(message(x(2, 4), n(2, 3), outputs=("y",)), model).key != base
+
+
+def test_outputs_are_as_asked_for():
+    assert build(message(x(), outputs=("z",))).outputs == (1,)
+    assert build(message(x(), outputs=("z", "y"))).outputs == (1, 0)
+    assert build(message(x())).outputs == (0, 1)
+
+
+def test_a_model_without_batching_has_one_row_and_whole_shapes():
+    template = build(message(x(7, 4)), view(UNBATCHED))
+    assert (template.rows, template.shapes, template.sizes) == (1, ((7, 4),), (112,))
+
+
+@pytest.mark.parametrize("max_batch", [0, 8])
+def test_a_model_without_inputs_has_one_row(max_batch):
+    template = build(message(), view(Signature((), TWO.outputs, max_batch)))
+    assert template.rows == 1
+    assert template.bind([], b"") == []
+
+
+@pytest.mark.parametrize("datatype", sorted(set(DATATYPES) - {"BYTES"}))
+def test_the_size_of_every_datatype(datatype):
+    signature = Signature((TensorSpec("x", datatype, (3,)),), (), 8)
+    template = build(message(x(2, 3, datatype=datatype)), view(signature))
+    size = 6 * DATATYPES[datatype].itemsize
+    assert template.sizes == (size,)
+    assert template.plain is (datatype != "BOOL")
+    assert template.bind([bytes(size)], b"") == [bytes(size)]
+
+
+def test_text_is_of_any_size_and_counts_with_all_the_rest():
+    signature = Signature((X, TensorSpec("t", "BYTES", (1,))), (), 8)
+    template = build(message(x(), InputTensor("t", "BYTES", (1, 1))), view(signature))
+    assert template.sizes == (16, -1)
+    assert template.total == 0  # not known before the bytes are there
+    assert template.bind([bytes(16), b"\3\0\0\0abc"], b"")[1] == b"\3\0\0\0abc"
+    assert bind_refusal(template, bytes(16), b"\3\0\0\0ab") == (
+        "input 't' for model 'm': BYTES tensor: element 0 of 1 has a length of 3 bytes, 2 are left"
+    )
+
+
+def test_empty_dimensions_are_fine_where_the_model_leaves_them_open():
+    template = build(message(x(2, 4), n(2, 0)), view(TWO))
+    assert template.sizes == (32, 0)
+    assert template.bind([bytes(32), b""], b"") == [bytes(32), b""]
+
+
+def test_typed_contents_take_the_place_of_raw_ones():
+    template = build(message(x(contents=bytes(16))))
+    assert not template.plain
+    assert template.bind([], b"") == [bytes(16)]
+    assert bind_refusal(template, bytes(16)) == (
+        "contents field must not be specified when using raw_input_contents for 'x' for model 'm'"
+    )
+
+
+def test_checks_of_values_run_when_a_request_is_bound():
+    template = build(message(x()), view(rules={"x": InputCheck(min=0, max=16)}))
+    assert not template.plain
+    assert template.bind([np.full(4, 16, "<f4").tobytes()], b"")
+    assert bind_refusal(template, np.array([0, 0, 17, 0], "<f4").tobytes()) == (
+        "element 2 of input 'x' for model 'm' is 17.0, expected a value from 0 to 16"
+    )
+
+
+# --- parameters ---
+
+
+def test_timeout_is_in_microseconds():
+    assert build(message(x(), parameters={"timeout": 1500})).timeout_ns == 1_500_000
+    assert build(message(x(), parameters={"timeout": 0})).timeout_ns == 0
+
+
+@pytest.mark.parametrize(("asked", "level"), [(None, 2), (0, 2), (1, 1), (3, 3), (4, 2), (1 << 63, 2)])
+def test_a_priority_that_does_not_exist_is_the_default(asked, level):
+    parameters = {} if asked is None else {"priority": asked}
+    model = view(priority_levels=3, default_level=2)
+    assert build(message(x(), parameters=parameters), model).priority == level - 1
+
+
+def test_timing():
+    assert build(message(x(), parameters={"headrace_timing": True})).timing
+    assert not build(message(x(), parameters={"headrace_timing": False})).timing
+
+
+def test_other_parameters_are_taken_and_ignored():
+    parameters = {
+        "triton_enable_empty_final_response": True,
+        "sequence_id": 7,
+        "sequence_start": True,
+        "sequence_end": False,
+        "whatever": 1.5,
+        "more": "text",
+    }
+    assert build(message(x(), parameters=parameters)).rows == 1
+    assert build(message(x(), parameters={"sequence_id": "seven"})).rows == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("timeout", -1, "parameter 'timeout' is -1, expected a non-negative integer (microseconds)"),
+        ("timeout", "5", "parameter 'timeout' is '5', expected a non-negative integer (microseconds)"),
+        ("timeout", True, "parameter 'timeout' is True, expected a non-negative integer (microseconds)"),
+        ("timeout", 1.0, "parameter 'timeout' is 1.0, expected a non-negative integer (microseconds)"),
+        ("priority", -1, "parameter 'priority' is -1, expected a non-negative integer (a priority level)"),
+        ("priority", False, "parameter 'priority' is False, expected a non-negative integer (a priority level)"),
+        ("headrace_timing", 1, "parameter 'headrace_timing' is 1, expected a boolean"),
+        ("sequence_id", True, "parameter 'sequence_id' is True, expected an integer or a string"),
+        ("sequence_id", 1.0, "parameter 'sequence_id' is 1.0, expected an integer or a string"),
+        ("sequence_start", 1, "parameter 'sequence_start' is 1, expected a boolean"),
+        ("sequence_end", "yes", "parameter 'sequence_end' is 'yes', expected a boolean"),
+        (
+            "triton_final_response",
+            True,
+            "parameter keys starting with 'triton_' are reserved for Triton usage. Only "
+            "['triton_enable_empty_final_response'] may be given, got 'triton_final_response'",
+        ),
+    ],
+)
+def test_bad_parameters(key, value, text):
+    assert refusal(message(x(), parameters={key: value})) == text
+
+
+# --- the table of errors ---
+
+
+@pytest.mark.parametrize(("request_id", "shown"), [("", "<id_unknown>"), ("seven", "seven")])
+class TestErrorsThatNameTheRequest:
+    def test_missing_input(self, request_id, shown):
+        assert refusal(message(x(), id=request_id), view(TWO)) == (
+            f"[request id: {shown}] expected 2 inputs but got 1 inputs for model 'm'. Got input(s) ['x'], but missing "
+            "required input(s) ['n']. Please provide all required input(s)."
+        )
+
+    def test_duplicate_input(self, request_id, shown):
+        text = f"[request id: {shown}] input 'x' already exists in request"
+        assert refusal(message(x(), x(), id=request_id)) == text
+
+    def test_wrong_datatype(self, request_id, shown):
+        assert refusal(message(x(datatype="INT64"), id=request_id)) == (
+            f"[request id: {shown}] inference input 'x' data-type is 'INT64', but model 'm' expects 'FP32'"
+        )
+
+    def test_unknown_datatype(self, request_id, shown):
+        assert refusal(message(x(datatype="FLOAT"), id=request_id)) == (
+            f"[request id: {shown}] inference input 'x' data-type is 'FLOAT', but model 'm' expects 'FP32' "
+            "('FLOAT' is not a datatype of the protocol)"
+        )
+
+    @pytest.mark.parametrize(
+        "shape", [(1, 5), (4,), (1, 4, 1), (0, 4), (-1, 4), (1, -4), (1, 0), (1 << 62, 4), (1 << 40, 4)]
+    )
+    def test_wrong_shape(self, request_id, shown, shape):
+        got = "[" + ",".join(map(str, shape)) + "]"
+        assert refusal(message(x(*shape), id=request_id)) == (
+            f"[request id: {shown}] unexpected shape for input 'x' for model 'm'. Expected [-1,4], got {got}.{NOTE}"
+        )
+
+    def test_wrong_shape_without_batching(self, request_id, shown):
+        assert refusal(message(x(4), id=request_id), view(UNBATCHED)) == (
+            f"[request id: {shown}] unexpected shape for input 'x' for model 'm'. Expected [-1,4], got [4]."
+        )
+
+    def test_no_dimensions_at_all(self, request_id, shown):
+        assert refusal(message(InputTensor("x", "FP32", ()), id=request_id)) == (
+            f"[request id: {shown}] unexpected shape for input 'x' for model 'm'. Expected [-1,4], got [].{NOTE}"
+        )
+
+    def test_wrong_byte_size(self, request_id, shown):
+        id_field = length_prefixed(3, request_id.encode()) if request_id else b""
+        text = f"[request id: {shown}] input byte size mismatch for input 'x' for model 'm'. Expected 16, got "
+        for raw in (b"", bytes(12), bytes(15), bytes(17)):
+            assert bind_refusal(build(message(x())), raw, id_field=id_field) == f"{text}{len(raw)}"
+
+    def test_batch_above_the_maximum(self, request_id, shown):
+        assert build(message(x(9, 4), id=request_id)).rows == 9
+        assert refusal(message(x(9, 4), id=request_id), view(split_oversize=False)) == (
+            f"[request id: {shown}] inference request batch-size must be <= 8 for 'm'"
+        )
+        assert build(message(x(8, 4), id=request_id), view(split_oversize=False)).rows == 8
+
+    def test_batch_differs_between_inputs(self, request_id, shown):
+        assert refusal(message(x(2, 4), n(3, 1), id=request_id), view(TWO)) == (
+            f"[request id: {shown}] input 'n' batch size does not match other inputs for 'm': 3 and 2"
+        )
+
+
+def test_unknown_input():
+    assert refusal(message(x(), n(1, 1))) == "unexpected inference input 'n' for model 'm'. Expected ['x']"
+
+
+def test_unknown_output():
+    assert refusal(message(x(), outputs=("y", "w"))) == (
+        "unexpected inference output 'w' for model 'm'. Expected some of ['y', 'z']"
+    )
+
+
+def test_an_output_twice():
+    assert refusal(message(x(), outputs=("y", "y"))) == "an output is requested twice of model 'm': ['y', 'y']"
+
+
+def test_no_data_for_an_input():
+    template = build(message(n(1, 2), x()), view(TWO))
+    text = "unable to find data for input tensor '{}' for model 'm' in request."
+    assert bind_refusal(template) == text.format("n")
+    assert bind_refusal(template, bytes(16)) == text.format("x")
+    assert refusal(message(x(contents=bytes(16)), n(1, 2)), view(TWO)) == text.format("n")
+
+
+def test_more_data_than_inputs():
+    assert bind_refusal(build(message(x())), bytes(16), b"") == (
+        "raw_input_contents has 2 entries, expected one for each of the 1 inputs of the request to model 'm'"
+    )
+
+
+def test_a_request_without_inputs():
+    assert refusal(message()) == (
+        "[request id: <id_unknown>] expected 1 inputs but got 0 inputs for model 'm'. Got input(s) [], but missing "
+        "required input(s) ['x']. Please provide all required input(s)."
+    )
+
+
+@given(st.lists(st.integers(-(1 << 63), (1 << 63) - 1), max_size=64), st.integers(0, 2))
+def test_no_shape_does_any_harm(shape, variable):
+    signature = Signature((TensorSpec("x", "FP64", (-1,) * variable),), (), 8)
+    try:
+        template = build(message(x(*shape) if shape else InputTensor("x", "FP64", ())), view(signature))
+    except InvalidRequest:
+        return
+    assert template.rows >= 1
+    assert 0 <= template.total <= 8 << 40

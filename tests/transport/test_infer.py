@@ -1,0 +1,413 @@
+import asyncio
+
+import numpy as np
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headrace.clock import monotonic_ns
+from headrace.engine.worker import Worker
+from headrace.errors import HeadraceError, InvalidRequest, ModelNotFound, ModelNotReady
+from headrace.messages import Signature, TensorSpec
+from headrace.pipeline import bytes_tensor
+from headrace.pipeline.decode import build_template
+from headrace.pipeline.wire import field_text, length_prefixed, varint
+from headrace.rpc import inference_pb2 as pb
+from headrace.testing.backend import FakeModel
+from headrace.testing.client import InProcessServer, infer_request
+from headrace.testing.loop import VirtualTimeLoop
+from headrace.testing.sink import RecordingSink
+from headrace.transport import infer as infer_module
+from headrace.transport.infer_message import infer_message
+
+TWO = Signature(
+    (TensorSpec("a", "FP32", (2,)), TensorSpec("b", "BYTES", (-1,))),
+    (TensorSpec("a", "FP32", (2,)), TensorSpec("b", "BYTES", (-1,))),
+    4,
+)
+
+
+class World:
+    """An InferService over two models, on a loop that is stepped by hand."""
+
+    def __init__(self):
+        self.loop = VirtualTimeLoop()
+        self.loop.run_until_complete(self._start())
+        self.service = self.server.service
+
+    async def _start(self):
+        self.server = InProcessServer(self.loop.clock)
+        self.one, self.observer = self.server.serve(FakeModel())
+        self.two, _ = self.server.serve(FakeModel(TWO), "two", 3)
+        self.empty, _ = self.server.serve(FakeModel(Signature((), TWO.outputs, 0), lambda inputs: []), "empty")
+
+    def infer(self, message, deadline=0):
+        """Sends, and runs all there is to run."""
+        if isinstance(message, pb.ModelInferRequest):
+            message = message.SerializeToString()
+        sink = RecordingSink()
+        handle = self.service(message, sink, self.loop.clock(), deadline)
+        assert (handle is None) == sink.ended
+        self.loop.run_for(10**9)
+        assert sink.ended
+        return sink
+
+    def reply(self, message):
+        sink = self.infer(message)
+        assert sink.error is None, sink.error
+        return pb.ModelInferResponse.FromString(sink.message)
+
+    def recognised(self, message):
+        """What the quick look finds, or None."""
+        try:
+            return self.service._recognise(message)
+        except (LookupError, ValueError):
+            return None
+
+    def learn(self, message):
+        """Has a message parsed, so that its look is known. None if it is refused."""
+        try:
+            return self.service._parse(message)
+        except HeadraceError:
+            return None
+
+
+@pytest.fixture
+def world():
+    world = World()
+    yield world
+    world.loop.close()
+
+
+SHARED = None
+
+
+def shared_world():
+    """For hypothesis, which does not like fixtures: its examples may as well meet one another's traces."""
+    global SHARED
+    if SHARED is None:
+        SHARED = World()
+    return SHARED
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _close_shared_world():
+    yield
+    if SHARED is not None:
+        SHARED.loop.close()
+
+
+def one(rows=1, **more):
+    return infer_request("m", {"x": np.arange(2 * rows, dtype=np.float32).reshape(rows, 2)}, **more)
+
+
+def two(**more):
+    texts = np.array([[b"q", "ä".encode(), b""]], dtype=object)
+    return infer_request("two", {"a": np.zeros((1, 2), np.float32), "b": texts}, **more)
+
+
+def test_a_request_of_a_new_look_and_one_of_a_known_look(world):
+    for request_id in ("first", "second", "", "third"):
+        reply = world.reply(one(2, request_id=request_id))
+        assert (reply.model_name, reply.model_version, reply.id) == ("m", "1", request_id)
+        assert list(reply.outputs[0].shape) == [2, 2]
+        assert np.frombuffer(reply.raw_output_contents[0], np.float32).tolist() == [0, 1, 2, 3]
+    assert repr(world.service) == "<InferService 1 heads, 1 looks, generation 3>"
+
+
+def test_what_a_look_is():
+    """Head and look are learned once; ids and tensors differ."""
+    world = World()
+    world.learn(one(request_id="7").SerializeToString())
+    known = one(request_id="other")
+    known.raw_input_contents[0] = b"8 bytes!"
+    template, raw, id_field = world.recognised(known.SerializeToString())
+    assert (template.rows, raw, field_text(id_field)) == (1, [b"8 bytes!"], "other")
+    assert world.recognised(one(2).SerializeToString()) is None
+    assert world.recognised(one(version="1").SerializeToString()) is None
+    assert world.recognised(one(outputs=["y"]).SerializeToString()) is None
+    assert world.recognised(one(parameters={"timeout": 5}).SerializeToString()) is None
+    world.loop.close()
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_messages_in_any_buffer(world, kind):
+    data = two(request_id="seven").SerializeToString()
+    for _ in range(3):
+        reply = world.reply(kind(data))
+        assert reply.id == "seven"
+        assert bytes_tensor.decode(reply.raw_output_contents[1], 3) == [b"q", "ä".encode(), b""]
+    assert world.recognised(kind(data)) is not None
+
+
+@pytest.mark.parametrize("request_id", ["x" * 126, "x" * 127, "x" * 128, "x" * 5000, "ä" * 64, "ä" * 63])
+def test_ids_of_any_length(world, request_id):
+    for _ in range(3):
+        assert world.reply(one(request_id=request_id)).id == request_id
+
+
+def test_an_id_that_is_not_text_is_refused_known_look_or_not(world):
+    data = one(request_id="ab").SerializeToString()
+    bad = data.replace(b"ab", b"a\xff")
+    first = world.infer(bad).error
+    world.reply(data)
+    assert type(first) is type(world.infer(bad).error) is InvalidRequest
+
+
+def test_known_looks_that_begin_alike(world):
+    """With and without outputs: the one is a prefix of the other."""
+    messages = [one(), one(outputs=["y"]), one(), one(2), one(outputs=["y"]), one()]
+    for message in messages * 2:
+        assert len(world.reply(message).outputs) == 1
+
+
+def test_a_known_look_in_a_message_cut_short(world):
+    data = one().SerializeToString()
+    world.reply(data)
+    for size in range(len(data)):
+        error = world.infer(data[:size]).error
+        assert isinstance(error, (InvalidRequest, ModelNotFound)), (size, error)
+
+
+def test_a_long_id_does_not_move_the_cut(world):
+    """A buffer is searched in its first bytes only: a look that is cut by their end must not pass for a shorter one."""
+    lead = infer_module._LEAD
+    base = one()
+    base.parameters["padding"].string_param = ""
+    for length in range(lead - 400, lead + 10):
+        message = pb.ModelInferRequest()
+        message.CopyFrom(base)
+        message.parameters["padding"].string_param = "p" * length
+        world.learn(memoryview(message.SerializeToString()))
+        message.id = "i" * 120
+        found = world.recognised(memoryview(message.SerializeToString()))
+        if found is not None:
+            assert found[1] == [message.raw_input_contents[0]]
+            assert field_text(found[2]) == message.id
+
+
+def test_models_without_inputs(world):
+    message = pb.ModelInferRequest(model_name="empty", id="seven")
+    for _ in range(3):
+        sink = world.infer(message)
+        assert "could not run this request" in str(sink.error)  # it has outputs, and this one computes none
+    assert world.recognised(message.SerializeToString()) is not None
+
+
+def test_a_change_of_what_serves_forgets_everything(world):
+    world.reply(one())
+    assert world.service._looks == 1
+    world.server.catalog.unloading("m", 1)
+    error = world.infer(one()).error
+    assert isinstance(error, (ModelNotFound, ModelNotReady))
+    assert world.service._looks == 0
+
+
+def test_a_new_version_serves_as_soon_as_it_is_ready(world):
+    assert world.reply(one()).model_version == "1"
+
+    async def publish():
+        world.server.serve(FakeModel(), "m", 2)
+
+    world.loop.run_until_complete(publish())
+    assert world.reply(one()).model_version == "2"
+    assert world.reply(one(version="1")).model_version == "1"
+
+
+def test_what_is_kept_of_looks_is_bounded(world):
+    for timeout in range(1, 3 * infer_module._LOOKS // 2):
+        world.learn(one(parameters={"timeout": timeout * 1000}).SerializeToString())
+        kept = sum(len(looks.templates) for looks in world.service._heads.values())
+        assert kept == world.service._looks <= infer_module._LOOKS
+    assert world.service._looks == infer_module._LOOKS // 2 - 1
+    assert world.reply(one()).id == ""
+
+
+def test_looks_of_many_heads_share_the_bound(world):
+    for zeros in range(19):
+        for sign in ("", "+"):
+            for timeout in range(1, 60):
+                message = one(version=sign + "0" * zeros + "1", parameters={"timeout": timeout})
+                world.learn(message.SerializeToString())
+    assert world.service._looks <= infer_module._LOOKS
+    assert sum(len(looks.templates) for looks in world.service._heads.values()) == world.service._looks
+
+
+def test_long_looks_and_typed_contents_are_not_kept(world):
+    world.reply(one(parameters={"padding": "x" * 5000}))
+    typed = pb.ModelInferRequest(model_name="m")
+    typed.inputs.add(name="x", datatype="FP32", shape=(1, 2)).contents.fp32_contents.extend([1, 2])
+    for _ in range(2):
+        assert np.frombuffer(world.reply(typed).raw_output_contents[0], np.float32).tolist() == [1, 2]
+    assert world.service._looks == 0
+
+
+def test_refused_outputs_leave_no_encoder_behind(world):
+    for number in range(20):
+        assert isinstance(world.infer(one(outputs=[f"unknown {number}"])).error, InvalidRequest)
+    assert world.one._encoders == {}
+
+
+def test_errors_before_a_model_is_known_are_counted_by_reason(world):
+    world.infer(b"\xff\xff")
+    world.infer(pb.ModelInferRequest(model_name="unknown"))
+    world.infer(one(version="9"))
+    world.infer(one(version="x"))
+    world.infer(one(outputs=["w"]))
+    assert world.server.refused == {"invalid_request": 3, "model_not_found": 2}
+
+
+def test_a_bug_of_ours_is_an_error_of_one_call(world, monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(infer_module, "build_template", broken)
+    sink = world.infer(one())
+    assert isinstance(sink.error, ZeroDivisionError)
+    assert world.server.refused == {"internal": 1}
+
+
+def test_the_calls_own_moments(world):
+    now = world.loop.clock()
+    sink = RecordingSink()
+    request = world.service(one(parameters={"timeout": 5_000_000}).SerializeToString(), sink, now - 7, now + 100)
+    assert (request.received, request.decoded, request.rpc_deadline) == (now - 7, now, now + 100)
+    assert request.expires == now + 100
+
+
+def test_a_split_request_can_be_cancelled_by_its_handle(world):
+    sink = RecordingSink()
+    handle = world.service(one(30).SerializeToString(), sink, 0, 0)
+    handle.cancel()
+    world.loop.run_for(10**9)
+    assert not sink.ended
+    assert handle.finished
+    assert world.one.depth() == (0, 0)
+    assert world.observer.reasons == {"cancelled": 1}
+
+
+# --- the quick look against the parser ---
+
+
+def reference(world, data):
+    """Template, raw tensors and id by protobuf alone; None if it is refused."""
+    try:
+        parsed = pb.ModelInferRequest.FromString(bytes(data))
+    except DecodeError:
+        return None
+    try:
+        scheduler = world.server.catalog.resolve(parsed.model_name, parsed.model_version)
+        template = build_template(infer_message(parsed), scheduler.view, scheduler.encoder)
+    except HeadraceError:
+        return None
+    return template, list(parsed.raw_input_contents), parsed.id
+
+
+def same(found, expected):
+    template, raw, id_field = found
+    other, other_raw, other_id = expected
+    names = [name for name in type(template).__slots__ if name not in ("checks", "reply")]
+    assert {name: getattr(template, name) for name in names} == {name: getattr(other, name) for name in names}
+    assert template.reply is other.reply
+    assert [bytes(entry) for entry in raw] == other_raw
+    assert field_text(id_field) == other_id
+
+
+def agree(world, data):
+    """The quick look, if it recognises a message at all, says what the parser says; so does the full way."""
+    for kind in (bytes, memoryview):
+        expected = reference(world, data)
+        found = world.recognised(kind(data))
+        if found is not None:
+            assert expected is not None
+            same(found, expected)
+        learned = world.learn(kind(data))
+        assert (learned is None) == (expected is None)
+        if expected is not None:
+            same(learned, expected)
+            again = world.recognised(kind(data))
+            if again is not None:
+                same(again, expected)
+
+
+shapes = st.lists(st.integers(-1, 5), max_size=3)
+parameter = st.one_of(
+    st.booleans().map(lambda v: pb.InferParameter(bool_param=v)),
+    st.integers(0, 9).map(lambda v: pb.InferParameter(int64_param=v)),
+    st.text(max_size=4).map(lambda v: pb.InferParameter(string_param=v)),
+)
+
+
+@st.composite
+def fields(draw):
+    """The fields of a request, one by one: mostly a good one, in any order and multiplicity."""
+    name = draw(st.sampled_from(["m", "two", "empty", "absent", ""]))
+    parts = [length_prefixed(1, name.encode())]
+    parts += [length_prefixed(2, v.encode()) for v in draw(st.lists(st.sampled_from(["", "1", "3", "01"]), max_size=2))]
+    parts += [length_prefixed(3, i.encode()) for i in draw(st.lists(st.text(max_size=140), max_size=2))]
+    for key in draw(st.lists(st.sampled_from(["timeout", "priority", "headrace_timing", "other"]), max_size=2)):
+        message = pb.ModelInferRequest()
+        message.parameters[key].CopyFrom(draw(parameter))
+        parts.append(message.SerializeToString())
+    tensors = {"m": [("x", "FP32", (1, 2))], "two": [("b", "BYTES", (2, 1)), ("a", "FP32", (2, 2))]}.get(name, [])
+    for tensor, datatype, shape in draw(st.permutations(tensors)):
+        message = pb.ModelInferRequest()
+        if draw(st.integers(0, 9)) == 0:
+            shape = draw(shapes)
+        message.inputs.add(name=tensor, datatype=datatype, shape=shape)
+        parts.append(message.SerializeToString())
+    for output in draw(st.lists(st.sampled_from(["y", "a", "b"]), max_size=2)):
+        message = pb.ModelInferRequest()
+        message.outputs.add(name=output)
+        parts.append(message.SerializeToString())
+    for raw in draw(st.lists(st.binary(max_size=200), max_size=3)):
+        parts.append(length_prefixed(7, raw))
+    if draw(st.integers(0, 4)) == 0:
+        parts.append(varint(draw(st.integers(8, 300)) << 3) + b"\x05")  # a field from the future
+    if draw(st.integers(0, 2)) == 0:
+        parts = draw(st.permutations(parts))
+    return parts
+
+
+@settings(max_examples=500)
+@given(fields())
+def test_the_quick_look_agrees_with_the_parser(parts):
+    agree(shared_world(), b"".join(parts))
+
+
+@settings(max_examples=500)
+@given(fields(), st.data())
+def test_mutated_messages_only_ever_give_errors_of_ours(parts, data):
+    world = shared_world()
+    message = bytearray(b"".join(parts))
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, max(len(message) - 1, 0)))
+        action = data.draw(st.sampled_from(["flip", "cut", "insert"]))
+        if action == "flip" and message:
+            message[at] ^= 1 << data.draw(st.integers(0, 7))
+        elif action == "cut":
+            del message[at : at + data.draw(st.integers(1, 20))]
+        else:
+            message[at:at] = data.draw(st.binary(max_size=5))
+    agree(world, bytes(message))
+    sink = world.infer(bytes(message))
+    assert sink.error is None or isinstance(sink.error, HeadraceError), repr(sink.error)
+
+
+@settings(max_examples=500)
+@given(st.binary(max_size=300))
+def test_random_bytes_only_ever_give_errors_of_ours(data):
+    sink = shared_world().infer(data)
+    assert isinstance(sink.error, HeadraceError)
+
+
+def test_the_service_runs_in_a_plain_event_loop_too():
+    async def main():
+        server = InProcessServer(monotonic_ns)
+        scheduler, _ = server.serve(FakeModel(), worker=Worker)
+        outputs = await server.client.infer("m", {"x": np.ones((1, 2), np.float32)})
+        scheduler.close()
+        return outputs
+
+    assert asyncio.run(main())["y"].tolist() == [[1, 1]]
