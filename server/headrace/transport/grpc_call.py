@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from headrace.errors import DeadlineExceeded, HeadraceError, MessageTooLarge, ProtocolError, ShuttingDown
 from headrace.transport import grpc_messages
-from headrace.transport.grpc_head import NOT_GRPC, REPLY_HEAD, REPLY_TAIL, status_block
+from headrace.transport.grpc_head import REPLY_HEAD, REPLY_TAIL, status_block
 from headrace.transport.grpc_messages import MessageReader
 from headrace.transport.http2.stream import Stream
 from headrace.transport.service import INFER_PATH
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from headrace.transport.service import Cancellable, StreamHandler
 
 _prefix = Struct(">xI").pack  # an uncompressed message: flag 0, length
+_MESSAGE_COST = 64
+"""Octets that a message in memory takes beside its own: five octets on the wire may carry an empty one."""
 
 
 class Call(Stream):
@@ -31,13 +33,16 @@ class Call(Stream):
     A request that came in one DATA frame, as nearly all do, touches little of this: `on_data` hands it over.
     """
 
-    __slots__ = ("_ended", "_messages", "_reader", "peer", "under_way")
+    __slots__ = ("_deadline", "_ended", "_held", "_messages", "_reader", "peer", "under_way")
 
     def __init__(self, peer: Peer, stream_id: int, head: RequestHead) -> None:
         super().__init__(peer.connection, stream_id, head)
         self.peer = peer
         self.under_way: Cancellable | None = None
+        timeout = head.app.timeout_ns
+        self._deadline = peer.connection.now + timeout if timeout >= 0 else 0
         self._ended = False
+        self._held = 0  # octets of the request that count as the peer's `buffered`
         self._reader: MessageReader | None = None
         self._messages: list[Buffer] = []
 
@@ -52,7 +57,7 @@ class Call(Stream):
         head = self.head.app
         if head.refusal is not None:
             # whoever does not speak gRPC is answered after it has said all: it may not read before that
-            if end or not head.plain:
+            if end or head.plain is None:
                 self._refuse()
         elif head.timeout_ns == 0:
             self.fail(DeadlineExceeded("Deadline exceeded before the request was read"))
@@ -65,10 +70,7 @@ class Call(Stream):
         """See `Stream`."""
         reader = self._reader
         if reader is not None and not end and reader.append(data, start, stop):
-            self.peer.buffered += stop - start
-            if self.peer.buffered > self.peer.max_buffered:
-                self.fail(self._buffered_too_much())
-            else:
+            if self._hold(self._held + stop - start):
                 self._credit()
             return
         if end and reader is None and self.head.app.refusal is None and not self._ended:
@@ -83,8 +85,8 @@ class Call(Stream):
         if self._ended:
             return
         if self.head.app.refusal is not None:
-            if end:
-                self._refuse()
+            if end or self.recv_window * 2 <= self.connection.limits.initial_window:
+                self._refuse()  # or not quite all, if that is very much
             return
         try:
             self._gather(memoryview(data)[start:stop], end=end)
@@ -110,25 +112,31 @@ class Call(Stream):
         reader = self._reader
         if reader is None:
             reader = self._reader = MessageReader(self.peer.max_message, gzip=self.head.app.gzip)
-        before = reader.buffered
         whole = reader.feed(chunk)
-        self.peer.buffered += reader.buffered - before
-        if self.peer.buffered > self.peer.max_buffered:
-            raise self._buffered_too_much()
         if whole:
             self._take(whole)
-        if not end:
+        if self._hold(reader.buffered + self._waiting_octets()) and not end:
             self._credit()
 
-    def _buffered_too_much(self) -> MessageTooLarge:
-        return MessageTooLarge(
-            f"the incomplete messages of this connection hold more than {self.peer.max_buffered} octets"
+    def _hold(self, octets: int) -> bool:
+        """Accounts for what is kept of the request; False: the connection keeps too much, and the call has failed."""
+        peer = self.peer
+        peer.buffered += octets - self._held
+        self._held = octets
+        if peer.buffered <= peer.max_buffered:
+            return True
+        self.fail(
+            MessageTooLarge(f"the unfinished requests of this connection hold more than {peer.max_buffered} octets")
         )
+        return False
 
     def _take(self, messages: list[Buffer]) -> None:
         self._messages += messages
-        if len(self._messages) > 1:
-            raise ProtocolError("more than one request message on a unary call")
+        grpc_messages.only(self._messages)
+
+    def _waiting_octets(self) -> int:
+        """Of whole messages."""
+        return sum(map(len, self._messages))
 
     def _credit(self) -> None:
         """Opens the stream's window again once half is used: a message may be larger than the window."""
@@ -137,9 +145,9 @@ class Call(Stream):
             self.connection.credit(self, window - self.recv_window)
 
     def _forget_messages(self) -> None:
-        if self._reader is not None:
-            self.peer.buffered -= self._reader.buffered
-            self._reader = None
+        self.peer.buffered -= self._held
+        self._held = 0
+        self._reader = None
         self._messages = []
 
     def _end_of_request(self) -> None:
@@ -150,24 +158,27 @@ class Call(Stream):
         except HeadraceError as error:
             self.fail(error)
             return
-        self._reader = None
-        self._messages = []
+        self._forget_messages()
         self._call(message)
 
     def _call(self, message: Buffer) -> None:
-        head = self.head.app
-        now = self.connection.now
-        if head.path == INFER_PATH:
-            timeout = head.timeout_ns
-            deadline = now + timeout if timeout >= 0 else 0
-            self.under_way = self.peer.table.infer(message, self, now, deadline)
+        path = self.head.app.path
+        if path == INFER_PATH:
+            under_way = self.peer.table.infer(message, self, self.connection.now, self._deadline)
+            if not self._ended:
+                self.under_way = under_way
             return
         try:
-            reply = self.peer.table.unary[head.path](bytes(message))
+            reply = self.peer.table.unary[path](bytes(message))
         except Exception as error:
             self.fail(error)
         else:
             self.reply(reply)
+
+    def expire(self, now: int) -> None:
+        """Ends the call if its deadline has passed before its request was complete. now: monotonic ns."""
+        if self._deadline and now >= self._deadline and self.under_way is None:
+            self.fail(DeadlineExceeded("Deadline exceeded before the request was read"))
 
     # --- the reply ----------------------------------------------------------------------------------------------------
 
@@ -192,17 +203,16 @@ class Call(Stream):
     def _refuse(self) -> None:
         head = self.head.app
         self._ended = True
-        self._forget_messages()
         outbound = self.connection.outbound
         outbound.headers(self, head.refusal, end=not head.plain)
         if head.plain:
-            outbound.data(self, NOT_GRPC, end=True)
+            outbound.data(self, head.plain, end=True)
 
 
 class StreamCall(Call):
     """A call that streams in either direction: a task that runs its handler, off the hot path."""
 
-    __slots__ = ("_answered", "_handler", "_incoming", "_task", "_waiting")
+    __slots__ = ("_answered", "_handler", "_incoming", "_task", "_unblocked", "_waiting")
 
     def __init__(self, peer: Peer, stream_id: int, head: RequestHead, handler: StreamHandler) -> None:
         super().__init__(peer, stream_id, head)
@@ -210,6 +220,7 @@ class StreamCall(Call):
         self._incoming: asyncio.Queue[Buffer | None] = asyncio.Queue()
         self._waiting = 0
         self._answered = False
+        self._unblocked = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def on_headers(self, end: bool) -> None:
@@ -217,6 +228,9 @@ class StreamCall(Call):
         head = self.head.app
         if head.refusal is not None or head.timeout_ns == 0:
             super().on_headers(end)
+            return
+        if self.peer.draining:
+            self.shut_down()
             return
         if end:
             self._incoming.put_nowait(None)
@@ -252,8 +266,11 @@ class StreamCall(Call):
 
     def _take(self, messages: list[Buffer]) -> None:
         for message in messages:
-            self._waiting += len(message)
+            self._waiting += len(message) + _MESSAGE_COST
             self._incoming.put_nowait(message)
+
+    def _waiting_octets(self) -> int:
+        return self._waiting
 
     def _credit(self) -> None:
         """Only what the handler has taken is credited, so that a fast sender waits for it."""
@@ -262,24 +279,24 @@ class StreamCall(Call):
 
     async def _messages_in(self) -> AsyncIterator[bytes]:
         while (message := await self._incoming.get()) is not None:
-            self._waiting -= len(message)
-            if not self._ended and not self.remote_closed:
+            self._waiting -= len(message) + _MESSAGE_COST
+            if not self._ended:
+                self._hold(self._held - len(message) - _MESSAGE_COST)
                 self._credit()
             yield bytes(message)
 
     async def _run(self) -> None:
         timeout = self.head.app.timeout_ns
+        limit = asyncio.timeout(timeout / 1e9 if timeout >= 0 else None)
         try:
-            async with asyncio.timeout(timeout / 1e9 if timeout >= 0 else None):
+            async with limit:
                 async for message in self._handler(self._messages_in()):
                     if self._ended:
                         return
                     self._send(message)
-                    await self.peer.writable()
-        except TimeoutError:
-            self.fail(DeadlineExceeded("Deadline exceeded"))
+                    await self._writable()
         except Exception as error:
-            self.fail(error)
+            self.fail(DeadlineExceeded("Deadline exceeded") if limit.expired() else error)
         else:
             if not self._ended:
                 self._finish(Status(Code.OK, "", ()))
@@ -290,6 +307,17 @@ class StreamCall(Call):
             self._answered = True
             outbound.headers(self, REPLY_HEAD)
         outbound.data(self, _prefix(len(message)) + message)
+
+    async def _writable(self) -> None:
+        """Returns once the client has let all out that was sent: its pace is the handler's."""
+        while self.pending is not None:
+            self._unblocked.clear()
+            await self._unblocked.wait()
+        await self.peer.writable()
+
+    def on_writable(self) -> None:
+        """See `Stream`."""
+        self._unblocked.set()
 
     def _finish(self, status: Status) -> None:
         self._ended = True

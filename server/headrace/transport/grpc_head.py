@@ -34,7 +34,8 @@ class CallHead:
     """A request's head. Shared by all calls with the same field block, so nothing here belongs to one call.
 
     path: as in `:path`. timeout_ns: of `grpc-timeout`, -1 for none. gzip: messages may be compressed. refusal: the
-    reply that the head itself deserves, or None. plain: the refusal is for a client that does not speak gRPC.
+    reply that the head itself deserves, or None. plain: the body of a refusal for a client that does not speak gRPC,
+    empty after HEAD; None for one that does.
     """
 
     __slots__ = ("gzip", "path", "plain", "refusal", "timeout_ns")
@@ -44,7 +45,7 @@ class CallHead:
         self.timeout_ns = -1
         self.gzip = False
         self.refusal: Block | None = None
-        self.plain = False
+        self.plain: bytes | None = None
 
 
 def read_head(fields: Fields | None) -> CallHead:
@@ -69,10 +70,10 @@ def read_head(fields: Fields | None) -> CallHead:
         elif name[-4:] == b"-bin" and not _valid_base64(value):
             head.refusal = _refusal(Code.INTERNAL, f"metadata {name.decode('latin-1')} is not valid base64")
     if method != b"POST":
-        head.plain = True
+        head.plain = b"" if method == b"HEAD" else NOT_GRPC
         head.refusal = _plain_refusal(b"405", "only POST is served here", (b"allow", b"POST"))
     elif not _is_grpc(content_type):
-        head.plain = True
+        head.plain = NOT_GRPC
         head.refusal = _plain_refusal(b"415", "expected content-type application/grpc")
     elif timeout is not None:
         _read_timeout(head, timeout)
@@ -149,10 +150,13 @@ def _encode_character(character: str) -> bytes:
     return b"".join(b"%%%02X" % octet for octet in character.encode(errors="replace"))
 
 
+_OUTER_SPACE = re.compile(rb"^ | $")
+
+
 def _status_fields(code: int, message: str) -> list[tuple[bytes, bytes]]:
     fields = [(b"grpc-status", str(int(code)).encode())]
     # a value may not begin or end in a space (RFC 9113, 8.2.1)
-    encoded = percent_encode(message.strip())
+    encoded = _OUTER_SPACE.sub(b"%20", percent_encode(message))
     return [*fields, (b"grpc-message", encoded)] if encoded else fields
 
 
@@ -161,7 +165,7 @@ def _refusal(code: Code, message: str, *more: tuple[bytes, bytes]) -> Block:
 
 
 def _plain_refusal(http_status: bytes, message: str, *more: tuple[bytes, bytes]) -> Block:
-    """For a client that does not speak gRPC: an HTTP status; `NOT_GRPC` follows as body.
+    """For a client that does not speak gRPC: an HTTP status; a body follows.
 
     grpc-status goes along for gRPC clients behind a proxy that has spoiled their request.
     """

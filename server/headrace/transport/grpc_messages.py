@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from headrace.errors import InvalidRequest, MessageTooLarge, ProtocolError
+from headrace.errors import MessageTooLarge, ProtocolError, Unimplemented
 
 if TYPE_CHECKING:
     from headrace.messages import Buffer
@@ -129,9 +129,12 @@ def too_large(size: int, limit: int) -> MessageTooLarge:
 
 
 def only(messages: list[Buffer]) -> Buffer:
-    """The request of a unary call. Raises what the number of messages deserves."""
+    """The request of a unary call. Any other number is a violation of the method's cardinality: UNIMPLEMENTED.
+
+    Source: gRPC's status codes (doc/statuscodes.md).
+    """
     if not messages:
-        raise InvalidRequest("the call ended without a request message")
+        raise Unimplemented("the call ended without a request message")
     if len(messages) > 1:
-        raise ProtocolError("more than one request message on a unary call")
+        raise Unimplemented("more than one request message on a unary call")
     return messages[0]

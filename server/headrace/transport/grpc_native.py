@@ -121,6 +121,11 @@ class NativeTransport:
         for peer in dirty:
             peer.flush()
 
+    @property
+    def draining(self) -> bool:
+        """Whether no more connections are taken."""
+        return self._empty is not None
+
     def check_empty(self) -> None:
         """While draining: notices that nothing is under way any more."""
         if self._empty is not None and not self.peers:
@@ -130,6 +135,7 @@ class NativeTransport:
         now = self.clock()
         for peer in list(self.peers):
             peer.tick(now)
+        self.counts.streams_open = sum(len(peer.connection.streams) for peer in self.peers)
         self._ticker = asyncio.get_running_loop().call_later(_TICK_SECONDS, self._tick)
 
 
@@ -152,10 +158,14 @@ class Peer(asyncio.BufferedProtocol):
         self._loop = loop
         self._transport: asyncio.Transport
         self._flush_due = False
+        self._ending: asyncio.TimerHandle | None = None
         self._paused: asyncio.Event | None = None
         self._paused_at = 0
         self._last_read = 0
         self._last_call = 0
+        self._last_id = 0  # of a stream, at the last tick
+        self._sent = 0  # frames, at the last tick at which replies were not held up
+        self._sent_at = 0
         self._pinged_at = 0
         self._draining_since = 0
         self._clock = server.clock
@@ -164,6 +174,11 @@ class Peer(asyncio.BufferedProtocol):
 
     def __repr__(self) -> str:
         return f"<Peer {self.connection!r}>"
+
+    @property
+    def draining(self) -> bool:
+        """Whether the client has been asked to go."""
+        return self._draining_since != 0
 
     # --- asyncio.Protocol ---------------------------------------------------------------------------------------------
 
@@ -175,6 +190,8 @@ class Peer(asyncio.BufferedProtocol):
         self.server.peers.add(self)
         self._counts.connections_open += 1
         self._counts.connections_total += 1
+        if self.server.draining:
+            self.abort()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """See asyncio.BufferedProtocol."""
@@ -221,6 +238,8 @@ class Peer(asyncio.BufferedProtocol):
         if self._paused is not None:
             self._paused.set()
             self._paused = None
+        if self._ending is not None:
+            self._ending.cancel()
         self.connection.lost()
         self.server.peers.discard(self)
         self._counts.connections_open -= 1
@@ -238,15 +257,18 @@ class Peer(asyncio.BufferedProtocol):
     def flush(self) -> None:
         """Writes what has gathered; while the peer does not read it stays here."""
         self._flush_due = False
-        if self._transport.is_closing():
+        if self._ending is not None or self._transport.is_closing():
             self.connection.outbound.out.clear()
-            return
-        if self._paused is None or self.connection.closing:
-            data = self.connection.outbound.take()
+        elif self._paused is None:
+            self._write()
+            if self._draining_since:
+                self._end_if_drained()
+
+    def _write(self) -> None:
+        data = self.connection.outbound.take()
+        if data:
             self._counts.bytes_sent += len(data)
             self._transport.write(data)
-        if self._draining_since:
-            self._close_if_drained()
 
     async def writable(self) -> None:
         """Returns once the peer reads again; at once if it does."""
@@ -266,7 +288,8 @@ class Peer(asyncio.BufferedProtocol):
         """Once a second: is the peer still there, and does it behave? now: monotonic ns."""
         settings = self.server.http2
         connection = self.connection
-        if connection.closing:
+        self._end_if_drained()
+        if self._ending is not None or self._transport.is_closing():
             return
         if not connection.settings_acked and now - self._last_call > settings.handshake_timeout_s * 1e9:
             if not connection.started:
@@ -275,18 +298,30 @@ class Peer(asyncio.BufferedProtocol):
                 connection.fail(ErrorCode.SETTINGS_TIMEOUT, "no SETTINGS ACK")
                 self._end()
             return
-        if self._paused is not None and now - self._paused_at > _STALLED_NS:
+        if self._stalled(now):
             self.abort()
             return
         if self._draining_since and now - self._draining_since > _DRAIN_PING_NS:
             connection.last_goaway()
-        if connection.streams:
+        for stream in list(connection.streams.values()):
+            cast("Call", stream).expire(now)
+        if connection.streams or connection.ids.last != self._last_id:
             self._last_call = now
+            self._last_id = connection.ids.last
         elif settings.idle_timeout_s and now - self._last_call > settings.idle_timeout_s * 1e9:
             connection.fail(ErrorCode.NO_ERROR, "max_idle")
             self._end()
             return
         self._keep_alive(now, settings)
+
+    def _stalled(self, now: int) -> bool:
+        """Whether what waits for the peer has waited too long: for its socket, or for its windows."""
+        if self._paused is not None:
+            return now - self._paused_at > _STALLED_NS
+        outbound = self.connection.outbound
+        if not outbound.pending_octets or outbound.sent != self._sent:
+            self._sent, self._sent_at = outbound.sent, now
+        return now - self._sent_at > _STALLED_NS
 
     def _keep_alive(self, now: int, settings: Http2Settings) -> None:
         """Pings a peer that has been silent, and drops it if it stays so (gRFC A8)."""
@@ -309,16 +344,15 @@ class Peer(asyncio.BufferedProtocol):
                 stream.shut_down()
         self.connection.drain()
 
-    def _close_if_drained(self) -> None:
-        if self.connection.drained and not self._transport.is_closing() and not self._transport.get_write_buffer_size():
-            self._transport.close()
+    def _end_if_drained(self) -> None:
+        if self.connection.drained and self._paused is None:
+            self._end()
 
     def _end(self) -> None:
-        """The connection is over by our doing: sends the rest and lets the client close."""
-        if not self._transport.is_closing():
-            self.flush()
-            self._transport.pause_reading()
-            self._loop.call_later(_LINGER_SECONDS, self._transport.abort)
+        """The connection is over by our doing: sends the rest and lets the client close. What it sends is dropped."""
+        if self._ending is None and not self._transport.is_closing():
+            self._ending = self._loop.call_later(_LINGER_SECONDS, self._transport.abort)
+            self._write()
             self._transport.write_eof()
 
     def abort(self) -> None:

@@ -58,6 +58,7 @@ class Connection:
         self.ids = StreamIds()
         self._refusing_above = frames.MAX_STREAM_ID
         self._drain_ping = False
+        self._client_leaves = False
         self.glitches = Glitches(limits)
         self._strikes = PingStrikes()
         self._controls = {
@@ -164,7 +165,7 @@ class Connection:
             self._reset(stream, ErrorCode.FLOW_CONTROL_ERROR, glitch=True)
             return
         if flags & frames.PADDED:
-            start, stop = _unpad(data, start, stop)
+            start, stop = frames.unpad(data, start, stop)
             if not flags & frames.END_STREAM:
                 # padding is flow-controlled (6.1) but never delivered: its share is returned at once
                 self.credit(stream, length - (stop - start))
@@ -215,7 +216,7 @@ class Connection:
 
     def _headers(self, stream_id: int, flags: int, payload: bytes) -> None:
         """HEADERS with padding or priority, or continued by further frames."""
-        start, stop = _unpad(payload, 0, len(payload)) if flags & frames.PADDED else (0, len(payload))
+        start, stop = frames.unpad(payload, 0, len(payload)) if flags & frames.PADDED else (0, len(payload))
         depends_on = -1
         if flags & frames.PRIORITY_FLAG:
             if len(payload) - start < 5:
@@ -262,7 +263,10 @@ class Connection:
         if stream_id > self._refusing_above:
             self.ids.reset(stream_id, ours=True)
             return  # behind our final GOAWAY: the client knows to retry it elsewhere (6.8)
-        if len(self.streams) >= self.limits.max_streams - len(self.lingering) and self._too_many():
+        limits = self.limits
+        if (
+            len(self.streams) >= limits.max_streams - len(self.lingering) and self._too_many()
+        ) or self.outbound.pending_octets > limits.max_unsent:
             self._refuse(stream_id, ErrorCode.REFUSED_STREAM, glitch=True)
             return
         end = bool(flags & frames.END_STREAM)
@@ -398,6 +402,7 @@ class Connection:
             raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "GOAWAY on a stream")
         if len(payload) < 8:
             raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "GOAWAY is too short")
+        self._client_leaves = True
 
     def _on_window_update(self, flags: int, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
@@ -457,8 +462,8 @@ class Connection:
 
     @property
     def drained(self) -> bool:
-        """After `drain`: nothing is under way and the last GOAWAY has been sent."""
-        return not self.streams and self._refusing_above != frames.MAX_STREAM_ID
+        """Nothing is under way, and by our last GOAWAY or the client's own nothing more will be."""
+        return not self.streams and (self._client_leaves or self._refusing_above != frames.MAX_STREAM_ID)
 
     def reset(self, stream: Stream, code: ErrorCode) -> None:
         """The application gives a stream up; it is not told."""
@@ -490,13 +495,3 @@ class Connection:
         if self.streams.pop(stream.id, None) is not None and not stream.remote_closed:
             self.ids.reset(stream.id, ours=True)
             self.outbound.write(frames.rst_stream(stream.id, ErrorCode.NO_ERROR))
-
-
-def _unpad(data: bytes | memoryview, start: int, stop: int) -> tuple[int, int]:
-    """Where the payload of a PADDED frame begins and ends (6.1)."""
-    if start == stop:
-        raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "PADDED frame without a pad length")
-    padding = data[start]
-    if padding >= stop - start:
-        raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "padding longer than the frame")
-    return start + 1, stop - padding

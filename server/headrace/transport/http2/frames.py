@@ -24,9 +24,8 @@ PRIORITY_FLAG = 0x20
 
 DRAIN_PING = b"headrace"
 """Payload of the PING whose ACK tells that the client has seen our first GOAWAY."""
-
-
 KEEPALIVE_PING = b"keep-hr\0"
+"""Payload of the PING that asks whether the client is still there."""
 
 
 class ErrorCode(IntEnum):
@@ -99,6 +98,16 @@ def settings(values: dict[int, int]) -> bytes:
 def parse_settings(payload: bytes) -> list[tuple[int, int]]:
     """(identifier, value) pairs in order, repetitions included. The payload's length is a multiple of 6."""
     return list(_setting.iter_unpack(payload))
+
+
+def unpad(data: bytes | memoryview, start: int, stop: int) -> tuple[int, int]:
+    """Where the content of a PADDED frame, whose payload is data[start:stop], begins and ends (6.1)."""
+    if start == stop:
+        raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "PADDED frame without a pad length")
+    padding = data[start]
+    if padding >= stop - start:
+        raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "padding longer than the frame")
+    return start + 1, stop - padding
 
 
 def rst_stream(stream_id: int, code: int) -> bytes:

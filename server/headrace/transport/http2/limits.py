@@ -23,7 +23,7 @@ class Limits:
     them. max_fields: of a header list (CVE-2026-49975). max_block, max_continuations: of an encoded field block
     (VU#421644). resets: RST_STREAM frames in a burst, then resets_per_second; glitches: streams refused, reset for an
     error, empty frames and other things that no client does often, in a burst, then glitches_per_second.
-    max_unsent: octets of control frames and replies that may wait for the socket (CVE-2019-9512, -9515).
+    max_unsent: octets of replies that may wait for the peer to open its windows, before new streams are refused.
     """
 
     max_streams: int = 256

@@ -235,4 +235,5 @@ class Outbound:
 
     def _unblock(self, stream: Stream) -> None:
         stream.pending = None
-        self._blocked.pop(stream.id, None)
+        del self._blocked[stream.id]
+        stream.on_writable()

@@ -45,5 +45,8 @@ class Stream:
     def on_data(self, data: bytes | memoryview, start: int, stop: int, end: bool) -> None:
         """data[start:stop] has arrived; `end`: nothing follows. `data` is good for the time of the call."""
 
+    def on_writable(self) -> None:
+        """All that waited for a window has been sent."""
+
     def on_reset(self) -> None:
         """The stream is gone: reset by the peer or by us, or the connection is lost. Nothing more may be sent on it."""

@@ -1,0 +1,204 @@
+import re
+from urllib.parse import unquote_to_bytes
+
+import hpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transport.http2.wire import block
+
+from headrace.transport.grpc_head import NOT_GRPC, VARYING, percent_encode, read_head, status_block
+from headrace.transport.http2.frames import StreamViolation
+from headrace.transport.http2.heads import HeadReader
+from headrace.transport.http2.limits import Limits
+from headrace.transport.status import Code, Status
+
+BASE = {b":method": b"POST", b":scheme": b"http", b":path": b"/s/m", b"content-type": b"application/grpc"}
+SECOND = 10**9
+
+
+def head(**fields):
+    named = {name.strip("_").replace("_", "-").encode(): value for name, value in fields.items()}
+    named = {(b":" + name if name in (b"method", b"path") else name): value for name, value in named.items()}
+    return read_head([(name, value) for name, value in {**BASE, **named}.items() if value is not None])
+
+
+def refusal(of):
+    return {name.decode(): value.decode() for name, value in hpack.Decoder().decode(of.refusal.encoded, raw=True)}
+
+
+def test_a_plain_request():
+    read = head()
+    assert (read.path, read.timeout_ns, read.gzip, read.refusal, read.plain) == ("/s/m", -1, False, None, None)
+
+
+@pytest.mark.parametrize(
+    ("value", "nanoseconds"),
+    [
+        (b"1H", 3600 * SECOND),
+        (b"2M", 120 * SECOND),
+        (b"30S", 30 * SECOND),
+        (b"4983m", 4_983_000_000),
+        (b"4999876u", 4_999_876_000),
+        (b"99999999n", 99_999_999),
+        (b"0S", 0),
+        (b"0n", 0),
+        (b"00000001S", SECOND),
+        (b"99999999H", -1),
+        (b"99999999M", -1),
+        (b"99999999S", 99_999_999 * SECOND),
+    ],
+)
+def test_timeouts(value, nanoseconds):
+    read = head(grpc_timeout=value)
+    assert (read.timeout_ns, read.refusal) == (nanoseconds, None)
+
+
+BAD_TIMEOUTS = [b"", b"1", b"S", b"+1S", b"-1S", b"1.5S", b"1s", b"1h", b"1SS", b"1 S", b" 1S", b"123456789S", b"\xb2S"]
+
+
+@pytest.mark.parametrize("value", BAD_TIMEOUTS)
+def test_malformed_timeouts(value):
+    fields = refusal(head(grpc_timeout=value))
+    assert fields[":status"] == "200"
+    assert fields["grpc-status"] == str(Code.INTERNAL.value)
+    assert "grpc-timeout" in fields["grpc-message"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"application/grpc", b"application/grpc+proto", b"application/grpc;charset=utf-8", b"APPLICATION/GRPC+json"],
+)
+def test_content_types(value):
+    assert head(content_type=value).refusal is None
+
+
+@pytest.mark.parametrize("value", [None, b"", b"text/html", b"application/grpc-web", b"application/grp", b"x"])
+def test_foreign_content_types(value):
+    read = head(content_type=value)
+    assert read.plain == NOT_GRPC
+    fields = refusal(read)
+    assert (fields[":status"], fields["grpc-status"]) == ("415", "2")
+
+
+def test_methods():
+    for method, body in ((b"GET", NOT_GRPC), (b"HEAD", b""), (b"CONNECT", NOT_GRPC), (b"post", NOT_GRPC)):
+        read = head(method=method)
+        assert read.plain == body
+        fields = refusal(read)
+        assert (fields[":status"], fields["allow"], fields["grpc-status"]) == ("405", "POST", "2")
+
+
+def test_encodings():
+    assert head(grpc_encoding=b"gzip").gzip
+    assert not head(grpc_encoding=b"identity").gzip
+    for unknown in (b"deflate", b"snappy", b"GZIP", b"gzip,identity"):
+        fields = refusal(head(grpc_encoding=unknown))
+        assert (fields["grpc-status"], fields["grpc-accept-encoding"]) == ("12", "identity,gzip")
+        assert unknown.decode() in fields["grpc-message"]
+
+
+@pytest.mark.parametrize("value", [b"", b"q6ur", b"YQ==", b"YQ", b"YWI", b"YQ==,YWI=, YWJj", b",", b"+/+/"])
+def test_binary_metadata(value):
+    assert head(x_bin=value).refusal is None
+
+
+@pytest.mark.parametrize("value", [b"Y", b"YWJjZ", b"a-b_", b"Y*==", b"YQ=A", b"YQ===", b"YQ==,!"])
+def test_invalid_binary_metadata_fails_the_call(value):
+    fields = refusal(head(x_bin=value))
+    assert (fields[":status"], fields["grpc-status"]) == ("200", "13")
+    assert "x-bin" in fields["grpc-message"]
+
+
+def test_too_large_a_head():
+    fields = refusal(read_head(None))
+    assert (fields[":status"], fields["grpc-status"]) == ("200", "8")
+
+
+FIELDS = st.lists(
+    st.sampled_from(
+        [
+            ("content-type", "application/grpc"),
+            ("content-type", "text/html"),
+            ("grpc-timeout", "1S"),
+            ("grpc-timeout", "2500m"),
+            ("grpc-timeout", "0n"),
+            ("grpc-timeout", "never"),
+            ("grpc-timeout", ""),
+            ("grpc-timeout", "1S\0"),
+            ("grpc-encoding", "gzip"),
+            ("grpc-encoding", "zip"),
+            ("content-length", "5"),
+            ("content-length", "6"),
+            ("n", "v"),
+            ("N", "v"),
+        ]
+    ),
+    max_size=5,
+)
+
+
+def described(reader, fields):
+    try:
+        read = reader.request(block((":method", "POST"), (":scheme", "http"), (":path", "/s/m"), *fields))
+    except StreamViolation as violation:
+        return violation.code
+    refused = read.app.refusal and read.app.refusal.encoded
+    return read.app.path, read.app.timeout_ns, read.app.gzip, refused, read.app.plain, read.content_length
+
+
+@given(st.lists(FIELDS, max_size=20))
+def test_the_short_way_for_another_timeout_leads_to_the_same(requests):
+    short = HeadReader(Limits(), read_head, VARYING)
+    for fields in requests:
+        assert described(short, fields) == described(HeadReader(Limits(), read_head), fields)
+
+
+@given(st.text(max_size=80))
+def test_percent_encoding(message):
+    encoded = percent_encode(message)
+    assert re.fullmatch(rb"(?:[ -$&-~]|%[0-9A-F]{2})*", encoded)
+    assert unquote_to_bytes(encoded) == message.encode(errors="replace")
+
+
+def test_percent_encoding_touches_only_what_it_must():
+    plain = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
+    assert percent_encode(plain) == plain.encode()
+    assert percent_encode("100%\t\r\n\x7f☺😈") == b"100%25%09%0D%0A%7F%E2%98%BA%F0%9F%98%88"
+
+
+@given(st.text(min_size=200, max_size=2000))
+def test_a_long_message_is_cut_between_characters(message):
+    encoded = percent_encode(message)
+    assert len(encoded) <= 1024
+    shown = unquote_to_bytes(encoded).decode()  # no character is cut in two
+    whole = message.encode(errors="replace").decode()
+    assert shown == whole or (shown.endswith("...") and whole.startswith(shown[:-3]))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "\t\ntest with whitespace\r\nand Unicode BMP ☺ and non-BMP 😈\t\n",
+        " spaces around ",
+        "  ",
+        " ",
+        "",
+        "a",
+    ],
+)
+def test_a_message_arrives_as_it_is(message):
+    """Also what HTTP/2 does not allow at the ends of a value."""
+    encoded = status_block(Status(2, message, (("headrace-reason", "x"),)), opening=False).encoded
+    fields = {name.decode(): value for name, value in hpack.Decoder().decode(encoded, raw=True)}
+    assert fields["grpc-status"] == b"2"
+    assert fields["headrace-reason"] == b"x"
+    value = fields.get("grpc-message", b"")
+    assert value == value.strip()
+    assert unquote_to_bytes(value).decode() == message
+
+
+def test_a_reply_of_trailers_alone():
+    encoded = status_block(Status(5, "", ()), opening=True).encoded
+    fields = hpack.Decoder().decode(encoded)
+    assert fields == [(":status", "200"), ("content-type", "application/grpc"), ("grpc-status", "5")]

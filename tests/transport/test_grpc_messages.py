@@ -1,0 +1,149 @@
+import gzip
+import resource
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transport.http2.wire import message, word
+
+from headrace.errors import MessageTooLarge, ProtocolError, Unimplemented
+from headrace.transport.grpc_messages import MessageReader, only
+
+MAX = 200_000
+
+
+def read(octets, *, cuts=(), max_message=MAX, gzip=False):
+    reader = MessageReader(max_message, gzip=gzip)
+    found = []
+    for start, stop in zip([0, *cuts], [*cuts, len(octets)], strict=True):
+        found += reader.feed(memoryview(octets)[start:stop])
+    return [bytes(one) for one in found], reader
+
+
+def test_messages():
+    found, reader = read(message(b"one") + message(b"") + message(b"two"))
+    assert found == [b"one", b"", b"two"]
+    assert not reader.inside
+    assert reader.buffered == 0
+
+
+@given(st.lists(st.one_of(st.binary(max_size=20), st.integers(0, 70_000).map(bytes)), max_size=4), st.data())
+def test_any_split(messages, data):
+    octets = b"".join(map(message, messages))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(octets)), max_size=6)))
+    found, reader = read(octets, cuts=cuts)
+    assert found == messages
+    assert not reader.inside
+
+
+@given(st.binary(min_size=1, max_size=30), st.data())
+def test_what_is_inside_a_message_may_be_appended(payload, data):
+    """`append` is a short way for `feed`, and refuses where it would not be."""
+    octets = message(payload) + message(b"next")
+    reader, plain = (MessageReader(MAX, gzip=False) for _ in range(2))
+    found = []
+    at = 0
+    while at < len(octets):
+        stop = data.draw(st.integers(at + 1, len(octets)))
+        whole = plain.feed(memoryview(octets)[at:stop])
+        if reader.append(octets, at, stop):
+            assert not whole
+        else:
+            found += reader.feed(memoryview(octets)[at:stop])
+        assert (reader.buffered, reader.inside) == (plain.buffered, plain.inside)
+        at = stop
+    assert found == [payload, b"next"]
+
+
+def test_where_a_message_ends():
+    octets = message(b"abc")
+    for stop in range(len(octets) + 1):
+        reader = read(octets[:stop])[1]
+        assert reader.inside == (0 < stop < len(octets))
+        assert reader.buffered == (max(0, stop - 5) if stop < len(octets) else 0)
+
+
+def test_the_limit_is_decided_on_the_prefix():
+    assert len(read(message(bytes(MAX)))[0][0]) == MAX
+    with pytest.raises(MessageTooLarge, match=rf"larger than max \({MAX + 1} vs. {MAX}\)"):
+        read(b"\0" + word(MAX + 1))
+
+
+def resident():
+    """Octets of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="how much is resident is read from Linux's /proc")
+def test_an_announced_length_costs_nothing():
+    before = resident()
+    readers = [MessageReader(64 << 20, gzip=False) for _ in range(8)]
+    for reader in readers:
+        reader.feed(memoryview(b"\0" + word(64 << 20)))
+    assert resident() - before < 8 << 20
+    assert "0 of 67108864 octets" in repr(readers[0])
+
+
+@pytest.mark.parametrize("flag", [2, 3, 128, 255])
+def test_a_flag_that_does_not_exist(flag):
+    with pytest.raises(ProtocolError, match=f"message flag {flag}"):
+        read(message(b"abc", flag), gzip=True)
+
+
+def test_compression_must_have_been_declared():
+    with pytest.raises(ProtocolError, match="no grpc-encoding"):
+        read(message(gzip.compress(b"abc"), 1))
+
+
+def test_gzip():
+    octets = message(gzip.compress(b"abc" * 1000), 1) + message(b"plain") + message(gzip.compress(b""), 1)
+    assert read(octets, gzip=True)[0] == [b"abc" * 1000, b"plain", b""]
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"abc",
+        gzip.compress(b"abc")[:-1],
+        gzip.compress(b"abc") + b"more",
+        gzip.compress(b"abc") * 2,
+        zlib.compress(b"abc"),
+        gzip.compress(b"abc")[:-8] + bytes(8),
+    ],
+    ids=["nothing", "plain", "cut short", "with a tail", "two members", "deflate", "wrong checksum"],
+)
+def test_what_is_not_one_gzip_member(payload):
+    with pytest.raises(ProtocolError, match="gzip"):
+        read(message(payload, 1), gzip=True)
+
+
+def test_inflation_stops_at_the_limit():
+    assert read(message(gzip.compress(bytes(MAX)), 1), gzip=True)[0] == [bytes(MAX)]
+    bomb = message(gzip.compress(bytes(50_000_000)), 1)
+    tracemalloc.start()
+    try:
+        with pytest.raises(MessageTooLarge):
+            read(bomb, gzip=True)
+        assert tracemalloc.get_traced_memory()[1] < 4 * MAX
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_large_message_ends_aligned():
+    """So that a tensor at its end can be run where it lies."""
+    for size in (70_000, 70_001, 99_999):
+        (large,) = MessageReader(MAX, gzip=False).feed(memoryview(message(bytes(size))))
+        view = np.frombuffer(large, np.uint8)
+        assert (view.ctypes.data + size) % 64 == 0
+
+
+def test_only():
+    assert only([b"one"]) == b"one"
+    for messages in ([], [b"one", b"two"]):
+        with pytest.raises(Unimplemented, match="request message"):
+            only(messages)
