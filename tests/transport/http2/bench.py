@@ -19,7 +19,7 @@ BREAK, REFUSE, PATIENCE = "/test.Stream/Break", "/test.Stream/Refuse", "/test.St
 INFER = INFER_PATH
 MAX_MESSAGE = 100_000
 SECOND = 10**9
-HELLO = wire.hello()
+HELLO = wire.hello((wire.INITIAL_WINDOW, 1 << 20)) + wire.window_update(0, 16 << 20)
 
 
 def fail(message):
