@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 import socket
 import sys
+import threading
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
 from headrace.clock import monotonic_ns
 from headrace.engine.lifecycle import Engine
+from headrace.engine.worker import THREAD_NAME
 from headrace.errors import ConfigError
 from headrace.repository.catalog import Catalog
 from headrace.telemetry import logs
@@ -29,14 +32,15 @@ from headrace.transport.infer import InferService
 from headrace.transport.service import service_table
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
-
     from headrace.config import Settings
     from headrace.engine.scheduler import Scheduler
     from headrace.transport.base import GrpcTransport
     from headrace.transport.service import ServiceTable
 
 logger = logging.getLogger(__name__)
+
+_LAST_WORDS_SECONDS = 1.0
+"""For telling those who are cut off that they are, before their connections are closed."""
 
 
 class Status:
@@ -49,15 +53,22 @@ class Status:
 
 
 def run(settings: Settings) -> int:
-    """Serves until SIGTERM or SIGINT. Returns the exit code: 0 after a clean drain, 1 if requests were cut off."""
+    """Serves until SIGTERM or SIGINT. Returns the exit code: 0 after a clean drain, 1 if requests were cut off.
+
+    Ends the process with that code itself where a model runs on regardless.
+    """
     logs.configure(settings.log_level)
     sys.setswitchinterval(settings.switch_interval_us / 1e6)
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.run(serve(settings))
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(serve(settings))
+    with asyncio.Runner(loop_factory=_new_event_loop) as runner:
+        status = runner.run(serve(settings))
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith(THREAD_NAME)]
+    for thread in threads:
+        thread.join(0 if status else _LAST_WORDS_SECONDS)
+    if any(thread.is_alive() for thread in threads):
+        # Nothing interrupts a model that runs, and the interpreter's end would take the runtime away under it.
+        logging.shutdown()
+        os._exit(status)
+    return status
 
 
 async def serve(settings: Settings) -> int:
@@ -99,27 +110,39 @@ async def serve(settings: Settings) -> int:
         status.ready, status.exiting = False, True
         health.set_serving(False)
         logger.info("draining for at most %g s; a second signal stops at once", settings.drain_seconds)
-        drained = await _until(_drain(grpc, engine, settings.drain_seconds), stop.second)
+        drained = await _drain(grpc, engine, settings.drain_seconds, stop.second)
         logger.info("stopped%s", "" if drained else ": some requests were cut off")
     return 0 if drained else 1
 
 
-async def _drain(grpc: GrpcTransport, engine: Engine, seconds: float) -> bool:
-    _, drained = await asyncio.gather(grpc.drain(seconds), engine.drain(seconds))
-    return drained
+async def _drain(grpc: GrpcTransport, engine: Engine, seconds: float, stop: asyncio.Event) -> bool:
+    """Answers what was accepted. Whoever still waits after `seconds`, or when `stop` is set, is told so: False then."""
+    leaving = asyncio.create_task(grpc.drain(seconds + _LAST_WORDS_SECONDS))
+    answering = asyncio.create_task(engine.drain(seconds))
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait((answering, stopped), return_when=asyncio.FIRST_COMPLETED)
+    drained = answering.done() and answering.result()
+    engine.close()
+    if drained:  # the last replies are on their way
+        await asyncio.wait((leaving, stopped), return_when=asyncio.FIRST_COMPLETED)
+    else:
+        await asyncio.wait((leaving,), timeout=_LAST_WORDS_SECONDS)
+    if leaving.done():
+        leaving.result()
+    tasks = (leaving, answering, stopped)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    return drained and not leaving.cancelled()
 
 
-async def _until(work: Coroutine[Any, Any, bool], stop: asyncio.Event) -> bool:
-    """The result of `work`, or False if `stop` is set before."""
-    task = asyncio.create_task(work)
-    waiter = asyncio.create_task(stop.wait())
-    await asyncio.wait((task, waiter), return_when=asyncio.FIRST_COMPLETED)
-    waiter.cancel()
-    if task.done():
-        return task.result()
-    task.cancel()
-    await asyncio.wait((task,))
-    return False
+def _new_event_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's, where there is one."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
 
 
 def _transport(settings: Settings, table: ServiceTable, counts: ServerMetrics) -> GrpcTransport:

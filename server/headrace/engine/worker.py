@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from headrace.clock import Clock
     from headrace.messages import Batch, Buffer, TensorSpec
 
+THREAD_NAME = "headrace-instance"
+"""What the names of the threads that run models begin with."""
+
 
 class OutputRows:
     """One output of a batch, ready to be cut into the requests' rows. Owns its bytes.
@@ -138,7 +141,7 @@ class Worker:
     def start(self, job: Job) -> None:
         """Runs a batch on the worker's thread; `done` is called on the loop."""
         if self._thread is None:
-            self._thread = Thread(target=self._work, name=f"headrace-instance-{self.index}", daemon=True)
+            self._thread = Thread(target=self._work, name=f"{THREAD_NAME}-{self.index}", daemon=True)
             self._thread.start()
         self._jobs.put(job)
 
