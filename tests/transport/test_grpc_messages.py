@@ -40,23 +40,24 @@ def test_any_split(messages, data):
     assert not reader.inside
 
 
-@given(st.binary(min_size=1, max_size=30), st.data())
-def test_what_is_inside_a_message_may_be_appended(payload, data):
-    """`append` is a short way for `feed`, and refuses where it would not be."""
-    octets = message(payload) + message(b"next")
-    reader, plain = (MessageReader(MAX, gzip=False) for _ in range(2))
-    found = []
-    at = 0
-    while at < len(octets):
-        stop = data.draw(st.integers(at + 1, len(octets)))
-        whole = plain.feed(memoryview(octets)[at:stop])
-        if reader.append(octets, at, stop):
-            assert not whole
-        else:
-            found += reader.feed(memoryview(octets)[at:stop])
-        assert (reader.buffered, reader.inside) == (plain.buffered, plain.inside)
-        at = stop
-    assert found == [payload, b"next"]
+def test_rows_extend_the_inside_of_a_large_message():
+    payload = np.random.default_rng(0).integers(0, 256, 200_000, np.uint8)
+    octets = message(payload.tobytes())
+    reader = MessageReader(MAX, gzip=False)
+    assert reader.room == 0
+    reader.feed(memoryview(octets)[:105])
+    assert reader.room == len(payload) - 100 - 1
+    reader.extend(payload[100:160_100].reshape(16, 10_000))
+    assert reader.buffered == 160_100
+    assert reader.feed(memoryview(octets)[160_105:]) == [payload.tobytes()]
+    assert reader.room == 0
+
+
+def test_a_small_message_has_no_room_for_rows():
+    reader = MessageReader(MAX, gzip=False)
+    reader.feed(memoryview(message(bytes(1000)))[:100])
+    assert reader.inside
+    assert reader.room == 0
 
 
 def test_where_a_message_ends():

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from headrace.messages import Buffer
     from headrace.transport.grpc_native import Peer
+    from headrace.transport.http2.frames import Octets
     from headrace.transport.http2.heads import RequestHead
     from headrace.transport.service import Cancellable, StreamHandler
 
@@ -68,12 +69,7 @@ class Call(Stream):
 
     def on_data(self, data: bytes | memoryview, start: int, stop: int, end: bool) -> None:
         """See `Stream`."""
-        reader = self._reader
-        if reader is not None and not end and reader.append(data, start, stop):
-            if self._hold(self._held + stop - start):
-                self._credit()
-            return
-        if end and reader is None and self.head.app.refusal is None and not self._ended:
+        if end and self._reader is None and self.head.app.refusal is None and not self._ended:
             # the whole request in one frame
             size = stop - start - 5
             if size >= 0 and data[start] == 0 and int.from_bytes(data[start + 1 : start + 5], "big") == size:
@@ -96,6 +92,15 @@ class Call(Stream):
         if end and not self._ended:
             self._end_of_request()
 
+    def on_run(self, rows: Octets) -> None:
+        """See `Stream`."""
+        reader = self._reader
+        assert reader is not None
+        reader.extend(rows)
+        self.room = reader.room
+        if self._hold(self._held + rows.size):
+            self._credit()
+
     def on_reset(self) -> None:
         """See `Stream`: the caller has gone away."""
         self._ended = True
@@ -113,6 +118,7 @@ class Call(Stream):
         if reader is None:
             reader = self._reader = MessageReader(self.peer.max_message, gzip=self.head.app.gzip)
         whole = reader.feed(chunk)
+        self.room = reader.room
         if whole:
             self._take(whole)
         if self._hold(reader.buffered + self._waiting_octets()) and not end:
@@ -147,6 +153,7 @@ class Call(Stream):
     def _forget_messages(self) -> None:
         self.peer.buffered -= self._held
         self._held = 0
+        self.room = 0
         self._reader = None
         self._messages = []
 

@@ -15,6 +15,7 @@ from headrace.errors import MessageTooLarge, ProtocolError, Unimplemented
 
 if TYPE_CHECKING:
     from headrace.messages import Buffer
+    from headrace.transport.http2.frames import Octets
 
 PREFIX_SIZE = 5
 _ALIGNMENT = 64
@@ -48,15 +49,18 @@ class MessageReader:
         """Whether a message has begun and is not whole."""
         return self._message is not None or bool(self._prefix)
 
-    def append(self, data: bytes | memoryview, start: int, stop: int) -> bool:
-        """Takes data[start:stop] from the inside of a message; False, and nothing done, if it begins or ends one."""
+    @property
+    def room(self) -> int:
+        """Octets that `extend` takes: the inside of a large message, up to its last octet."""
         message = self._message
-        filled = self.buffered + stop - start
-        if message is None or filled >= len(message):
-            return False
-        message[self.buffered : filled] = data[start:stop]
-        self.buffered = filled
-        return True
+        return len(message) - self.buffered - 1 if message is not None and len(message) > _SMALL else 0
+
+    def extend(self, rows: Octets) -> None:
+        """Takes octets from the inside of a message, `room` at the most, in rows one after the other."""
+        assert self._message is not None
+        stop = self.buffered + rows.size
+        np.asarray(self._message[self.buffered : stop]).reshape(rows.shape)[:] = rows
+        self.buffered = stop
 
     def feed(self, chunk: memoryview) -> list[Buffer]:
         """The messages that `chunk` completes. Raises HeadraceError; the reader is of no use after that."""

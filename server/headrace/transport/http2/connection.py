@@ -12,7 +12,7 @@ from headrace.transport.http2 import frames
 from headrace.transport.http2.closed import StreamIds
 from headrace.transport.http2.frames import ErrorCode, ProtocolViolation, StreamViolation
 from headrace.transport.http2.heads import HeadReader, PartialBlock
-from headrace.transport.http2.limits import Glitches, Limits, PingStrikes
+from headrace.transport.http2.limits import Glitches, Limits, PingStrikes, ReceiveWindow
 from headrace.transport.http2.outbound import Outbound
 
 if TYPE_CHECKING:
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from headrace.transport.http2.fields import Fields
     from headrace.transport.http2.heads import RequestHead, Varying
     from headrace.transport.http2.stream import Lingering, Stream
+
+
+_RUN = 8192  # octets; frames of less than half of it are not worth looking for others like them
 
 
 class Connection:
@@ -53,8 +56,7 @@ class Connection:
         self._tail = b""
         self.started = False
         self._block: PartialBlock | None = None  # a field block whose CONTINUATION frames are awaited
-        self._recv_window = limits.connection_window
-        self._uncredited = 0
+        self._window = ReceiveWindow(limits.connection_window)
         self.ids = StreamIds()
         self._refusing_above = frames.MAX_STREAM_ID
         self._drain_ping = False
@@ -106,9 +108,11 @@ class Connection:
     def _parse(self, data: bytes | memoryview, at: int) -> int:
         """Processes whole frames from `at` on; returns where the first incomplete one begins."""
         if not self.started:
-            at = self._start(data, at)
-            if not self.started:
+            begin = frames.after_preface(data, at)
+            if begin < 0:
                 return at
+            self.started = True
+            at = begin
         streams = self.streams
         end = len(data)
         while end - at >= 9:
@@ -127,6 +131,10 @@ class Connection:
                 stream = streams.get(stream_id)
                 if stream is None or stream.remote_closed:
                     self._stray_data(stream_id, stream, length)
+                elif (
+                    flags == 0 and stream.room > 2 * length > _RUN and (taken := self._run(stream, data, start, length))
+                ):
+                    at = start + taken
                 else:
                     self._data(stream, flags, data, start, at)
             elif kind == 1:
@@ -141,19 +149,6 @@ class Connection:
             if self.closing:
                 return end
         return at
-
-    def _start(self, data: bytes | memoryview, at: int) -> int:
-        preface = bytes(data[at : at + len(frames.PREFACE)])
-        if not frames.PREFACE.startswith(preface):
-            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "no HTTP/2 preface")
-        first = at + len(frames.PREFACE)
-        if len(data) < first + frames.HEADER_SIZE:
-            return at
-        _, _, kind, flags, _ = frames.unpack_header(data, first)
-        if kind != frames.SETTINGS or flags & frames.ACK:
-            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
-        self.started = True
-        return first
 
     # --- DATA ---------------------------------------------------------------------------------------------------------
 
@@ -185,16 +180,23 @@ class Connection:
                 self.glitches.empty(self.now)
             stream.on_data(data, start, stop, False)
 
+    def _run(self, stream: Stream, data: bytes | memoryview, start: int, length: int) -> int:
+        """Delivers DATA frames of one size together; start: of the first payload. Returns the octets done from there."""
+        rows = frames.alike(data, start - frames.HEADER_SIZE, length)
+        count = min(len(rows), min(stream.room, stream.recv_window, self._window.left) // length)
+        expected = stream.head.content_length
+        if count < 2 or 0 <= expected < stream.received + count * length:
+            return 0
+        self._consume(count * length)
+        stream.recv_window -= count * length
+        stream.received += count * length
+        stream.on_run(rows[:count, frames.HEADER_SIZE :])
+        return count * (frames.HEADER_SIZE + length) - frames.HEADER_SIZE
+
     def _consume(self, length: int) -> None:
-        """Takes `length` octets from the connection's receive window, and opens it again when half is used."""
-        self._recv_window -= length
-        if self._recv_window < 0:
-            raise ProtocolViolation(ErrorCode.FLOW_CONTROL_ERROR, "connection window exceeded")
-        self._uncredited += length
-        if self._uncredited * 2 >= self.limits.connection_window:
-            self.outbound.write(frames.window_update(0, self._uncredited))
-            self._recv_window += self._uncredited
-            self._uncredited = 0
+        """Takes octets from the connection's receive window, and opens it again from time to time."""
+        if increment := self._window.consume(length):
+            self.outbound.write(frames.window_update(0, increment))
 
     def credit(self, stream: Stream, octets: int) -> None:
         """Returns `octets` to the stream's receive window: the application has taken them and wants more."""

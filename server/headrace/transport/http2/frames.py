@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from enum import IntEnum
 from struct import Struct
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Octets = NDArray[np.uint8]
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 HEADER_SIZE = 9
@@ -88,6 +96,36 @@ def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
     """One whole frame."""
     size = len(payload)
     return _header(size >> 8, size & 0xFF, kind, flags, stream_id) + payload
+
+
+def after_preface(data: bytes | memoryview, at: int) -> int:
+    """Where the first frame begins behind the client's preface; -1 while that is not all there. Source: RFC 9113, 3.4.
+
+    Raises ProtocolViolation if the octets are no preface, or the first frame is not the client's SETTINGS.
+    """
+    preface = bytes(data[at : at + len(PREFACE)])
+    if not PREFACE.startswith(preface):
+        raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "no HTTP/2 preface")
+    first = at + len(PREFACE)
+    if len(data) < first + HEADER_SIZE:
+        return -1
+    _, _, kind, flags, _ = unpack_header(data, first)
+    if kind != SETTINGS or flags & ACK:
+        raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
+    return first
+
+
+def alike(data: bytes | memoryview, at: int, length: int) -> Octets:
+    """The whole frames from `at` on whose headers are equal to that of the first, of `length` octets of payload.
+
+    uint8 [frames, HEADER_SIZE + length], a view of `data`.
+    """
+    size = HEADER_SIZE + length
+    count = (len(data) - at) // size
+    rows = np.frombuffer(data, np.uint8, count * size, at).reshape(count, size)
+    headers = rows[:, :HEADER_SIZE]
+    same = (headers == headers[0]).all(axis=1)
+    return rows if same.all() else rows[: int(same.argmin())]
 
 
 def settings(values: dict[int, int]) -> bytes:

@@ -117,3 +117,26 @@ class PingStrikes:
                 raise ProtocolViolation(ErrorCode.ENHANCE_YOUR_CALM, "too_many_pings")
         else:
             self._last = now
+
+
+class ReceiveWindow:
+    """The connection's window for DATA, opened again when half of it is used (RFC 9113, 6.9). left: octets."""
+
+    __slots__ = ("_size", "_uncredited", "left")
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._uncredited = 0
+        self.left = size
+
+    def consume(self, length: int) -> int:
+        """Takes octets; returns the increment to announce, 0 for none yet. Raises ProtocolViolation."""
+        self.left -= length
+        if self.left < 0:
+            raise ProtocolViolation(ErrorCode.FLOW_CONTROL_ERROR, "connection window exceeded")
+        self._uncredited += length
+        if self._uncredited * 2 < self._size:
+            return 0
+        increment, self._uncredited = self._uncredited, 0
+        self.left += increment
+        return increment

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections import deque
 
     from headrace.transport.http2.connection import Connection
+    from headrace.transport.http2.frames import Octets
     from headrace.transport.http2.heads import RequestHead
 
 
@@ -24,9 +25,21 @@ class Stream:
 
     sid: the id as four octets. send_delta, recv_window: see RFC 9113, 6.9; the send window is the connection's initial
     one plus send_delta, so that a change of SETTINGS costs nothing for each stream. pending: what waits for a window.
+    room: octets of DATA that `on_run` takes, many frames at a time; the application sets it.
     """
 
-    __slots__ = ("connection", "head", "id", "pending", "received", "recv_window", "remote_closed", "send_delta", "sid")
+    __slots__ = (
+        "connection",
+        "head",
+        "id",
+        "pending",
+        "received",
+        "recv_window",
+        "remote_closed",
+        "room",
+        "send_delta",
+        "sid",
+    )
 
     def __init__(self, connection: Connection, stream_id: int, head: RequestHead) -> None:
         self.connection = connection
@@ -37,6 +50,7 @@ class Stream:
         self.recv_window = connection.limits.initial_window
         self.received = 0
         self.remote_closed = False
+        self.room = 0
         self.pending: deque[tuple[Any, bool]] | None = None
 
     def on_headers(self, end: bool) -> None:
@@ -47,6 +61,9 @@ class Stream:
 
     def on_writable(self) -> None:
         """All that waited for a window has been sent."""
+
+    def on_run(self, rows: Octets) -> None:
+        """The payloads of several DATA frames have arrived, `room` octets at the most: uint8 [frames, octets]."""
 
     def on_reset(self) -> None:
         """The stream is gone: reset by the peer or by us, or the connection is lost. Nothing more may be sent on it."""
