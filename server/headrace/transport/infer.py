@@ -188,7 +188,7 @@ def _split(message: Buffer) -> tuple[int, int, int]:
 
 
 def _cut_raw(message: Buffer, at: int) -> list[Buffer]:
-    """The entries of raw_input_contents, which fill the message from `at` to its end. Raises Malformed or IndexError."""
+    """The entries of raw_input_contents, which fill the message from `at` on. Raises Malformed or IndexError."""
     end = len(message)
     raw: list[Buffer] = []
     while at < end:

@@ -181,7 +181,7 @@ class Connection:
             stream.on_data(data, start, stop, False)
 
     def _run(self, stream: Stream, data: bytes | memoryview, start: int, length: int) -> int:
-        """Delivers DATA frames of one size together; start: of the first payload. Returns the octets done from there."""
+        """Delivers DATA frames of one size together. start: of the first payload; returns the octets done with."""
         rows = frames.alike(data, start - frames.HEADER_SIZE, length)
         count = min(len(rows), min(stream.room, stream.recv_window, self._window.left) // length)
         expected = stream.head.content_length
