@@ -1,7 +1,7 @@
 import pytest
 
 from headrace.transport.http2.frames import ErrorCode, ProtocolViolation
-from headrace.transport.http2.limits import MAX_STRIKES, PING_INTERVAL_NS, Bucket, Glitches, Limits, PingStrikes
+from headrace.transport.http2.limits import MAX_STRIKES, PING_INTERVAL_NS, Bucket, Glitches, Limits, PingStrikes, ReceiveWindow
 
 SECOND = 10**9
 NOW = 7 * SECOND
@@ -65,3 +65,14 @@ def test_sending_forgives_pings():
     for sent in range(100):
         for _ in range(1 + MAX_STRIKES):
             strikes.ping(NOW, sent)
+
+
+def test_a_window_for_data():
+    window = ReceiveWindow(100)
+    assert [window.consume(n) for n in (49, 1, 40, 0, 30)] == [0, 50, 0, 0, 70]
+    assert window.left == 100
+    window.consume(100)
+    assert window.left == 100
+    with pytest.raises(ProtocolViolation) as raised:
+        window.consume(101)
+    assert raised.value.code is ErrorCode.FLOW_CONTROL_ERROR
