@@ -355,6 +355,17 @@ BEYOND = [
         + headers(3, GET_BLOCK + b"\xbe"),
         (*reset("PROTOCOL_ERROR"), *reply(3)),
     ),
+    Case(
+        "5.1 a block on a half-closed stream is decoded",
+        get() + headers(1, [("n", "v", 0x40)]) + headers(3, GET_BLOCK + b"\xbe"),
+        ("HEADERS 1 405", *reset("STREAM_CLOSED"), "HEADERS 3 405"),
+        NO_WINDOW,
+    ),
+    Case(
+        "5.3 a block with a dependency on itself is decoded",
+        frame(HEADERS, 0x25, 1, priority_fields(1) + literal("n", "v", 0x40)) + headers(3, GET_BLOCK + b"\xbe"),
+        (*reset("PROTOCOL_ERROR"), *reply(3)),
+    ),
     Case("5.1 control frames on a closed stream", get() + rst(1) + window_update(1, 1) + priority(1), reply()),
     Case("5.1 DATA on a skipped stream", get(5) + data(3), (*reply(5), *closes("PROTOCOL_ERROR", 5))),
     Case("5.1 RST_STREAM on a skipped stream", get(5) + rst(1), (*reply(5), *closes("PROTOCOL_ERROR", 5))),

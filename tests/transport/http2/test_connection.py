@@ -267,6 +267,15 @@ def test_replies_that_nobody_takes_keep_new_streams_out():
         pytest.param(lambda n: get(1 + 2 * n, ("connection", "x")), "glitches", id="malformed"),
         pytest.param(lambda n: wire.priority(1, 3), "glitches", id="priority"),
         pytest.param(lambda n: wire.settings((0xFF, 1)), "glitches", id="settings"),
+        pytest.param(
+            lambda n: (
+                wire.frame(wire.HEADERS, wire.END_STREAM, 1 + 2 * n, wire.block(*wire.request_fields()))
+                + wire.frame(wire.CONTINUATION, 0, 1 + 2 * n)
+                + wire.frame(wire.CONTINUATION, wire.END_HEADERS, 1 + 2 * n)
+            ),
+            "glitches",
+            id="empty continuation",
+        ),
         pytest.param(lambda n: (post() if n == 0 else b"") + data(1), "glitches", id="empty data"),
         pytest.param(
             lambda n: (post() if n == 0 else b"") + data(1, b"", padding=200), "glitches", id="data of padding alone"
