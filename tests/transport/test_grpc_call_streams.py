@@ -3,7 +3,7 @@
 import pytest
 from transport.http2 import bench as benches
 from transport.http2 import wire
-from transport.http2.bench import BREAK, CHAT, COUNT, FIRST, MAX_MESSAGE, PATIENCE, REFUSE, WATCH
+from transport.http2.bench import BREAK, CHAT, COUNT, FIRST, MAX_MESSAGE, PATIENCE, REFUSE, STUBBORN, WATCH
 from transport.http2.wire import data, grpc_call, grpc_head, message, rst, window_update, word
 
 OK = (0, "")
@@ -53,6 +53,13 @@ def test_streams_end_with_their_connection(client):
     client.send(grpc_call(WATCH, b"m", 1) + grpc_call(FIRST, b"m", 3) + grpc_head(CHAT, 5))
     assert len(client.peer.tasks) == 3
     client.hang_up()
+    assert not client.peer.tasks
+
+
+def test_a_handler_that_does_not_heed_its_end(client):
+    client.send(grpc_head(STUBBORN) + data(1, message(b"one") + message(b"two"), end=True))
+    assert client.send(rst(1)) == []
+    assert client.peer.buffered == 0
     assert not client.peer.tasks
 
 

@@ -219,6 +219,7 @@ def test_an_idle_connection_drains(bench):
     assert not task.done()
     assert client.send(LEFT) == goaway("NO_ERROR")
     assert client.socket.ended
+    assert client.send(ping()) == []
     client.hang_up()
     assert task.done()
 

@@ -16,6 +16,7 @@ from headrace.transport.service import INFER_PATH, ServiceTable
 ECHO, FAIL, CRASH = "/test.Unary/Echo", "/test.Unary/Fail", "/test.Unary/Crash"
 CHAT, COUNT, WATCH, FIRST = "/test.Stream/Chat", "/test.Stream/Count", "/test.Stream/Watch", "/test.Stream/First"
 BREAK, REFUSE, PATIENCE = "/test.Stream/Break", "/test.Stream/Refuse", "/test.Stream/Patience"
+STUBBORN = "/test.Stream/Stubborn"
 INFER = INFER_PATH
 MAX_MESSAGE = 100_000
 SECOND = 10**9
@@ -56,6 +57,15 @@ async def first(messages):
     async for _ in messages:
         await asyncio.get_running_loop().create_future()
     yield b"never"
+
+
+async def stubborn(messages):
+    """Goes on reading although it was cancelled."""
+    try:
+        await asyncio.get_running_loop().create_future()
+    except asyncio.CancelledError:
+        async for _ in messages:
+            yield b""
 
 
 async def broken(messages):
@@ -108,6 +118,7 @@ def service(infer):
             COUNT: count,
             WATCH: watch,
             FIRST: first,
+            STUBBORN: stubborn,
             BREAK: broken,
             REFUSE: refuse,
             PATIENCE: patience,

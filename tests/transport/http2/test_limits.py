@@ -1,7 +1,15 @@
 import pytest
 
 from headrace.transport.http2.frames import ErrorCode, ProtocolViolation
-from headrace.transport.http2.limits import MAX_STRIKES, PING_INTERVAL_NS, Bucket, Glitches, Limits, PingStrikes, ReceiveWindow
+from headrace.transport.http2.limits import (
+    MAX_STRIKES,
+    PING_INTERVAL_NS,
+    Bucket,
+    Glitches,
+    Limits,
+    PingStrikes,
+    ReceiveWindow,
+)
 
 SECOND = 10**9
 NOW = 7 * SECOND
