@@ -77,7 +77,7 @@ def test_a_call_can_be_cancelled():
         call.cancel()
         assert scheduler.depth() == (0, 0)
         await asyncio.sleep(1)
-        assert not call.done.done()
+        assert call.message is call.error is None
         assert observer.reasons == {"cancelled": 1}
 
     run_virtual(main())

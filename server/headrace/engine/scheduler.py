@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from headrace.backends.base import Instance, LoadedModel
     from headrace.clock import Clock
     from headrace.engine.worker import OutputRows
+    from headrace.errors import HeadraceError
     from headrace.messages import InferRequest
     from headrace.pipeline.cost import CostModel
     from headrace.repository.model_config import ModelConfig
@@ -159,7 +160,7 @@ class Scheduler:
             self.queue.push(request)
         if not self._idle:
             if expires and not self._dispatch_due:
-                self._wake_at(self.queue.next_expiry, now)
+                self._wake_at(self.queue.next_expiry)
         elif (
             self.queue.nbytes >= _LARGE_BYTES
             and self.queue.rows >= self.cost.enough_rows
@@ -177,8 +178,7 @@ class Scheduler:
         if request.state is State.WAITING:
             if not self.queue.remove(request):
                 self._isolated.remove(request)
-            self._end(request)
-            self._count(request, Cancelled.reason)
+            self._abandon(request)
             self._check_quiet()
         elif request.state is State.RUNNING:
             request.state = State.ABANDONED
@@ -200,27 +200,24 @@ class Scheduler:
                 request.state = State.RUNNING
                 self._run(self._idle.pop(), Batch([request], request.template.rows, "isolated", batched=now))
         decision = decide(self.queue, now, self._limits, len(self._idle), self.cost, draining=self.draining)
-        # none of these waits any more, which has to show before the first is answered: that may cancel others
-        for request in decision.drop:
-            self._end(request)
         for batch in decision.take:
-            for request in batch.requests:
+            for request in batch.requests:  # before anybody is answered: an answer may cancel others
                 request.state = State.RUNNING
-        for request in decision.drop:
-            self._refuse(request, expired(request, now))
+        if decision.drop:
+            self._refuse_all(decision.drop, lambda request: expired(request, now))
         for batch in decision.take:
             self._run(self._idle.pop(), batch)
-        self._wake_at(decision.wake_at, now)
+        self._wake_at(decision.wake_at)
         self._check_quiet()
 
-    def _wake_at(self, moment: int, now: int) -> None:
+    def _wake_at(self, moment: int) -> None:
         """Dispatches again at `moment` (monotonic ns; 0: no need), unless that is due earlier already."""
         if not moment or (self._timer is not None and self._timer_at <= moment):
             return
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = moment
-        self._timer = self._loop.call_later(max(moment - now, 0) / 1e9, self._on_timer)
+        self._timer = self._loop.call_later(max(moment - self._clock(), 0) / 1e9, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
@@ -249,6 +246,7 @@ class Scheduler:
         """A batch has run. The instance gets its next batch before the replies of this one are written."""
         del self._running[worker]
         if self._closed:  # everybody has been answered
+            self._check_quiet()
             return
         self._idle.append(worker)
         batch = job.batch
@@ -326,8 +324,7 @@ class Scheduler:
         if len(requests) > 1:
             for request in requests:
                 if request.state is State.ABANDONED:
-                    self._end(request)
-                    self._count(request, Cancelled.reason)
+                    self._abandon(request)
                 else:
                     request.state = State.WAITING
                     self._isolated.append(request)
@@ -347,18 +344,29 @@ class Scheduler:
         failure = BackendFailed(
             f"model '{self.name}' could not run this request, correlation id {correlation_id}", str(error)
         )
-        request = requests[0]
-        if request.state is State.ABANDONED:
-            self._end(request)
-            self._count(request, Cancelled.reason)
-        else:
-            self._refuse(request, failure)
+        self._refuse_all(requests, lambda _: failure)
 
     def _refuse(self, request: InferRequest, error: Exception) -> None:
         """Ends a request with an error."""
         self._end(request)
         self._count(request, reason_of(error))
         request.sink.fail(error)
+
+    def _refuse_all(self, requests: Sequence[InferRequest], error: Callable[[InferRequest], HeadraceError]) -> None:
+        """Ends requests that are out of the queue. The answer to one may cancel others, which are then not answered."""
+        for request in requests:
+            if request.state is State.WAITING:
+                request.state = State.RUNNING
+        for request in requests:
+            if request.state is State.ABANDONED:
+                self._abandon(request)
+            else:
+                self._refuse(request, error(request))
+
+    def _abandon(self, request: InferRequest) -> None:
+        """Ends a request whose caller has gone away."""
+        self._end(request)
+        self._count(request, Cancelled.reason)
 
     def _count(self, request: InferRequest, reason: str) -> None:
         """Counts a request that ended without success; `Split` does so for the request that a piece belongs to."""
@@ -396,16 +404,10 @@ class Scheduler:
         left = [*self.queue, *self._isolated]
         self.queue = RequestQueue()
         self._isolated.clear()
-        for request in [request for batch in self._running.values() for request in batch.requests]:
-            if request.state is State.ABANDONED:
-                self._end(request)
-                self._count(request, Cancelled.reason)
-            else:
-                left.append(request)
-        for request in left:
-            self._end(request)
-        for request in left:
-            self._refuse(request, ShuttingDown("Server is shutting down and could not finish this request in time"))
+        for batch in self._running.values():
+            left += batch.requests
+        error = ShuttingDown("Server is shutting down and could not finish this request in time")
+        self._refuse_all(left, lambda _: error)
         for worker in self._workers:
             worker.close()
 

@@ -167,7 +167,8 @@ class CostModel:
                 costs.append((index, bucket.row_cost + overhead / bucket.rows))
             limit = _WORTH * min((cost for _, cost in costs), default=0.0)
             first = next((known for known, cost in costs if cost <= limit), index)
-            sizes.append(self._max_rows if first == index else min(1 << first, self._max_rows))
+            unbounded = bucket is None or first == index  # what was never tried may pay
+            sizes.append(self._max_rows if unbounded else min(1 << first, self._max_rows))
         return sizes
 
     def _table(self, rows: list[float], values: list[float]) -> list[int]:

@@ -21,7 +21,7 @@ from headrace.testing.worker import VirtualWorker
 from headrace.transport.infer import InferService
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from headrace.clock import Clock
     from headrace.engine.worker import Worker
@@ -72,9 +72,8 @@ def output_arrays(response: pb.ModelInferResponse) -> dict[str, Array]:
 class ClientCall(RecordingSink):
     """One call: its sink, and what can cancel it."""
 
-    def __init__(self) -> None:
-        self.done: asyncio.Future[None] = asyncio.get_event_loop().create_future()
-        super().__init__(lambda: self.done.set_result(None))
+    def __init__(self, on_end: Callable[[], None] | None = None) -> None:
+        super().__init__(on_end)
         self.under_way: Cancellable | None = None
         self.cancelled = False
 
@@ -100,10 +99,16 @@ class InProcessClient:
         self._service = service
         self._clock = clock
 
-    def send(self, request: pb.ModelInferRequest | bytes, *, timeout_ns: int = 0) -> ClientCall:
+    def send(
+        self,
+        request: pb.ModelInferRequest | bytes,
+        *,
+        timeout_ns: int = 0,
+        on_end: Callable[[], None] | None = None,
+    ) -> ClientCall:
         """Hands a message over; `timeout_ns` is the RPC's deadline from now, 0 for none."""
         message = request if isinstance(request, bytes) else request.SerializeToString()
-        call = ClientCall()
+        call = ClientCall(on_end)
         now = self._clock()
         call.under_way = self._service(message, call, now, now + timeout_ns if timeout_ns else 0)
         return call
@@ -117,8 +122,9 @@ class InProcessClient:
         **more: Any,  # noqa: ANN401
     ) -> dict[str, Array]:
         """The outputs by name. more: see `infer_request`. Raises what the server answers in their place."""
-        call = self.send(infer_request(model, inputs, **more), timeout_ns=timeout_ns)
-        await call.done
+        done = asyncio.Event()
+        call = self.send(infer_request(model, inputs, **more), timeout_ns=timeout_ns, on_end=done.set)
+        await done.wait()
         return output_arrays(call.response)
 
 

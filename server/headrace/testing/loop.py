@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import selectors
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
@@ -56,9 +55,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
         """See asyncio; rounded to the resolution, from the last full one on."""
-        step = self._resolution_ns
-        if not step:
-            return super().call_later(delay, callback, *args, context=context)
+        step = self._resolution_ns or 1
         when = self.clock.now // step * step + round(delay * 1e9 / step) * step
         return self.call_at(when / 1e9, callback, *args, context=context)
 
@@ -115,7 +112,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         elif timeout is None:
             raise Deadlock("nothing is ready and nothing is scheduled")
         else:
-            self.clock.advance(max(math.ceil(timeout * 1e9), self._tick_ns))
+            self.clock.advance(max(round(timeout * 1e9), self._tick_ns))
         return ready
 
 

@@ -160,14 +160,12 @@ class InferService:
 def _end_of_look(lead: Buffer, at: int) -> int:
     """Where the raw tensors begin: the first field 7 from `at` on, or the end. Raises Malformed on other order."""
     end = len(lead)
-    previous = 0
     while at < end:
         tag = lead[at]
         if tag == RAW_TAG:
             return at
-        if tag & 7 != 2 or not previous <= tag <= 0x32 or tag <= ID_TAG:
+        if tag & 7 != 2 or not ID_TAG < tag < RAW_TAG:
             raise Malformed("fields are not in the usual order")
-        previous = tag
         at = skip_field(lead, at + 1, 2)
     return at
 
