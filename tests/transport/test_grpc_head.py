@@ -3,7 +3,7 @@ from urllib.parse import unquote_to_bytes
 
 import hpack
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from transport.http2.wire import GRPC, block, request_fields
 
@@ -146,6 +146,9 @@ def described(reader, fields):
 
 
 @given(OTHERS, st.integers(0, 4), TIMEOUTS)
+@example([("grpc-encoding", "gzip")], 1, ["1S", "2S", None])
+@example([("x-bin", "?")], 1, ["1S", "2S"])
+@example([("content-length", "5"), ("content-length", "6")], 2, ["1S", "2S"])
 def test_the_short_way_for_another_timeout_leads_to_the_same(others, at, timeouts):
     short = HeadReader(Limits(), read_head, VARYING)
     for timeout in timeouts:
