@@ -96,7 +96,9 @@ async def serve(settings: Settings) -> int:
         http = rest.HttpServer(rest.make_app(lambda: status, registry), _listen(settings.host, settings.http_port))
         http_port = await http.start()
         stack.push_async_callback(http.close)
-        await engine.load_all(settings.model_repository)
+        if not await _until(_load(engine, settings), stop.first):
+            logger.info("stopped before all models were loaded")
+            return 0
         grpc = _transport(settings, table, server_metrics)
         try:
             grpc_port = await grpc.start()
@@ -117,6 +119,11 @@ async def serve(settings: Settings) -> int:
         drained = await _drain(grpc, engine, settings.drain_seconds, stop.second)
         logger.info("stopped%s", "" if drained else ": some requests were cut off")
     return 0 if drained else 1
+
+
+async def _load(engine: Engine, settings: Settings) -> bool:
+    await engine.load_all(settings.model_repository)
+    return True
 
 
 async def _drain(grpc: GrpcTransport, engine: Engine, seconds: float, stop: asyncio.Event) -> bool:

@@ -186,3 +186,15 @@ def test_what_is_really_too_slow_is_let_through_now_and_then():
             ran += 1
             cost.observe(1, 10 * MS)
     assert 0.01 < ran / 20_000 < 0.08
+
+
+def test_a_run_that_has_blocked_the_event_loop_leaves_it_at_once_and_may_come_back():
+    cost = CostModel(8, inline_below_ns=5_000_000)
+    for _ in range(100):
+        cost.observe(4, 1_000_000)
+    assert cost.inline(4)
+    cost.observe(4, 700_000_000)
+    assert not cost.inline(4)
+    for _ in range(200):
+        cost.observe(4, 1_000_000)
+    assert cost.inline(4)

@@ -10,6 +10,9 @@ _REFRESH = 64
 """Batches between two looks at the buckets: predictions are tables, so that asking costs an index."""
 _TRY_AGAIN = 64
 """One batch in so many is not held to the size that pays, so that what has become wrong is noticed."""
+_BLOCKED = 10
+"""A run of so many times the limit for the event loop has blocked it: batches of that size leave it at once, and come
+back when some dozen runs have been short again."""
 _WORTH = 1.1
 """A smaller batch is preferred as long as its rows cost at most this much more than the cheapest size's."""
 INLINE_OVERHEAD_NS = 75_000
@@ -90,6 +93,9 @@ class CostModel:
             self._stale = True
         else:
             bucket.observe(rows, elapsed, self._quantile)
+            if elapsed > _BLOCKED * self._inline_below_ns:
+                bucket.median = max(bucket.median, float(elapsed))
+                self._stale = True
             if self.observed % _REFRESH == 0:
                 self._doubts = 0
                 self._stale = True

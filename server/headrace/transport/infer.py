@@ -85,16 +85,15 @@ class InferService:
             nbytes = template.total or sum(map(len, parts))
             request = InferRequest(template, parts, nbytes, sink, id_field, received_ns, deadline_ns)
             request.decoded = self._clock()
+            scheduler: Scheduler = template.owner  # type: ignore[assignment]
+            return scheduler.submit(request)
         except HeadraceError as error:
             self._refused(error.reason)
             sink.fail(error)
-            return None
         except Exception as error:  # a bug of ours must not take the connection along
             self._refused("internal")
             sink.fail(error)
-            return None
-        scheduler: Scheduler = template.owner  # type: ignore[assignment]
-        return scheduler.submit(request)
+        return None
 
     def _recognise(self, message: Buffer) -> tuple[RequestTemplate, Sequence[Buffer], bytes]:
         """Template, raw tensors and id of a message whose look is known. Raises LookupError or ValueError if not."""
