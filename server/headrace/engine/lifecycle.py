@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from headrace.backends import registry
@@ -128,10 +129,15 @@ def open_model(found: Found, clock: Clock, inline_below_ns: int) -> tuple[Loaded
         names = [spec.name for spec in model.signature.inputs]
         raise ModelLoadError(f"model.toml has checks for {unknown}, but the inputs of the model are {names}")
     cost = CostModel(model.signature.max_batch, config.batching.quantile, inline_below_ns)
-    instances = [model.make_instance(index) for index in range(config.instances)]
     sizes = warm_sizes(config, model.signature.max_batch)
-    for instance in instances:
-        _warm(found, model, instance, sizes, cost, clock)
+    instances: list[Instance] = []
+    with ExitStack() as unless_all_succeed:
+        for index in range(config.instances):
+            instances.append(model.make_instance(index))
+            unless_all_succeed.callback(instances[-1].close)
+        for instance in instances:
+            _warm(found, model, instance, sizes, cost, clock)
+        unless_all_succeed.pop_all()
     return model, instances, cost
 
 

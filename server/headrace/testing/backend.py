@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -164,7 +164,13 @@ class FakeBackend:
 
     Options: `refuse` is the reason why loading fails; `crash`, the text of an error that nobody foresaw; `run_error`,
     of one that each run raises; `dims`, the dimensions of a row (-1: any). The model is an echo of FP32.
+
+    loaded: all models of all backends, the latest last. latency_ns, spend: see `FakeModel`.
     """
+
+    loaded: ClassVar[list[FakeModel]] = []
+    latency_ns: ClassVar[int] = 0
+    spend: ClassVar[Callable[[int], None] | None] = None
 
     def load(self, path: Path, *, max_batch: int | None, threads: int, options: Mapping[str, Any]) -> FakeModel:
         """See `backends.base.Backend`."""
@@ -182,7 +188,8 @@ class FakeBackend:
                 raise ValueError(options["run_error"])
             return inputs
 
-        return FakeModel(signature, compute)
+        self.loaded.append(FakeModel(signature, compute, latency_ns=self.latency_ns, spend=type(self).spend))
+        return self.loaded[-1]
 
 
 def _array(parts: Sequence[Buffer], spec: TensorSpec, shape: tuple[int, ...]) -> Array:

@@ -1,0 +1,208 @@
+import asyncio
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from headrace.engine import lifecycle
+from headrace.engine.lifecycle import Engine, open_model, warm_sizes
+from headrace.errors import ConfigError, ModelLoadError, ModelNotFound, ShuttingDown
+from headrace.repository.catalog import Catalog
+from headrace.repository.discovery import Found
+from headrace.repository.model_config import ModelConfig
+from headrace.telemetry.guard import ObserverGuard
+from headrace.telemetry.metrics import Metrics
+from headrace.testing.backend import FakeBackend
+from headrace.testing.client import InProcessClient, infer_request
+from headrace.testing.clock import FakeClock
+from headrace.testing.loop import run_virtual
+from headrace.transport.infer import InferService
+
+FAKE = 'backend = "headrace.testing.backend:FakeBackend"\n'
+ROW = np.array([[1, 2]], np.float32)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_loaded(monkeypatch):
+    monkeypatch.setattr(FakeBackend, "loaded", [])
+    monkeypatch.setattr(FakeBackend, "latency_ns", 5000)
+    monkeypatch.setattr(FakeBackend, "spend", None)
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """Makes a repository: what stands in each model's model.toml, by name, with versions after a slash."""
+
+    def make(**models):
+        for name, toml in models.items():
+            for version in ("1", "2") if "versions" in toml else ("1",):
+                (tmp_path / name / version).mkdir(parents=True)
+                (tmp_path / name / version / "model.fake").touch()
+            (tmp_path / name / "model.toml").write_text(FAKE + toml)
+        return tmp_path
+
+    return make
+
+
+class World:
+    def __init__(self):
+        self.clock = asyncio.get_running_loop().clock
+        FakeBackend.spend = self.clock.advance
+        self.registry = CollectorRegistry()
+        self.metrics = Metrics(self.registry)
+        self.catalog = Catalog()
+        self.engine = Engine(self.catalog, ObserverGuard(self.metrics), self.metrics, self.clock, 200_000)
+        self.client = InProcessClient(InferService(self.catalog, self.clock, lambda reason: None), self.clock)
+
+    def states(self):
+        return {f"{e.name}/{e.version}": (str(e.state), e.reason) for e in self.catalog.index()}
+
+
+def found(tmp_path, **config):
+    backend = "headrace.testing.backend:FakeBackend"
+    return Found("m", 1, tmp_path, ModelConfig(**{"backend": backend, **config}))
+
+
+def test_models_are_loaded_warmed_and_serve(repository, caplog):
+    async def main():
+        world = World()
+        with caplog.at_level(logging.INFO):
+            await world.engine.load_all(repository(a="", b='versions = "all"'))
+        assert repr(world.engine) == "<Engine 3 versions serve>"
+        assert world.states() == dict.fromkeys(("a/1", "b/1", "b/2"), ("READY", ""))
+        assert (await world.client.infer("a", {"x": ROW}))["y"].tolist() == ROW.tolist()
+        call = world.client.send(infer_request("b", {"x": ROW}, version="1"))
+        await asyncio.sleep(1)
+        assert call.response.model_version == "1"
+        world.engine.close()
+
+    run_virtual(main())
+    assert "model a version 1 serves: fake, max batch 8, 1 instances, loaded in 0.00 s, 1 row takes 5 us" in caplog.text
+    assert len(FakeBackend.loaded) == 3
+    sizes = [run.rows for run in FakeBackend.loaded[0].runs]
+    assert sizes[:-1] == [rows for rows in (1, 2, 4, 8, 3, 5, 6, 7) for _ in range(3)]
+
+
+def test_a_broken_model_leaves_the_others_serving(repository, caplog):
+    async def main():
+        world = World()
+        root = repository(
+            good="",
+            refused='backend_options = {refuse = "no such operator"}',
+            crashed='backend_options = {crash = "segment"}',
+            failing='backend_options = {run_error = "bad weights"}',
+            unreadable="max_bach = 3",
+            checked="inputs.q.finite = true",
+            unknown='backend_options = {}\ninstances = 2\n[batching]\npolicy = "whatever"',
+        )
+        await world.engine.load_all(root)
+        states = world.states()
+        assert states.pop("good/1") == ("READY", "")
+        assert {state for state, _ in states.values()} == {"UNAVAILABLE"}
+        reasons = {name: reason for name, (_, reason) in states.items()}
+        assert reasons["refused/1"] == "no such operator"
+        assert reasons["crashed/1"] == "loading failed unexpectedly; the server's log says more"
+        assert reasons["failing/1"] == "a first run on zeros, batch size 1, failed: bad weights"
+        assert reasons["checked/1"] == "model.toml has checks for ['q'], but the inputs of the model are ['x']"
+        assert "max_bach" in reasons["unreadable/None"]
+        assert "policy" in reasons["unknown/None"]
+        assert (await world.client.infer("good", {"x": ROW}))["y"].tolist() == ROW.tolist()
+        with pytest.raises(ModelNotFound):
+            await world.client.infer("refused", {"x": ROW})
+        assert await world.engine.drain(1)
+        world.engine.close()
+
+    run_virtual(main())
+    assert "model refused version 1 cannot be served: no such operator" in caplog.text
+    assert "segment" in caplog.text  # for the operator
+    assert all(instance.closed for model in FakeBackend.loaded for instance in model.instances)
+
+
+def test_a_repository_that_is_not_there():
+    async def main():
+        await World().engine.load_all(Path("/nonexistent/models"))
+
+    with pytest.raises(ConfigError, match=r'model_repository = "/nonexistent/models"'):
+        run_virtual(main())
+
+
+def test_statistics_and_metrics_are_those_of_the_version(repository):
+    async def main():
+        world = World()
+        await world.engine.load_all(repository(a=""))
+        for rows in (1, 3):
+            await world.client.infer("a", {"x": ROW.repeat(rows, 0)})
+        (scheduler,) = world.engine.schedulers
+        statistics = scheduler.statistics()
+        assert (statistics.inference_count, statistics.execution_count, statistics.success.count) == (4, 2, 2)
+        assert world.metrics.statistics("a", "1") == statistics
+        sample = world.registry.get_sample_value
+        assert sample("nv_inference_request_success", {"model": "a", "version": "1"}) == 2
+        world.engine.close()
+        assert sample("nv_inference_request_success", {"model": "a", "version": "1"}) is None
+        assert world.engine.schedulers == []
+        world.engine.close()
+
+    run_virtual(main())
+
+
+def test_draining_and_closing(repository):
+    async def main():
+        world = World()
+        await world.engine.load_all(repository(a="", b='[batching]\npolicy = "delay"\ndelay_us = 1000000'))
+        calls = [world.client.send(infer_request(name, {"x": ROW})) for name in "ab"]
+        assert await world.engine.drain(1)
+        assert all(call.response for call in calls)
+        assert type(world.client.send(infer_request("a", {"x": ROW})).error) is ShuttingDown
+        world.engine.close()
+
+    run_virtual(main())
+    assert [instance.closed for model in FakeBackend.loaded for instance in model.instances] == [True, True]
+
+
+@pytest.mark.parametrize("max_batch", [1, 2, 3, 8, 9, 64])
+def test_every_size_that_can_occur_is_warmed_the_telling_ones_first(max_batch):
+    sizes = warm_sizes(ModelConfig(), max_batch)
+    assert sorted(sizes) == list(range(1, max_batch + 1))
+    head = sizes[: sizes.index(max_batch) + 1]
+    assert head == [n for n in (1, 2, 4, 8, 16, 32) if n < max_batch] + [max_batch]
+
+
+@pytest.mark.parametrize(
+    ("warmup", "max_batch", "sizes"), [(False, 8, []), (True, 0, [1]), ((1, 5, 99), 8, [1, 5, 8]), ((3,), 0, [1])]
+)
+def test_what_the_configuration_says_of_warming(warmup, max_batch, sizes):
+    assert warm_sizes(ModelConfig(warmup=warmup), max_batch) == sizes
+
+
+def test_warming_teaches_the_cost_model_and_stops_in_time(tmp_path, monkeypatch):
+    clock = FakeClock()
+    monkeypatch.setattr(FakeBackend, "latency_ns", 200_000_000)
+    monkeypatch.setattr(FakeBackend, "spend", clock.advance)
+    model, instances, cost = open_model(found(tmp_path, instances=2), clock, 0)
+    assert cost.mean(1) == cost.mean(4) == 200_000_000
+    # 2 s are over during the runs of 8 rows, for each of the instances
+    assert [run.rows for run in model.runs] == [1, 1, 1, 2, 2, 2, 4, 4, 4, 8, 8, 8] * 2
+    assert len(instances) == 2
+
+
+def test_dimensions_of_any_size_are_tried_with_1_and_need_not_succeed(tmp_path, caplog):
+    options = {"dims": [-1, 3], "run_error": "needs at least 16"}
+    model, _, cost = open_model(found(tmp_path, backend_options=options), FakeClock(), 0)
+    assert [run.inputs[0].shape for run in model.runs] == [(1, 1, 3)]
+    assert cost.observed == 0
+    assert "model m is not warmed" in caplog.text
+
+
+def test_sizes_that_would_take_very_much_memory_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(lifecycle, "_WARM_BYTES", 65)
+    model, _, _ = open_model(found(tmp_path, backend_options={"dims": [4]}), FakeClock(), 0)
+    assert {run.rows for run in model.runs} == {1, 2, 3, 4}
+
+
+def test_instances_of_a_model_that_fails_are_closed(tmp_path):
+    with pytest.raises(ModelLoadError, match="batch size 1, failed: broken"):
+        open_model(found(tmp_path, instances=3, backend_options={"run_error": "broken"}), FakeClock(), 0)
+    assert [instance.closed for instance in FakeBackend.loaded[0].instances] == [True] * 3
