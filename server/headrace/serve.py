@@ -96,7 +96,7 @@ async def serve(settings: Settings) -> int:
         http = rest.HttpServer(rest.make_app(lambda: status, registry), _listen(settings.host, settings.http_port))
         http_port = await http.start()
         stack.push_async_callback(http.close)
-        if not await _until(_load(engine, settings), stop.first):
+        if not await _load(engine, settings, stop.first):
             logger.info("stopped before all models were loaded")
             return 0
         grpc = _transport(settings, table, server_metrics)
@@ -121,9 +121,18 @@ async def serve(settings: Settings) -> int:
     return 0 if drained else 1
 
 
-async def _load(engine: Engine, settings: Settings) -> bool:
-    await engine.load_all(settings.model_repository)
-    return True
+async def _load(engine: Engine, settings: Settings, stop: asyncio.Event) -> bool:
+    """Loads the models; False if `stop` was set before all were there."""
+    loading = asyncio.create_task(engine.load_all(settings.model_repository))
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait((loading, stopped), return_when=asyncio.FIRST_COMPLETED)
+    loaded = loading.done()
+    if loaded:
+        loading.result()
+    for task in (loading, stopped):
+        task.cancel()
+    await asyncio.wait((loading, stopped))
+    return loaded
 
 
 async def _drain(grpc: GrpcTransport, engine: Engine, seconds: float, stop: asyncio.Event) -> bool:
