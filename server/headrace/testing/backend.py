@@ -48,7 +48,7 @@ class FakeInstance:
     """An `Instance` that computes `compute` and takes as long as `latency_ns` says for so many rows.
 
     spend: lets the time of a run pass, such as a clock's `advance`; None: a run takes no time. A held instance lets
-    no run end before `release`.
+    no run end before `release`; blocked: set while one waits for that, on a thread.
     """
 
     def __init__(self, model: FakeModel, index: int) -> None:
@@ -56,6 +56,7 @@ class FakeInstance:
         self.index = index
         self.runs: list[Run] = []
         self.closed = False
+        self.blocked = threading.Event()
         self._open = threading.Event()
         self._open.set()
         self._waiting: list[Callable[[], None]] = []
@@ -93,8 +94,11 @@ class FakeInstance:
     ) -> Sequence[Array]:
         """See `backends.base.Instance`. Raises what the test has asked for, and AssertionError when closed or cut."""
         assert not self.closed, "run after close"
-        if not self._open.wait(_PATIENCE_S):
-            raise TimeoutError("nobody has released this instance")
+        if self.held:
+            self.blocked.set()
+            if not self._open.wait(_PATIENCE_S):
+                raise TimeoutError("nobody has released this instance")
+            self.blocked.clear()
         specs = self.model.signature.inputs
         arrays = [_array(parts, spec, shape) for parts, spec, shape in zip(inputs, specs, shapes, strict=True)]
         rows = shapes[0][0] if shapes and self.model.signature.max_batch else 1
