@@ -198,3 +198,26 @@ def test_a_run_that_has_blocked_the_event_loop_leaves_it_at_once_and_may_come_ba
     for _ in range(200):
         cost.observe(4, 1_000_000)
     assert cost.inline(4)
+
+
+def test_a_run_that_blocks_the_loop_leaves_it_at_once_and_comes_back_later():
+    cost = fed(CostModel(1, inline_below_ns=200_000), 1, [50_000] * 100)
+    assert cost.inline(1)
+    fed(cost, 1, [1_900_000])
+    assert cost.inline(1)
+    fed(cost, 1, [3 * MS])
+    assert not cost.inline(1)
+    fed(cost, 1, [50_000] * 192)
+    assert cost.inline(1)
+
+
+@pytest.mark.parametrize("inline_below_ns", [0, 200_000])
+def test_the_tables_are_made_once_in_a_while_however_long_runs_take(monkeypatch, inline_below_ns):
+    made = []
+    tabulate = CostModel._tabulate
+    monkeypatch.setattr(CostModel, "_tabulate", lambda self: (made.append(self), tabulate(self)))
+    cost = CostModel(8, inline_below_ns=inline_below_ns)
+    for _ in range(640):
+        cost.observe(1, 5 * MS)
+        cost.predict(1)
+    assert len(made) == 11

@@ -93,8 +93,8 @@ class CostModel:
             self._stale = True
         else:
             bucket.observe(rows, elapsed, self._quantile)
-            if elapsed > _BLOCKED * self._inline_below_ns:
-                bucket.median = max(bucket.median, float(elapsed))
+            if bucket.median < self._inline_below_ns < elapsed / _BLOCKED:
+                bucket.median = float(elapsed)
                 self._stale = True
             if self.observed % _REFRESH == 0:
                 self._doubts = 0
