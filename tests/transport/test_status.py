@@ -93,3 +93,8 @@ def test_an_unforeseen_error_is_logged_and_not_told(caplog):
 def test_a_failed_backend_keeps_its_detail_to_the_log():
     status = grpc_status(errors.BackendFailed("the model failed to run", detail="/models/m/1: CUDA error 700"))
     assert status == (13, "the model failed to run", (("headrace-reason", "backend_failed"),))
+
+
+def test_a_message_that_quotes_half_a_request_is_cut():
+    assert grpc_status(InvalidRequest("x" * 4096)).message == "x" * 4096
+    assert grpc_status(InvalidRequest("x" * 10_000_000)).message == "x" * 4093 + "..."

@@ -74,6 +74,10 @@ STATUS: Mapping[type[BaseException], tuple[Code, int]] = {
 """(gRPC code, HTTP status) of each class of error; a class that is not here takes that of its nearest base."""
 
 
+MAX_MESSAGE = 4096
+"""Characters of a message that are sent: what it quotes of a request may be as long as the request."""
+
+
 class Status(NamedTuple):
     """How a failed call ends on gRPC: the code, the message in Unicode, and the trailing metadata."""
 
@@ -95,7 +99,8 @@ def http_status(error: BaseException) -> int:
 def client_message(error: BaseException) -> str:
     """What the client may read of an error. An unforeseen one is logged here, with the id that the client gets."""
     if isinstance(error, HeadraceError):
-        return str(error)
+        text = str(error)
+        return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 3] + "..."
     correlation_id = secrets.token_hex(8)
     logger.error("internal error, correlation id %s", correlation_id, exc_info=error)
     return f"internal error, correlation id {correlation_id}"
