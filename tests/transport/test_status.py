@@ -96,5 +96,5 @@ def test_a_failed_backend_keeps_its_detail_to_the_log():
 
 
 def test_a_message_that_quotes_half_a_request_is_cut():
-    assert grpc_status(InvalidRequest("x" * 4096)).message == "x" * 4096
-    assert grpc_status(InvalidRequest("x" * 10_000_000)).message == "x" * 4093 + "..."
+    assert grpc_status(errors.InvalidRequest("x" * 4096)).message == "x" * 4096
+    assert grpc_status(errors.InvalidRequest("x" * 10_000_000)).message == "x" * 4093 + "..."
