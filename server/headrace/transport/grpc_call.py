@@ -69,9 +69,18 @@ class Call(Stream):
 
     def on_data(self, data: bytes | memoryview, start: int, stop: int, end: bool) -> None:
         """See `Stream`."""
+        size = stop - start
+        if 0 < size <= self.room and not end:
+            reader = self._reader
+            assert reader is not None
+            reader.append(data, start, stop)
+            self.room -= size
+            if self._hold(self._held + size):
+                self._credit()
+            return
         if end and self._reader is None and self.head.app.refusal is None and not self._ended:
             # the whole request in one frame
-            size = stop - start - 5
+            size -= 5
             if size >= 0 and data[start] == 0 and int.from_bytes(data[start + 1 : start + 5], "big") == size:
                 if size > self.peer.max_message:
                     self.fail(grpc_messages.too_large(size, self.peer.max_message))

@@ -51,9 +51,16 @@ class MessageReader:
 
     @property
     def room(self) -> int:
-        """Octets that `extend` takes: the inside of a large message, up to its last octet."""
+        """Octets that `append` and `extend` take: the inside of a large message, up to its last octet."""
         message = self._message
         return len(message) - self.buffered - 1 if message is not None and len(message) > _SMALL else 0
+
+    def append(self, data: bytes | memoryview, start: int, stop: int) -> None:
+        """Takes data[start:stop] from the inside of a message, `room` octets at the most."""
+        assert self._message is not None
+        filled = self.buffered + stop - start
+        self._message[self.buffered : filled] = data[start:stop]
+        self.buffered = filled
 
     def extend(self, rows: Octets) -> None:
         """Takes octets from the inside of a message, `room` at the most, in rows one after the other."""

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from headrace.transport.http2.stream import Lingering, Stream
 
 
-_RUN = 8192  # octets; frames of less than half of it are not worth looking for others like them
-
-
 class Connection:
     """One connection's protocol state.
 
@@ -132,7 +129,10 @@ class Connection:
                 if stream is None or stream.remote_closed:
                     self._stray_data(stream_id, stream, length)
                 elif (
-                    flags == 0 and stream.room > 2 * length > _RUN and (taken := self._run(stream, data, start, length))
+                    flags == 0
+                    and 0 < 2 * length < stream.room
+                    and data[at : at + 9] == data[start - 9 : start]  # never where a client interleaves its streams
+                    and (taken := self._run(stream, data, start, length))
                 ):
                     at = start + taken
                 else:
