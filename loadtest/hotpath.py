@@ -18,22 +18,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from hpack import Encoder
 from prometheus_client import CollectorRegistry
 
+from compare.frames import header_blocks
 from headrace.clock import monotonic_ns
 from headrace.config import Settings
 from headrace.datatypes import DATATYPES
 from headrace.engine.lifecycle import Engine
 from headrace.repository.catalog import Catalog
 from headrace.rpc import inference_pb2 as pb
-from headrace.serve import Status
+from headrace.serve import Status, _settle
 from headrace.telemetry.guard import ObserverGuard
 from headrace.telemetry.metrics import Metrics, ServerMetrics
 from headrace.transport.admin import Admin
 from headrace.transport.grpc_native import NativeTransport, Peer
 from headrace.transport.health import Health
 from headrace.transport.http2 import frames
-from headrace.transport.http2.hpack import encode_stateless
 from headrace.transport.infer import InferService
 from headrace.transport.service import service_table
 
@@ -42,14 +43,6 @@ if TYPE_CHECKING:
 
 FRAME = 16_384  # what clients send at the most where a server does not ask for more
 MODELS = Path(__file__).parent.parent / "models"
-HEADERS = [
-    (b":method", b"POST"),
-    (b":scheme", b"http"),
-    (b":path", b"/inference.GRPCInferenceService/ModelInfer"),
-    (b":authority", b"127.0.0.1:8001"),
-    (b"content-type", b"application/grpc"),
-    (b"te", b"trailers"),
-]
 
 
 class Wire(asyncio.Transport):
@@ -72,20 +65,23 @@ class Wire(asyncio.Transport):
         pass
 
 
-def call(model: str, signature: Signature, stream_id: int, timeout: bytes | None) -> bytes:
-    """The frames of one ModelInfer of one row of ones."""
-    request = pb.ModelInferRequest(model_name=model, id=str(stream_id))
+def body(model: str, signature: Signature) -> bytes:
+    """One ModelInfer of one row of ones, with its gRPC prefix."""
+    request = pb.ModelInferRequest(model_name=model, id="1")
     for spec in signature.inputs:
         tensor = request.inputs.add(name=spec.name, datatype=spec.datatype)
         tensor.shape.extend((1, *spec.shape))
         request.raw_input_contents.append(np.ones(spec.shape, DATATYPES[spec.datatype].numpy).tobytes())
     message = request.SerializeToString()
-    fields = [*HEADERS, *([(b"grpc-timeout", timeout)] if timeout else [])]
-    octets = frames.frame(frames.HEADERS, frames.END_HEADERS, stream_id, encode_stateless(fields))
-    body = b"\0" + len(message).to_bytes(4, "big") + message
-    for at in range(0, len(body), FRAME):
-        last = at + FRAME >= len(body)
-        octets += frames.frame(frames.DATA, frames.END_STREAM if last else 0, stream_id, body[at : at + FRAME])
+    return b"\0" + len(message).to_bytes(4, "big") + message
+
+
+def call(stream_id: int, block: bytes, message: bytes) -> bytes:
+    """The frames of one call."""
+    octets = frames.frame(frames.HEADERS, frames.END_HEADERS, stream_id, block)
+    for at in range(0, len(message), FRAME):
+        last = at + FRAME >= len(message)
+        octets += frames.frame(frames.DATA, frames.END_STREAM if last else 0, stream_id, message[at : at + FRAME])
     return octets
 
 
@@ -104,32 +100,33 @@ async def measure(arguments: argparse.Namespace) -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     catalog = Catalog()  # type: ignore[var-annotated]
-    engine = Engine(catalog, ObserverGuard(metrics), metrics, monotonic_ns, 200_000)
+    settings = Settings()
+    engine = Engine(catalog, ObserverGuard(metrics), metrics, monotonic_ns, settings.inline_below_us * 1000)
     await engine.load_all(arguments.repository)
-    signature = catalog.resolve(arguments.model, "").signature
+    message = body(arguments.model, catalog.resolve(arguments.model, "").signature)
     infer = InferService(catalog, monotonic_ns, lambda reason: None)
     table = service_table(Admin(Status(), catalog), Health(), infer)
-    settings = Settings()
     server = NativeTransport(
         table, "127.0.0.1", 0, http2=settings.http2, max_message_bytes=1 << 26, counts=ServerMetrics(registry)
     )
+    _settle()
     loop = asyncio.get_running_loop()
     peers = [Peer(server, loop) for _ in range(arguments.connections)]
     opening = frames.PREFACE + frames.settings({4: 1 << 30}) + frames.window_update(0, 1 << 30)
     for peer in peers:
         peer.connection_made(Wire())
         deliver(peer, opening)
-    timeout = b"5S" if arguments.timeout else None
+    encoder = Encoder()
     next_id = 1
     best = float("inf")
     profile = cProfile.Profile()
-    for round_ in range(8):
+    for round_ in range(arguments.rounds):
         chunks = []
         for _ in range(arguments.turns):
-            ids = range(next_id, next_id + 2 * arguments.streams, 2)
-            chunks.append(b"".join(call(arguments.model, signature, stream_id, timeout) for stream_id in ids))
+            blocks = header_blocks(arguments.streams, "127.0.0.1:8001", arguments.timeout, encoder, seed=next_id)
+            chunks.append(b"".join(call(next_id + 2 * at, block, message) for at, block in enumerate(blocks)))
             next_id += 2 * arguments.streams
-        if arguments.profile and round_ == 7:
+        if arguments.profile and round_ == arguments.rounds - 1:
             profile.enable()
         began = time.thread_time_ns()
         for chunk in chunks:
@@ -155,8 +152,9 @@ def main() -> None:
     parser.add_argument("--model", default="digits")
     parser.add_argument("--connections", type=int, default=8)
     parser.add_argument("--streams", type=int, default=16, help="calls that each connection has in flight")
-    parser.add_argument("--turns", type=int, default=200, help="turns of the event loop in each of 8 rounds")
-    parser.add_argument("--timeout", action="store_true", help="send a grpc-timeout")
+    parser.add_argument("--turns", type=int, default=50, help="turns of the event loop in each round")
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--timeout", choices=["none", "constant", "varying"], default="none", help="of each call")
     parser.add_argument("--profile", action="store_true")
     asyncio.run(measure(parser.parse_args()))
 

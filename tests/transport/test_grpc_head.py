@@ -29,7 +29,8 @@ def refusal(of):
 
 def test_a_plain_request():
     read = head()
-    assert (read.path, read.timeout_ns, read.gzip, read.refusal, read.plain) == ("/s/m", -1, False, None, None)
+    assert (read.path, read.gzip, read.refusal, read.plain) == ("/s/m", False, None, None)
+    assert VARYING.absent == -1
 
 
 @pytest.mark.parametrize(
@@ -50,8 +51,8 @@ def test_a_plain_request():
     ],
 )
 def test_timeouts(value, nanoseconds):
-    read = head(grpc_timeout=value)
-    assert (read.timeout_ns, read.refusal) == (nanoseconds, None)
+    assert VARYING.read(value) == nanoseconds
+    assert head(grpc_timeout=value).refusal is None
 
 
 BAD_TIMEOUTS = [b"", b"1", b"S", b"+1S", b"-1S", b"1.5S", b"1s", b"1h", b"1SS", b"1 S", b" 1S", b"123456789S", b"\xb2S"]
@@ -59,6 +60,7 @@ BAD_TIMEOUTS = [b"", b"1", b"S", b"+1S", b"-1S", b"1.5S", b"1s", b"1h", b"1SS", 
 
 @pytest.mark.parametrize("value", BAD_TIMEOUTS)
 def test_malformed_timeouts(value):
+    assert VARYING.read(value) is None
     fields = refusal(head(grpc_timeout=value))
     assert fields[":status"] == "200"
     assert fields["grpc-status"] == str(Code.INTERNAL.value)
@@ -136,26 +138,33 @@ TIMEOUTS = st.lists(
 )
 
 
-def described(reader, fields):
+def described(reader, octets):
     try:
-        read = reader.request(block(*request_fields(GRPC[0], *fields, method="POST", path="/s/m")))
+        read = reader.request(octets)
     except StreamViolation as violation:
         return violation.code
     refused = read.app.refusal and read.app.refusal.encoded
-    return read.app.path, read.app.timeout_ns, read.app.gzip, refused, read.app.plain, read.content_length
+    return read.app.path, read.varied, read.app.gzip, refused, read.app.plain, read.content_length
 
 
-@given(OTHERS, st.integers(0, 4), TIMEOUTS)
-@example([("grpc-encoding", "gzip")], 1, ["1S", "2S", None])
-@example([("x-bin", "?")], 1, ["1S", "2S"])
-@example([("content-length", "5"), ("content-length", "6")], 2, ["1S", "2S"])
-def test_the_short_way_for_another_timeout_leads_to_the_same(others, at, timeouts):
+@given(OTHERS, st.integers(0, 4), TIMEOUTS, st.sampled_from([0, 100, 4096]))
+@example([("grpc-encoding", "gzip")], 1, ["1S", "2S", None], 0)
+@example([("x-bin", "?")], 1, ["1S", "2S"], 0)
+@example([("content-length", "5"), ("content-length", "6")], 2, ["1S", "2S"], 0)
+@example([("n", "v")], 4, ["1S", "2S", "3S", "never", "4S", None, "5S", "1S\0", "6S"], 4096)
+@example([("n", ""), ("grpc-encoding", "gzip")], 0, ["1S", "2S", "never", "3S", "0n"], 4096)
+def test_the_short_way_for_another_timeout_leads_to_the_same(others, at, timeouts, table):
+    """Whether the client inserts its fields in the table (as far as it holds them) or not."""
     short = HeadReader(Limits(), read_head, VARYING)
+    encoder = hpack.Encoder()
+    encoder.header_table_size = table
     for timeout in timeouts:
         fields = [*others]
         if timeout is not None:
             fields.insert(at, ("grpc-timeout", timeout))
-        assert described(short, fields) == described(HeadReader(Limits(), read_head), fields)
+        fields = request_fields(GRPC[0], *fields, method="POST", path="/s/m")
+        expected = described(HeadReader(Limits(), read_head, VARYING), block(*fields))
+        assert described(short, encoder.encode(fields)) == expected
 
 
 @given(st.text(max_size=80))

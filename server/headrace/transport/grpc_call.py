@@ -40,7 +40,7 @@ class Call(Stream):
         super().__init__(peer.connection, stream_id, head)
         self.peer = peer
         self.under_way: Cancellable | None = None
-        timeout = head.app.timeout_ns
+        timeout = head.varied
         self._deadline = peer.connection.now + timeout if timeout >= 0 else 0
         self._ended = False
         self._held = 0  # octets of the request that count as the peer's `buffered`
@@ -60,7 +60,7 @@ class Call(Stream):
             # whoever does not speak gRPC is answered after it has said all: it may not read before that
             if end or head.plain is None:
                 self._refuse()
-        elif head.timeout_ns == 0:
+        elif self.head.varied == 0:
             self.fail(DeadlineExceeded("Deadline exceeded before the request was read"))
         elif head.path not in self.peer.paths:
             self._finish(Status(Code.UNIMPLEMENTED, f"unknown method {head.path}", ()))
@@ -242,7 +242,7 @@ class StreamCall(Call):
     def on_headers(self, end: bool) -> None:
         """See `Stream`."""
         head = self.head.app
-        if head.refusal is not None or head.timeout_ns == 0:
+        if head.refusal is not None or self.head.varied == 0:
             super().on_headers(end)
             return
         if self.peer.draining:
@@ -302,7 +302,7 @@ class StreamCall(Call):
             yield bytes(message)
 
     async def _run(self) -> None:
-        timeout = self.head.app.timeout_ns
+        timeout = self.head.varied
         limit = asyncio.timeout(timeout / 1e9 if timeout >= 0 else None)
         try:
             async with limit:

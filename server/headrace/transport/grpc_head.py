@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from headrace.transport.http2.fields import Fields
     from headrace.transport.status import Status
 
-_TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
 _UNIT_NS = {b"H": 3_600_000_000_000, b"M": 60_000_000_000, b"S": 1_000_000_000, b"m": 1_000_000, b"u": 1000, b"n": 1}
 NOT_GRPC = b"This is a gRPC server: expected POST with content-type application/grpc.\n"
 """Body of a plain refusal."""
@@ -33,16 +32,14 @@ REPLY_TAIL = Block([(b"grpc-status", b"0")])
 class CallHead:
     """A request's head. Shared by all calls with the same field block, so nothing here belongs to one call.
 
-    path: as in `:path`. timeout_ns: of `grpc-timeout`, -1 for none. gzip: messages may be compressed. refusal: the
-    reply that the head itself deserves, or None. plain: the body of a refusal for a client that does not speak gRPC,
-    empty after HEAD; None for one that does.
+    path: as in `:path`. gzip: messages may be compressed. refusal: the reply that the head itself deserves, or None.
+    plain: the body of a refusal for a client that does not speak gRPC, empty after HEAD; None for one that does.
     """
 
-    __slots__ = ("gzip", "path", "plain", "refusal", "timeout_ns")
+    __slots__ = ("gzip", "path", "plain", "refusal")
 
     def __init__(self) -> None:
         self.path = ""
-        self.timeout_ns = -1
         self.gzip = False
         self.refusal: Block | None = None
         self.plain: bytes | None = None
@@ -75,8 +72,9 @@ def read_head(fields: Fields | None) -> CallHead:
     elif not _is_grpc(content_type):
         head.plain = NOT_GRPC
         head.refusal = _plain_refusal(b"415", "expected content-type application/grpc")
-    elif timeout is not None:
-        _read_timeout(head, timeout)
+    elif timeout is not None and read_timeout(timeout) is None:
+        shown = timeout.decode("latin-1")
+        head.refusal = _refusal(Code.INTERNAL, f"grpc-timeout '{shown}': expected 1 to 8 digits and a unit of HMSmun")
     if head.refusal is None and encoding not in (b"", b"identity"):
         if encoding == b"gzip":
             head.gzip = True
@@ -92,28 +90,18 @@ def _is_grpc(content_type: bytes) -> bool:
     return rest != content_type and (not rest or rest[:1] in b"+;")
 
 
-def _read_timeout(head: CallHead, value: bytes) -> None:
-    match = _TIMEOUT.fullmatch(value)
-    if match is None:
-        shown = value.decode("latin-1")
-        head.refusal = _refusal(Code.INTERNAL, f"grpc-timeout '{shown}': expected 1 to 8 digits and a unit of HMSmun")
-        return
-    nanoseconds = int(match[1]) * _UNIT_NS[match[2]]
-    head.timeout_ns = -1 if nanoseconds > _FOREVER_NS else nanoseconds
-
-
-def with_timeout(head: CallHead, value: bytes) -> CallHead | None:
-    """The head as it would be with this `grpc-timeout`; None where that takes a reading of its own."""
-    if head.refusal is not None or _TIMEOUT.fullmatch(value) is None:
+def read_timeout(value: bytes) -> int | None:
+    """A `grpc-timeout` in ns; -1: so long that it is none; None: it is malformed."""
+    digits = value[:-1]
+    unit = _UNIT_NS.get(value[-1:])
+    if unit is None or not digits.isdigit() or len(digits) > 8:
         return None
-    other = CallHead()
-    other.path = head.path
-    other.gzip = head.gzip
-    _read_timeout(other, value)
-    return other
+    nanoseconds = int(digits) * unit
+    return nanoseconds if nanoseconds <= _FOREVER_NS else -1
 
 
-VARYING = Varying(b"grpc-timeout", with_timeout)
+VARYING = Varying(b"grpc-timeout", read_timeout, -1)
+"""`RequestHead.varied` is the timeout of a call in ns, -1 for none."""
 
 
 _BASE64 = re.compile(rb"[A-Za-z0-9+/]*={0,2}")

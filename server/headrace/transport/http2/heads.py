@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from headrace.transport.http2.fields import Fields
     from headrace.transport.http2.limits import Limits
 
+Key = tuple[tuple[bytes, bytes], ...]
+
 _BLOCKS = 512
 _BLOCK_SIZE = 1024
 _KNOWN = 64
@@ -26,34 +28,47 @@ _KNOWN = 64
 class RequestHead:
     """A request's field section, checked.
 
-    app: what the application's `read_head` made of it. content_length: -1 if there is none.
+    app: what the application's `read_head` made of it. content_length: -1 if there is none. varied: see `Varying`.
     """
 
-    __slots__ = ("app", "content_length")
+    __slots__ = ("app", "content_length", "varied")
 
-    def __init__(self, app: Any, content_length: int) -> None:  # noqa: ANN401 - the application's own
+    def __init__(self, app: Any, content_length: int, varied: Any = None) -> None:  # noqa: ANN401 - the application's own
         self.app = app
         self.content_length = content_length
+        self.varied = varied
 
 
 class Varying(NamedTuple):
-    """A field whose value differs from call to call.
+    """A field whose value differs from call to call; of several in one section, the first counts.
 
-    vary: what the application would have read with another value of it; None: ask `read_head`.
+    read: what the application makes of a value, which becomes `RequestHead.varied`; None: it refuses it, and
+    `read_head` says how. absent: `RequestHead.varied` of a section without the field, or with a refused value.
     """
 
     name: bytes
-    vary: Callable[[Any, bytes], Any | None]
+    read: Callable[[bytes], Any | None]
+    absent: Any
 
 
 class HeadReader:
     """The decoding side of one connection's field compression.
 
-    read_head: turns a checked field section into what the application keeps of it; None stands for a section that was
-    over the limits.
+    read_head: turns a checked field section into what the application keeps of it, which must not depend on a value
+    that `varying` reads; None stands for a section that was over the limits.
     """
 
-    __slots__ = ("_decoder", "_heads", "_known", "_read_head", "_validator", "_varying", "_version")
+    __slots__ = (
+        "_decoder",
+        "_heads",
+        "_known",
+        "_like",
+        "_like_fields",
+        "_read_head",
+        "_validator",
+        "_varying",
+        "_version",
+    )
 
     def __init__(
         self, limits: Limits, read_head: Callable[[Fields | None], Any], varying: Varying | None = None
@@ -63,7 +78,9 @@ class HeadReader:
         self._read_head = read_head
         self._varying = varying
         self._heads: dict[bytes, RequestHead] = {}
-        self._known: dict[tuple[tuple[bytes, bytes], ...], RequestHead] = {}
+        self._known: dict[Key, RequestHead] = {}
+        self._like: RequestHead  # of the block that the decoder expects to be repeated
+        self._like_fields: Key = ()
         self._version = self._decoder.version
 
     def request(self, block: bytes) -> RequestHead:
@@ -71,41 +88,58 @@ class HeadReader:
         head = self._heads.get(block)
         if head is not None:
             return head
+        varying = self._varying
+        value = self._decoder.repeat(block)
+        if value is not None and varying is not None:
+            self._forget_blocks()
+            like = self._like
+            varied = varying.read(value)
+            if varied is not None:
+                return RequestHead(like.app, like.content_length, varied)
+            return self._read([(name, value if name == varying.name else text) for name, text in self._like_fields])
         version = self._version
         fields = self.discard(block)
-        head = RequestHead(self._read_head(None), -1) if fields is None else self._read(fields)
-        if self._version == version and len(block) <= _BLOCK_SIZE:
+        if fields is None:
+            head = RequestHead(self._read_head(None), -1, varying and varying.absent)
+        else:
+            head = self._read(fields)
+        if self._version != version:
+            if fields is not None and varying is not None:
+                self._expect(block, fields, varying)
+        elif len(block) <= _BLOCK_SIZE:
             if len(self._heads) >= _BLOCKS:
                 self._heads.clear()
             self._heads[block] = head
         return head
 
+    def _expect(self, block: bytes, fields: Fields, varying: Varying) -> None:
+        """Prepares for a block that is like this one but for the value that varies."""
+        key, value = _blank(fields, varying.name)
+        like = self._known.get(key)
+        if value is not None and like is not None and self._decoder.expect(block, fields, varying.name):
+            self._like = like
+            self._like_fields = key
+
     def _read(self, fields: Fields) -> RequestHead:
         """The head of decoded fields: of the same fields with another value of the varying one, or from scratch."""
         varying = self._varying
         if varying is None:
-            self._validator.request(fields)
-            return RequestHead(self._read_head(fields), content_length(fields))
-        value = None
-        key = list(fields)
-        for at, field in enumerate(fields):
-            if field[0] == varying.name:
-                value = field[1]
-                key[at] = (varying.name, b"")
-                break
-        known = tuple(key)
-        like = self._known.get(known)
-        if like is not None:
-            app = like.app if value is None else varying.vary(like.app, value)
-            if app is not None:
-                return RequestHead(app, like.content_length)
-        self._validator.request(fields)
-        head = RequestHead(self._read_head(fields), content_length(fields))
-        if sum(len(name) + len(text) for name, text in known) <= _BLOCK_SIZE:
+            return self._read_new(fields, None)
+        key, value = _blank(fields, varying.name)
+        varied = varying.absent if value is None else varying.read(value)
+        known = self._known.get(key)
+        if known is not None and varied is not None:
+            return RequestHead(known.app, known.content_length, varied)
+        head = self._read_new(fields, varying.absent if varied is None else varied)
+        if varied is not None and sum(len(name) + len(text) for name, text in key) <= _BLOCK_SIZE:
             if len(self._known) >= _KNOWN:
                 self._known.clear()
-            self._known[known] = head
+            self._known[key] = head
         return head
+
+    def _read_new(self, fields: Fields, varied: Any) -> RequestHead:  # noqa: ANN401 - the application's own
+        self._validator.request(fields)
+        return RequestHead(self._read_head(fields), content_length(fields), varied)
 
     def trailers(self, block: bytes) -> None:
         """Decodes and checks a trailer section, which has no use here. Raises as `request`."""
@@ -121,9 +155,23 @@ class HeadReader:
         except HeaderListTooLarge:
             fields = None
         if self._decoder.version != self._version:
-            self._version = self._decoder.version
-            self._heads.clear()
+            self._forget_blocks()
         return fields
+
+    def _forget_blocks(self) -> None:
+        """The table has changed: the same octets may now mean something else."""
+        self._version = self._decoder.version
+        self._heads.clear()
+
+
+def _blank(fields: Fields, varying: bytes) -> tuple[Key, bytes | None]:
+    """The fields without the value of the first one of that name, and the value; None: there is no such field."""
+    for at, (name, value) in enumerate(fields):
+        if name == varying:
+            key = list(fields)
+            key[at] = (name, b"")
+            return tuple(key), value
+    return tuple(fields), None
 
 
 class PartialBlock:

@@ -52,6 +52,15 @@ _BASE = _INDEXED
 _FIRST_DYNAMIC = _BASE + 1 + len(_STATIC_FIELDS)
 _TABLE_START: tuple[Field, ...] = ((b"", b""),) * (_BASE + 1) + _STATIC_FIELDS
 
+# What `Decoder.repeat` is about: the literal that inserts another value of the newest entry's name, the most octets of
+# its value on the wire, and the most that those decode to.
+_NEWEST_NAME = bytes((_INCREMENTAL | len(_STATIC_FIELDS) + 1,))
+_SHORT_STRING = 20
+_SHORT_VALUE = _SHORT_STRING * 8 // 5
+_LAST_SHORT_INDEX = _INDEX_MASK - 1
+# Octets of short indexed fields when one more entry was inserted.
+_MOVED = bytes(octet + (_FIRST_DYNAMIC <= octet <= _BASE + _LAST_SHORT_INDEX) for octet in range(256))
+
 
 def _field_size(field: Field) -> int:
     """Octets that a field counts for in the table (Section 4.1) and in a list (RFC 9113 Section 6.5.2)."""
@@ -90,6 +99,10 @@ class Decoder:
         self._size = 0
         # No entry, static or ever inserted, is larger. Times the number of fields it bounds a list without a sum.
         self._largest = _LARGEST_STATIC
+        self._expected: bytes | None = None  # what the next block begins with if it is like the last
+        self._expected_end = b""  # and what it ends with
+        self._expected_name = b""
+        self._highest = self._highest_end = 0  # of the indices in each
 
     def __repr__(self) -> str:
         entries = len(self._table) - _FIRST_DYNAMIC
@@ -106,6 +119,7 @@ class Decoder:
         If the table's capacity is above it, the next block must begin with a size update (RFC 9113 Section 4.3.1).
         """
         self.version += 1
+        self._expected = None
         self._max_table_size = max_table_size
         if self._capacity > max_table_size:
             self._update_due = True  # and stays so if the limit is raised before the next block (Section 4.2)
@@ -143,7 +157,9 @@ class Decoder:
                 else:
                     mask = _LITERAL_MASK
                     if literal_size > limit:
-                        position = _skip_literal(block, position, table)
+                        index, _ = _integer(block, position, mask)
+                        table[_BASE + index]  # raises IndexError, as for a literal that is kept
+                        position = _literal_end(block, position, mask)
                         continue
                 index = octet & mask
                 position += 1
@@ -169,6 +185,79 @@ class Decoder:
             self._check_list(fields, literal_size)
         return fields
 
+    def expect(self, block: bytes, fields: list[Field], name: bytes) -> bool:
+        """Prepares `repeat` for blocks like this one, the last, which was decoded to `fields`; False: it does not pay.
+
+        It does for indexed fields around one literal that was inserted, the only field of that name.
+        """
+        names = [field[0] for field in fields]
+        literal, self._highest = _indexed_run(block, 0)
+        if names.count(name) != 1 or literal == len(block) or not _INCREMENTAL <= block[literal] < _INDEXED:
+            return False
+        end = _literal_end(block, literal, _INCREMENTAL_MASK)
+        block_end, self._highest_end = _indexed_run(block, end)
+        size = FIELD_OVERHEAD + len(name) + _SHORT_VALUE
+        if (
+            block_end != len(block)
+            or self._table[_FIRST_DYNAMIC : _FIRST_DYNAMIC + 1] != [fields[names.index(name)]]
+            or size > self._capacity
+            or size + FIELD_OVERHEAD * len(fields) + sum(map(len, chain.from_iterable(fields))) > self._max_list_size
+        ):
+            return False
+        self._largest = max(self._largest, size)
+        self._expected = block[:literal] + _NEWEST_NAME
+        self._expected_end = block[end:]
+        self._expected_name = name
+        self._move_expected(self._expected)
+        return True
+
+    def repeat(self, block: bytes) -> bytes | None:
+        """The value of the literal in a block that is otherwise as `expect`ed; inserts it. None: `decode` the block.
+
+        Most clients put another deadline on each call and insert it in the table, which moves every dynamic index by
+        one: no two blocks are equal, but each can be told from the last. HpackError: as `decode`.
+        """
+        expected = self._expected
+        if expected is None:
+            return None
+        start = len(expected) + 1
+        if start > len(block) or not block.startswith(expected):
+            return None
+        octet = block[start - 1]
+        end = start + (octet & _LENGTH_MASK)
+        if end > len(block) or end - start > _SHORT_STRING or block[end:] != self._expected_end:
+            return None
+        value = block[start:end]
+        if octet & _HUFFMAN:
+            try:
+                value = huffman.decode(value)
+            except ValueError as error:
+                raise HpackError(str(error)) from None
+        name = self._expected_name
+        table = self._table
+        table.insert(_FIRST_DYNAMIC, (name, value))
+        self._size += FIELD_OVERHEAD + len(name) + len(value)
+        if self._size > self._capacity:
+            self._evict(self._capacity)
+        self.version += 1
+        if _BASE + self._highest_end >= len(table):
+            raise HpackError("an index past the table")
+        self._move_expected(expected)
+        return value
+
+    def _move_expected(self, expected: bytes) -> None:
+        """An entry was inserted: moves the dynamic indices, and expects nothing if an entry has been evicted."""
+        self._highest += 1
+        self._highest_end += bool(self._expected_end)
+        if _BASE + self._highest >= len(self._table):
+            self._expected = None
+        elif max(self._highest, self._highest_end) <= _LAST_SHORT_INDEX:
+            self._expected = expected.translate(_MOVED)
+            self._expected_end = self._expected_end.translate(_MOVED)
+        else:
+            self._expected = _moved(expected[:-1]) + _NEWEST_NAME
+            self._expected_end = _moved(self._expected_end)
+
     def _check_list(self, fields: list[Field], literal_size: int) -> None:
         """Raise HeaderListTooLarge if the list is. `literal_size` counts the literals that were left out too."""
         if len(fields) > self._max_fields:
@@ -180,6 +269,7 @@ class Decoder:
     def _insert(self, field: Field, size: int) -> None:
         """Add an entry, after eviction; one above the capacity leaves the table empty (Section 4.4)."""
         self.version += 1
+        self._expected = None
         room = self._capacity - size
         if self._size > room:
             self._evict(max(room, 0))
@@ -210,6 +300,7 @@ class Decoder:
             if capacity > self._max_table_size:
                 raise HpackError(f"table size update to {capacity}, above {self._max_table_size}")
             self.version += 1
+            self._expected = None
             self._update_due = False
             self._capacity = capacity
             self._evict(capacity)
@@ -264,15 +355,34 @@ def _string(block: bytes, position: int) -> tuple[bytes, int]:
     return (huffman.decode(octets) if octet & _HUFFMAN else octets), end
 
 
-def _skip_literal(block: bytes, position: int, table: list[Field]) -> int:
-    """The position after a literal without indexing. Nobody reads its strings: their Huffman code goes unchecked."""
-    index, position = _integer(block, position, _LITERAL_MASK)
-    if index:
-        table[_BASE + index]  # raises IndexError, as for a literal that is kept
-    else:
+def _literal_end(block: bytes, position: int, mask: int) -> int:
+    """The position after the literal at `position`, whose index has this mask. Its strings' code goes unchecked."""
+    index, position = _integer(block, position, mask)
+    if not index:
         _, position = _string_span(block, position)
     _, position = _string_span(block, position)
     return position
+
+
+def _indexed_run(block: bytes, position: int) -> tuple[int, int]:
+    """The position after the indexed fields that begin at `position`, and the highest of their indices."""
+    highest = 0
+    while position < len(block) and block[position] >= _INDEXED:
+        index, position = _integer(block, position, _INDEX_MASK)
+        highest = max(highest, index)
+    return position, highest
+
+
+def _moved(run: bytes) -> bytes:
+    """Indexed fields when one more entry was inserted."""
+    moved = bytearray()
+    position = 0
+    while position < len(run):
+        index, position = _integer(run, position, _INDEX_MASK)
+        start = len(moved)
+        _append_integer(moved, index + (index > len(_STATIC_FIELDS)), _INDEX_MASK)
+        moved[start] |= _INDEXED
+    return bytes(moved)
 
 
 _STATIC_INDEX = {field: index for index, field in reversed(list(enumerate(_STATIC_FIELDS, 1)))}
