@@ -634,29 +634,58 @@ def test_with_and_without_repeating_it_is_the_same(table_size, runs, damages):
             sent += 1
 
 
-@given(
-    st.sampled_from([40, 70, 100, 150, 200, 4096]),
-    REPEATED_FIELDS,
-    st.integers(1, 5),
-    st.lists(st.sampled_from([b"\x82", b"\x3f\x1f\x82", b"\x21\x82", b"\xbe", b"\x01\x01x"]), max_size=2),
-    st.binary(max_size=2),
-    st.lists(st.sampled_from(["", "1", "x" * 20]), min_size=1, max_size=100),
+LONG = "x" * 30
+
+
+@pytest.mark.parametrize(
+    ("fields", "between", "wrong"),
+    [
+        ((("a", LONG), ("t", None)), [], 3),
+        ((("t", None), ("a", LONG)), [], 3),
+        ((("a", "x"), ("t", None), ("c", "d")), [], 4),
+        ((("a", LONG), ("t", None)), [size_update(80) + indexed(2)], 0),
+        ((("t", None),), [size_update(0) + size_update(80) + indexed(2)], 0),
+        ((("a", LONG), ("t", None)), [literal(INCREMENTAL, b"u", b"v")], 0),
+    ],
+    ids=["before", "behind", "both", "shrunk", "emptied", "moved"],
 )
-def test_what_is_expected_is_never_more_than_the_table_allows(table_size, fields, times, between, end, values):
-    """The block that is expected comes, though by then no client could mean it: it refers to what has been evicted."""
-    encoder, coders = hpack.Encoder(), Repeating(table_size)
-    encoder.header_table_size = table_size
-    for block in timed(encoder, *map(str, range(times)), fields=fields):
+def test_what_is_expected_ends_with_what_it_refers_to(fields, between, wrong):
+    """A client that repeats its fields for ever, also when they have been evicted from its table of 150 octets."""
+    encoder, coders = hpack.Encoder(), Repeating(150)
+    encoder.header_table_size = 150
+    for block in timed(encoder, "1", "2", fields=fields):
         coders.decode(block)
-    before, after = coders.decoder._expected or b"\x80", coders.decoder._expected_end
+    before, after = coders.decoder._expected, coders.decoder._expected_end
+    assert before is not None
     for block in between:
-        if coders.decode(block) is HpackError:
+        coders.decode(block)
+    for _ in range(wrong):
+        if coders.decode(before + string(b"1") + after) is HpackError:
             return
-    for value in values:
-        if coders.decode(before + string(value.encode()) + after) is HpackError:
-            return
-        before, after = coders.decoder._expected or b"\x80", coders.decoder._expected_end
-    coders.decode(before + string(b"1") + after + end)
+        before, after = before.translate(MOVED), after.translate(MOVED)
+    if not wrong:
+        coders.decode(before + string(b"1") + after)
+    else:
+        assert coders.decode(before + string(b"1") + after) is HpackError
+
+
+def test_a_value_that_the_table_cannot_hold_empties_it():
+    encoder, coders = hpack.Encoder(), Repeating(40)
+    encoder.header_table_size = 40
+    for block in timed(encoder, "1", "2", fields=((":method", "GET"), ("t", None))):
+        coders.decode(block)
+    assert coders.decode(b"\x82\x7e" + string(b"x" * 10)) != HpackError
+    assert coders.decode(b"\x82\x7e" + string(b"1")) is HpackError
+
+
+@pytest.mark.parametrize("end", [b"\x82", b"\x00\x01a\x01b", b"\x80", b"\x40"])
+def test_a_block_that_goes_on_is_not_repeated(end):
+    coders = Repeating()
+    for block in timed(hpack.Encoder(), "1", "2", "3"):
+        coders.decode(block)
+    repeated = coders.repeated
+    coders.decode(coders.decoder._expected + string(b"4") + coders.decoder._expected_end + end)
+    assert coders.repeated == repeated
 
 
 def test_entries_that_were_repeated_are_measured():
