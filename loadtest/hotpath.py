@@ -67,7 +67,7 @@ class Wire(asyncio.Transport):
 
 def body(model: str, signature: Signature) -> bytes:
     """One ModelInfer of one row of ones, with its gRPC prefix."""
-    request = pb.ModelInferRequest(model_name=model, id="1")
+    request = pb.ModelInferRequest(model_name=model)
     for spec in signature.inputs:
         tensor = request.inputs.add(name=spec.name, datatype=spec.datatype)
         tensor.shape.extend((1, *spec.shape))

@@ -71,8 +71,26 @@ PHASES = ("decode", "admit", "queue", "batch", "execute", "encode")
 """The stages of a request, in order; names of metric labels and of the reply's timing parameters."""
 
 
+class Cancellable(Protocol):
+    """An inference request under way."""
+
+    def cancel(self) -> None:
+        """The caller has gone away. The sink is not called any more; without effect on a request already answered."""
+        ...
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is done for the request any more; one that runs goes on after `cancel`."""
+        ...
+
+
 class ReplySink(Protocol):
-    """Where the reply to one request goes: a stream of a transport. Exactly one of the two is called, once."""
+    """Where the reply to one request goes: a stream of a transport. Exactly one of the two is called, once.
+
+    under_way: set when the request is admitted; the sink forgets it when it is answered.
+    """
+
+    under_way: Cancellable | None
 
     def reply(self, message: Any) -> None:  # noqa: ANN401
         """Takes what the template's `encode` made: for a stream, a serialised ModelInferResponse. Status OK."""
@@ -86,6 +104,24 @@ class Owner(Protocol):
 
     def cancel(self, request: InferRequest) -> None:
         """The caller has gone away."""
+
+
+class Encode(Protocol):
+    """Writes a reply."""
+
+    def __call__(
+        self,
+        id_field: bytes,
+        outputs: Sequence[Buffer],
+        shapes: tuple[tuple[int, ...], ...],
+        parameters: bytes = b"",
+        /,
+    ) -> Any:  # noqa: ANN401
+        """The message.
+
+        id_field: see `InferRequest`. outputs: this request's rows, raw. shapes: with the batch dimension. parameters:
+        encoded response parameters.
+        """
 
 
 class Template(Protocol):
@@ -108,13 +144,9 @@ class Template(Protocol):
     owner: Owner
     whole: InferRequest | None
 
-    def encode(
-        self, request: InferRequest, outputs: Sequence[Buffer], shapes: tuple[tuple[int, ...], ...], parameters: bytes
-    ) -> Any:  # noqa: ANN401
-        """What `request.sink.reply` is given.
-
-        outputs: this request's rows, raw; shapes: with the batch dimension; parameters: encoded response parameters.
-        """
+    @property
+    def encode(self) -> Encode:
+        """What makes the message that `request.sink.reply` is given."""
 
 
 class State(IntEnum):

@@ -411,13 +411,14 @@ class TestSplitting:
     def test_expiring_with_pieces_run_and_running(self, world):
         here = world()
         call = here.send(24, timeout_ns=15 * MS)
+        handle = call.under_way
         here.run(12)
         assert len(here.model.runs) == 1
         here.run(3)
         assert type(call.error) is DeadlineExceeded
-        assert not call.under_way.finished
+        assert not handle.finished
         here.run(10)
-        assert call.under_way.finished
+        assert handle.finished
         assert here.observer.reasons == {"deadline_exceeded": 1}
         assert here.observer.wasted_rows == 8
         assert here.observer.requests == 0

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from headrace.errors import DeadlineExceeded, DeadlineUnreachable, QueueFull, QueueTimeout, ShuttingDown
 from headrace.messages import Batch
-from headrace.pipeline.admission import QueueLimits, admit, expired, reply_ns, wait_ns
+from headrace.pipeline.admission import QueueLimits, admit, admit_all, expired, reply_ns, wait_ns
 from headrace.pipeline.cost import CostModel
 from headrace.pipeline.queue import RequestQueue
 from headrace.testing.requests import make_request
@@ -177,3 +177,53 @@ def test_more_ahead_is_never_sooner(rows, rows_ahead, ago, instances):
     assert need >= cost.predict(min(rows, 8))
     assert reply_ns(rows + 1, rows_ahead, NOW, 8, instances, busy, cost) >= need
     assert reply_ns(rows, rows_ahead + 1, NOW, 8, instances, busy, cost) >= need
+
+
+waiting = st.lists(st.tuples(st.integers(1, 8), st.integers(0, 300)), max_size=12)
+
+
+@given(
+    waiting,
+    st.lists(st.integers(-2, 400), min_size=1, max_size=6),
+    st.integers(1, 8),
+    st.lists(st.integers(0, 20), max_size=3),
+    st.integers(1, 3),
+    st.booleans(),
+    st.sampled_from([QueueLimits(), QueueLimits(max_requests=8), QueueLimits(max_rows=30), QueueLimits(max_bytes=60)]),
+    st.lists(st.tuples(st.integers(1, 8), st.integers(1, 30 * MS)), max_size=8),
+)
+def test_whom_the_quick_look_admits_would_be_admitted_one_by_one(
+    before, deadlines, rows, ago, instances, draining, limits, learned
+):
+    """Whatever the cost model has learned, also nonsense; and without any deadline both ways say the same."""
+    cost = CostModel(8)
+    for size, elapsed in learned:
+        cost.observe(size, elapsed)
+    busy = running(*(ms * MS for ms in ago[:instances]))
+    queue = RequestQueue()
+    for size, deadline in before:
+        queue.push(request(size, expires=deadline and NOW + deadline * MS, nbytes=5))
+    requests = [request(rows, expires=deadline and NOW + deadline * MS, nbytes=5) for deadline in deadlines]
+    soonest = min((r.expires for r in requests if r.expires), default=0)
+    quick = admit_all(
+        len(requests), rows * len(requests), 5 * len(requests), soonest, NOW, queue, limits, cost,
+        max_rows=8, draining=draining,
+    )  # fmt: skip
+    refused = []
+    for one in requests:
+        error = admit(one, NOW, queue, limits, cost, max_rows=8, instances=instances, running=busy, draining=draining)
+        if error is None:
+            queue.push(one)
+        else:
+            refused.append(error)
+    if quick or not any(deadlines):
+        assert quick is not bool(refused), refused
+
+
+def test_the_quick_look_is_not_too_cautious():
+    queue = RequestQueue()
+    queue.push(request(8))
+    for deadline, admitted in ((30, False), (40, True)):
+        expires = NOW + deadline * MS
+        quick = admit_all(8, 8, 0, expires, NOW, queue, QueueLimits(), flat(), max_rows=8, draining=False)
+        assert quick is admitted

@@ -221,3 +221,17 @@ def test_the_tables_are_made_once_in_a_while_however_long_runs_take(monkeypatch,
         cost.observe(1, 5 * MS)
         cost.predict(1)
     assert len(made) == 11
+
+
+def test_the_slowest_batch_by_mean_and_by_quantile():
+    cost = CostModel(8)
+    assert cost.slowest == 0
+    cost.observe(8, 1000)
+    assert cost.slowest == cost.predict(8) == cost.mean(8) == 1000
+    cost.observe(8, 1_000_000)  # one stall moves the mean by more than the quantile
+    cost.observe(1, 1)
+    assert cost.slowest == cost.mean(8) > cost.predict(8)
+    for _ in range(500):
+        cost.observe(2, 50_000)
+    cost.observe(1, 1)
+    assert cost.slowest >= max(cost.mean(2), cost.predict(2))

@@ -133,6 +133,12 @@ def test_pop_front_takes_the_front(count):
 operations = st.lists(
     st.one_of(
         st.tuples(st.just("push"), st.integers(1, 5), st.sampled_from("abc"), st.integers(0, 40), st.integers(0, 2)),
+        st.tuples(
+            st.just("extend"),
+            st.integers(1, 8),
+            st.sampled_from("abc"),
+            st.lists(st.sampled_from([0, 1, 5, 9, 20, 40]), max_size=5),
+        ),
         st.tuples(st.just("remove"), st.integers(0, 30)),
         st.tuples(st.just("expire"), st.integers(0, 45)),
         st.tuples(st.just("pop"), st.integers(1, 4)),
@@ -152,6 +158,11 @@ def test_it_behaves_as_a_sorted_list(steps):
             request = make_request(rows, key=key, expires=expires and now + expires, now=now, priority=priority)
             queue.push(request)
             model.append(request)
+        elif step[0] == "extend":
+            _, rows, key, deadlines = step
+            requests = [make_request(rows, key=key, expires=d and now + d, now=now) for d in deadlines]
+            queue.extend(requests)
+            model += requests
         elif step[0] == "remove" and model:
             request = model.pop(step[1] % len(model))
             assert queue.remove(request)

@@ -248,6 +248,20 @@ def test_an_inference_is_cancelled(bench, client):
     assert client.lines() == []
 
 
+def test_an_inference_is_cancelled_before_it_is_taken(bench, client):
+    bench.infer.slow = True
+    client.send(grpc_call(INFER, b"request"))
+    (work,) = bench.infer.calls
+    assert work.sink.request == b"request"
+    client.send(rst(1))
+    assert work.sink.request is None
+    client.send(grpc_call(INFER, b"request", 3, ("grpc-timeout", "1S")))
+    bench.wait(1)
+    assert client.lines() == ["HEADERS 3 200 END_STREAM"]
+    assert client.status(3)[0] == 4
+    assert bench.infer.calls[1].sink.request is None
+
+
 def test_an_inference_is_cancelled_with_its_connection(bench, client):
     client.send(grpc_call(INFER, b"", 1) + grpc_call(INFER, b"", 3))
     client.hang_up()
@@ -268,7 +282,7 @@ def test_cancelled_work_that_runs_on_counts_as_open():
 
 
 def test_an_inference_may_be_answered_at_once(bench, client):
-    """And have returned a handle: nothing is cancelled when the reply is reset while it waits for the client."""
+    """Nothing is cancelled when the reply is reset while it waits for the client."""
     bench.infer.answer = lambda sink: sink.reply(b"at once")
     assert client.send(wire.settings((wire.INITIAL_WINDOW, 3)), grpc_call(INFER))[1:] == ["HEADERS 1 200", "DATA 1 3"]
     assert client.send(rst(1)) == []

@@ -1,4 +1,5 @@
 import re
+from functools import partial
 from urllib.parse import unquote_to_bytes
 
 import hpack
@@ -11,16 +12,19 @@ from headrace.transport.grpc_head import NOT_GRPC, VARYING, percent_encode, read
 from headrace.transport.http2.frames import StreamViolation
 from headrace.transport.http2.heads import HeadReader
 from headrace.transport.http2.limits import Limits
+from headrace.transport.service import INFER_PATH, ServiceTable
 from headrace.transport.status import Code, Status
 
 BASE = {b":method": b"POST", b":scheme": b"http", b":path": b"/s/m", b"content-type": b"application/grpc"}
 SECOND = 10**9
+TABLE = ServiceTable({"/s/m": lambda message: message}, {"/s/stream": lambda messages: messages}, lambda call: None, ())
+READ = partial(read_head, TABLE)
 
 
 def head(**fields):
     named = {name.strip("_").replace("_", "-").encode(): value for name, value in fields.items()}
     named = {(b":" + name if name in (b"method", b"path") else name): value for name, value in named.items()}
-    return read_head([(name, value) for name, value in {**BASE, **named}.items() if value is not None])
+    return READ([(name, value) for name, value in {**BASE, **named}.items() if value is not None])
 
 
 def refusal(of):
@@ -53,6 +57,17 @@ def test_a_plain_request():
 def test_timeouts(value, nanoseconds):
     assert VARYING.read(value) == nanoseconds
     assert head(grpc_timeout=value).refusal is None
+
+
+def test_what_answers_a_call():
+    assert (head().unary, head().stream) == (TABLE.unary["/s/m"], None)
+    read = head(path=b"/s/stream")
+    assert (read.unary, read.stream, read.refusal) == (None, TABLE.streams["/s/stream"], None)
+    read = head(path=INFER_PATH.encode())
+    assert (read.unary, read.stream, read.refusal) == (None, None, None)
+    for path in (b"/s/n", b"/", b"*"):
+        fields = refusal(head(path=path))
+        assert (fields["grpc-status"], fields["grpc-message"]) == ("12", f"unknown method {path.decode()}")
 
 
 BAD_TIMEOUTS = [b"", b"1", b"S", b"+1S", b"-1S", b"1.5S", b"1s", b"1h", b"1SS", b"1 S", b" 1S", b"123456789S", b"\xb2S"]
@@ -113,7 +128,7 @@ def test_invalid_binary_metadata_fails_the_call(value):
 
 
 def test_too_large_a_head():
-    fields = refusal(read_head(None))
+    fields = refusal(READ(None))
     assert (fields[":status"], fields["grpc-status"]) == ("200", "8")
 
 
@@ -155,7 +170,7 @@ def described(reader, octets):
 @example([("n", ""), ("grpc-encoding", "gzip")], 0, ["1S", "2S", "never", "3S", "0n"], 4096)
 def test_the_short_way_for_another_timeout_leads_to_the_same(others, at, timeouts, table):
     """Whether the client inserts its fields in the table (as far as it holds them) or not."""
-    short = HeadReader(Limits(), read_head, VARYING)
+    short = HeadReader(Limits(), READ, VARYING)
     encoder = hpack.Encoder()
     encoder.header_table_size = table
     for timeout in timeouts:
@@ -163,7 +178,7 @@ def test_the_short_way_for_another_timeout_leads_to_the_same(others, at, timeout
         if timeout is not None:
             fields.insert(at, ("grpc-timeout", timeout))
         fields = request_fields(GRPC[0], *fields, method="POST", path="/s/m")
-        expected = described(HeadReader(Limits(), read_head, VARYING), block(*fields))
+        expected = described(HeadReader(Limits(), READ, VARYING), block(*fields))
         assert described(short, encoder.encode(fields)) == expected
 
 

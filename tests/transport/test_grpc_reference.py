@@ -47,12 +47,14 @@ class FakeInfer:
         self.cancelled = asyncio.Queue()
         self.answer = None
 
-    def __call__(self, message, sink, received_ns, deadline_ns):
-        self.calls.put_nowait((message, sink, received_ns, deadline_ns))
+    def __call__(self, call):
+        self.calls.put_nowait((call.request, call, call.received, call.deadline))
+        call.request = None
+        call.under_way = self
         if self.answer:
-            self.answer(sink)
-            return None
-        return self
+            self.answer(call)
+
+    finished = True
 
     def cancel(self):
         self.cancelled.put_nowait(True)

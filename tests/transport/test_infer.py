@@ -15,9 +15,8 @@ from headrace.pipeline.decode import build_template
 from headrace.pipeline.wire import field_text, length_prefixed, varint
 from headrace.rpc import inference_pb2 as pb
 from headrace.testing.backend import FakeModel
-from headrace.testing.client import InProcessServer, infer_request
+from headrace.testing.client import ClientCall, InProcessServer, infer_request
 from headrace.testing.loop import VirtualTimeLoop
-from headrace.testing.sink import RecordingSink
 from headrace.transport import infer as infer_module
 from headrace.transport.infer_message import infer_message
 
@@ -46,12 +45,11 @@ class World:
         """Sends, and runs all there is to run."""
         if isinstance(message, pb.ModelInferRequest):
             message = message.SerializeToString()
-        sink = RecordingSink()
-        handle = self.service(message, sink, self.loop.clock(), deadline)
-        assert (handle is None) == sink.ended
+        call = ClientCall(message, self.loop.clock(), deadline)
+        self.service(call)
         self.loop.run_for(10**9)
-        assert sink.ended
-        return sink
+        assert call.ended
+        return call
 
     def reply(self, message):
         sink = self.infer(message)
@@ -63,6 +61,13 @@ class World:
         try:
             return self.service._recognise(message)
         except (LookupError, ValueError):
+            return None
+
+    def opened(self, message):
+        """What the service makes of a message, known or not: template, tensors and id field. None: it is refused."""
+        try:
+            return self.service._open(message)
+        except HeadraceError:
             return None
 
     def learn(self, message):
@@ -165,9 +170,13 @@ def test_known_looks_that_begin_alike(world):
 def test_a_known_look_in_a_message_cut_short(world):
     data = one().SerializeToString()
     world.reply(data)
+    world.reply(data)
+    assert world.service._opening
     for size in range(len(data)):
         error = world.infer(data[:size]).error
         assert isinstance(error, (InvalidRequest, ModelNotFound)), (size, error)
+        world.reply(data)
+    assert isinstance(world.infer(data + b"x").error, InvalidRequest)
 
 
 def test_a_look_cut_by_the_end_of_the_lead_does_not_pass_for_a_shorter_one(world):
@@ -262,6 +271,66 @@ def test_errors_before_a_model_is_known_are_counted_by_reason(world):
     assert world.server.refused == {"invalid_request": 3, "model_not_found": 2}
 
 
+def test_what_arrives_in_one_turn_is_taken_together(world):
+    """Requests of one look go to their scheduler at once, in the order in which they came."""
+    submitted = []
+    submit = world.one.submit
+    world.one.submit = lambda requests: submitted.append([r.parts[0][:4] for r in requests]) or submit(requests)
+
+    def call(value, rows=1):
+        message = one(rows)
+        message.raw_input_contents[0] = np.full((rows, 2), value, np.float32).tobytes()
+        calls.append(ClientCall(message.SerializeToString()))
+        world.service(calls[-1])
+
+    for _known in (False, True):
+        calls, submitted[:] = [], []
+        for value, rows in ((1, 1), (2, 1), (3, 2), (4, 1)):
+            call(value, rows)
+        world.service(ClientCall(b"nonsense"))
+        call(5)
+        assert not submitted
+        world.loop.run_for(10**9)
+        assert all(call.response for call in calls)
+        values = [[np.frombuffer(part, np.float32)[0] for part in run] for run in submitted]
+        assert values == [[1, 2], [3], [4, 5]]
+
+
+def test_who_goes_away_before_it_is_taken_is_not_run(world):
+    calls = [ClientCall(one().SerializeToString()) for _ in range(3)]
+    for call in calls:
+        world.service(call)
+    calls[1].cancel()
+    world.loop.run_for(10**9)
+    assert [call.error or (call.message and True) for call in calls] == [True, None, True]
+    assert world.observer.requests == 2
+    assert world.observer.reasons == {}
+
+
+def test_a_large_message_does_not_wait(world):
+    rows = infer_module._LARGE // 8
+    small, large = ClientCall(one().SerializeToString()), ClientCall(one(rows).SerializeToString())
+    world.service(small)
+    assert small.under_way is None
+    world.service(large)
+    assert small.under_way is not None
+    assert large.under_way is not None
+    world.loop.run_for(10**9)
+    assert small.response
+    assert large.ended
+
+
+def test_a_bug_of_ours_in_submitting_is_an_error_of_those_calls(world, monkeypatch):
+    world.reply(one())
+    monkeypatch.setattr(world.one, "submit", lambda requests: 1 / 0)
+    calls = [ClientCall(message.SerializeToString()) for message in (one(), one(), two())]
+    for call in calls:
+        world.service(call)
+    world.loop.run_for(10**9)
+    assert [type(call.error) for call in calls] == [ZeroDivisionError, ZeroDivisionError, type(None)]
+    assert world.server.refused == {"internal": 2}
+
+
 def test_a_bug_of_ours_is_an_error_of_one_call(world, monkeypatch):
     def broken(*_):
         raise ZeroDivisionError
@@ -274,18 +343,22 @@ def test_a_bug_of_ours_is_an_error_of_one_call(world, monkeypatch):
 
 def test_the_calls_own_moments(world):
     now = world.loop.clock()
-    sink = RecordingSink()
-    request = world.service(one(parameters={"timeout": 5_000_000}).SerializeToString(), sink, now - 7, now + 100)
+    call = ClientCall(one(parameters={"timeout": 5_000_000}).SerializeToString(), now - 7, now + 100)
+    world.service(call)
+    world.service.take()
+    request = call.under_way
     assert (request.received, request.decoded, request.rpc_deadline) == (now - 7, now, now + 100)
     assert request.expires == now + 100
 
 
 def test_a_split_request_can_be_cancelled_by_its_handle(world):
-    sink = RecordingSink()
-    handle = world.service(one(30).SerializeToString(), sink, 0, 0)
+    call = ClientCall(one(30).SerializeToString())
+    world.service(call)
+    world.service.take()
+    handle = call.under_way
     handle.cancel()
     world.loop.run_for(10**9)
-    assert not sink.ended
+    assert not call.ended
     assert handle.finished
     assert world.one.depth() == (0, 0)
     assert world.observer.reasons == {"cancelled": 1}
@@ -311,9 +384,8 @@ def reference(world, data):
 def same(found, expected):
     template, raw, id_field = found
     other, other_raw, other_id = expected
-    names = [name for name in type(template).__slots__ if name not in ("checks", "reply")]
+    names = [name for name in type(template).__slots__ if name != "checks"]
     assert {name: getattr(template, name) for name in names} == {name: getattr(other, name) for name in names}
-    assert template.reply is other.reply
     assert [bytes(entry) for entry in raw] == other_raw
     assert field_text(id_field) == other_id
 
@@ -333,6 +405,16 @@ def agree(world, data):
             again = world.recognised(kind(data))
             if again is not None:
                 same(again, expected)
+        for _ in range(2):
+            opened = world.opened(kind(data))
+            if opened is not None:
+                assert expected is not None
+                template, parts, id_field = opened
+                same((template, expected[1], id_field), expected)
+                assert list(parts) == list(template.bind(expected[1], id_field))
+            elif expected is not None:
+                with pytest.raises(HeadraceError):
+                    expected[0].bind(expected[1], b"")
 
 
 shapes = st.lists(st.integers(-1, 5), max_size=3)

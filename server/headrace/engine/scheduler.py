@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from headrace.engine.worker import Job, Worker
 from headrace.errors import BackendFailed, Cancelled, DeadlineUnreachable, ShuttingDown, reason_of
 from headrace.messages import Batch, State
-from headrace.pipeline.admission import QueueLimits, admit, expired
+from headrace.pipeline.admission import QueueLimits, admit, admit_all, expired
 from headrace.pipeline.batching import BatchLimits, decide
 from headrace.pipeline.decode import ModelView
 from headrace.pipeline.encode import ReplyEncoder
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from headrace.clock import Clock
     from headrace.engine.worker import OutputRows
     from headrace.errors import HeadraceError
-    from headrace.messages import InferRequest
+    from headrace.messages import Encode, InferRequest
     from headrace.pipeline.cost import CostModel
     from headrace.repository.model_config import ModelConfig
     from headrace.telemetry.observer import ModelObserver
@@ -93,7 +93,7 @@ class Scheduler:
         queue = config.queue
         self._queue_limits = QueueLimits(queue.max_requests, queue.max_rows, queue.max_bytes)
         self._slo_ns = int(config.slo_ms * 1e6)
-        self._encoders: dict[tuple[int, ...], ReplyEncoder] = {}
+        self._encoders: dict[tuple[int, ...], Encode] = {}
         self._splits = False  # whether there ever was one: only then are batches searched for pieces
         self._dispatch_due = False
         self._timer: asyncio.TimerHandle | None = None
@@ -109,29 +109,83 @@ class Scheduler:
         """(requests, rows) that wait."""
         return self.queue.requests, self.queue.rows
 
-    def encoder(self, outputs: tuple[int, ...]) -> ReplyEncoder:
-        """The reply encoder for these outputs, by their indices in the signature."""
-        encoder = self._encoders.get(outputs)
-        if encoder is None:
-            encoder = ReplyEncoder(self.name, self.version, [self.signature.outputs[index] for index in outputs])
+    def encoder(self, outputs: tuple[int, ...]) -> Encode:
+        """What writes replies that hold these outputs, by their indices in the signature."""
+        encode = self._encoders.get(outputs)
+        if encode is None:
+            specs = [self.signature.outputs[index] for index in outputs]
+            encode = ReplyEncoder(self.name, self.version, specs).encode
             if len(self._encoders) < 256:
-                self._encoders[outputs] = encoder
-        return encoder
+                self._encoders[outputs] = encode
+        return encode
 
     # --- events -------------------------------------------------------------------------------------------------------
 
-    def submit(self, request: InferRequest) -> InferRequest | Split | None:
-        """Admits a decoded request, or answers it with the reason why not. Returns what can cancel it, or None."""
-        template = request.template
-        now = request.decoded
-        expires = request.rpc_deadline
-        if template.timeout_ns:
-            limit = request.received + template.timeout_ns
-            expires = min(expires, limit) if expires else limit
-        elif not expires and self._slo_ns:
-            expires = request.received + self._slo_ns
-        request.expires = expires
-        request.order = order_of(template.priority, expires, now)
+    def submit(self, requests: Sequence[InferRequest]) -> None:
+        """Takes decoded requests of one template: admits each, or answers it with the reason why not."""
+        now = self._clock()
+        soonest = self._set_deadlines(requests, now)
+        template = requests[0].template
+        rows = template.rows * len(requests)
+        if template.rows <= self._max_rows and admit_all(
+            len(requests),
+            rows,
+            sum(request.nbytes for request in requests),
+            soonest,
+            now,
+            self.queue,
+            self._queue_limits,
+            self.cost,
+            max_rows=self._max_rows,
+            draining=self.draining,
+        ):
+            admitted = self._clock()
+            for request in requests:
+                request.admitted = admitted
+                request.sink.under_way = request
+            self.queue.extend(requests)
+        else:
+            for request in requests:
+                self._admit(request, now)
+        if not self._idle:
+            if soonest and not self._dispatch_due:
+                self._wake_at(self.queue.next_expiry)
+        elif (
+            self.queue.nbytes >= _LARGE_BYTES
+            and self.queue.rows >= self.cost.enough_rows
+            and self._limits.policy == "slot"
+        ):
+            # as good a batch as there will be, and large: run it while its bytes are in the processor's cache
+            self._dispatch()
+        else:
+            self._dispatch_soon()
+
+    def _set_deadlines(self, requests: Sequence[InferRequest], now: int) -> int:
+        """Sets when requests of one template expire and what orders them; returns the first such moment, 0 for none."""
+        template = requests[0].template
+        own_limit, slo, priority = template.timeout_ns, self._slo_ns, template.priority
+        without_deadline = order_of(priority, 0, now)
+        soonest = 0
+        for request in requests:
+            request.decoded = now
+            expires = request.rpc_deadline
+            if own_limit:
+                limit = request.received + own_limit
+                expires = min(expires, limit) if expires else limit
+            elif slo and not expires:
+                expires = request.received + slo
+            if expires:
+                request.expires = expires
+                request.order = order_of(priority, expires, now)
+                if not 0 < soonest <= expires:
+                    soonest = expires
+            else:
+                request.order = without_deadline
+        return soonest
+
+    def _admit(self, request: InferRequest, now: int) -> None:
+        """Has one request enter the queue, or answers it."""
+        rows = request.template.rows
         refusal = admit(
             request,
             now,
@@ -145,33 +199,20 @@ class Scheduler:
         )
         if refusal is not None:
             if not self._running and not self.queue.requests and isinstance(refusal, DeadlineUnreachable):
-                self.cost.doubt(template.rows)
+                self.cost.doubt(rows)
             self._refuse(request, refusal)
-            return None
+            return
         request.admitted = self._clock()
-        handle: InferRequest | Split = request
-        if template.rows > self._max_rows:
+        if rows > self._max_rows:
             self._splits = True
-            handle = Split(request, self.signature, self._max_rows, self.observer.refused)
-            for piece in handle.pieces:
+            split = Split(request, self.signature, self._max_rows, self.observer.refused)
+            request.sink.under_way = split
+            for piece in split.pieces:
                 piece.admitted = request.admitted
-                self.queue.push(piece)
+            self.queue.extend(split.pieces)
         else:
+            request.sink.under_way = request
             self.queue.push(request)
-        if not self._idle:
-            if expires and not self._dispatch_due:
-                self._wake_at(self.queue.next_expiry)
-        elif (
-            self.queue.nbytes >= _LARGE_BYTES
-            and self.queue.rows >= self.cost.enough_rows
-            and self._limits.policy == "slot"
-        ):
-            # as good a batch as there will be, and large: run it while its bytes are in the processor's cache
-            self._dispatch()
-            return None if handle.finished else handle
-        else:
-            self._dispatch_soon()
-        return handle
 
     def cancel(self, request: InferRequest) -> None:
         """The request's caller has gone away: it will not run, or its result is dropped."""
@@ -263,6 +304,7 @@ class Scheduler:
         batch = job.batch
         outputs = job.outputs
         cuts = [output.cut for output in outputs]
+        only = cuts[0] if len(cuts) == 1 else None
         shapes_of: dict[int, tuple[tuple[int, ...], ...]] = {}
         start = wasted = 0
         complete = True
@@ -278,7 +320,8 @@ class Scheduler:
                     shapes = shapes_of[rows] = self._output_shapes(rows, outputs)
                 try:
                     parameters = timing_parameters(request, batch, self._clock()) if template.timing else b""
-                    request.sink.reply(template.encode(request, [cut(start, stop) for cut in cuts], shapes, parameters))
+                    raw = [cut(start, stop) for cut in cuts] if only is None else [only(start, stop)]
+                    request.sink.reply(template.encode(request.id_field, raw, shapes, parameters))
                 except Exception as error:  # whatever is wrong with this one, the others get their replies
                     complete = False
                     self._refuse(request, error)

@@ -63,6 +63,34 @@ def reply_ns(
     return wait_ns(batches_ahead, now, max_rows, instances, running, cost) + cost.predict(batch)
 
 
+def admit_all(
+    requests: int,
+    rows: int,
+    nbytes: int,
+    soonest: int,
+    now: int,
+    queue: RequestQueue,
+    limits: QueueLimits,
+    cost: CostModel,
+    *,
+    max_rows: int,
+    draining: bool,
+) -> bool:
+    """Whether so many requests may all enter, by a look that is quick because it is cautious.
+
+    False: have `admit` decide on each. soonest: the first moment at which one of them expires, 0 for none.
+    """
+    if (
+        draining
+        or queue.requests + requests > limits.max_requests
+        or queue.rows + rows > limits.max_rows
+        or queue.nbytes + nbytes > limits.max_bytes
+    ):
+        return False
+    # at the worst the last of them waits for a batch that runs and all that is in the queue, each at its slowest
+    return not soonest or now < soonest >= now + ((queue.rows + rows) // max_rows + 2) * cost.slowest
+
+
 def admit(
     request: InferRequest,
     now: int,

@@ -59,7 +59,7 @@ def decide(
     decision = Decision(drop=queue.pop_expired(now))
     held: dict[Hashable, int] = {}
     while slots > len(decision.take) and (group := queue.head_group(held)):
-        count, rows, reason = _fill(group, queue.rows, now, limits, cost)
+        count, rows, reason = _fill(group, queue, now, limits, cost)
         close_at = 0 if reason != "all" or draining else _close_at(group[:count], rows, limits, cost)
         if close_at > now:
             held[group[0].template.key] = close_at
@@ -73,15 +73,13 @@ def decide(
 
 
 def _fill(
-    group: list[InferRequest], waiting: int, now: int, limits: BatchLimits, cost: CostModel
+    group: list[InferRequest], queue: RequestQueue, now: int, limits: BatchLimits, cost: CostModel
 ) -> tuple[int, int, str]:
-    """How many requests from the front of `group` form a batch, their rows, and what stopped it (`all`: nothing).
-
-    waiting: rows in all groups.
-    """
+    """How many requests from the front of `group` form a batch, their rows, and what stopped it (`all`: nothing)."""
     rows = nbytes = 0
     max_rows = limits.max_rows
-    pays = max_rows if limits.policy == "delay" else min(max_rows, cost.efficient_rows(waiting))
+    pays = max_rows if limits.policy == "delay" else min(max_rows, cost.efficient_rows(queue.rows))
+    urgent = 0 < queue.next_expiry < now + cost.predict(max_rows)  # else every deadline is met by any batch
     latest = 0  # the earliest deadline among the members that can still be met
     for count, request in enumerate(group):
         template = request.template
@@ -90,12 +88,13 @@ def _fill(
             return count, rows, "full" if more > max_rows else "cost"
         if count and limits.max_bytes and nbytes + request.nbytes > limits.max_bytes:
             return count, rows, "full"
-        expires = request.expires
-        if expires and now + cost.predict(template.rows) <= expires and not 0 < latest <= expires:
-            # a request that would be late even alone must not keep the others from being batched
-            latest = expires
-        if count and latest and now + cost.predict(more) > latest:
-            return count, rows, "deadline"
+        if urgent:
+            expires = request.expires
+            if expires and now + cost.predict(template.rows) <= expires and not 0 < latest <= expires:
+                # a request that would be late even alone must not keep the others from being batched
+                latest = expires
+            if count and latest and now + cost.predict(more) > latest:
+                return count, rows, "deadline"
         rows = more
         nbytes += request.nbytes
     if rows >= pays:

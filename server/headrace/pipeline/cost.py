@@ -60,6 +60,7 @@ class CostModel:
         "_mean",
         "_median",
         "_quantile",
+        "_slowest",
         "_stale",
         "_upper",
         "observed",
@@ -73,6 +74,7 @@ class CostModel:
         self._max_rows = max(max_rows, 1)
         self._buckets: dict[int, _Bucket] = {}
         self._mean = self._upper = self._median = [0] * (self._max_rows + 1)
+        self._slowest = 0
         self._efficient = [self._max_rows] * (self._max_rows.bit_length() + 1)
         self._stale = False
         self._doubts = 0
@@ -147,6 +149,13 @@ class CostModel:
         return self._efficient[(min(waiting, self._max_rows) - 1).bit_length()]
 
     @property
+    def slowest(self) -> int:
+        """No batch, of whatever size, is predicted to take longer, by its mean or by its quantile; ns."""
+        if self._stale:
+            self._tabulate()
+        return self._slowest
+
+    @property
     def enough_rows(self) -> int:
         """Rows that make a batch for which waiting for more, however many come, is not worth it."""
         if self._stale:
@@ -160,6 +169,7 @@ class CostModel:
         self._median = self._table([bucket.rows for bucket in buckets], [bucket.median for bucket in buckets])
         upper = self._table([bucket.rows for bucket in buckets], [bucket.upper for bucket in buckets])
         self._upper = np.maximum.accumulate(upper).tolist()  # a larger batch is never predicted to be quicker
+        self._slowest = max(self._upper[-1], *self._mean)
         self._efficient = self._sizes_that_pay()
 
     def _sizes_that_pay(self) -> list[int]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from headrace.messages import (
         Buffer,
+        Encode,
         InferMessage,
         InferRequest,
         InputTensor,
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
         TensorSpec,
     )
     from headrace.pipeline.checks import InputRules
-    from headrace.pipeline.encode import ReplyEncoder
 
 TIMING_PARAMETER = "headrace_timing"
 ACCEPTED_RESERVED = frozenset({"triton_enable_empty_final_response"})
@@ -68,6 +68,7 @@ class RequestTemplate:
     __slots__ = (
         "checks",
         "contents",
+        "encode",
         "key",
         "model",
         "outputs",
@@ -75,7 +76,6 @@ class RequestTemplate:
         "plain",
         "positions",
         "priority",
-        "reply",
         "rows",
         "shapes",
         "sizes",
@@ -89,7 +89,7 @@ class RequestTemplate:
     def __init__(self, model: ModelView) -> None:
         self.model = model
         self.owner = model.owner
-        self.reply: ReplyEncoder
+        self.encode: Encode
         self.rows = 1
         self.plain = False
         self.key: Hashable = ()
@@ -103,12 +103,6 @@ class RequestTemplate:
         self.priority = model.default_level - 1
         self.timeout_ns = 0
         self.timing = False
-
-    def encode(
-        self, request: InferRequest, outputs: Sequence[Buffer], shapes: tuple[tuple[int, ...], ...], parameters: bytes
-    ) -> bytes:
-        """See `messages.Template`."""
-        return self.reply.encode(request.id_field, outputs, shapes, parameters)
 
     def bind(self, raw: Sequence[Buffer], id_field: bytes) -> Sequence[Buffer]:
         """The request's tensors in the signature's order, each of the right size and content.
@@ -154,7 +148,7 @@ class RequestTemplate:
 
 
 def build_template(
-    message: InferMessage, model: ModelView, encoder: Callable[[tuple[int, ...]], ReplyEncoder]
+    message: InferMessage, model: ModelView, encoder: Callable[[tuple[int, ...]], Encode]
 ) -> RequestTemplate:
     """The template of `message`, checked against the model. Raises InvalidRequest.
 
@@ -169,7 +163,7 @@ def build_template(
     tensors = [message.inputs[at] for at in template.positions]
     template.rows = _rows(tensors, model, prefix)
     template.outputs = _outputs(message, model)
-    template.reply = encoder(template.outputs)
+    template.encode = encoder(template.outputs)
     template.shapes, template.sizes = _shapes_and_sizes(tensors, model, prefix)
     template.total = 0 if -1 in template.sizes else sum(template.sizes)
     template.key = (template.shapes, template.outputs)

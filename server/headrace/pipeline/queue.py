@@ -61,20 +61,33 @@ class RequestQueue:
 
     def push(self, request: InferRequest) -> None:
         """Adds a request whose `order` is set."""
-        template = request.template
-        group = self._groups.get(template.key)
-        if group is None:
-            self._groups[template.key] = [request]
-        elif group[-1].order <= request.order:
-            group.append(request)
-        else:
-            insort(group, request, key=_order)
-        self.requests += 1
-        self.rows += template.rows
-        self.nbytes += request.nbytes
-        expires = request.expires
-        if expires and not 0 < self._next_expiry <= expires:
-            self._next_expiry = expires
+        self.extend((request,))
+
+    def extend(self, requests: Collection[InferRequest]) -> None:
+        """Adds requests of one key, whose `order` is set."""
+        group: list[InferRequest] | None = None
+        last = 0
+        next_expiry = self._next_expiry
+        rows = nbytes = 0
+        for request in requests:
+            template = request.template
+            if group is None:
+                group = self._groups.setdefault(template.key, [])
+                last = group[-1].order if group else 0
+            if request.order >= last:
+                group.append(request)
+                last = request.order
+            else:
+                insort(group, request, key=_order)
+            rows += template.rows
+            nbytes += request.nbytes
+            expires = request.expires
+            if expires and not 0 < next_expiry <= expires:
+                next_expiry = expires
+        self.requests += len(requests)
+        self.rows += rows
+        self.nbytes += nbytes
+        self._next_expiry = next_expiry
 
     def remove(self, request: InferRequest) -> bool:
         """Takes a waiting request out (its caller has gone away). False if it was not here."""

@@ -13,7 +13,7 @@ from headrace.pipeline import bytes_tensor
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
-    from headrace.messages import Buffer, Owner, Signature
+    from headrace.messages import Buffer, Cancellable, Owner, Signature
 
 Piece = tuple["Sequence[Buffer]", "tuple[tuple[int, ...], ...]", bytes]
 
@@ -36,18 +36,19 @@ class PieceTemplate:
         self.whole: InferRequest | None = whole
 
     def encode(
-        self, request: InferRequest, outputs: Sequence[Buffer], shapes: tuple[tuple[int, ...], ...], parameters: bytes
+        self, id_field: bytes, outputs: Sequence[Buffer], shapes: tuple[tuple[int, ...], ...], parameters: bytes = b""
     ) -> Piece:
-        """See `messages.Template`."""
+        """See `messages.Encode`."""
         return outputs, shapes, parameters
 
 
 class _PieceSink:
     """The `ReplySink` of one piece."""
 
-    __slots__ = ("_index", "_split")
+    __slots__ = ("_index", "_split", "under_way")
 
     def __init__(self, split: Split, index: int) -> None:
+        self.under_way: Cancellable | None = None
         self._split = split
         self._index = index
 
@@ -122,7 +123,7 @@ class Split:
         outputs = [b"".join(column) for column in zip(*(found[0] for found in pieces), strict=True)]
         rows = self.whole.template.rows
         shapes = tuple((rows, *shape[1:]) for shape in pieces[0][1])
-        self.whole.sink.reply(self.whole.template.encode(self.whole, outputs, shapes, piece[2]))
+        self.whole.sink.reply(self.whole.template.encode(self.whole.id_field, outputs, shapes, piece[2]))
 
     def failed(self, error: BaseException) -> None:
         """One piece has failed, and with it the whole."""

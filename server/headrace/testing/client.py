@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 
     from headrace.clock import Clock
     from headrace.engine.worker import Worker
-    from headrace.messages import ParameterValue
+    from headrace.messages import Buffer, ParameterValue
     from headrace.testing.backend import FakeModel
-    from headrace.transport.service import Cancellable
 
     Array = np.ndarray[Any, Any]
 
@@ -70,11 +69,15 @@ def output_arrays(response: pb.ModelInferResponse) -> dict[str, Array]:
 
 
 class ClientCall(RecordingSink):
-    """One call: its sink, and what can cancel it."""
+    """One call: an `InferCall` that remembers how it ended, and can be cancelled."""
 
-    def __init__(self, on_end: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, request: Buffer, received: int = 0, deadline: int = 0, on_end: Callable[[], None] | None = None
+    ) -> None:
         super().__init__(on_end)
-        self.under_way: Cancellable | None = None
+        self.request: Buffer | None = request
+        self.received = received
+        self.deadline = deadline
         self.cancelled = False
 
     @property
@@ -87,9 +90,11 @@ class ClientCall(RecordingSink):
 
     def cancel(self) -> None:
         """The caller goes away; a later answer would be an AssertionError."""
-        if self.under_way is not None and not self.ended:
+        if not self.ended:
             self.cancelled = self.ended = True
-            self.under_way.cancel()
+            self.request = None
+            if self.under_way is not None:
+                self.under_way.cancel()
 
 
 class InProcessClient:
@@ -108,9 +113,10 @@ class InProcessClient:
     ) -> ClientCall:
         """Hands a message over; `timeout_ns` is the RPC's deadline from now, 0 for none."""
         message = request if isinstance(request, bytes) else request.SerializeToString()
-        call = ClientCall(on_end)
         now = self._clock()
-        call.under_way = self._service(message, call, now, now + timeout_ns if timeout_ns else 0)
+        call = ClientCall(message, now, now + timeout_ns if timeout_ns else 0, on_end)
+        self._service(call)
+        self._service.take()
         return call
 
     async def infer(

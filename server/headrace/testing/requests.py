@@ -52,9 +52,9 @@ class FakeTemplate:
         self.owner: Owner = owner or FakeOwner()
 
     def encode(
-        self, request: InferRequest, outputs: Sequence[Buffer], shapes: tuple[tuple[int, ...], ...], parameters: bytes
+        self, id_field: bytes, outputs: Sequence[Buffer], shapes: tuple[tuple[int, ...], ...], parameters: bytes = b""
     ) -> Any:  # noqa: ANN401
-        """See `messages.Template`."""
+        """See `messages.Encode`."""
         return list(outputs), shapes, parameters
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from headrace.messages import Cancellable
+
 
 class RecordingSink:
     """Keeps the one reply or error; a second of either is an AssertionError.
@@ -18,6 +20,7 @@ class RecordingSink:
         self.message: Any = None
         self.error: BaseException | None = None
         self.ended = False
+        self.under_way: Cancellable | None = None
         self._on_end = on_end
 
     def __repr__(self) -> str:
@@ -41,3 +44,4 @@ class RecordingSink:
     def _end(self) -> None:
         assert not self.ended, f"a second answer to {self!r}"
         self.ended = True
+        self.under_way = None

@@ -11,17 +11,16 @@ from headrace.transport import grpc_messages
 from headrace.transport.grpc_head import REPLY_HEAD, REPLY_TAIL, status_block
 from headrace.transport.grpc_messages import MessageReader
 from headrace.transport.http2.stream import Stream
-from headrace.transport.service import INFER_PATH
 from headrace.transport.status import Code, Status, grpc_status
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from headrace.messages import Buffer
+    from headrace.messages import Buffer, Cancellable
     from headrace.transport.grpc_native import Peer
     from headrace.transport.http2.frames import Octets
     from headrace.transport.http2.heads import RequestHead
-    from headrace.transport.service import Cancellable, StreamHandler
+    from headrace.transport.service import StreamHandler
 
 _prefix = Struct(">xI").pack  # an uncompressed message: flag 0, length
 _MESSAGE_COST = 64
@@ -34,14 +33,26 @@ class Call(Stream):
     A request that came in one DATA frame, as nearly all do, touches little of this: `on_data` hands it over.
     """
 
-    __slots__ = ("_deadline", "_ended", "_held", "_messages", "_reader", "peer", "under_way")
+    __slots__ = (
+        "_ended",
+        "_held",
+        "_messages",
+        "_reader",
+        "deadline",
+        "peer",
+        "received",
+        "request",
+        "under_way",
+    )
 
     def __init__(self, peer: Peer, stream_id: int, head: RequestHead) -> None:
         super().__init__(peer.connection, stream_id, head)
         self.peer = peer
         self.under_way: Cancellable | None = None
+        self.request: Buffer | None = None
+        self.received = 0
         timeout = head.varied
-        self._deadline = peer.connection.now + timeout if timeout >= 0 else 0
+        self.deadline = peer.connection.now + timeout if timeout >= 0 else 0
         self._ended = False
         self._held = 0  # octets of the request that count as the peer's `buffered`
         self._reader: MessageReader | None = None
@@ -62,31 +73,33 @@ class Call(Stream):
                 self._refuse()
         elif self.head.varied == 0:
             self.fail(DeadlineExceeded("Deadline exceeded before the request was read"))
-        elif head.path not in self.peer.paths:
-            self._finish(Status(Code.UNIMPLEMENTED, f"unknown method {head.path}", ()))
         elif end:
             self._end_of_request()
 
     def on_data(self, data: bytes | memoryview, start: int, stop: int, end: bool) -> None:
         """See `Stream`."""
-        size = stop - start
-        if 0 < size <= self.room and not end:
-            reader = self._reader
-            assert reader is not None
-            reader.append(data, start, stop)
-            self.room -= size
-            if self._hold(self._held + size):
-                self._credit()
-            return
-        if end and self._reader is None and self.head.app.refusal is None and not self._ended:
-            # the whole request in one frame
-            size -= 5
-            if size >= 0 and data[start] == 0 and int.from_bytes(data[start + 1 : start + 5], "big") == size:
+        reader = self._reader
+        if reader is None:
+            size = stop - start - 5
+            if (
+                end
+                and not self._ended
+                and self.head.app.refusal is None
+                and size >= 0
+                and data[start : start + 5] == _prefix(size)
+            ):
+                # the whole request in one frame
                 if size > self.peer.max_message:
                     self.fail(grpc_messages.too_large(size, self.peer.max_message))
                 else:
                     self._call(bytes(data[start + 5 : stop]))
                 return
+        elif 0 < stop - start <= self.room and not end:
+            reader.append(data, start, stop)
+            self.room -= stop - start
+            if self._hold(self._held + stop - start):
+                self._credit()
+            return
         if self._ended:
             return
         if self.head.app.refusal is not None:
@@ -113,6 +126,7 @@ class Call(Stream):
     def on_reset(self) -> None:
         """See `Stream`: the caller has gone away."""
         self._ended = True
+        self.request = None
         self._forget_messages()
         if self.under_way is not None:
             self.under_way.cancel()
@@ -178,14 +192,14 @@ class Call(Stream):
         self._call(message)
 
     def _call(self, message: Buffer) -> None:
-        path = self.head.app.path
-        if path == INFER_PATH:
-            under_way = self.peer.table.infer(message, self, self.connection.now, self._deadline)
-            if not self._ended:
-                self.under_way = under_way
+        unary = self.head.app.unary
+        if unary is None:
+            self.request = message
+            self.received = self.connection.now
+            self.peer.infer(self)
             return
         try:
-            reply = self.peer.table.unary[path](bytes(message))
+            reply = unary(bytes(message))
         except Exception as error:
             self.fail(error)
         else:
@@ -193,7 +207,7 @@ class Call(Stream):
 
     def expire(self, now: int) -> None:
         """Ends the call if its deadline has passed before its request was complete. now: monotonic ns."""
-        if self._deadline and now >= self._deadline and self.under_way is None:
+        if self.deadline and now >= self.deadline and self.under_way is None:
             self.fail(DeadlineExceeded("Deadline exceeded before the request was read"))
 
     # --- the reply ----------------------------------------------------------------------------------------------------
@@ -213,6 +227,7 @@ class Call(Stream):
     def _finish(self, status: Status) -> None:
         self._ended = True
         self.under_way = None
+        self.request = None
         self._forget_messages()
         self.connection.outbound.headers(self, status_block(status, opening=True), end=True)
 

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 from headrace.transport.http2.heads import Varying
 from headrace.transport.http2.outbound import Block
+from headrace.transport.service import INFER_PATH
 from headrace.transport.status import Code
 
 if TYPE_CHECKING:
     from headrace.transport.http2.fields import Fields
+    from headrace.transport.service import ServiceTable, StreamHandler, UnaryHandler
     from headrace.transport.status import Status
 
 _UNIT_NS = {b"H": 3_600_000_000_000, b"M": 60_000_000_000, b"S": 1_000_000_000, b"m": 1_000_000, b"u": 1000, b"n": 1}
@@ -32,21 +34,24 @@ REPLY_TAIL = Block([(b"grpc-status", b"0")])
 class CallHead:
     """A request's head. Shared by all calls with the same field block, so nothing here belongs to one call.
 
-    path: as in `:path`. gzip: messages may be compressed. refusal: the reply that the head itself deserves, or None.
-    plain: the body of a refusal for a client that does not speak gRPC, empty after HEAD; None for one that does.
+    path: as in `:path`. unary, stream: what answers such calls; neither: inference does. gzip: messages may be
+    compressed. refusal: the reply that the head itself deserves, or None. plain: the body of a refusal for a client
+    that does not speak gRPC, empty after HEAD; None for one that does.
     """
 
-    __slots__ = ("gzip", "path", "plain", "refusal")
+    __slots__ = ("gzip", "path", "plain", "refusal", "stream", "unary")
 
     def __init__(self) -> None:
         self.path = ""
+        self.unary: UnaryHandler | None = None
+        self.stream: StreamHandler | None = None
         self.gzip = False
         self.refusal: Block | None = None
         self.plain: bytes | None = None
 
 
-def read_head(fields: Fields | None) -> CallHead:
-    """The head of a well-formed HTTP/2 request; `fields` None: over the limits, and dropped."""
+def read_head(table: ServiceTable, fields: Fields | None) -> CallHead:
+    """The head of a well-formed HTTP/2 request; `fields` None: over the limits, and dropped. table: what is served."""
     head = CallHead()
     if fields is None:
         head.refusal = _refusal(Code.RESOURCE_EXHAUSTED, "the request's headers are too large")
@@ -82,6 +87,10 @@ def read_head(fields: Fields | None) -> CallHead:
             head.refusal = _refusal(
                 Code.UNIMPLEMENTED, f"grpc-encoding {encoding.decode('latin-1')} is not supported", _ACCEPT
             )
+    head.unary = table.unary.get(head.path)
+    head.stream = table.streams.get(head.path)
+    if head.refusal is None and head.unary is None and head.stream is None and head.path != INFER_PATH:
+        head.refusal = _refusal(Code.UNIMPLEMENTED, f"unknown method {head.path}")
     return head
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from headrace.clock import Clock, monotonic_ns
@@ -16,7 +17,6 @@ from headrace.transport.grpc_head import VARYING, read_head
 from headrace.transport.http2.connection import Connection
 from headrace.transport.http2.frames import ErrorCode
 from headrace.transport.http2.limits import Limits
-from headrace.transport.service import INFER_PATH
 
 if TYPE_CHECKING:
     from headrace.config import Http2Settings
@@ -53,7 +53,7 @@ class NativeTransport:
         clock: Clock = monotonic_ns,
     ) -> None:
         self.table = table
-        self.paths = frozenset((*table.unary, *table.streams, INFER_PATH))
+        self.read_head = partial(read_head, table)
         self.http2 = http2
         self.limits = Limits(
             max_streams=http2.max_concurrent_streams,
@@ -149,8 +149,7 @@ class Peer(asyncio.BufferedProtocol):
 
     def __init__(self, server: NativeTransport, loop: asyncio.AbstractEventLoop) -> None:
         self.server = server
-        self.table = server.table
-        self.paths = server.paths
+        self.infer = server.table.infer
         self.max_message = server.max_message
         self.max_buffered = server.http2.max_buffered_bytes
         self.buffered = 0
@@ -185,7 +184,7 @@ class Peer(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio.BufferedProtocol."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's does not derive from asyncio's
-        self.connection = Connection(self.server.limits, self._open, read_head, self._wake, VARYING)
+        self.connection = Connection(self.server.limits, self._open, self.server.read_head, self._wake, VARYING)
         self._last_read = self._last_call = self._clock()
         self.server.peers.add(self)
         self._counts.connections_open += 1
@@ -279,7 +278,7 @@ class Peer(asyncio.BufferedProtocol):
 
     def _open(self, connection: Connection, stream_id: int, head: RequestHead) -> Stream:
         self._counts.streams_total += 1
-        handler = self.table.streams.get(head.app.path)
+        handler = head.app.stream
         if handler is not None:
             return StreamCall(self, stream_id, head, handler)
         return Call(self, stream_id, head)

@@ -19,7 +19,7 @@ from headrace.transport.status import grpc_status
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
-    from headrace.messages import Buffer
+    from headrace.messages import Buffer, Cancellable
 
     Context = aio.ServicerContext[bytes, bytes]
     Handler = grpc.RpcMethodHandler[bytes, bytes]
@@ -95,13 +95,12 @@ class ReferenceTransport:
         received = self._clock()
         remaining = context.time_remaining()
         deadline = 0 if remaining is None else received + int(remaining * 1e9)
-        reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        under_way = self._table.infer(message, _FutureSink(reply), received, deadline)
+        call = _InferCall(message, received, deadline)
+        self._table.infer(call)
         try:
-            return await reply
+            return await call.answer
         except asyncio.CancelledError:  # the caller has gone away, or its deadline has passed
-            if under_way:
-                under_way.cancel()
+            call.cancel()
             raise
         except Exception as error:
             await _abort(context, error)
@@ -140,19 +139,31 @@ class _Router(Router):
         return self._handlers.get(handler_call_details.method)
 
 
-class _FutureSink:
-    """A `ReplySink` that a coroutine waits on. A reply to a call that was cancelled meanwhile is dropped."""
+class _InferCall:
+    """An `InferCall` that a coroutine waits for. An answer that comes after its cancellation is dropped."""
 
-    def __init__(self, future: asyncio.Future[bytes]) -> None:
-        self._future = future
+    def __init__(self, request: Buffer, received: int, deadline: int) -> None:
+        self.request: Buffer | None = request
+        self.received = received
+        self.deadline = deadline
+        self.under_way: Cancellable | None = None
+        self.answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    def cancel(self) -> None:
+        """The caller has gone away."""
+        self.request = None
+        if self.under_way is not None:
+            self.under_way.cancel()
 
     def reply(self, message: Buffer) -> None:
-        if not self._future.done():
-            self._future.set_result(bytes(message))
+        self.under_way = None
+        if not self.answer.done():
+            self.answer.set_result(bytes(message))
 
     def fail(self, error: BaseException) -> None:
-        if not self._future.done():
-            self._future.set_exception(error)
+        self.under_way = None
+        if not self.answer.done():
+            self.answer.set_exception(error)
 
 
 def _unary(handler: UnaryHandler) -> UnaryBehaviour:

@@ -8,15 +8,16 @@ copied to the reply as it is, the tensors are cut out. Messages of any other ord
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
 
-from headrace.errors import HeadraceError, InvalidRequest
+from headrace.errors import InvalidRequest, reason_of
 from headrace.messages import InferRequest
 from headrace.pipeline.decode import build_template
-from headrace.pipeline.wire import Malformed, length_prefixed, read_varint, skip_field
+from headrace.pipeline.wire import Malformed, length_prefixed, read_varint, skip_field, varint
 from headrace.rpc import inference_pb2 as pb
 from headrace.transport.infer_message import infer_message
 
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from headrace.engine.scheduler import Scheduler
     from headrace.messages import Buffer, ReplySink
     from headrace.pipeline.decode import RequestTemplate
-    from headrace.pipeline.split import Split
     from headrace.repository.catalog import Catalog
+    from headrace.transport.service import InferCall
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,8 @@ _LEAD = 4096
 """How much of a message is searched for its head, id and look."""
 _LONGEST_ID = 2 + 0x7F
 """What the id field of a recognised message may take of it."""
+_LARGE = 64 << 10
+"""A message that is not left waiting for others: it would push them out of the processor's cache, and they it."""
 _LOOKS = 1024
 """Looks that are kept, a few kilobytes each; with one more all are forgotten, so that nobody can fill the memory."""
 
@@ -52,7 +55,10 @@ class _Looks:
 
 
 class InferService:
-    """The `Infer` of all transports.
+    """The `Infer` of all transports, on the running event loop.
+
+    What arrives in one turn of the loop is taken together at its end: each step does the next request while it is
+    still in the processor's cache, and what requests of one look have in common is done once for all of them.
 
     catalog: resolves a name and version to the scheduler that serves it. refused: hears the reason of each request
     that did not get as far as a model.
@@ -62,38 +68,80 @@ class InferService:
         self._catalog = catalog
         self._clock = clock
         self._refused = refused
+        self._loop = asyncio.get_running_loop()
+        self._arrived: list[InferCall] = []
         self._heads: dict[bytes, _Looks] = {}
         self._looks = 0
+        self._openings: dict[bytes, RequestTemplate] = {}  # see _remember
+        self._opening = 0  # length of that of the last message that had one
         self._generation = catalog.generation
 
     def __repr__(self) -> str:
         return f"<InferService {len(self._heads)} heads, {self._looks} looks, generation {self._generation}>"
 
-    def __call__(
-        self, message: Buffer, sink: ReplySink, received_ns: int, deadline_ns: int
-    ) -> InferRequest | Split | None:
+    def __call__(self, call: InferCall) -> None:
         """See `service.Infer`."""
-        try:
-            if self._generation != self._catalog.generation:
-                self._forget()
-                self._generation = self._catalog.generation
+        arrived = self._arrived
+        if not arrived:
+            self._loop.call_soon(self.take)
+        arrived.append(call)
+        if len(call.request or b"") >= _LARGE:  # while it is in the processor's cache
+            self.take()
+
+    def take(self) -> None:
+        """Hands what has arrived to the schedulers, the requests of one look together as long as no other comes."""
+        calls, self._arrived = self._arrived, []
+        if self._generation != self._catalog.generation:
+            self._forget()
+            self._generation = self._catalog.generation
+        requests: list[InferRequest] = []
+        alike: RequestTemplate | None = None
+        for call in calls:
+            message = call.request
+            if message is None:  # its caller has gone away
+                continue
+            call.request = None
             try:
-                template, raw, id_field = self._recognise(message)
-            except (LookupError, ValueError):
-                template, raw, id_field = self._parse(message)
-            parts = template.bind(raw, id_field)
+                template, parts, id_field = self._open(message)
+            except Exception as error:  # a bug of ours must not take the connection along
+                self._refuse(call, error)
+                continue
+            if template is not alike:
+                self._submit(requests)
+                requests = []
+                alike = template
             nbytes = template.total or sum(map(len, parts))
-            request = InferRequest(template, parts, nbytes, sink, id_field, received_ns, deadline_ns)
-            request.decoded = self._clock()
-            scheduler: Scheduler = template.owner  # type: ignore[assignment]
-            return scheduler.submit(request)
-        except HeadraceError as error:
-            self._refused(error.reason)
-            sink.fail(error)
-        except Exception as error:  # a bug of ours must not take the connection along
-            self._refused("internal")
-            sink.fail(error)
-        return None
+            requests.append(InferRequest(template, parts, nbytes, call, id_field, call.received, call.deadline))
+        self._submit(requests)
+
+    def _submit(self, requests: list[InferRequest]) -> None:
+        if not requests:
+            return
+        scheduler: Scheduler = requests[0].template.owner  # type: ignore[assignment]
+        try:
+            scheduler.submit(requests)
+        except Exception as error:
+            for request in requests:
+                self._refuse(request.sink, error)
+
+    def _refuse(self, sink: ReplySink, error: Exception) -> None:
+        self._refused(reason_of(error))
+        sink.fail(error)
+
+    def _open(self, message: Buffer) -> tuple[RequestTemplate, Sequence[Buffer], bytes]:
+        """Template, checked tensors and id field of a message. Raises InvalidRequest, ModelNotFound, ModelNotReady."""
+        if type(message) is bytes:
+            size = self._opening
+            template = self._openings.get(message[:size])
+            if template is not None and len(message) - size == template.total:
+                return template, (message[size:],), b""
+        try:
+            template, raw, id_field = self._recognise(message)
+        except (LookupError, ValueError):
+            template, raw, id_field = self._parse(message)
+        if template.plain and not id_field and template.total:
+            self._opening = len(message) - template.total
+        return template, template.bind(raw, id_field), id_field
 
     def _recognise(self, message: Buffer) -> tuple[RequestTemplate, Sequence[Buffer], bytes]:
         """Template, raw tensors and id of a message whose look is known. Raises LookupError or ValueError if not."""
@@ -150,9 +198,12 @@ class InferService:
         self._looks += look not in looks.templates
         looks.templates[look] = template
         looks.guess = len(look)
+        if template.plain:  # without an id, all that comes before the only tensor's bytes is always the same
+            self._openings[head + look + varint(RAW_TAG) + varint(template.total)] = template
 
     def _forget(self) -> None:
         self._heads.clear()
+        self._openings.clear()
         self._looks = 0
 
 

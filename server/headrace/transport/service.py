@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from headrace.errors import InvalidRequest, Unimplemented
+from headrace.messages import ReplySink
 from headrace.rpc import health_pb2, inference_pb2
 from headrace.transport import reflection
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import MethodDescriptor
 
-    from headrace.messages import Buffer, ReplySink
+    from headrace.messages import Buffer
     from headrace.transport.admin import Admin
     from headrace.transport.health import Health
 
@@ -36,28 +37,23 @@ INFER_PATH = f"/{INFERENCE.full_name}/ModelInfer"
 RequestT = TypeVar("RequestT", bound=Message)
 
 
-class Cancellable(Protocol):
-    """An inference request under way."""
+class InferCall(ReplySink, Protocol):
+    """A ModelInfer call whose request has arrived.
 
-    def cancel(self) -> None:
-        """The caller has gone away. The sink is not called any more; without effect on a request already answered."""
-        ...
+    request: serialised ModelInferRequest; None once it has been taken, or when the caller has gone away before that.
+    received, deadline: monotonic nanoseconds; no deadline is 0.
+    """
 
-    @property
-    def finished(self) -> bool:
-        """Whether nothing is done for the request any more; one that runs goes on after `cancel`."""
-        ...
+    request: Buffer | None
+    received: int
+    deadline: int
 
 
 class Infer(Protocol):
     """ModelInfer."""
 
-    def __call__(self, message: Buffer, sink: ReplySink, received_ns: int, deadline_ns: int, /) -> Cancellable | None:
-        """Takes one serialised ModelInferRequest. Never raises: errors go to `sink.fail`.
-
-        received_ns, deadline_ns: monotonic nanoseconds; no deadline is 0.
-        Returns a handle while the request is under way, None if `sink` has been called already.
-        """
+    def __call__(self, call: InferCall, /) -> None:
+        """Answers a call, now or later. Never raises: errors go to `call.fail`."""
         ...
 
 

@@ -87,8 +87,8 @@ async def patience(messages):
 class Work:
     """An inference under way. `finished` is what its owner says."""
 
-    def __init__(self, message, sink, received, deadline):
-        self.message, self.sink, self.received, self.deadline = message, sink, received, deadline
+    def __init__(self, call):
+        self.message, self.sink, self.received, self.deadline = bytes(call.request), call, call.received, call.deadline
         self.cancelled = 0
         self.finished = False
 
@@ -97,17 +97,21 @@ class Work:
 
 
 class Infer:
-    """Notes each call; `answer`, if set, answers at once."""
+    """Takes each call at once, and notes it; `answer`, if set, answers it. While `slow`, calls are not taken."""
 
     def __init__(self):
         self.calls = []
         self.answer = None
+        self.slow = False
 
-    def __call__(self, message, sink, received, deadline):
-        self.calls.append(Work(bytes(message), sink, received, deadline))
+    def __call__(self, call):
+        self.calls.append(Work(call))
+        if self.slow:
+            return
+        call.request = None
+        call.under_way = self.calls[-1]
         if self.answer is not None:
-            self.answer(sink)
-        return self.calls[-1]
+            self.answer(call)
 
 
 def service(infer):

@@ -111,6 +111,7 @@ class Connection:
             self.started = True
             at = begin
         streams = self.streams
+        window = self._window
         end = len(data)
         while end - at >= 9:
             high, low, kind, flags, stream_id = frames.unpack_header(data, at)
@@ -128,6 +129,13 @@ class Connection:
                 stream = streams.get(stream_id)
                 if stream is None or stream.remote_closed:
                     self._stray_data(stream_id, stream, length)
+                elif flags == 1 and stream.head.content_length < 0 and length <= stream.recv_window:
+                    # the last frame, which is the only one of nearly all messages
+                    window.left -= length
+                    if window.left < window.low:
+                        self._consume(0)
+                    stream.remote_closed = True
+                    stream.on_data(data, start, at, True)
                 elif (
                     flags == 0
                     and 0 < 2 * length < stream.room
@@ -164,16 +172,16 @@ class Connection:
             if not flags & frames.END_STREAM:
                 # padding is flow-controlled (6.1) but never delivered: its share is returned at once
                 self.credit(stream, length - (stop - start))
-        stream.received += stop - start
+        stream.octets += stop - start
         expected = stream.head.content_length
         if flags & frames.END_STREAM:
-            if expected >= 0 and stream.received != expected:
+            if expected >= 0 and stream.octets != expected:
                 self._reset(stream, ErrorCode.PROTOCOL_ERROR, glitch=True)
                 return
             stream.remote_closed = True
             stream.on_data(data, start, stop, True)
         else:
-            if expected >= 0 and stream.received > expected:
+            if expected >= 0 and stream.octets > expected:
                 self._reset(stream, ErrorCode.PROTOCOL_ERROR, glitch=True)
                 return
             if start == stop:
@@ -185,18 +193,20 @@ class Connection:
         rows = frames.alike(data, start - frames.HEADER_SIZE, length)
         count = min(len(rows), min(stream.room, stream.recv_window, self._window.left) // length)
         expected = stream.head.content_length
-        if count < 2 or 0 <= expected < stream.received + count * length:
+        if count < 2 or 0 <= expected < stream.octets + count * length:
             return 0
         self._consume(count * length)
         stream.recv_window -= count * length
-        stream.received += count * length
+        stream.octets += count * length
         stream.on_run(rows[:count, frames.HEADER_SIZE :])
         return count * (frames.HEADER_SIZE + length) - frames.HEADER_SIZE
 
     def _consume(self, length: int) -> None:
-        """Takes octets from the connection's receive window, and opens it again from time to time."""
-        if increment := self._window.consume(length):
-            self.outbound.write(frames.window_update(0, increment))
+        """Takes octets from the connection's receive window."""
+        window = self._window
+        window.left -= length
+        if window.left < window.low:
+            self.outbound.write(frames.window_update(0, window.reopen()))
 
     def credit(self, stream: Stream, octets: int) -> None:
         """Returns `octets` to the stream's receive window: the application has taken them and wants more."""
@@ -311,7 +321,7 @@ class Connection:
             self._heads.trailers(block)
             if not flags & frames.END_STREAM:
                 raise StreamViolation(ErrorCode.PROTOCOL_ERROR, "second HEADERS without END_STREAM")
-            if 0 <= stream.head.content_length != stream.received:
+            if 0 <= stream.head.content_length != stream.octets:
                 raise StreamViolation(ErrorCode.PROTOCOL_ERROR, "content-length differs")
         except StreamViolation as violation:
             self._reset(stream, violation.code, glitch=True)

@@ -91,7 +91,8 @@ class HeadReader:
         varying = self._varying
         value = self._decoder.repeat(block)
         if value is not None and varying is not None:
-            self._forget_blocks()
+            self._version = self._decoder.version
+            self._heads.clear()
             like = self._like
             varied = varying.read(value)
             if varied is not None:

@@ -5,6 +5,7 @@ is each of them: hence one flat loop, one list for both tables and no work per i
 """
 
 from collections.abc import Iterable
+from functools import lru_cache
 from itertools import chain
 
 from headrace.transport.http2 import huffman
@@ -57,9 +58,7 @@ _TABLE_START: tuple[Field, ...] = ((b"", b""),) * (_BASE + 1) + _STATIC_FIELDS
 _NEWEST_NAME = bytes((_INCREMENTAL | len(_STATIC_FIELDS) + 1,))
 _SHORT_STRING = 20
 _SHORT_VALUE = _SHORT_STRING * 8 // 5
-_LAST_SHORT_INDEX = _INDEX_MASK - 1
-# Octets of short indexed fields when one more entry was inserted.
-_MOVED = bytes(octet + (_FIRST_DYNAMIC <= octet <= _BASE + _LAST_SHORT_INDEX) for octet in range(256))
+_LONGEST_RUN = 256  # octets of indexed fields around it
 
 
 def _field_size(field: Field) -> int:
@@ -199,6 +198,7 @@ class Decoder:
         size = FIELD_OVERHEAD + len(name) + _SHORT_VALUE
         if (
             block_end != len(block)
+            or len(block) > _LONGEST_RUN
             or self._table[_FIRST_DYNAMIC : _FIRST_DYNAMIC + 1] != [fields[names.index(name)]]
             or size > self._capacity
             or size + FIELD_OVERHEAD * len(fields) + sum(map(len, chain.from_iterable(fields))) > self._max_list_size
@@ -240,7 +240,7 @@ class Decoder:
         if self._size > self._capacity:
             self._evict(self._capacity)
         self.version += 1
-        if _BASE + self._highest_end >= len(table):
+        if self._expected_end and _BASE + self._highest_end >= len(table):
             raise HpackError("an index past the table")
         self._move_expected(expected)
         return value
@@ -248,15 +248,10 @@ class Decoder:
     def _move_expected(self, expected: bytes) -> None:
         """An entry was inserted: moves the dynamic indices, and expects nothing if an entry has been evicted."""
         self._highest += 1
-        self._highest_end += bool(self._expected_end)
-        if _BASE + self._highest >= len(self._table):
-            self._expected = None
-        elif max(self._highest, self._highest_end) <= _LAST_SHORT_INDEX:
-            self._expected = expected.translate(_MOVED)
-            self._expected_end = self._expected_end.translate(_MOVED)
-        else:
-            self._expected = _moved(expected[:-1]) + _NEWEST_NAME
+        if self._expected_end:
             self._expected_end = _moved(self._expected_end)
+            self._highest_end += 1
+        self._expected = _moved(expected) if _BASE + self._highest < len(self._table) else None
 
     def _check_list(self, fields: list[Field], literal_size: int) -> None:
         """Raise HeaderListTooLarge if the list is. `literal_size` counts the literals that were left out too."""
@@ -282,9 +277,12 @@ class Decoder:
 
     def _evict(self, room: int) -> None:
         """Drop the oldest entries until the others take at most `room` octets."""
-        table = self._table
-        while self._size > room:
-            self._size -= _field_size(table.pop())
+        pop = self._table.pop
+        size = self._size
+        while size > room:
+            name, value = pop()
+            size -= FIELD_OVERHEAD + len(name) + len(value)
+        self._size = size
 
     def _require_update(self, block: bytes) -> None:
         """Raise unless the block begins with a size update, which `limit_table` has made due."""
@@ -373,11 +371,15 @@ def _indexed_run(block: bytes, position: int) -> tuple[int, int]:
     return position, highest
 
 
+@lru_cache(1024)  # runs of the same few fields come round and round, as the table fills
 def _moved(run: bytes) -> bytes:
-    """Indexed fields when one more entry was inserted."""
+    """Indexed fields, and the literal that may end them, when one more entry was inserted."""
     moved = bytearray()
     position = 0
     while position < len(run):
+        if run[position] < _INDEXED:
+            moved += run[position:]
+            break
         index, position = _integer(run, position, _INDEX_MASK)
         start = len(moved)
         _append_integer(moved, index + (index > len(_STATIC_FIELDS)), _INDEX_MASK)

@@ -120,23 +120,22 @@ class PingStrikes:
 
 
 class ReceiveWindow:
-    """The connection's window for DATA, opened again when half of it is used (RFC 9113, 6.9). left: octets."""
+    """The connection's window for DATA, opened again when half of it is used (RFC 9113, 6.9).
 
-    __slots__ = ("_size", "_uncredited", "left")
+    left: octets that may still come; whoever takes some has to call `reopen` once it is below `low`.
+    """
+
+    __slots__ = ("_size", "left", "low")
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._uncredited = 0
         self.left = size
+        self.low = size // 2 + 1
 
-    def consume(self, length: int) -> int:
-        """Takes octets; returns the increment to announce, 0 for none yet. Raises ProtocolViolation."""
-        self.left -= length
+    def reopen(self) -> int:
+        """Opens the window; returns the increment to announce. Raises ProtocolViolation if more came than it took."""
         if self.left < 0:
             raise ProtocolViolation(ErrorCode.FLOW_CONTROL_ERROR, "connection window exceeded")
-        self._uncredited += length
-        if self._uncredited * 2 < self._size:
-            return 0
-        increment, self._uncredited = self._uncredited, 0
-        self.left += increment
+        increment = self._size - self.left
+        self.left = self._size
         return increment

@@ -23,17 +23,18 @@ class Lingering(Protocol):
 class Stream:
     """One request's stream. The application derives from it and overrides the `on_` methods.
 
-    sid: the id as four octets. send_delta, recv_window: see RFC 9113, 6.9; the send window is the connection's initial
-    one plus send_delta, so that a change of SETTINGS costs nothing for each stream. pending: what waits for a window.
-    room: octets of DATA that `on_run` takes, many frames at a time; the application sets it.
+    sid: the id as four octets. octets, recv_window: those of DATA that have come and that may come (RFC 9113, 6.9),
+    right until the last frame. send_delta: the send window is the connection's initial one plus this, so that a change
+    of SETTINGS costs nothing for each stream. pending: what waits for a window. room: octets of DATA that `on_run`
+    takes, many frames at a time; the application sets it.
     """
 
     __slots__ = (
         "connection",
         "head",
         "id",
+        "octets",
         "pending",
-        "received",
         "recv_window",
         "remote_closed",
         "room",
@@ -48,7 +49,7 @@ class Stream:
         self.head = head
         self.send_delta = 0
         self.recv_window = connection.limits.initial_window
-        self.received = 0
+        self.octets = 0
         self.remote_closed = False
         self.room = 0
         self.pending: deque[tuple[Any, bool]] | None = None
