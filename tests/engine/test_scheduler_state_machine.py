@@ -342,5 +342,5 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.answers_are_right()
 
 
-SchedulerMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+SchedulerMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=40)
 TestScheduler = SchedulerMachine.TestCase

@@ -155,7 +155,7 @@ PIECES = st.sampled_from(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(PIECES, max_size=12).map(b"".join))
 def test_agrees_with_magika_on_any_bytes(ask, reference, tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "any_bytes"

@@ -99,7 +99,7 @@ def records(draw):
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(records(), max_size=12), st.integers(1, 8), st.sets(st.integers(0, 11)))
 def test_counts_are_those_of_a_plain_count(batches, fold_at, read_after):
     slow, recorder = Slow(), make_recorder()

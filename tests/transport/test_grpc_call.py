@@ -4,7 +4,7 @@ import gzip
 import logging
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transport.http2 import bench as benches
 from transport.http2 import wire
@@ -181,7 +181,6 @@ def test_a_call_that_ends_with_its_head(client):
 
 
 @given(st.binary(max_size=40), st.data())
-@settings(deadline=None)
 def test_any_split_over_frames_and_reads(payload, draw):
     with benches.bench() as made:
         client = made.connect()

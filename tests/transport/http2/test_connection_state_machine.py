@@ -291,7 +291,5 @@ class H2Client(RuleBasedStateMachine):
 
 
 EXAMPLES = int(os.environ.get("HEADRACE_FUZZ_EXAMPLES", "150"))
-H2Client.TestCase.settings = settings(
-    max_examples=EXAMPLES, stateful_step_count=40, deadline=None, report_multiple_bugs=False
-)
+H2Client.TestCase.settings = settings(max_examples=EXAMPLES, stateful_step_count=40, report_multiple_bugs=False)
 TestConnectionAgainstH2 = H2Client.TestCase

@@ -24,7 +24,7 @@ from headrace.transport.http2.limits import Limits
 from headrace.transport.http2.stream import Stream
 
 EXAMPLES = int(os.environ.get("HEADRACE_FUZZ_EXAMPLES", "400"))
-bounded = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+bounded = settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 
 PATHS = st.sampled_from([ECHO, FAIL, CRASH, INFER, CHAT, COUNT, WATCH, FIRST, BREAK, "/nothing/Here"])
 IDS = st.sampled_from([1, 3, 5, 7, 9, 11])
@@ -136,7 +136,7 @@ def test_sessions_with_damage(source):
 
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 @given(st.lists(sessions(), min_size=1, max_size=20))
-@settings(max_examples=max(1, EXAMPLES // 15), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=max(1, EXAMPLES // 15), suppress_health_check=list(HealthCheck))
 def test_others_are_served_meanwhile(new_loop, octets):
     problems = []
 

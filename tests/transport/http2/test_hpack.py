@@ -204,7 +204,7 @@ class Writer:
         return b"".join(parts)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(TABLE_SIZES, st.lists(BLOCKS, max_size=8))
 def test_any_mix_of_representations_is_read_as_the_reference_does(table_size, blocks):
     writer, reference, decoder = Writer(table_size), reference_decoder(table_size), unlimited_decoder(table_size)
@@ -218,7 +218,7 @@ def test_any_mix_of_representations_is_read_as_the_reference_does(table_size, bl
         assert (decoder.version > version) == changes
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.none() | TABLE_SIZES, FIELDS, st.booleans()), max_size=8))
 def test_what_the_reference_encodes_is_read_with_its_table(blocks):
     encoder, decoder = hpack.Encoder(), unlimited_decoder()
@@ -229,7 +229,7 @@ def test_what_the_reference_encodes_is_read_with_its_table(blocks):
         assert decoder.table == reference_table(encoder)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(FIELDS)
 def test_what_is_encoded_is_read_by_both_and_stays_out_of_the_table(fields):
     reference, decoder = reference_decoder(), unlimited_decoder()
@@ -273,7 +273,7 @@ THREE_SIZE_UPDATES = re.compile(rb"([\x20-\x3e]|\x3f[\x80-\xff]*[\x00-\x7f]){3}"
 EDITS = st.lists(st.tuples(st.integers(0, 500), st.integers(0, 3), st.binary(max_size=3)), max_size=3)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(TABLE_SIZES, st.lists(BLOCKS, max_size=2), BLOCKS, EDITS)
 def test_a_damaged_block_is_refused_or_read_as_the_reference_does(table_size, before, last, edits):
     writer, reference, decoder = Writer(table_size), reference_decoder(table_size), unlimited_decoder(table_size)
@@ -300,7 +300,7 @@ def test_a_damaged_block_is_refused_or_read_as_the_reference_does(table_size, be
     assert read_small == (HeaderListTooLarge if is_too_large(expected, 200, 4) else expected)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.binary(max_size=60), max_size=4))
 def test_random_octets_raise_nothing_else(blocks):
     decoder = Decoder(max_list_size=300, max_fields=5)
@@ -449,7 +449,7 @@ def test_a_list_of_table_entries_is_measured():
         decoder.decode(indexed(62) * 17)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(TABLE_SIZES, st.lists(BLOCKS, max_size=8), st.integers(0, 800), st.integers(0, 12))
 def test_a_list_above_the_limits_leaves_the_decoder_in_step(table_size, blocks, max_list_size, max_fields):
     writer, reference = Writer(table_size), reference_decoder(table_size)
@@ -614,7 +614,6 @@ REPEATED_FIELDS = st.lists(
     ),
     st.lists(st.tuples(st.integers(0, 100), st.integers(0, 200), st.integers(0, 255)), max_size=2),
 )
-@settings(deadline=None)
 def test_with_and_without_repeating_it_is_the_same(table_size, runs, damages):
     """Any clients, some of their octets damaged: the same fields, the same errors, the same table."""
     encoder, coders = hpack.Encoder(), Repeating(table_size)

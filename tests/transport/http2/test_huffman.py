@@ -47,7 +47,6 @@ def test_every_symbol_after_every_symbol():
         assert huffman.decode(reference.encode(string)) == string
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_what_the_reference_encodes_is_decoded(string):
     encoded = reference.encode(string)
@@ -55,7 +54,7 @@ def test_what_the_reference_encodes_is_decoded(string):
     assert huffman.decode(encoded) == string  # the second time from the memo, where it is of its lengths
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.binary(max_size=80) | st.lists(st.sampled_from([0x00, 0x07, 0x1F, 0xF8, 0xFE, 0xFF]), max_size=12).map(bytes))
 @example(b"\xff\xff\xff\xff")
 def test_accepts_and_refuses_what_the_reference_does(encoded):
