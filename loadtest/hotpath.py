@@ -26,6 +26,7 @@ from headrace.clock import monotonic_ns
 from headrace.config import Settings
 from headrace.datatypes import DATATYPES
 from headrace.engine.lifecycle import Engine
+from headrace.engine.turn import Turn
 from headrace.repository.catalog import Catalog
 from headrace.rpc import inference_pb2 as pb
 from headrace.serve import Status, _settle
@@ -101,13 +102,20 @@ async def measure(arguments: argparse.Namespace) -> None:
     metrics = Metrics(registry)
     catalog = Catalog()  # type: ignore[var-annotated]
     settings = Settings()
-    engine = Engine(catalog, ObserverGuard(metrics), metrics, monotonic_ns, settings.inline_below_us * 1000)
+    turn = Turn(asyncio.get_running_loop())
+    engine = Engine(catalog, ObserverGuard(metrics), metrics, monotonic_ns, turn, settings.inline_below_us * 1000)
     await engine.load_all(arguments.repository)
     message = body(arguments.model, catalog.resolve(arguments.model, "").signature)
-    infer = InferService(catalog, monotonic_ns, lambda reason: None)
+    infer = InferService(catalog, turn, lambda reason: None)
     table = service_table(Admin(Status(), catalog), Health(), infer)
     server = NativeTransport(
-        table, "127.0.0.1", 0, http2=settings.http2, max_message_bytes=1 << 26, counts=ServerMetrics(registry)
+        table,
+        "127.0.0.1",
+        0,
+        turn=turn,
+        http2=settings.http2,
+        max_message_bytes=1 << 26,
+        counts=ServerMetrics(registry),
     )
     _settle()
     loop = asyncio.get_running_loop()

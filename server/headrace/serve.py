@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from headrace.clock import monotonic_ns
 from headrace.engine.lifecycle import Engine
+from headrace.engine.turn import Turn
 from headrace.engine.worker import THREAD_NAME
 from headrace.errors import ConfigError
 from headrace.repository.catalog import Catalog
@@ -84,13 +85,14 @@ async def serve(settings: Settings) -> int:
     server_metrics = ServerMetrics(registry)
     register_process_metrics(registry)
     catalog: Catalog[Scheduler] = Catalog()
-    engine = Engine(catalog, ObserverGuard(metrics), metrics, monotonic_ns, settings.inline_below_us * 1000)
+    turn = Turn(asyncio.get_running_loop())
+    engine = Engine(catalog, ObserverGuard(metrics), metrics, monotonic_ns, turn, settings.inline_below_us * 1000)
     health = Health()
 
     def refused(reason: str) -> None:
         server_metrics.refused[reason] += 1
 
-    table = service_table(Admin(status, catalog), health, InferService(catalog, monotonic_ns, refused))
+    table = service_table(Admin(status, catalog), health, InferService(catalog, turn, refused))
     async with AsyncExitStack() as stack:
         stack.callback(engine.close)
         http = rest.HttpServer(rest.make_app(lambda: status, registry), _listen(settings.host, settings.http_port))
@@ -99,7 +101,7 @@ async def serve(settings: Settings) -> int:
         if not await _load(engine, settings, stop.first):
             logger.info("stopped before all models were loaded")
             return 0
-        grpc = _transport(settings, table, server_metrics)
+        grpc = _transport(settings, table, turn, server_metrics)
         try:
             grpc_port = await grpc.start()
         except OSError as error:
@@ -165,7 +167,7 @@ def _new_event_loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
-def _transport(settings: Settings, table: ServiceTable, counts: ServerMetrics) -> GrpcTransport:
+def _transport(settings: Settings, table: ServiceTable, turn: Turn, counts: ServerMetrics) -> GrpcTransport:
     if settings.transport == "reference":
         return ReferenceTransport(
             table, settings.host, settings.grpc_port, max_message_bytes=settings.max_message_bytes
@@ -174,6 +176,7 @@ def _transport(settings: Settings, table: ServiceTable, counts: ServerMetrics) -
         table,
         settings.host,
         settings.grpc_port,
+        turn=turn,
         http2=settings.http2,
         max_message_bytes=settings.max_message_bytes,
         counts=counts,

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry
 
 from headrace.engine import lifecycle
 from headrace.engine.lifecycle import Engine, open_model, warm_sizes
+from headrace.engine.turn import Turn
 from headrace.errors import ConfigError, ModelLoadError, ModelNotFound, ShuttingDown
 from headrace.repository.catalog import Catalog
 from headrace.repository.discovery import Found
@@ -48,13 +49,15 @@ def repository(tmp_path):
 
 class World:
     def __init__(self):
-        self.clock = asyncio.get_running_loop().clock
+        loop = asyncio.get_running_loop()
+        self.clock = loop.clock
+        turn = Turn(loop)
         FakeBackend.spend = self.clock.advance
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
         self.catalog = Catalog()
-        self.engine = Engine(self.catalog, ObserverGuard(self.metrics), self.metrics, self.clock, 200_000)
-        self.client = InProcessClient(InferService(self.catalog, self.clock, lambda reason: None), self.clock)
+        self.engine = Engine(self.catalog, ObserverGuard(self.metrics), self.metrics, self.clock, turn, 200_000)
+        self.client = InProcessClient(InferService(self.catalog, turn, lambda reason: None), self.clock)
 
     def states(self):
         return {f"{e.name}/{e.version}": (str(e.state), e.reason) for e in self.catalog.index()}

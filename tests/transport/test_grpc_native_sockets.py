@@ -29,7 +29,7 @@ def run(request):
         async def main():
             asyncio.get_running_loop().set_exception_handler(lambda loop, context: problems.append(context))
             infer = Infer()
-            transport = benches.native(monotonic_ns, infer, **settings)
+            transport = benches.native(asyncio.get_running_loop(), monotonic_ns, infer, **settings)
             port = await transport.start()
             try:
                 async with asyncio.timeout(30):
@@ -242,7 +242,7 @@ def test_clients_that_go_away(run):
 
 def test_an_address_that_is_taken(run):
     async def scenario(port):
-        second = benches.native(monotonic_ns, Infer(), port=port.port)
+        second = benches.native(asyncio.get_running_loop(), monotonic_ns, Infer(), port=port.port)
         with pytest.raises(OSError, match="in use"):
             await second.start()
         await second.close()

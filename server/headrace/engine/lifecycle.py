@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from headrace.backends.base import Instance, LoadedModel
     from headrace.clock import Clock
+    from headrace.engine.turn import Turn
     from headrace.repository.catalog import Catalog
     from headrace.repository.model_config import ModelConfig
     from headrace.telemetry.metrics import Metrics
@@ -40,15 +41,23 @@ class Engine:
     """Loads the repository and owns what serves it.
 
     catalog: what `resolve` answers from. observer: guarded against its own failures. metrics: statistics are read from.
+    turn: when batches are formed.
     """
 
     def __init__(
-        self, catalog: Catalog[Scheduler], observer: Observer, metrics: Metrics, clock: Clock, inline_below_ns: int
+        self,
+        catalog: Catalog[Scheduler],
+        observer: Observer,
+        metrics: Metrics,
+        clock: Clock,
+        turn: Turn,
+        inline_below_ns: int,
     ) -> None:
         self.catalog = catalog
         self._observer = observer
         self._metrics = metrics
         self._clock = clock
+        self._turn = turn
         self._inline_below_ns = inline_below_ns
         self._schedulers: dict[tuple[str, int], Scheduler] = {}
 
@@ -87,7 +96,7 @@ class Engine:
             self.catalog.failed(found.name, found.version, "loading failed unexpectedly; the server's log says more")
             return
         version = str(found.version)
-        scheduler = Scheduler(found.name, version, model, found.config, instances, cost, self._clock)
+        scheduler = Scheduler(found.name, version, model, found.config, instances, cost, self._clock, self._turn)
         scheduler.observer = self._observer.model(found.name, version, scheduler.depth)
         recorder = self._metrics.recorder(found.name, version)
         assert recorder is not None

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from headrace.backends.base import Instance, LoadedModel
     from headrace.clock import Clock
+    from headrace.engine.turn import Turn
     from headrace.engine.worker import OutputRows
     from headrace.errors import HeadraceError
     from headrace.messages import Encode, InferRequest
@@ -42,8 +43,8 @@ _LARGE_BYTES = 256 << 10
 class Scheduler:
     """Runs the requests of one model version on its instances. Everything happens on the event loop.
 
-    model, instances: what the backend has opened. cost: as the warm-up has left it. worker: what runs an instance;
-    tests have one without a thread.
+    model, instances: what the backend has opened. cost: as the warm-up has left it. turn: when batches are formed.
+    worker: what runs an instance; tests have one without a thread.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Scheduler:
         instances: Sequence[Instance],
         cost: CostModel,
         clock: Clock,
+        turn: Turn,
         worker: type[Worker] = Worker,
     ) -> None:
         self.name = name
@@ -78,6 +80,7 @@ class Scheduler:
         self.queue = RequestQueue()
         self.draining = False
         self._clock = clock
+        self._turn = turn
         self._loop = asyncio.get_running_loop()
         batched = self.signature.max_batch > 0
         self._workers = [
@@ -227,10 +230,10 @@ class Scheduler:
     def _dispatch_soon(self) -> None:
         if not self._dispatch_due:
             self._dispatch_due = True
-            self._loop.call_soon(self._dispatch)
+            self._turn.run(self._dispatch)
 
     def _dispatch(self) -> None:
-        """One turn: drops what has expired, and gives each idle instance a batch."""
+        """Drops what has expired, and gives each idle instance a batch."""
         self._dispatch_due = False
         now = self._clock()
         while self._isolated and self._idle:

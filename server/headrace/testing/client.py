@@ -10,6 +10,7 @@ import numpy as np
 
 from headrace.datatypes import DATATYPES
 from headrace.engine.scheduler import Scheduler
+from headrace.engine.turn import Turn
 from headrace.pipeline import bytes_tensor
 from headrace.pipeline.cost import CostModel
 from headrace.repository.catalog import Catalog
@@ -143,8 +144,9 @@ class InProcessServer:
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.catalog: Catalog[Scheduler] = Catalog()
+        self.turn = Turn(asyncio.get_running_loop())
         self.refused: Counter[str] = Counter()
-        self.service = InferService(self.catalog, clock, lambda reason: self.refused.update([reason]))
+        self.service = InferService(self.catalog, self.turn, lambda reason: self.refused.update([reason]))
         self.client = InProcessClient(self.service, clock)
 
     def __repr__(self) -> str:
@@ -167,7 +169,7 @@ class InProcessServer:
         for rows, elapsed in learn:
             cost.observe(rows, elapsed)
         instances = [model.make_instance(index) for index in range(config.instances)]
-        scheduler = Scheduler(name, str(version), model, config, instances, cost, self.clock, worker)
+        scheduler = Scheduler(name, str(version), model, config, instances, cost, self.clock, self.turn, worker)
         observer = RecordingObserver()
         scheduler.observer = observer
         self.catalog.ready(name, version, scheduler)

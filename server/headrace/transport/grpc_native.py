@@ -20,6 +20,7 @@ from headrace.transport.http2.limits import Limits
 
 if TYPE_CHECKING:
     from headrace.config import Http2Settings
+    from headrace.engine.turn import Turn
     from headrace.telemetry.metrics import ServerMetrics
     from headrace.transport.http2.heads import RequestHead
     from headrace.transport.http2.stream import Stream
@@ -39,7 +40,10 @@ _LINGER_SECONDS = 1.0
 
 
 class NativeTransport:
-    """A `GrpcTransport`. counts: telemetry's counters of connections, octets and protocol errors."""
+    """A `GrpcTransport`.
+
+    turn: when replies are written. counts: telemetry's counters of connections, octets and protocol errors.
+    """
 
     def __init__(
         self,
@@ -47,6 +51,7 @@ class NativeTransport:
         host: str,
         port: int,
         *,
+        turn: Turn,
         http2: Http2Settings,
         max_message_bytes: int,
         counts: ServerMetrics,
@@ -66,6 +71,7 @@ class NativeTransport:
         self.clock = clock
         self.read_buffer = memoryview(bytearray(_READ_BUFFER))
         self.peers: set[Peer] = set()
+        self._turn = turn
         self._dirty: list[Peer] = []
         self._host = host
         self._port = port
@@ -110,10 +116,10 @@ class NativeTransport:
             await self._server.wait_closed()
             self._server = None
 
-    def schedule_flush(self, peer: Peer, loop: asyncio.AbstractEventLoop) -> None:
+    def schedule_flush(self, peer: Peer) -> None:
         """Has `peer` written to at the end of this turn of the loop."""
         if not self._dirty:
-            loop.call_soon(self._flush)
+            self._turn.write(self._flush)
         self._dirty.append(peer)
 
     def _flush(self) -> None:
@@ -251,7 +257,7 @@ class Peer(asyncio.BufferedProtocol):
     def _wake(self) -> None:
         if not self._flush_due:
             self._flush_due = True
-            self.server.schedule_flush(self, self._loop)
+            self.server.schedule_flush(self)
 
     def flush(self) -> None:
         """Writes what has gathered; while the peer does not read it stays here."""

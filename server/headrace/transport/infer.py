@@ -8,7 +8,6 @@ copied to the reply as it is, the tensors are cut out. Messages of any other ord
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import TYPE_CHECKING
 
@@ -24,8 +23,8 @@ from headrace.transport.infer_message import infer_message
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from headrace.clock import Clock
     from headrace.engine.scheduler import Scheduler
+    from headrace.engine.turn import Turn
     from headrace.messages import Buffer, ReplySink
     from headrace.pipeline.decode import RequestTemplate
     from headrace.repository.catalog import Catalog
@@ -55,20 +54,19 @@ class _Looks:
 
 
 class InferService:
-    """The `Infer` of all transports, on the running event loop.
+    """The `Infer` of all transports.
 
     What arrives in one turn of the loop is taken together at its end: each step does the next request while it is
     still in the processor's cache, and what requests of one look have in common is done once for all of them.
 
-    catalog: resolves a name and version to the scheduler that serves it. refused: hears the reason of each request
-    that did not get as far as a model.
+    catalog: resolves a name and version to the scheduler that serves it. turn: at whose end requests are taken.
+    refused: hears the reason of each request that did not get as far as a model.
     """
 
-    def __init__(self, catalog: Catalog[Scheduler], clock: Clock, refused: Callable[[str], None]) -> None:
+    def __init__(self, catalog: Catalog[Scheduler], turn: Turn, refused: Callable[[str], None]) -> None:
         self._catalog = catalog
-        self._clock = clock
+        self._turn = turn
         self._refused = refused
-        self._loop = asyncio.get_running_loop()
         self._arrived: list[InferCall] = []
         self._heads: dict[bytes, _Looks] = {}
         self._looks = 0
@@ -83,7 +81,7 @@ class InferService:
         """See `service.Infer`."""
         arrived = self._arrived
         if not arrived:
-            self._loop.call_soon(self.take)
+            self._turn.take(self.take)
         arrived.append(call)
         if len(call.request or b"") >= _LARGE:  # while it is in the processor's cache
             self.take()

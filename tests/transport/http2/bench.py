@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry
 from transport.http2 import wire
 
 from headrace.config import Http2Settings
+from headrace.engine.turn import Turn
 from headrace.errors import InvalidRequest
 from headrace.telemetry.metrics import ServerMetrics
 from headrace.testing.loop import VirtualTimeLoop
@@ -132,11 +133,12 @@ def service(infer):
     )
 
 
-def native(clock, infer, *, max_message=MAX_MESSAGE, port=0, **http2):
+def native(loop, clock, infer, *, max_message=MAX_MESSAGE, port=0, **http2):
     return NativeTransport(
         service(infer),
         "127.0.0.1",
         port,
+        turn=Turn(loop),
         http2=Http2Settings(**http2),
         max_message_bytes=max_message,
         counts=ServerMetrics(CollectorRegistry()),
@@ -236,7 +238,7 @@ class Bench:
     def __init__(self, *, max_message=MAX_MESSAGE, **settings):
         self.loop = VirtualTimeLoop()
         self.infer = Infer()
-        self.transport = native(self.loop.clock, self.infer, max_message=max_message, **settings)
+        self.transport = native(self.loop, self.loop.clock, self.infer, max_message=max_message, **settings)
         self.counts = self.transport.counts
 
     def connect(self, hello=HELLO):

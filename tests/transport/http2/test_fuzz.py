@@ -167,7 +167,7 @@ def test_others_are_served_meanwhile(new_loop, octets):
 
     async def main():
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: problems.append(context))
-        transport = benches.native(monotonic_ns, benches.Infer())
+        transport = benches.native(asyncio.get_running_loop(), monotonic_ns, benches.Infer())
         port = await transport.start()
         replies = []
         try:
