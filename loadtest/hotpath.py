@@ -77,12 +77,15 @@ def body(model: str, signature: Signature) -> bytes:
     return b"\0" + len(message).to_bytes(4, "big") + message
 
 
-def call(stream_id: int, block: bytes, message: bytes) -> bytes:
-    """The frames of one call."""
-    octets = frames.frame(frames.HEADERS, frames.END_HEADERS, stream_id, block)
+def calls(first_id: int, blocks: list[bytes], message: bytes) -> bytes:
+    """The frames of some calls as HTTP/2 clients send them: all HEADERS, then DATA of each in turns."""
+    octets = b""
+    for index, block in enumerate(blocks):
+        octets += frames.frame(frames.HEADERS, frames.END_HEADERS, first_id + 2 * index, block)
     for at in range(0, len(message), FRAME):
-        last = at + FRAME >= len(message)
-        octets += frames.frame(frames.DATA, frames.END_STREAM if last else 0, stream_id, message[at : at + FRAME])
+        flags = frames.END_STREAM if at + FRAME >= len(message) else 0
+        for index in range(len(blocks)):
+            octets += frames.frame(frames.DATA, flags, first_id + 2 * index, message[at : at + FRAME])
     return octets
 
 
@@ -132,7 +135,7 @@ async def measure(arguments: argparse.Namespace) -> None:
         chunks = []
         for _ in range(arguments.turns):
             blocks = header_blocks(arguments.streams, "127.0.0.1:8001", arguments.timeout, encoder, seed=next_id)
-            chunks.append(b"".join(call(next_id + 2 * at, block, message) for at, block in enumerate(blocks)))
+            chunks.append(calls(next_id, blocks, message))
             next_id += 2 * arguments.streams
         if arguments.profile and round_ == arguments.rounds - 1:
             profile.enable()

@@ -28,7 +28,7 @@ def test_messages():
     found, reader = read(message(b"one") + message(b"") + message(b"two"))
     assert found == [b"one", b"", b"two"]
     assert not reader.inside
-    assert reader.buffered == 0
+    assert reader.filled == 0
 
 
 @given(st.lists(st.one_of(st.binary(max_size=20), st.integers(0, 70_000).map(bytes)), max_size=4), st.data())
@@ -40,16 +40,17 @@ def test_any_split(messages, data):
     assert not reader.inside
 
 
-def test_rows_extend_the_inside_of_a_large_message():
-    payload = np.random.default_rng(0).integers(0, 256, 200_000, np.uint8)
-    octets = message(payload.tobytes())
+def test_the_inside_of_a_large_message_is_laid_down_by_others():
+    payload = np.random.default_rng(0).integers(0, 256, 200_000, np.uint8).tobytes()
+    octets = message(payload)
     reader = MessageReader(MAX, gzip=False)
     assert reader.room == 0
     reader.feed(memoryview(octets)[:105])
     assert reader.room == len(payload) - 100 - 1
-    reader.extend(payload[100:160_100].reshape(16, 10_000))
-    assert reader.buffered == 160_100
-    assert reader.feed(memoryview(octets)[160_105:]) == [payload.tobytes()]
+    reader.buffer[100:160_100] = payload[100:160_100]
+    reader.filled = 160_100
+    assert reader.room == len(payload) - 160_100 - 1
+    assert reader.feed(memoryview(octets)[160_105:]) == [payload]
     assert reader.room == 0
 
 
@@ -65,7 +66,7 @@ def test_where_a_message_ends():
     for stop in range(len(octets) + 1):
         reader = read(octets[:stop])[1]
         assert reader.inside == (0 < stop < len(octets))
-        assert reader.buffered == (max(0, stop - 5) if stop < len(octets) else 0)
+        assert reader.filled == (max(0, stop - 5) if stop < len(octets) else 0)
 
 
 def test_the_limit_is_decided_on_the_prefix():

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from headrace.messages import Buffer, Cancellable
     from headrace.transport.grpc_native import Peer
-    from headrace.transport.http2.frames import Octets
     from headrace.transport.http2.heads import RequestHead
     from headrace.transport.service import StreamHandler
 
@@ -35,7 +34,6 @@ class Call(Stream):
 
     __slots__ = (
         "_ended",
-        "_held",
         "_messages",
         "_reader",
         "deadline",
@@ -54,7 +52,6 @@ class Call(Stream):
         timeout = head.varied
         self.deadline = peer.connection.now + timeout if timeout >= 0 else 0
         self._ended = False
-        self._held = 0  # octets of the request that count as the peer's `buffered`
         self._reader: MessageReader | None = None
         self._messages: list[Buffer] = []
 
@@ -94,12 +91,6 @@ class Call(Stream):
                 else:
                     self._call(bytes(data[start + 5 : stop]))
                 return
-        elif 0 < stop - start <= self.room and not end:
-            reader.append(data, start, stop)
-            self.room -= stop - start
-            if self._hold(self._held + stop - start):
-                self._credit()
-            return
         if self._ended:
             return
         if self.head.app.refusal is not None:
@@ -114,14 +105,13 @@ class Call(Stream):
         if end and not self._ended:
             self._end_of_request()
 
-    def on_run(self, rows: Octets) -> None:
+    def on_inside(self, octets: int) -> None:
         """See `Stream`."""
-        reader = self._reader
-        assert reader is not None
-        reader.extend(rows)
-        self.room = reader.room
-        if self._hold(self._held + rows.size):
-            self._credit()
+        self._hold(octets)
+
+    def on_low_window(self) -> None:
+        """See `Stream`."""
+        self._credit()
 
     def on_reset(self) -> None:
         """See `Stream`: the caller has gone away."""
@@ -140,18 +130,26 @@ class Call(Stream):
         reader = self._reader
         if reader is None:
             reader = self._reader = MessageReader(self.peer.max_message, gzip=self.head.app.gzip)
-        whole = reader.feed(chunk)
-        self.room = reader.room
-        if whole:
-            self._take(whole)
-        if self._hold(reader.buffered + self._waiting_octets()) and not end:
+            self.inside = reader
+        held = self._held()
+        try:
+            if whole := reader.feed(chunk):
+                self._take(whole)
+        finally:
+            self.peer.buffered += self._held() - held
+        expected = self.head.content_length
+        self.room = reader.room if expected < 0 else min(reader.room, expected - self.octets)
+        if self._hold(0) and not end:
             self._credit()
 
+    def _held(self) -> int:
+        """Octets that are kept of the request: they count as the peer's `buffered`."""
+        return (self._reader.filled if self._reader is not None else 0) + self._waiting_octets()
+
     def _hold(self, octets: int) -> bool:
-        """Accounts for what is kept of the request; False: the connection keeps too much, and the call has failed."""
+        """Accounts for so many more; False: the connection keeps too much, and the call has failed."""
         peer = self.peer
-        peer.buffered += octets - self._held
-        self._held = octets
+        peer.buffered += octets
         if peer.buffered <= peer.max_buffered:
             return True
         self.fail(
@@ -174,8 +172,7 @@ class Call(Stream):
             self.connection.credit(self, window - self.recv_window)
 
     def _forget_messages(self) -> None:
-        self.peer.buffered -= self._held
-        self._held = 0
+        self.peer.buffered -= self._held()
         self.room = 0
         self._reader = None
         self._messages = []
@@ -303,6 +300,10 @@ class StreamCall(Call):
     def _waiting_octets(self) -> int:
         return self._waiting
 
+    def _forget_messages(self) -> None:
+        super()._forget_messages()
+        self._waiting = 0
+
     def _credit(self) -> None:
         """Only what the handler has taken is credited, so that a fast sender waits for it."""
         if self._waiting * 2 < self.connection.limits.initial_window:
@@ -310,9 +311,10 @@ class StreamCall(Call):
 
     async def _messages_in(self) -> AsyncIterator[bytes]:
         while (message := await self._incoming.get()) is not None:
-            self._waiting -= len(message) + _MESSAGE_COST
             if not self._ended:
-                self._hold(self._held - len(message) - _MESSAGE_COST)
+                size = len(message) + _MESSAGE_COST
+                self._waiting -= size
+                self.peer.buffered -= size
                 self._credit()
             yield bytes(message)
 

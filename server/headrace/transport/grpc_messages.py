@@ -15,79 +15,66 @@ from headrace.errors import MessageTooLarge, ProtocolError, Unimplemented
 
 if TYPE_CHECKING:
     from headrace.messages import Buffer
-    from headrace.transport.http2.frames import Octets
 
 PREFIX_SIZE = 5
 _ALIGNMENT = 64
 _SMALL = 64 << 10
 """Up to this size a message is handed on as `bytes`; a larger one stays in the buffer that it was received into."""
+_NO_MESSAGE = memoryview(b"")
 
 
 class MessageReader:
     """Gathers the messages of one call.
 
     max_message: octets of a message, also after decompression. gzip: what a set flag means; else it is an error.
-    buffered: octets of the message that is not yet whole.
+    buffer: for the message that has begun. filled: octets of it that are there; up to `room` more may be laid behind
+    them by others.
     """
 
-    __slots__ = ("_compressed", "_gzip", "_max_message", "_message", "_prefix", "buffered")
+    __slots__ = ("_compressed", "_gzip", "_max_message", "_prefix", "_within", "buffer", "filled")
 
     def __init__(self, max_message: int, *, gzip: bool) -> None:
         self._max_message = max_message
         self._gzip = gzip
         self._prefix = b""
-        self._message: memoryview | None = None
+        self._within = False
         self._compressed = False
-        self.buffered = 0
+        self.buffer = _NO_MESSAGE
+        self.filled = 0
 
     def __repr__(self) -> str:
-        expected = len(self._message) if self._message is not None else 0
-        return f"<MessageReader {self.buffered} of {expected} octets>"
+        return f"<MessageReader {self.filled} of {len(self.buffer)} octets>"
 
     @property
     def inside(self) -> bool:
         """Whether a message has begun and is not whole."""
-        return self._message is not None or bool(self._prefix)
+        return self._within or bool(self._prefix)
 
     @property
     def room(self) -> int:
-        """Octets that `append` and `extend` take: the inside of a large message, up to its last octet."""
-        message = self._message
-        return len(message) - self.buffered - 1 if message is not None and len(message) > _SMALL else 0
-
-    def append(self, data: bytes | memoryview, start: int, stop: int) -> None:
-        """Takes data[start:stop] from the inside of a message, `room` octets at the most."""
-        assert self._message is not None
-        filled = self.buffered + stop - start
-        self._message[self.buffered : filled] = data[start:stop]
-        self.buffered = filled
-
-    def extend(self, rows: Octets) -> None:
-        """Takes octets from the inside of a message, `room` at the most, in rows one after the other."""
-        assert self._message is not None
-        stop = self.buffered + rows.size
-        np.asarray(self._message[self.buffered : stop]).reshape(rows.shape)[:] = rows
-        self.buffered = stop
+        """Octets that may go straight to the buffer: the inside of a large message, up to its last octet."""
+        size = len(self.buffer)
+        return size - self.filled - 1 if size > _SMALL else 0
 
     def feed(self, chunk: memoryview) -> list[Buffer]:
         """The messages that `chunk` completes. Raises HeadraceError; the reader is of no use after that."""
         whole: list[Buffer] = []
         at = 0
         size = len(chunk)
-        while at < size or (self._message is not None and not len(self._message)):
-            if self._message is None:
+        while at < size or (self._within and not len(self.buffer)):
+            if not self._within:
                 take = min(PREFIX_SIZE - len(self._prefix), size - at)
                 self._prefix += bytes(chunk[at : at + take])
                 at += take
                 if len(self._prefix) == PREFIX_SIZE:
                     self._begin()
                 continue
-            take = min(len(self._message) - self.buffered, size - at)
-            self._message[self.buffered : self.buffered + take] = chunk[at : at + take]
-            self.buffered += take
+            take = min(len(self.buffer) - self.filled, size - at)
+            self.buffer[self.filled : self.filled + take] = chunk[at : at + take]
+            self.filled += take
             at += take
-            if self.buffered == len(self._message):
-                whole.append(self._complete(self._message))
+            if self.filled == len(self.buffer):
+                whole.append(self._complete(self.buffer))
         return whole
 
     def _begin(self) -> None:
@@ -101,11 +88,13 @@ class MessageReader:
         if length > self._max_message:
             raise too_large(length, self._max_message)
         self._compressed = flag == 1
-        self._message = memoryview(bytearray(length)) if length <= _SMALL else _large_buffer(length)
+        self._within = True
+        self.buffer = memoryview(bytearray(length)) if length <= _SMALL else _large_buffer(length)
 
     def _complete(self, message: memoryview) -> Buffer:
-        self._message = None
-        self.buffered = 0
+        self._within = False
+        self.buffer = _NO_MESSAGE
+        self.filled = 0
         if self._compressed:
             return self._inflate(message)
         return bytes(message) if len(message) <= _SMALL else message

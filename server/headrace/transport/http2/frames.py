@@ -4,14 +4,6 @@ from __future__ import annotations
 
 from enum import IntEnum
 from struct import Struct
-from typing import TYPE_CHECKING
-
-import numpy as np
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Octets = NDArray[np.uint8]
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 HEADER_SIZE = 9
@@ -113,19 +105,6 @@ def after_preface(data: bytes | memoryview, at: int) -> int:
     if kind != SETTINGS or flags & ACK:
         raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
     return first
-
-
-def alike(data: bytes | memoryview, at: int, length: int) -> Octets:
-    """The whole frames from `at` on whose headers are equal to that of the first, of `length` octets of payload.
-
-    uint8 [frames, HEADER_SIZE + length], a view of `data`.
-    """
-    size = HEADER_SIZE + length
-    count = (len(data) - at) // size
-    rows = np.frombuffer(data, np.uint8, count * size, at).reshape(count, size)
-    headers = rows[:, :HEADER_SIZE]
-    same = (headers == headers[0]).all(axis=1)
-    return rows if same.all() else rows[: int(same.argmin())]
 
 
 def settings(values: dict[int, int]) -> bytes:

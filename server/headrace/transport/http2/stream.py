@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     from collections import deque
 
     from headrace.transport.http2.connection import Connection
-    from headrace.transport.http2.frames import Octets
     from headrace.transport.http2.heads import RequestHead
 
 
@@ -20,19 +19,27 @@ class Lingering(Protocol):
         """Whether it has ended."""
 
 
+class Inside(Protocol):
+    """Where the inside of a large message is received: buffer[filled:] is what is still to come, at least."""
+
+    buffer: memoryview
+    filled: int
+
+
 class Stream:
     """One request's stream. The application derives from it and overrides the `on_` methods.
 
     sid: the id as four octets. octets, recv_window: those of DATA that have come and that may come (RFC 9113, 6.9),
     right until the last frame. send_delta: the send window is the connection's initial one plus this, so that a change
-    of SETTINGS costs nothing for each stream. pending: what waits for a window. room: octets of DATA that `on_run`
-    takes, many frames at a time; the application sets it.
+    of SETTINGS costs nothing for each stream. pending: what waits for a window. room: octets of DATA that go straight
+    to `inside`; the application sets both, `room` to no more than what the content-length leaves, if there is one.
     """
 
     __slots__ = (
         "connection",
         "head",
         "id",
+        "inside",
         "octets",
         "pending",
         "recv_window",
@@ -52,6 +59,7 @@ class Stream:
         self.octets = 0
         self.remote_closed = False
         self.room = 0
+        self.inside: Inside
         self.pending: deque[tuple[Any, bool]] | None = None
 
     def on_headers(self, end: bool) -> None:
@@ -63,8 +71,11 @@ class Stream:
     def on_writable(self) -> None:
         """All that waited for a window has been sent."""
 
-    def on_run(self, rows: Octets) -> None:
-        """The payloads of several DATA frames have arrived, `room` octets at the most: uint8 [frames, octets]."""
+    def on_low_window(self) -> None:
+        """Less than half of the receive window is left, while DATA go to `inside`."""
+
+    def on_inside(self, octets: int) -> None:
+        """So many octets have gone to the `inside` of this stream, and of others of the connection before it."""
 
     def on_reset(self) -> None:
         """The stream is gone: reset by the peer or by us, or the connection is lost. Nothing more may be sent on it."""
