@@ -27,7 +27,7 @@ def read(octets, *, cuts=(), max_message=MAX, gzip=False):
 def test_messages():
     found, reader = read(message(b"one") + message(b"") + message(b"two"))
     assert found == [b"one", b"", b"two"]
-    assert not reader.inside
+    assert not reader.within
     assert reader.filled == 0
 
 
@@ -37,7 +37,7 @@ def test_any_split(messages, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, len(octets)), max_size=6)))
     found, reader = read(octets, cuts=cuts)
     assert found == messages
-    assert not reader.inside
+    assert not reader.within
 
 
 def test_the_inside_of_a_large_message_is_laid_down_by_others():
@@ -57,7 +57,7 @@ def test_the_inside_of_a_large_message_is_laid_down_by_others():
 def test_a_small_message_has_no_room_for_rows():
     reader = MessageReader(MAX, gzip=False)
     reader.feed(memoryview(message(bytes(1000)))[:100])
-    assert reader.inside
+    assert reader.within
     assert reader.room == 0
 
 
@@ -65,7 +65,7 @@ def test_where_a_message_ends():
     octets = message(b"abc")
     for stop in range(len(octets) + 1):
         reader = read(octets[:stop])[1]
-        assert reader.inside == (0 < stop < len(octets))
+        assert reader.within == (0 < stop < len(octets))
         assert reader.filled == (max(0, stop - 5) if stop < len(octets) else 0)
 
 

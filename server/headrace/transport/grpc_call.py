@@ -109,10 +109,6 @@ class Call(Stream):
         """See `Stream`."""
         self._hold(octets)
 
-    def on_low_window(self) -> None:
-        """See `Stream`."""
-        self._credit()
-
     def on_reset(self) -> None:
         """See `Stream`: the caller has gone away."""
         self._ended = True
@@ -130,17 +126,16 @@ class Call(Stream):
         reader = self._reader
         if reader is None:
             reader = self._reader = MessageReader(self.peer.max_message, gzip=self.head.app.gzip)
-            self.inside = reader
         held = self._held()
         try:
             if whole := reader.feed(chunk):
                 self._take(whole)
         finally:
             self.peer.buffered += self._held() - held
-        expected = self.head.content_length
-        self.room = reader.room if expected < 0 else min(reader.room, expected - self.octets)
         if self._hold(0) and not end:
             self._credit()
+            if reader.room:
+                self.connection.lend(self, reader, reader.room)
 
     def _held(self) -> int:
         """Octets that are kept of the request: they count as the peer's `buffered`."""
@@ -173,13 +168,13 @@ class Call(Stream):
 
     def _forget_messages(self) -> None:
         self.peer.buffered -= self._held()
-        self.room = 0
+        self.connection.take_back(self)
         self._reader = None
         self._messages = []
 
     def _end_of_request(self) -> None:
         try:
-            if self._reader is not None and self._reader.inside:
+            if self._reader is not None and self._reader.within:
                 raise ProtocolError("the call ended inside a message")
             message = grpc_messages.only(self._messages)
         except HeadraceError as error:
@@ -277,7 +272,7 @@ class StreamCall(Call):
             self.fail(error)
             return
         if end:
-            if self._reader is not None and self._reader.inside:
+            if self._reader is not None and self._reader.within:
                 self.fail(ProtocolError("the call ended inside a message"))
             else:
                 self._incoming.put_nowait(None)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from headrace.errors import MessageTooLarge, ProtocolError, Unimplemented
+from headrace.transport.http2.stream import NOTHING, Inside
 
 if TYPE_CHECKING:
     from headrace.messages import Buffer
@@ -20,10 +21,9 @@ PREFIX_SIZE = 5
 _ALIGNMENT = 64
 _SMALL = 64 << 10
 """Up to this size a message is handed on as `bytes`; a larger one stays in the buffer that it was received into."""
-_NO_MESSAGE = memoryview(b"")
 
 
-class MessageReader:
+class MessageReader(Inside):
     """Gathers the messages of one call.
 
     max_message: octets of a message, also after decompression. gzip: what a set flag means; else it is an error.
@@ -31,22 +31,21 @@ class MessageReader:
     them by others.
     """
 
-    __slots__ = ("_compressed", "_gzip", "_max_message", "_prefix", "_within", "buffer", "filled")
+    __slots__ = ("_compressed", "_gzip", "_max_message", "_prefix", "_within")
 
     def __init__(self, max_message: int, *, gzip: bool) -> None:
+        super().__init__()
         self._max_message = max_message
         self._gzip = gzip
         self._prefix = b""
         self._within = False
         self._compressed = False
-        self.buffer = _NO_MESSAGE
-        self.filled = 0
 
     def __repr__(self) -> str:
         return f"<MessageReader {self.filled} of {len(self.buffer)} octets>"
 
     @property
-    def inside(self) -> bool:
+    def within(self) -> bool:
         """Whether a message has begun and is not whole."""
         return self._within or bool(self._prefix)
 
@@ -93,7 +92,7 @@ class MessageReader:
 
     def _complete(self, message: memoryview) -> Buffer:
         self._within = False
-        self.buffer = _NO_MESSAGE
+        self.buffer = NOTHING.buffer
         self.filled = 0
         if self._compressed:
             return self._inflate(message)

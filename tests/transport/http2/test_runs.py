@@ -10,41 +10,45 @@ from headrace.transport.http2.connection import Connection
 from headrace.transport.http2.frames import ErrorCode
 from headrace.transport.http2.hpack import encode_stateless
 from headrace.transport.http2.limits import Limits
-from headrace.transport.http2.stream import Stream
+from headrace.transport.http2.stream import Inside, Stream
 
 FIELDS = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/x")]
 
 
 class Gathering(Stream):
-    """Keeps all it is given, in order; takes `room` octets inside."""
+    """Keeps all it is given, in order; lends `room` octets, of which so many are left, as often as it may."""
 
     def __init__(self, connection, stream_id, head):
         super().__init__(connection, stream_id, head)
-        self.inside = self
-        self.room = connection.room
-        self.buffer = memoryview(bytearray(min(self.room, 1 << 20)))
-        self.filled = 0
-        self.taken = 0  # of `filled`
+        self.place = Inside()
+        self.place.buffer = memoryview(bytearray(min(connection.room, 1 << 20)))
+        self.taken = 0
         self.body = b""
-        self.ended = self.lost = self.low = False
+        self.ended = self.lost = False
+        self.heard = 0
+        self.lend()
+
+    def lend(self):
+        if left := len(self.place.buffer) - self.place.filled:
+            self.connection.lend(self, self.place, left)
 
     def on_data(self, data, start, stop, end):
         self.take()
         self.body += bytes(data[start:stop])
+        self.heard += 1
         self.ended = end
+        if not end:
+            self.lend()
 
     def on_inside(self, octets):
         self.connection.inside += octets
-
-    def on_low_window(self):
-        self.low = True
 
     def on_reset(self):
         self.lost = True
 
     def take(self):
-        self.body += bytes(self.buffer[self.taken : self.filled])
-        self.taken = self.filled
+        self.body += bytes(self.place.buffer[self.taken : self.place.filled])
+        self.taken = self.place.filled
 
 
 def converse(octets, *, room, limits=None, fields=FIELDS, pieces=None, streams=1):
@@ -66,6 +70,8 @@ def converse(octets, *, room, limits=None, fields=FIELDS, pieces=None, streams=1
         connection.receive(octets[start:stop], 0)
     for stream in made:
         stream.take()
+        connection.take_back(stream)
+        connection.take_back(stream)
     return connection, made
 
 
@@ -85,7 +91,8 @@ def test_it_is_delivered_whole_and_counts_on_both_windows(view):
     octets, payload = body([16_384] * 20 + [100])
     connection, (stream,) = converse(view(b"".join(octets)), room=len(payload))
     assert stream.body == payload
-    assert connection.inside == stream.filled == stream.octets == 16_384 * 20
+    assert connection.inside == stream.place.filled == stream.octets == 16_384 * 20
+    assert stream.heard == 1
     assert stream.ended
     assert stream.recv_window == Limits().initial_window - 16_384 * 20  # without the last frame
     assert connection._window.left == Limits().connection_window - len(payload)
@@ -119,7 +126,7 @@ def test_streams_in_turns(sizes, room, step, random):
     assert not connection.closing
     assert [stream.body for stream in streams] == [payload for _, payload in queues]
     assert [stream.ended for stream in streams] == [bool(each) for each in sizes]
-    assert all(stream.room >= 0 for stream in streams)
+    assert connection.inside == sum(stream.place.filled for stream in streams)
     assert connection._window.left == Limits().connection_window - len(b"".join(payload for _, payload in queues))
 
 
@@ -127,16 +134,16 @@ def test_it_stops_where_the_room_ends_and_at_another_size():
     octets, payload = body([16_384] * 6 + [10_000] * 6)
     _, (stream,) = converse(b"".join(octets), room=16_384 * 4)
     assert stream.body == payload
-    assert stream.filled == 16_384 * 4
+    assert stream.place.filled == 16_384 * 4
     assert stream.ended
 
 
 def test_it_does_not_get_past_the_windows():
     limits = Limits(initial_window=16_384 * 5)
     connection, (stream,) = converse(b"".join(body([16_384] * 9)[0]), room=1 << 20, limits=limits)
-    assert stream.low
     assert stream.lost
     assert len(stream.body) == 16_384 * 5
+    assert 0 < stream.place.filled <= 16_384 * 5 // 2
     assert not connection.closing
     limits = Limits(initial_window=1 << 30, connection_window=65_535)
     connection, (stream,) = converse(b"".join(body([16_384] * 300)[0]), room=1 << 20, limits=limits)

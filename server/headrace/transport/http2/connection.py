@@ -14,13 +14,14 @@ from headrace.transport.http2.frames import ErrorCode, ProtocolViolation, Stream
 from headrace.transport.http2.heads import HeadReader, PartialBlock
 from headrace.transport.http2.limits import Glitches, Limits, PingStrikes, ReceiveWindow
 from headrace.transport.http2.outbound import Outbound
+from headrace.transport.http2.stream import NOTHING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from headrace.transport.http2.fields import Fields
     from headrace.transport.http2.heads import RequestHead, Varying
-    from headrace.transport.http2.stream import Lingering, Stream
+    from headrace.transport.http2.stream import Inside, Lingering, Stream
 
 
 class Connection:
@@ -141,8 +142,8 @@ class Connection:
                         self._consume(0)
                     stream.remote_closed = True
                     stream.on_data(data, start, at, True)
-                elif flags == 0 and 0 < length <= stream.room and length <= stream.recv_window:
-                    at = self._fill(stream, data, start, length)
+                elif flags == 0 and length and (inside := stream.inside).filled + length <= inside.limit:
+                    at = self._fill(stream, inside, data, start, length)
                 else:
                     self._data(stream, flags, data, start, at)
             elif kind == 1:
@@ -163,6 +164,7 @@ class Connection:
     def _data(self, stream: Stream, flags: int, data: bytes | memoryview, start: int, stop: int) -> None:
         length = stop - start
         self._consume(length)
+        self.take_back(stream)
         stream.recv_window -= length
         if stream.recv_window < 0:
             self._reset(stream, ErrorCode.FLOW_CONTROL_ERROR, glitch=True)
@@ -188,36 +190,55 @@ class Connection:
                 self.glitches.empty(self.now)
             stream.on_data(data, start, stop, False)
 
-    def _fill(self, stream: Stream, data: bytes | memoryview, start: int, length: int) -> int:
+    def lend(self, stream: Stream, inside: Inside, room: int) -> None:
+        """Has DATA of the stream go straight to `inside`, up to `room` octets, until a frame comes that does not fit.
+
+        They are then counted, and all further ones handed to `on_data`.
+        """
+        room = min(room, stream.recv_window - self._low_window)  # that one is a chance to open the window again
+        if stream.head.content_length >= 0:
+            room = min(room, stream.head.content_length - stream.octets)
+        stream.inside = inside
+        stream.begun = inside.filled
+        inside.limit = inside.filled + room
+
+    def take_back(self, stream: Stream) -> None:
+        """Ends what `lend` began, if anything; counts what has come."""
+        inside = stream.inside
+        if inside is not NOTHING:
+            stream.inside = NOTHING
+            stream.octets += inside.filled - stream.begun
+            stream.recv_window -= inside.filled - stream.begun
+
+    def _fill(self, stream: Stream, inside: Inside, data: bytes | memoryview, start: int, length: int) -> int:
         """Takes DATA frames of one size, of this stream and others, straight to where the messages are gathered.
 
         A client sends large messages in many such frames, in turns where it has several: a loop of its own, since what
-        is copied here drives everything else out of the processor's cache. start: of the first payload, checked by the
-        caller; the position behind the last one is returned.
+        is copied here drives everything else out of the processor's cache. start: of the first payload, which fits;
+        returned is the position behind the last one.
         """
         streams = self.streams
+        unpack = frames.unpack_header
         end = len(data)
         taken = 0
+        filled = inside.filled
         while True:
             at = start + length
-            inside = stream.inside
-            filled = inside.filled
-            inside.filled = filled + length
             inside.buffer[filled : filled + length] = data[start:at]
+            inside.filled = filled + length
             taken += length
-            stream.octets += length
-            stream.room -= length
-            stream.recv_window -= length
-            if stream.recv_window < self._low_window:
-                stream.on_low_window()
             start = at + 9
             if end - start < length:
                 break
-            high, low, kind, flags, stream_id = frames.unpack_header(data, at)
+            high, low, kind, flags, stream_id = unpack(data, at)
             if kind or flags or high << 8 | low != length:
                 break
             following = streams.get(stream_id & 0x7FFFFFFF)
-            if following is None or length > following.room or length > following.recv_window:
+            if following is None:
+                break
+            inside = following.inside
+            filled = inside.filled
+            if filled + length > inside.limit:
                 break
             stream = following
         self._consume(taken)
@@ -340,6 +361,7 @@ class Connection:
             self._heads.discard(block)
             self._reset(stream, ErrorCode.STREAM_CLOSED, glitch=True)
             return
+        self.take_back(stream)
         try:
             self._heads.trailers(block)
             if not flags & frames.END_STREAM:

@@ -19,23 +19,32 @@ class Lingering(Protocol):
         """Whether it has ended."""
 
 
-class Inside(Protocol):
-    """Where the inside of a large message is received: buffer[filled:] is what is still to come, at least."""
+class Inside:
+    """Where the inside of a large message is gathered: buffer[filled:limit] is what may be written."""
 
-    buffer: memoryview
-    filled: int
+    __slots__ = ("buffer", "filled", "limit")
+
+    def __init__(self) -> None:
+        self.buffer = memoryview(b"")
+        self.filled = 0
+        self.limit = 0
+
+
+NOTHING = Inside()
+"""Where nothing fits."""
 
 
 class Stream:
     """One request's stream. The application derives from it and overrides the `on_` methods.
 
     sid: the id as four octets. octets, recv_window: those of DATA that have come and that may come (RFC 9113, 6.9),
-    right until the last frame. send_delta: the send window is the connection's initial one plus this, so that a change
-    of SETTINGS costs nothing for each stream. pending: what waits for a window. room: octets of DATA that go straight
-    to `inside`; the application sets both, `room` to no more than what the content-length leaves, if there is one.
+    without what is in `inside`. send_delta: the send window is the connection's initial one plus this, so that a change
+    of SETTINGS costs nothing for each stream. pending: what waits for a window. inside, begun: where DATA go straight
+    to, and how much was there before; see `Connection.lend`.
     """
 
     __slots__ = (
+        "begun",
         "connection",
         "head",
         "id",
@@ -44,7 +53,6 @@ class Stream:
         "pending",
         "recv_window",
         "remote_closed",
-        "room",
         "send_delta",
         "sid",
     )
@@ -58,8 +66,8 @@ class Stream:
         self.recv_window = connection.limits.initial_window
         self.octets = 0
         self.remote_closed = False
-        self.room = 0
-        self.inside: Inside
+        self.inside: Inside = NOTHING
+        self.begun = 0
         self.pending: deque[tuple[Any, bool]] | None = None
 
     def on_headers(self, end: bool) -> None:
@@ -70,9 +78,6 @@ class Stream:
 
     def on_writable(self) -> None:
         """All that waited for a window has been sent."""
-
-    def on_low_window(self) -> None:
-        """Less than half of the receive window is left, while DATA go to `inside`."""
 
     def on_inside(self, octets: int) -> None:
         """So many octets have gone to the `inside` of this stream, and of others of the connection before it."""
