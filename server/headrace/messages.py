@@ -106,21 +106,23 @@ class Owner(Protocol):
         """The caller has gone away."""
 
 
-class Encode(Protocol):
-    """Writes a reply."""
+class ReplyWriter(Protocol):
+    """Makes the messages that `ReplySink.reply` is given. shapes: with the batch dimension."""
 
-    def __call__(
+    def encode(
         self,
         id_field: bytes,
-        outputs: Sequence[Buffer],
+        raw: Sequence[Buffer],
         shapes: tuple[tuple[int, ...], ...],
         parameters: bytes = b"",
         /,
     ) -> Any:  # noqa: ANN401
-        """The message.
+        """One message. id_field: see `InferRequest`. raw: its rows of each output. parameters: encoded."""
 
-        id_field: see `InferRequest`. outputs: this request's rows, raw. shapes: with the batch dimension. parameters:
-        encoded response parameters.
+    def opening(self, shapes: tuple[tuple[int, ...], ...], /) -> bytes | None:
+        """What `encode` writes before the bytes of the only output if there are no id and no parameters.
+
+        None: there is not one output, or it does not end the message, or its size varies.
         """
 
 
@@ -131,7 +133,8 @@ class Template(Protocol):
     shapes: for each input of the signature, its non-batch dimensions (all dimensions for a model without batching).
     outputs: indices into the signature's outputs, in the order asked for. priority: 0 is served first. timeout_ns: the
     request's own limit from its receipt, 0 for none. timing: whether the reply shall carry its Timeline. owner: who
-    runs such requests. whole: the request that such a request is a piece of, if it is one.
+    runs such requests. reply: what writes their replies. whole: the request that such a request is a piece of, if it is
+    one.
     """
 
     rows: int
@@ -142,11 +145,8 @@ class Template(Protocol):
     timeout_ns: int
     timing: bool
     owner: Owner
+    reply: ReplyWriter
     whole: InferRequest | None
-
-    @property
-    def encode(self) -> Encode:
-        """What makes the message that `request.sink.reply` is given."""
 
 
 class State(IntEnum):

@@ -66,7 +66,7 @@ def test_a_plain_request():
     assert (template.priority, template.timeout_ns, template.timing) == (0, 0, False)
     assert template.owner is OWNER
     assert template.whole is None
-    assert template.encode == (0, 1)  # the encoder is asked for by the outputs' indices
+    assert template.reply == (0, 1)  # the encoder is asked for by the outputs' indices
     raw = [memoryview(bytes(48))]
     assert template.bind(raw, b"") is raw
 

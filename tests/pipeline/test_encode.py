@@ -1,7 +1,10 @@
+from math import prod
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace.datatypes import DATATYPES
 from headrace.messages import TensorSpec
 from headrace.pipeline.encode import ReplyEncoder, encode_parameters
 from headrace.pipeline.wire import length_prefixed
@@ -49,6 +52,27 @@ def test_without_a_map_the_bytes_are_those_of_protobuf():
     message = pb.ModelInferResponse(model_name="m", model_version="1", id="seven", raw_output_contents=[b"12345678"])
     message.outputs.add(name="y", datatype="FP32", shape=(1, 2))
     assert encoder.encode(b"\x1a\x05seven", [memoryview(b"12345678")], ((1, 2),)) == message.SerializeToString()
+
+
+@given(
+    names, st.sampled_from(sorted(DATATYPES)), st.lists(st.integers(0, 300), max_size=3).map(tuple), st.integers(1, 64)
+)
+def test_the_opening_is_what_stands_before_the_bytes_of_the_only_output(name, datatype, dims, rows):
+    encoder = ReplyEncoder(name, "1", [TensorSpec("y", datatype, dims)])
+    shapes = ((rows, *dims),)
+    for _ in range(2):
+        opening = encoder.opening(shapes)
+        if datatype == "BYTES":
+            assert opening is None
+        else:
+            raw = bytes(rows * prod(dims) * DATATYPES[datatype].itemsize)
+            assert opening + raw == encoder.encode(b"", [raw], shapes)
+
+
+def test_several_outputs_have_no_opening():
+    specs = [TensorSpec("y", "FP32", (2,)), TensorSpec("z", "FP32", (2,))]
+    assert ReplyEncoder("m", "1", specs).opening(((1, 2), (1, 2))) is None
+    assert ReplyEncoder("m", "1", []).opening(()) is None
 
 
 def test_an_empty_tensor_has_its_entry():

@@ -161,7 +161,9 @@ def test_it_behaves_as_a_sorted_list(steps):
         elif step[0] == "extend":
             _, rows, key, deadlines = step
             requests = [make_request(rows, key=key, expires=d and now + d, now=now) for d in deadlines]
-            queue.extend(requests)
+            if requests:
+                soonest = min((r.expires for r in requests if r.expires), default=0)
+                queue.extend(requests, rows * len(requests), 0, soonest)
             model += requests
         elif step[0] == "remove" and model:
             request = model.pop(step[1] % len(model))

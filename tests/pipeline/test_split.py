@@ -43,7 +43,7 @@ def answer(piece, parameters=b""):
     """Replies to a piece with its own inputs."""
     rows = piece.template.rows
     shapes = ((rows, *piece.template.shapes[0]), (rows, *piece.template.shapes[1]))
-    piece.sink.reply(piece.template.encode(b"", [bytes(part) for part in piece.parts], shapes, parameters))
+    piece.sink.reply(piece.template.reply.encode(b"", [bytes(part) for part in piece.parts], shapes, parameters))
 
 
 def test_the_pieces_hold_the_rows_in_order():

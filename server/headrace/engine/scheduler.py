@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from headrace.engine.turn import Turn
     from headrace.engine.worker import OutputRows
     from headrace.errors import HeadraceError
-    from headrace.messages import Encode, InferRequest
+    from headrace.messages import InferRequest, Template
     from headrace.pipeline.cost import CostModel
     from headrace.repository.model_config import ModelConfig
     from headrace.telemetry.observer import ModelObserver
@@ -96,7 +96,7 @@ class Scheduler:
         queue = config.queue
         self._queue_limits = QueueLimits(queue.max_requests, queue.max_rows, queue.max_bytes)
         self._slo_ns = int(config.slo_ms * 1e6)
-        self._encoders: dict[tuple[int, ...], Encode] = {}
+        self._encoders: dict[tuple[int, ...], ReplyEncoder] = {}
         self._splits = False  # whether there ever was one: only then are batches searched for pieces
         self._dispatch_due = False
         self._timer: asyncio.TimerHandle | None = None
@@ -112,15 +112,14 @@ class Scheduler:
         """(requests, rows) that wait."""
         return self.queue.requests, self.queue.rows
 
-    def encoder(self, outputs: tuple[int, ...]) -> Encode:
+    def encoder(self, outputs: tuple[int, ...]) -> ReplyEncoder:
         """What writes replies that hold these outputs, by their indices in the signature."""
-        encode = self._encoders.get(outputs)
-        if encode is None:
-            specs = [self.signature.outputs[index] for index in outputs]
-            encode = ReplyEncoder(self.name, self.version, specs).encode
+        encoder = self._encoders.get(outputs)
+        if encoder is None:
+            encoder = ReplyEncoder(self.name, self.version, [self.signature.outputs[index] for index in outputs])
             if len(self._encoders) < 256:
-                self._encoders[outputs] = encode
-        return encode
+                self._encoders[outputs] = encoder
+        return encoder
 
     # --- events -------------------------------------------------------------------------------------------------------
 
@@ -130,10 +129,11 @@ class Scheduler:
         soonest = self._set_deadlines(requests, now)
         template = requests[0].template
         rows = template.rows * len(requests)
+        nbytes = sum([request.nbytes for request in requests])
         if template.rows <= self._max_rows and admit_all(
             len(requests),
             rows,
-            sum(request.nbytes for request in requests),
+            nbytes,
             soonest,
             now,
             self.queue,
@@ -146,7 +146,7 @@ class Scheduler:
             for request in requests:
                 request.admitted = admitted
                 request.sink.under_way = request
-            self.queue.extend(requests)
+            self.queue.extend(requests, rows, nbytes, soonest)
         else:
             for request in requests:
                 self._admit(request, now)
@@ -212,7 +212,7 @@ class Scheduler:
             request.sink.under_way = split
             for piece in split.pieces:
                 piece.admitted = request.admitted
-            self.queue.extend(split.pieces)
+                self.queue.push(piece)
         else:
             request.sink.under_way = request
             self.queue.push(request)
@@ -307,38 +307,39 @@ class Scheduler:
         batch = job.batch
         outputs = job.outputs
         cuts = [output.cut for output in outputs]
-        only = cuts[0] if len(cuts) == 1 else None
-        shapes_of: dict[int, tuple[tuple[int, ...], ...]] = {}
-        start = wasted = 0
-        complete = True
+        lost: list[InferRequest] = []
+        template: Template | None = None
+        rows = start = wasted = 0
+        shapes: tuple[tuple[int, ...], ...] = ()
+        opening: bytes | None = None
         for request in batch.requests:
-            template = request.template
-            rows = template.rows
+            if request.template is not template:
+                template = request.template
+                rows = template.rows
+                shapes = self._output_shapes(rows, outputs)
+                opening = None if template.timing else template.reply.opening(shapes)
             stop = start + rows
             if request.state is State.ABANDONED:
                 wasted += rows
+                lost.append(request)
+                self._abandon(request)
             else:
-                shapes = shapes_of.get(rows)
-                if shapes is None:
-                    shapes = shapes_of[rows] = self._output_shapes(rows, outputs)
+                request.state = State.DONE
+                request.parts = ()
                 try:
-                    parameters = timing_parameters(request, batch, self._clock()) if template.timing else b""
-                    raw = [cut(start, stop) for cut in cuts] if only is None else [only(start, stop)]
-                    request.sink.reply(template.encode(request.id_field, raw, shapes, parameters))
+                    if opening is not None and not request.id_field:
+                        request.sink.reply(opening + cuts[0](start, stop))
+                    else:
+                        parameters = timing_parameters(request, batch, self._clock()) if template.timing else b""
+                        raw = [cut(start, stop) for cut in cuts]
+                        request.sink.reply(template.reply.encode(request.id_field, raw, shapes, parameters))
                 except Exception as error:  # whatever is wrong with this one, the others get their replies
-                    complete = False
+                    lost.append(request)
                     self._refuse(request, error)
             start = stop
-        answered = batch.requests
         if wasted:
             self.observer.wasted(wasted, (batch.finished - batch.started) * wasted // batch.rows)
-            for request in answered:
-                if request.state is State.ABANDONED:
-                    self._count(request, Cancelled.reason)
-        if wasted or not complete:
-            answered = [request for request in answered if request.state is State.RUNNING]
-        for request in batch.requests:
-            self._end(request)
+        answered = [request for request in batch.requests if request not in lost] if lost else batch.requests
         if answered:
             self._record(worker, batch, _whole(answered) if self._splits else answered)
 

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
     from headrace.messages import (
         Buffer,
-        Encode,
         InferMessage,
         InferRequest,
         InputTensor,
         Owner,
         ParameterValue,
+        ReplyWriter,
         Signature,
         TensorSpec,
     )
@@ -68,7 +68,6 @@ class RequestTemplate:
     __slots__ = (
         "checks",
         "contents",
-        "encode",
         "key",
         "model",
         "outputs",
@@ -76,6 +75,7 @@ class RequestTemplate:
         "plain",
         "positions",
         "priority",
+        "reply",
         "rows",
         "shapes",
         "sizes",
@@ -89,7 +89,7 @@ class RequestTemplate:
     def __init__(self, model: ModelView) -> None:
         self.model = model
         self.owner = model.owner
-        self.encode: Encode
+        self.reply: ReplyWriter
         self.rows = 1
         self.plain = False
         self.key: Hashable = ()
@@ -148,7 +148,7 @@ class RequestTemplate:
 
 
 def build_template(
-    message: InferMessage, model: ModelView, encoder: Callable[[tuple[int, ...]], Encode]
+    message: InferMessage, model: ModelView, encoder: Callable[[tuple[int, ...]], ReplyWriter]
 ) -> RequestTemplate:
     """The template of `message`, checked against the model. Raises InvalidRequest.
 
@@ -163,7 +163,7 @@ def build_template(
     tensors = [message.inputs[at] for at in template.positions]
     template.rows = _rows(tensors, model, prefix)
     template.outputs = _outputs(message, model)
-    template.encode = encoder(template.outputs)
+    template.reply = encoder(template.outputs)
     template.shapes, template.sizes = _shapes_and_sizes(tensors, model, prefix)
     template.total = 0 if -1 in template.sizes else sum(template.sizes)
     template.key = (template.shapes, template.outputs)

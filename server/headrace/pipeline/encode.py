@@ -7,8 +7,10 @@ Outputs are always raw, one entry for each output, in order: clients index that 
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING
 
+from headrace.datatypes import DATATYPES
 from headrace.pipeline.wire import length_prefixed, varint
 
 if TYPE_CHECKING:
@@ -49,19 +51,27 @@ class ReplyEncoder:
         parameters: bytes = b"",
     ) -> bytes:
         """The serialised reply. raw: each output's bytes; shapes: with batch dimension; id_field: field 3 or empty."""
-        meta = self._meta.get(shapes)
-        if meta is None:
-            meta = self._describe(shapes)
-        if len(raw) == 1:
-            only = raw[0]
-            size = len(only)
-            length = RAW_LENGTHS[size] if size < len(RAW_LENGTHS) else RAW_OUTPUT_TAG + varint(size)
-            return b"".join((self._head, id_field, parameters, meta, length, only))
-        parts: list[Buffer] = [self._head, id_field, parameters, meta]
+        parts: list[Buffer] = [self._head, id_field, parameters, self._described(shapes)]
         for one in raw:
             parts.append(RAW_OUTPUT_TAG + varint(len(one)))
             parts.append(one)
         return b"".join(parts)
+
+    def opening(self, shapes: tuple[tuple[int, ...], ...]) -> bytes | None:
+        """All that `encode` writes before the bytes of the only output, without id and parameters.
+
+        None: there are several outputs, or the size of this one is not told by its shape.
+        """
+        if len(self._outputs) != 1:
+            return None
+        itemsize = DATATYPES[self._outputs[0].datatype].itemsize
+        if not itemsize:
+            return None
+        return self._head + self._described(shapes) + RAW_OUTPUT_TAG + varint(itemsize * prod(shapes[0]))
+
+    def _described(self, shapes: tuple[tuple[int, ...], ...]) -> bytes:
+        meta = self._meta.get(shapes)
+        return self._describe(shapes) if meta is None else meta
 
     def _describe(self, shapes: tuple[tuple[int, ...], ...]) -> bytes:
         meta = b""
@@ -73,7 +83,3 @@ class ReplyEncoder:
             self._meta.clear()
         self._meta[shapes] = meta
         return meta
-
-
-RAW_LENGTHS = tuple(RAW_OUTPUT_TAG + varint(size) for size in range(1024))
-"""Tag and length of small outputs: nearly all of them."""

@@ -7,7 +7,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Hashable, Iterator
+    from collections.abc import Collection, Hashable, Iterator, Sequence
 
     from headrace.messages import InferRequest
 
@@ -61,33 +61,25 @@ class RequestQueue:
 
     def push(self, request: InferRequest) -> None:
         """Adds a request whose `order` is set."""
-        self.extend((request,))
+        self.extend((request,), request.template.rows, request.nbytes, request.expires)
 
-    def extend(self, requests: Collection[InferRequest]) -> None:
-        """Adds requests of one key, whose `order` is set."""
-        group: list[InferRequest] | None = None
-        last = 0
-        next_expiry = self._next_expiry
-        rows = nbytes = 0
-        for request in requests:
-            template = request.template
-            if group is None:
-                group = self._groups.setdefault(template.key, [])
-                last = group[-1].order if group else 0
-            if request.order >= last:
-                group.append(request)
-                last = request.order
-            else:
+    def extend(self, requests: Sequence[InferRequest], rows: int, nbytes: int, soonest: int) -> None:
+        """Adds requests of one key, whose `order` is set.
+
+        rows, nbytes: of all of them. soonest: the first moment at which one of them expires, 0 for none.
+        """
+        group = self._groups.setdefault(requests[0].template.key, [])
+        orders = [request.order for request in requests]
+        if (not group or group[-1].order <= orders[0]) and orders == sorted(orders):
+            group += requests
+        else:
+            for request in requests:
                 insort(group, request, key=_order)
-            rows += template.rows
-            nbytes += request.nbytes
-            expires = request.expires
-            if expires and not 0 < next_expiry <= expires:
-                next_expiry = expires
         self.requests += len(requests)
         self.rows += rows
         self.nbytes += nbytes
-        self._next_expiry = next_expiry
+        if soonest and not 0 < self._next_expiry <= soonest:
+            self._next_expiry = soonest
 
     def remove(self, request: InferRequest) -> bool:
         """Takes a waiting request out (its caller has gone away). False if it was not here."""

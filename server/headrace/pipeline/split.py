@@ -13,15 +13,31 @@ from headrace.pipeline import bytes_tensor
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
-    from headrace.messages import Buffer, Cancellable, Owner, Signature
+    from headrace.messages import Buffer, Cancellable, Owner, ReplyWriter, Signature
 
 Piece = tuple["Sequence[Buffer]", "tuple[tuple[int, ...], ...]", bytes]
 
 
-class PieceTemplate:
-    """A `messages.Template` whose `encode` keeps the piece's outputs as they are, for `Split` to join."""
+class _Pieces:
+    """A `messages.ReplyWriter` that keeps a piece's outputs as they are, for `Split` to join."""
 
-    __slots__ = ("key", "outputs", "owner", "priority", "rows", "shapes", "timeout_ns", "timing", "whole")
+    def encode(
+        self, id_field: bytes, raw: Sequence[Buffer], shapes: tuple[tuple[int, ...], ...], parameters: bytes = b""
+    ) -> Piece:
+        """See `messages.ReplyWriter`."""
+        return raw, shapes, parameters
+
+    def opening(self, shapes: tuple[tuple[int, ...], ...]) -> None:
+        """See `messages.ReplyWriter`."""
+
+
+_PIECES = _Pieces()
+
+
+class PieceTemplate:
+    """The `messages.Template` of pieces of so many rows."""
+
+    __slots__ = ("key", "outputs", "owner", "priority", "reply", "rows", "shapes", "timeout_ns", "timing", "whole")
 
     def __init__(self, whole: InferRequest, rows: int) -> None:
         template = whole.template
@@ -33,13 +49,8 @@ class PieceTemplate:
         self.timeout_ns = template.timeout_ns
         self.timing = template.timing
         self.owner: Owner = template.owner
+        self.reply: ReplyWriter = _PIECES
         self.whole: InferRequest | None = whole
-
-    def encode(
-        self, id_field: bytes, outputs: Sequence[Buffer], shapes: tuple[tuple[int, ...], ...], parameters: bytes = b""
-    ) -> Piece:
-        """See `messages.Encode`."""
-        return outputs, shapes, parameters
 
 
 class _PieceSink:
@@ -123,7 +134,7 @@ class Split:
         outputs = [b"".join(column) for column in zip(*(found[0] for found in pieces), strict=True)]
         rows = self.whole.template.rows
         shapes = tuple((rows, *shape[1:]) for shape in pieces[0][1])
-        self.whole.sink.reply(self.whole.template.encode(self.whole.id_field, outputs, shapes, piece[2]))
+        self.whole.sink.reply(self.whole.template.reply.encode(self.whole.id_field, outputs, shapes, piece[2]))
 
     def failed(self, error: BaseException) -> None:
         """One piece has failed, and with it the whole."""

@@ -11,7 +11,7 @@ from headrace.testing.sink import RecordingSink
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
-    from headrace.messages import Buffer, Owner
+    from headrace.messages import Buffer, Owner, ReplyWriter
 
 
 class FakeOwner:
@@ -25,8 +25,21 @@ class FakeOwner:
         self.cancelled.append(request)
 
 
+class FakeWriter:
+    """A `ReplyWriter` whose messages are its arguments, but for the id."""
+
+    def encode(
+        self, id_field: bytes, raw: Sequence[Buffer], shapes: tuple[tuple[int, ...], ...], parameters: bytes = b""
+    ) -> Any:  # noqa: ANN401
+        """See `messages.ReplyWriter`."""
+        return list(raw), shapes, parameters
+
+    def opening(self, shapes: tuple[tuple[int, ...], ...]) -> None:
+        """See `messages.ReplyWriter`."""
+
+
 class FakeTemplate:
-    """A `Template` whose `encode` returns its arguments."""
+    """A `Template` of whatever is asked for; see `FakeWriter` for its replies."""
 
     whole: InferRequest | None = None
 
@@ -50,12 +63,7 @@ class FakeTemplate:
         self.timeout_ns = timeout_ns
         self.timing = timing
         self.owner: Owner = owner or FakeOwner()
-
-    def encode(
-        self, id_field: bytes, outputs: Sequence[Buffer], shapes: tuple[tuple[int, ...], ...], parameters: bytes = b""
-    ) -> Any:  # noqa: ANN401
-        """See `messages.Encode`."""
-        return list(outputs), shapes, parameters
+        self.reply: ReplyWriter = FakeWriter()
 
 
 def make_request(

@@ -53,7 +53,7 @@ class Call(Stream):
         self.deadline = peer.connection.now + timeout if timeout >= 0 else 0
         self._ended = False
         self._reader: MessageReader | None = None
-        self._messages: list[Buffer] = []
+        self._messages: tuple[Buffer, ...] = ()
 
     def __repr__(self) -> str:
         state = "ended" if self._ended else "under way" if self.under_way else "receiving"
@@ -153,7 +153,7 @@ class Call(Stream):
         return False
 
     def _take(self, messages: list[Buffer]) -> None:
-        self._messages += messages
+        self._messages = (*self._messages, *messages)
         grpc_messages.only(self._messages)
 
     def _waiting_octets(self) -> int:
@@ -170,7 +170,7 @@ class Call(Stream):
         self.peer.buffered -= self._held()
         self.connection.take_back(self)
         self._reader = None
-        self._messages = []
+        self._messages = ()
 
     def _end_of_request(self) -> None:
         try:

@@ -15,6 +15,8 @@ from headrace.errors import MessageTooLarge, ProtocolError, Unimplemented
 from headrace.transport.http2.stream import NOTHING, Inside
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from headrace.messages import Buffer
 
 PREFIX_SIZE = 5
@@ -127,7 +129,7 @@ def too_large(size: int, limit: int) -> MessageTooLarge:
     return MessageTooLarge(f"Received message larger than max ({size} vs. {limit})")
 
 
-def only(messages: list[Buffer]) -> Buffer:
+def only(messages: Sequence[Buffer]) -> Buffer:
     """The request of a unary call. Any other number is a violation of the method's cardinality: UNIMPLEMENTED.
 
     Source: gRPC's status codes (doc/statuscodes.md).

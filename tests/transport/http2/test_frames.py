@@ -46,9 +46,9 @@ def test_ping():
 
 def test_frame_lengths_take_three_octets():
     for size in (0, 255, 256, 65_535, 65_536, 2**24 - 1):
-        octets = frames.frame(frames.DATA, 0, 1, bytes(size))
-        high, low, kind, flags, stream_id = frames.unpack_header(octets, 0)
-        assert (high << 8 | low, kind, flags, stream_id) == (size, frames.DATA, 0, 1)
+        octets = frames.frame(frames.PING, 0, 1, bytes(size))
+        word, flags, stream_id = frames.unpack_header(octets, 0)
+        assert (word, flags, stream_id) == (size << 8 | frames.PING, 0, 1)
         assert int.from_bytes(octets[:3], "big") == size
 
 

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.transport.http2 import frames
 from headrace.transport.http2.closed import StreamIds
-from headrace.transport.http2.frames import ErrorCode, ProtocolViolation, StreamViolation
+from headrace.transport.http2.frames import (
+    MIN_MAX_FRAME,
+    ErrorCode,
+    ProtocolViolation,
+    StreamViolation,
+    unpack_header,
+)
 from headrace.transport.http2.heads import HeadReader, PartialBlock
 from headrace.transport.http2.limits import Glitches, Limits, PingStrikes, ReceiveWindow
 from headrace.transport.http2.outbound import Outbound
@@ -90,7 +96,7 @@ class Connection:
         try:
             if self._tail:
                 # finish the frame that the last read began; only that much of `data` is copied for it
-                joined = self._tail + data[: frames.HEADER_SIZE + frames.MIN_MAX_FRAME]
+                joined = self._tail + data[: frames.HEADER_SIZE + MIN_MAX_FRAME]
                 done = self._parse(joined, 0)
                 at = done - len(self._tail)
                 if at < 0 or len(joined) - len(self._tail) == len(data):
@@ -116,9 +122,10 @@ class Connection:
         window = self._window
         end = len(data)
         while end - at >= 9:
-            high, low, kind, flags, stream_id = frames.unpack_header(data, at)
-            length = high << 8 | low
-            if length > frames.MIN_MAX_FRAME:
+            length, flags, stream_id = unpack_header(data, at)
+            kind = length & 0xFF
+            length >>= 8
+            if length > MIN_MAX_FRAME:
                 raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, f"frame of {length} octets")
             start = at + 9
             at = start + length
@@ -155,8 +162,6 @@ class Connection:
                 control = self._controls.get(kind)
                 if control is not None:
                     control(flags, stream_id, bytes(data[start:at]))
-            if self.closing:
-                return end
         return at
 
     # --- DATA ---------------------------------------------------------------------------------------------------------
@@ -218,7 +223,6 @@ class Connection:
         returned is the position behind the last one.
         """
         streams = self.streams
-        unpack = frames.unpack_header
         end = len(data)
         taken = 0
         filled = inside.filled
@@ -230,8 +234,8 @@ class Connection:
             start = at + 9
             if end - start < length:
                 break
-            high, low, kind, flags, stream_id = unpack(data, at)
-            if kind or flags or high << 8 | low != length:
+            word, flags, stream_id = unpack_header(data, at)
+            if word != length << 8 or flags:  # of DATA, which is 0
                 break
             following = streams.get(stream_id & 0x7FFFFFFF)
             if following is None:
@@ -305,19 +309,20 @@ class Connection:
 
     def _field_block(self, stream_id: int, flags: int, block: bytes) -> None:
         """A complete field block: a new request, or trailers, or a stray one."""
-        if stream_id <= self.ids.last:
+        ids = self.ids
+        if stream_id <= ids.last:
             self._late_block(stream_id, flags, block)
             return
         if not stream_id & 1:
             raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, f"HEADERS on stream {stream_id}")
-        self.ids.open(stream_id)
+        ids.open(stream_id)
         try:
             head = self._heads.request(block)
         except StreamViolation as violation:
             self._refuse(stream_id, violation.code, glitch=True)
             return
         if stream_id > self._refusing_above:
-            self.ids.reset(stream_id, ours=True)
+            ids.reset(stream_id, ours=True)
             return  # behind our final GOAWAY: the client knows to retry it elsewhere (6.8)
         limits = self.limits
         if (

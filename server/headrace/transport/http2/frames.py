@@ -76,18 +76,17 @@ class StreamViolation(Exception):
         self.debug = debug
 
 
-unpack_header = Struct(">HBBBI").unpack_from
-"""(length >> 8, length & 255, type, flags, stream id with its reserved bit) of the frame header at an offset."""
+unpack_header = Struct(">IBI").unpack_from
+"""(length << 8 | type, flags, stream id with its reserved bit) of the frame header at an offset."""
 
-_header = Struct(">HBBBI").pack
+_header = Struct(">IBI").pack
 _setting = Struct(">HI")
 _two_words = Struct(">II")
 
 
 def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
     """One whole frame."""
-    size = len(payload)
-    return _header(size >> 8, size & 0xFF, kind, flags, stream_id) + payload
+    return _header(len(payload) << 8 | kind, flags, stream_id) + payload
 
 
 def after_preface(data: bytes | memoryview, at: int) -> int:
@@ -101,8 +100,8 @@ def after_preface(data: bytes | memoryview, at: int) -> int:
     first = at + len(PREFACE)
     if len(data) < first + HEADER_SIZE:
         return -1
-    _, _, kind, flags, _ = unpack_header(data, first)
-    if kind != SETTINGS or flags & ACK:
+    length_and_kind, flags, _ = unpack_header(data, first)
+    if length_and_kind & 0xFF != SETTINGS or flags & ACK:
         raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
     return first
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from headrace.transport.http2.stream import Stream
 
-_data_header = Struct(">HBBB4s").pack  # length >> 8, length & 255, type, flags, stream id
+_data_header = Struct(">IB4s").pack  # length << 8 | DATA, which is 0; flags; stream id
 
 
 class Block:
@@ -111,7 +111,7 @@ class Outbound:
             head.start,
             sid,
             head.encoded,
-            _data_header(size >> 8, size & 0xFF, frames.DATA, 0, sid),
+            _data_header(size << 8, 0, sid),
             prefix,
             body,
             tail.end,
@@ -189,7 +189,7 @@ class Outbound:
         while sent < allowed or (end and size == 0):
             step = min(allowed - sent, self.max_frame)
             last = end and sent + step == size
-            self.write(_data_header(step >> 8, step & 0xFF, frames.DATA, frames.END_STREAM if last else 0, stream.sid))
+            self.write(_data_header(step << 8, frames.END_STREAM if last else 0, stream.sid))
             self.out.append(bytes(payload[sent : sent + step]))
             sent += step
             if last:
