@@ -14,7 +14,10 @@ _BLOCKED = 10
 """A run of so many times the limit for the event loop has blocked it: batches of that size leave it at once, and come
 back when some dozen runs have been short again."""
 _WORTH = 1.1
-"""A smaller batch is preferred as long as its rows cost at most this much more than the cheapest size's."""
+"""A larger batch is preferred as long as its rows cost at most this much more than the cheapest size's: estimates are
+noisy, and fewer batches are the better mistake when more waits than fits one."""
+_GAP = 16
+"""Batches of other sizes after which what was known of a size is worth half."""
 INLINE_OVERHEAD_NS = 75_000
 """About what forming a batch and answering it cost next to its run, on the event loop, its writes included."""
 THREAD_OVERHEAD_NS = 150_000
@@ -24,17 +27,20 @@ THREAD_OVERHEAD_NS = 150_000
 class _Bucket:
     """What is known of a range of sizes. Times are ns."""
 
-    __slots__ = ("mean", "median", "row_cost", "rows", "upper")
+    __slots__ = ("mean", "median", "row_cost", "rows", "seen", "upper")
 
-    def __init__(self, rows: int, elapsed: int) -> None:
+    def __init__(self, rows: int, elapsed: int, seen: int) -> None:
         self.rows = float(rows)
         self.mean = self.upper = self.median = float(elapsed)
         self.row_cost = elapsed / rows
+        self.seen = seen
 
-    def observe(self, rows: int, elapsed: int, quantile: float) -> None:
+    def observe(self, rows: int, elapsed: int, quantile: float, seen: int) -> None:
         self.rows += _RATE * (rows - self.rows)
         self.mean += _RATE * (elapsed - self.mean)
-        self.row_cost += _RATE * (elapsed / rows - self.row_cost)
+        # compared with that of other sizes: on a machine that has become slower since, an old one says nothing
+        self.row_cost += min(_RATE * (1 + (seen - self.seen) / _GAP), 0.5) * (elapsed / rows - self.row_cost)
+        self.seen = seen
         self.upper *= 1.0 + _RATE * quantile if elapsed > self.upper else 1.0 - _RATE * (1.0 - quantile)
         self.median *= 1.0 + _RATE / 2 if elapsed > self.median else 1.0 - _RATE / 2
 
@@ -91,10 +97,10 @@ class CostModel:
         self.observed += 1
         bucket = self._buckets.get((rows - 1).bit_length())
         if bucket is None:
-            self._buckets[(rows - 1).bit_length()] = _Bucket(rows, elapsed)
+            self._buckets[(rows - 1).bit_length()] = _Bucket(rows, elapsed, self.observed)
             self._stale = True
         else:
-            bucket.observe(rows, elapsed, self._quantile)
+            bucket.observe(rows, elapsed, self._quantile, self.observed)
             if bucket.median < self._inline_below_ns < elapsed / _BLOCKED:
                 bucket.median = float(elapsed)
                 self._stale = True
@@ -173,7 +179,7 @@ class CostModel:
         self._efficient = self._sizes_that_pay()
 
     def _sizes_that_pay(self) -> list[int]:
-        """For each bucket of waiting rows: the upper end of the cheapest bucket not above it, or no bound."""
+        """For each bucket of waiting rows: the upper end of the largest cheap bucket not above it, or no bound."""
         sizes = []
         costs: list[tuple[int, float]] = []
         for index in range(self._max_rows.bit_length() + 1):
@@ -182,9 +188,9 @@ class CostModel:
                 overhead = INLINE_OVERHEAD_NS if bucket.median < self._inline_below_ns else THREAD_OVERHEAD_NS
                 costs.append((index, bucket.row_cost + overhead / bucket.rows))
             limit = _WORTH * min((cost for _, cost in costs), default=0.0)
-            first = next((known for known, cost in costs if cost <= limit), index)
-            unbounded = bucket is None or first == index  # what was never tried may pay
-            sizes.append(self._max_rows if unbounded else min(1 << first, self._max_rows))
+            largest = max((known for known, cost in costs if cost <= limit), default=index)
+            unbounded = bucket is None or largest == index  # what was never tried may pay
+            sizes.append(self._max_rows if unbounded else min(1 << largest, self._max_rows))
         return sizes
 
     def _table(self, rows: list[float], values: list[float]) -> list[int]:
