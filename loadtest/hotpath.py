@@ -1,10 +1,11 @@
 """CPU time of a request inside the server, without sockets: the figure to watch while working on the hot path.
 
-    python loadtest/hotpath.py [--repository DIR --model NAME] [--streams 16] [--profile]
+    python loadtest/hotpath.py [--repository DIR --model NAME] [--streams 16] [--profile | --bytecodes]
 
 Feeds the octets of calls into real connections of the native transport, over a real engine on a real model with
 inputs of fixed shape (default: digits), a turn of the event loop at a time. Prints the least time a request took over
-the rounds (what other processes steal only ever adds), and with --profile where it went.
+the rounds (what other processes steal only ever adds), and with --profile where it went. With --bytecodes it counts the
+steps of the interpreter instead: no time, but the same count on every machine, however busy.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import argparse
 import asyncio
 import cProfile
 import pstats
+import sys
 import time
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from hpack import Encoder
@@ -40,6 +43,8 @@ from headrace.transport.infer import InferService
 from headrace.transport.service import service_table
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from headrace.messages import Signature
 
 FRAME = 16_384  # what clients send at the most where a server does not ask for more
@@ -100,6 +105,36 @@ def deliver(peer: Peer, octets: bytes) -> None:
         at += size
 
 
+class Bytecodes:
+    """Counts interpreted bytecodes by function, between `enable` and `disable`."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def enable(self) -> None:
+        sys.settrace(self._call)
+
+    def disable(self) -> None:
+        sys.settrace(None)
+
+    def _call(self, frame: FrameType, event: str, arg: object) -> Any:  # noqa: ANN401
+        frame.f_trace_opcodes = True
+        frame.f_trace_lines = False
+        code = frame.f_code
+        name = f"{Path(code.co_filename).stem}.{code.co_qualname}"
+
+        def count(frame: FrameType, event: str, arg: object) -> Any:  # noqa: ANN401
+            self.counts[name] += event == "opcode"
+            return count
+
+        return count
+
+    def report(self, requests: int) -> None:
+        for name, count in self.counts.most_common(30):
+            print(f"{count / requests:8.1f}  {name}")
+        print(f"{self.counts.total() / requests:8.1f}  bytecodes a request")
+
+
 async def measure(arguments: argparse.Namespace) -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
@@ -130,15 +165,17 @@ async def measure(arguments: argparse.Namespace) -> None:
     encoder = Encoder()
     next_id = 1
     best = float("inf")
-    profile = cProfile.Profile()
+    looking: cProfile.Profile | Bytecodes | None = None
+    if arguments.profile or arguments.bytecodes:
+        looking = cProfile.Profile() if arguments.profile else Bytecodes()
     for round_ in range(arguments.rounds):
         chunks = []
         for _ in range(arguments.turns):
             blocks = header_blocks(arguments.streams, "127.0.0.1:8001", arguments.timeout, encoder, seed=next_id)
             chunks.append(calls(next_id, blocks, message))
             next_id += 2 * arguments.streams
-        if arguments.profile and round_ == arguments.rounds - 1:
-            profile.enable()
+        if looking and round_ == arguments.rounds - 1:
+            looking.enable()
         began = time.thread_time_ns()
         for chunk in chunks:
             for peer in peers:
@@ -147,11 +184,14 @@ async def measure(arguments: argparse.Namespace) -> None:
             while any(peer.connection.streams for peer in peers):  # noqa: ASYNC110 - turns of the loop are measured
                 await asyncio.sleep(0)
         spent = time.thread_time_ns() - began
-        profile.disable()
+        if looking:
+            looking.disable()
         best = min(best, spent / 1000 / (arguments.turns * arguments.connections * arguments.streams))
     print(f"{best:.2f} us a request ({arguments.connections} x {arguments.streams} in flight)")
-    if arguments.profile:
-        pstats.Stats(profile).sort_stats("tottime").print_stats(45)
+    if isinstance(looking, Bytecodes):
+        looking.report(arguments.turns * arguments.connections * arguments.streams)
+    elif looking:
+        pstats.Stats(looking).sort_stats("tottime").print_stats(45)
     for peer in peers:
         peer.connection_lost(None)
     engine.close()
@@ -166,7 +206,8 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=50, help="turns of the event loop in each round")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--timeout", choices=["none", "constant", "varying"], default="none", help="of each call")
-    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="show where the last round spent its time")
+    parser.add_argument("--bytecodes", action="store_true", help="count them in the last round")
     asyncio.run(measure(parser.parse_args()))
 
 
