@@ -4,6 +4,7 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+from e2e.gated import HELD, let_go
 from e2e.server_process import eventually
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import np_to_triton_dtype
@@ -57,16 +58,37 @@ def statistics(stub, model, version=""):
     return found
 
 
-def occupy(server, stub, model, units):
-    """Has the only instance of a model, a `slow` of one row a batch, run for so many units of work.
+class Held:
+    """A call whose model runs until it is let go."""
+
+    def __init__(self, server, model, call):
+        self._server = server
+        self._model = model
+        self.call = call
+
+    def done(self):
+        return self.call.done()
+
+    def let_go(self):
+        """Lets the run end. Once."""
+        let_go(self._server.repository, self._model)
+
+    def result(self):
+        """Lets the run end; the response."""
+        self.let_go()
+        return self.call.result()
+
+
+def occupy(server, stub, model, timeout=SECONDS):
+    """Has the only instance of a model, a `gated` one of one row a batch, run until it is let go.
 
     Returns the call once it runs: a second one, which then waits, tells; it is cancelled.
     """
-    busy, follower = (stub.ModelInfer.future(request(model, x=floats(units)), timeout=SECONDS) for _ in range(2))
+    busy, follower = (stub.ModelInfer.future(request(model, x=floats(HELD)), timeout=timeout) for _ in range(2))
     eventually(lambda: server.waiting(model) == 1)
     follower.cancel()
     eventually(lambda: server.waiting(model) == 0)
-    return busy
+    return Held(server, model, busy)
 
 
 class Failure:

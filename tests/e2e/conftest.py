@@ -2,6 +2,7 @@ import grpc
 import pytest
 import tritonclient.grpc as triton
 from e2e.calls import SECONDS, connect
+from e2e.gated import let_all_go
 from e2e.h2_client import H2Client
 from e2e.onnx_models import write_repository, write_slow_repository
 from e2e.server_process import Server
@@ -35,13 +36,15 @@ def slow_server(transport, tmp_path_factory):
     """Another for those that fill queues; with few models, so that its metrics are read quickly."""
     root = tmp_path_factory.mktemp("slow")
     write_slow_repository(root)
-    yield from shared(root, transport)
+    # what is short on the whole runs on a thread as well: a held call would keep the server from reading
+    yield from shared(root, transport, "--inline-below-us", 0)
 
 
-def shared(root, transport):
+def shared(root, transport, *flags):
     """Runs a server, which has to end cleanly whatever the tests did to it."""
-    with Server(root, "--transport", transport) as server:
+    with Server(root, "--transport", transport, *flags) as server:
         yield server
+        let_all_go(root)
         assert server.stop() == 0, server.log
         found = [text for text in UNFORESEEN if text in server.log]
         assert not found, server.log

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from e2e.gated import write_gated
 from onnx import TensorProto, checker, helper, numpy_helper
 
 SHIPPED = Path(__file__).parents[2] / "models"
@@ -24,9 +25,6 @@ DATATYPES = {
 }
 WIDTH = 1 << 18
 """Values in a row of the output of `wide`: 1 MB."""
-SLOW_UNITS = 150
-"""Units of work of a row of zeros in `slow`: too long to run on the server's event loop, whatever the machine.
-One unit is a product of two 192x192 matrices, 0.1 to 0.5 ms."""
 
 
 def info(name, datatype, *shape):
@@ -83,8 +81,8 @@ def wide():
     return model(nodes, [info("x", "FP32", "N", 1)], [info("y", "FP32", "N", WIDTH)], constants)
 
 
-def slow(least):
-    """x FP32 [N,1] -> y = x, after as many units of work as the greatest value says, and `least` more."""
+def slow():
+    """x FP32 [N,1] -> y = x, after some work: products of 192x192 matrices, which take 15 ms and more."""
     body = helper.make_graph(
         [
             helper.make_node("MatMul", ["before", "matrix"], ["after"]),
@@ -95,15 +93,12 @@ def slow(least):
         [info("go_on", "BOOL"), info("after", "FP32", 192, 192)],
     )
     nodes = [
-        helper.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
-        helper.make_node("Cast", ["most"], ["more"], to=TensorProto.INT64),
-        helper.make_node("Add", ["more", "least"], ["units"]),
         helper.make_node("Loop", ["units", "", "start"], ["end"], body=body),
         helper.make_node("ReduceSum", ["end"], ["zero"], keepdims=0),
         helper.make_node("Add", ["x", "zero"], ["y"]),
     ]
     constants = [
-        ("least", np.array(least, np.int64)),
+        ("units", np.array(150, np.int64)),
         ("matrix", np.eye(192, dtype=np.float32)),
         ("start", np.zeros((192, 192), np.float32)),
     ]
@@ -117,11 +112,6 @@ def write(root, name, content, toml="", version=1):
     (directory / "model.onnx").write_bytes(content)
     if toml:
         (root / name / "model.toml").write_text(toml)
-
-
-def write_slow(root, name, toml="", max_batch=1, least=SLOW_UNITS):
-    """Puts `slow` into the repository."""
-    write(root, name, slow(least), f"max_batch = {max_batch}\n{toml}")
 
 
 def write_repository(root):
@@ -150,13 +140,13 @@ def write_repository(root):
 def write_slow_repository(root):
     """Models that are busy for as long as a test says; one for each test that fills a queue in a way of its own."""
     write(root, "quick", scale(2, "N", 1))
-    write_slow(root, "slow")
-    write_slow(root, "batched", '[batching]\npolicy = "delay"\ndelay_us = 1000', max_batch=4)
-    write_slow(root, "cancel")
-    write_slow(root, "deadline")
-    write_slow(root, "late")
-    write_slow(root, "timeout")
-    write_slow(root, "objective", "slo_ms = 200.0")
-    write_slow(root, "queue", "[queue]\nmax_requests = 1")
-    write_slow(root, "urgent", "priority_levels = 2")
+    write(root, "slow", slow(), "max_batch = 1")
+    write_gated(root, "batched", '[batching]\npolicy = "delay"\ndelay_us = 1000', max_batch=4)
+    write_gated(root, "cancel")
+    write_gated(root, "deadline")
+    write_gated(root, "late")
+    write_gated(root, "timeout")
+    write_gated(root, "objective", "slo_ms = 200.0")
+    write_gated(root, "queue", "[queue]\nmax_requests = 1")
+    write_gated(root, "urgent", "priority_levels = 2")
     write(root, "pick", pick(), 'max_batch = 8\n[batching]\npolicy = "delay"\ndelay_us = 5_000_000')

@@ -17,6 +17,7 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 HEADRACE = Path(sys.executable).with_name("headrace")
+TESTS = Path(__file__).parents[1]
 START_SECONDS = 60
 STOP_SECONDS = 40
 WAIT_SECONDS = 20
@@ -32,6 +33,7 @@ class Server:
 
     def __init__(self, repository, *flags, command=(HEADRACE,), environment=None):
         self.returncode = None
+        self.repository = Path(repository)
         self._lines = deque(maxlen=2000)
         self._changed = threading.Condition()
         self._process = subprocess.Popen(
@@ -149,8 +151,9 @@ class Server:
 
 
 def plain_environment(**more):
-    """The environment without any setting of Headrace's."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")} | more
+    """The environment without any setting of Headrace's, in which tests' own backends are found."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
+    return plain | {"PYTHONPATH": str(TESTS)} | more
 
 
 def eventually(condition, seconds=WAIT_SECONDS):

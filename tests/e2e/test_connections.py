@@ -6,6 +6,7 @@ import socket
 
 import pytest
 from e2e.calls import SECONDS, floats, output, request
+from e2e.gated import HELD, let_go
 from e2e.h2_client import PREFACE, H2Client
 from e2e.onnx_models import WIDTH
 from e2e.server_process import eventually
@@ -103,12 +104,15 @@ def test_a_client_that_dies_while_its_call_is_served(slow_server, waits):
     before = gone()
     with H2Client(slow_server.port) as victim, H2Client(slow_server.port) as other:
         for number, client in enumerate((other, victim, other) if waits else (victim, other)):
-            client.call(request("cancel", x=floats(5000 if number == 0 else 1)).SerializeToString())
+            client.call(request("cancel", x=floats(HELD if number == 0 else 1)).SerializeToString())
             if number:
                 eventually(lambda number=number: slow_server.waiting("cancel") == number)
             else:
                 client.ping()  # answered in order: the call was read before
         victim.reset_connection()
+        if waits:
+            eventually(lambda: gone() == before + 1)
+        let_go(slow_server.repository, "cancel")
         eventually(lambda: gone() == before + 1)
         for stream in list(other.replies):
             assert other.reply(stream).status == 0
@@ -130,10 +134,11 @@ def test_a_client_that_does_not_read(server, stub):
 
 def test_pings_are_answered_while_a_model_is_busy(slow_server):
     with H2Client(slow_server.port) as client:
-        stream = client.call(request("late", x=floats(3000)).SerializeToString())
+        stream = client.call(request("late", x=floats(HELD)).SerializeToString())
         for _ in range(3):
             client.ping()
         assert not client.replies[stream].ended
+        let_go(slow_server.repository, "late")
         assert client.reply(stream).status == 0
 
 

@@ -6,8 +6,8 @@ import threading
 import grpc
 import pytest
 from e2e.calls import SECONDS, Failure, connect, failure, floats, occupy, output, request
+from e2e.gated import HELD, write_gated
 from e2e.h2_client import H2Client
-from e2e.onnx_models import write_slow
 from e2e.server_process import eventually
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -15,15 +15,11 @@ from tritonclient.grpc import service_pb2_grpc
 
 CLIENTS = 4
 CALLS = 200
-LONG = 8000
-"""Units of work: time to put all calls into the queue, 0.8 to 4 s."""
-ENDLESS = 1_000_000
-"""A call that no test lives to see answered."""
 
 
 @pytest.fixture
 def repository(tmp_path):
-    write_slow(tmp_path, "slow", least=1)
+    write_gated(tmp_path, "slow")
     return tmp_path
 
 
@@ -46,17 +42,17 @@ THREADS = ("--inline-below-us", 0)
 """What is short on the whole is run on a thread as well: a long call would keep the server from reading."""
 
 
-def infer(channel, units):
+def infer(channel, number):
     stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-    return stub.ModelInfer.future(request("slow", x=floats(units)), timeout=3 * SECONDS)
+    return stub.ModelInfer.future(request("slow", x=floats(number)), timeout=3 * SECONDS)
 
 
-def fill(server, channels, first):
-    """One call of so many units, which runs, and calls that wait behind it, `CALLS` in all."""
-    calls = [occupy(server, service_pb2_grpc.GRPCInferenceServiceStub(channels[0]), "slow", first)]
-    calls += [infer(channels[number % len(channels)], number / 1000) for number in range(1, CALLS)]
+def fill(server, channels):
+    """One call that runs until it is let go, and those that wait behind it, `CALLS` in all."""
+    first = occupy(server, service_pb2_grpc.GRPCInferenceServiceStub(channels[0]), "slow", 3 * SECONDS)
+    others = [infer(channels[number % len(channels)], number / 1000) for number in range(1, CALLS)]
     eventually(lambda: server.waiting("slow") == CALLS - 1)
-    return calls
+    return first, others
 
 
 def watch(channel):
@@ -81,24 +77,23 @@ def test_every_accepted_request_is_answered(serve, repository, open_channel):
     channels = [open_channel(server) for _ in range(CLIENTS)]
     states, left = watch(channels[0])
     with H2Client(server.port) as by_hand:
-        calls = fill(server, channels, LONG)
+        first, others = fill(server, channels)
         assert server.get_json("/v2/health/ready") == (200, {"ready": True})
 
         server.signal(signal.SIGTERM)
         server.await_log(lambda line: "draining for at most" in line)
         assert server.get_json("/v2/health/ready") == (503, {"ready": False})
         assert server.get_json("/v2/health/live") == (200, {"live": True})
-        assert not calls[0].done()
         by_hand.await_(lambda: by_hand.goaways)
         assert by_hand.goaways[0].error_code == 0
         late = failure(infer(channels[1], 0).result)  # a client that was there before
         assert late.code is StatusCode.UNAVAILABLE
         with grpc.insecure_channel(server.address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
             assert failure(infer(channel, 0).result).code is StatusCode.UNAVAILABLE  # one that comes now
-        assert not calls[0].done()
+        assert not any(call.done() for call in (first, *others))
 
-        values = [output(call.result()).item() for call in calls]
-        assert values == pytest.approx([LONG, *(number / 1000 for number in range(1, CALLS))])
+        values = [output(call.result()).item() for call in (first, *others)]
+        assert values == pytest.approx([HELD, *(number / 1000 for number in range(1, CALLS))])
     assert server.wait() == 0
     assert left.wait(SECONDS)
     serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -110,7 +105,7 @@ def test_every_accepted_request_is_answered(serve, repository, open_channel):
 def test_a_call_on_an_old_connection_is_told_why(serve, repository, open_channel):
     """GOAWAY crosses with calls that are on their way: these are answered, not dropped."""
     server = serve(repository, *THREADS)
-    calls = fill(server, [open_channel(server)], LONG)
+    first, _ = fill(server, [open_channel(server)])
     with H2Client(server.port) as by_hand:
         server.signal(signal.SIGTERM)
         server.await_log(lambda line: "draining for at most" in line)
@@ -122,7 +117,7 @@ def test_a_call_on_an_old_connection_is_told_why(serve, repository, open_channel
         else:  # grpcio's own answers once it stops, if it gives any
             assert reply.status in (None, StatusCode.CANCELLED.value[0], StatusCode.UNAVAILABLE.value[0])
         assert by_hand.goaways
-    assert output(calls[0].result()).item() == LONG
+    assert output(first.result()).item() == HELD
     assert server.wait() == 0
 
 
@@ -141,12 +136,12 @@ def test_what_cannot_be_finished(serve, repository, open_channel, how):
     """Whoever still waits is told; the exit code tells the operator."""
     server = serve(repository, *THREADS, *(["--drain-seconds", 0.5] if how == "the limit" else []))
     channels = [open_channel(server) for _ in range(CLIENTS)]
-    calls = fill(server, channels, ENDLESS)
+    first, others = fill(server, channels)
     server.signal(signal.SIGTERM)
     server.await_log(lambda line: "draining for at most" in line)
     if how == "a second signal":
         server.signal(signal.SIGTERM)
-    errors = [Failure(call.exception()) for call in calls]
+    errors = [Failure(call.exception()) for call in (first.call, *others)]
     assert {error.code for error in errors} == {StatusCode.UNAVAILABLE}
     assert {error.reason for error in errors} == {"shutting_down"}
     assert server.wait(10) == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_left, bisect_right
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -70,11 +70,10 @@ class RequestQueue:
         """
         group = self._groups.setdefault(requests[0].template.key, [])
         orders = [request.order for request in requests]
-        if (not group or group[-1].order <= orders[0]) and orders == sorted(orders):
-            group += requests
-        else:
-            for request in requests:
-                insort(group, request, key=_order)
+        in_order = (not group or group[-1].order <= orders[0]) and orders == sorted(orders)
+        group += requests
+        if not in_order:
+            group.sort(key=_order)  # stable, and quick on what is two sorted lists for the most part
         self.requests += len(requests)
         self.rows += rows
         self.nbytes += nbytes

@@ -218,14 +218,14 @@ class Decoder:
         one: no two blocks are equal, but each can be told from the last. HpackError: as `decode`.
         """
         expected = self._expected
-        if expected is None:
+        if expected is None or not block.startswith(expected):
             return None
         start = len(expected) + 1
-        if start > len(block) or not block.startswith(expected):
+        end = len(block) - len(self._expected_end)
+        if not start <= end <= start + _SHORT_STRING:
             return None
         octet = block[start - 1]
-        end = start + (octet & _LENGTH_MASK)
-        if end > len(block) or end - start > _SHORT_STRING or block[end:] != self._expected_end:
+        if octet & _LENGTH_MASK != end - start or block[end:] != self._expected_end:
             return None
         value = block[start:end]
         if octet & _HUFFMAN:
@@ -233,13 +233,15 @@ class Decoder:
                 value = huffman.decode(value)
             except ValueError as error:
                 raise HpackError(str(error)) from None
-        name = self._expected_name
-        table = self._table
-        table.insert(_FIRST_DYNAMIC, (name, value))
-        self._size += FIELD_OVERHEAD + len(name) + len(value)
-        if self._size > self._capacity:
-            self._evict(self._capacity)
         self.version += 1
+        table = self._table
+        name = self._expected_name
+        table.insert(_FIRST_DYNAMIC, (name, value))
+        size = self._size + FIELD_OVERHEAD + len(name) + len(value)
+        while size > self._capacity:
+            evicted = table.pop()
+            size -= FIELD_OVERHEAD + len(evicted[0]) + len(evicted[1])
+        self._size = size
         if self._expected_end and _BASE + self._highest_end >= len(table):
             raise HpackError("an index past the table")
         self._move_expected(expected)

@@ -1,0 +1,50 @@
+"""Models that run for as long as a test says: what would otherwise be a matter of the machine's speed.
+
+A request that holds the value `HELD` keeps its model busy until the test lets it go. The two meet at a named pipe in
+the version's directory: whichever opens its end first waits there for the other.
+"""
+
+import os
+from contextlib import suppress
+
+from headrace.messages import Signature, TensorSpec
+from headrace.testing.backend import FakeModel
+
+HELD = 1e6
+GATE = "gate"
+
+
+class GatedBackend:
+    """x FP32 [N,1] -> y = x, as soon as it may: `backend = "e2e.gated:GatedBackend"`."""
+
+    def load(self, path, *, max_batch, threads, options):
+        def compute(inputs):
+            if (inputs[0] == HELD).any():
+                with (path / GATE).open("rb") as gate:
+                    gate.read()
+            return inputs
+
+        spec = TensorSpec("x", "FP32", (1,)), TensorSpec("y", "FP32", (1,))
+        return FakeModel(Signature(spec[:1], spec[1:], max_batch), compute)
+
+
+def write_gated(root, name, toml="", max_batch=1):
+    """Puts such a model into the repository `root`."""
+    directory = root / name / "1"
+    directory.mkdir(parents=True)
+    os.mkfifo(directory / GATE)
+    text = f'max_batch = {max_batch}\nbackend = "e2e.gated:GatedBackend"\n{toml}'
+    (root / name / "model.toml").write_text(text)
+
+
+def let_go(root, model):
+    """Ends the run that is held, or will be."""
+    with (root / model / "1" / GATE).open("wb"):
+        pass
+
+
+def let_all_go(root):
+    """Ends whatever a test that has failed may have left."""
+    for gate in root.glob(f"*/1/{GATE}"):
+        with suppress(OSError):  # nobody waits there
+            os.close(os.open(gate, os.O_WRONLY | os.O_NONBLOCK))
