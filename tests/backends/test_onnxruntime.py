@@ -1,4 +1,5 @@
 import logging
+import weakref
 from itertools import pairwise
 
 import numpy as np
@@ -267,6 +268,46 @@ def test_bytes_that_do_not_make_the_shape_fail_and_the_next_batch_runs(identity,
         instance.run([parts], [shape], [0])
     (y,) = instance.run([[b"ab", b"cd"]], [(2, 2)], [0])
     assert y.tobytes() == b"abcd"
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (2, 3), (1, 4, 2, 1)])
+@pytest.mark.parametrize("outputs", [(0,), (1, 0)])
+def test_large_requests_give_the_same_together_and_one_by_one(pair, sizes, outputs, monkeypatch):
+    monkeypatch.setattr(backend, "IN_PLACE_BYTES", 8)
+    instance = pair(max_batch=8).make_instance(0)
+    rows = sum(sizes)
+    a, b = np.random.default_rng(0).random((2, rows, 2), np.float32)
+    inputs = [parts_of(a, sizes), [part.tobytes() for part in parts_of(b, sizes)]]
+    expected = [(a + b, a - b)[index] for index in outputs]
+    ways = []
+    for way in (instance._run_joined, instance._run_each, instance.run, instance.run, instance.run):
+        got = way(inputs, [a.shape, b.shape], outputs)
+        assert [output.tobytes() for output in got] == [output.tobytes() for output in expected]
+        assert [output.shape for output in got] == [output.shape for output in expected]
+        ways.append(repr(instance._quicker))
+    assert ways[-3:] != ways[:3]
+    assert set(instance._quicker._costs) == {0, 1}
+
+
+def test_large_requests_leave_nothing_behind(identity, monkeypatch):
+    """A binding would keep the memory of the last request that it was used for."""
+    monkeypatch.setattr(backend, "IN_PLACE_BYTES", 8)
+    instance = identity(TensorProto.INT8, ["N", 64], max_batch=4).make_instance(0)
+    parts = [np.zeros(64, np.int8) for _ in range(4)]
+    alive = [weakref.ref(part) for part in parts]
+    instance._run_each([[part.data for part in parts]], [(4, 64)], [0])
+    del parts
+    assert [part() for part in alive] == [None] * 4
+
+
+@pytest.mark.parametrize("second", [63, 128, 192])
+def test_large_requests_that_do_not_make_the_batch_fail_one_by_one_too(identity, second, monkeypatch):
+    monkeypatch.setattr(backend, "IN_PLACE_BYTES", 8)
+    instance = identity(TensorProto.INT8, ["N", 64], max_batch=3).make_instance(0)
+    with pytest.raises(ValueError, match=r"."):
+        instance._run_each([[bytes(64), bytes(second)]], [(2, 64)], [0])
+    (y,) = instance._run_each([[b"a" * 64, b"b" * 64]], [(2, 64)], [0])
+    assert y.tobytes() == b"a" * 64 + b"b" * 64
 
 
 def test_large_parts_that_do_not_fill_the_batch_fail(identity):
