@@ -164,10 +164,10 @@ class InferRequest:
 
     parts: for each input of the model, in the signature's order, the raw bytes of this request's rows; nbytes: their
     sum. id_field: the request's id as it stood on the wire (tag, length, text), which the reply repeats; may be empty.
-    order: sorts the queue; earliest deadline first within a priority level.
+    order: sorts the queue; earliest deadline first within a priority level; the scheduler sets it.
     expires: monotonic ns after which the request must not start; 0: never. rpc_deadline: the part of it that came
     from the RPC, which decides the status of an expiry; 0: none.
-    received, decoded, admitted: the first moments of its Timeline, monotonic ns.
+    received, decoded, admitted: the first moments of its Timeline, monotonic ns; the scheduler sets the latter two.
     """
 
     __slots__ = (
@@ -202,11 +202,11 @@ class InferRequest:
         self.sink = sink
         self.id_field = id_field
         self.received = received
-        self.decoded = received
-        self.admitted = received
+        self.decoded: int
+        self.admitted: int
         self.rpc_deadline = rpc_deadline
         self.expires = expires
-        self.order = 0
+        self.order: int
         self.state = State.WAITING
 
     @property

@@ -80,6 +80,9 @@ def _fill(
     max_rows = limits.max_rows
     pays = max_rows if limits.policy == "delay" else min(max_rows, cost.efficient_rows(queue.rows))
     urgent = 0 < queue.next_expiry < now + cost.predict(max_rows)  # else every deadline is met by any batch
+    if queue.rows == queue.requests and not urgent and not limits.max_bytes:  # of one row each: nothing to add up
+        count = min(len(group), pays)
+        return count, count, "all" if count < pays else "full" if count >= max_rows else "cost"
     latest = 0  # the earliest deadline among the members that can still be met
     for count, request in enumerate(group):
         template = request.template

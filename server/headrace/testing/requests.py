@@ -80,6 +80,7 @@ def make_request(
     request = InferRequest(
         FakeTemplate(rows, **template), parts, nbytes or sum(map(len, parts)), RecordingSink(), b"", now, rpc_deadline
     )
+    request.decoded = request.admitted = now
     request.expires = expires
     request.order = order_of(request.template.priority, expires, now)
     return request

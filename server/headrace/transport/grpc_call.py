@@ -48,7 +48,7 @@ class Call(Stream):
         self.peer = peer
         self.under_way: Cancellable | None = None
         self.request: Buffer | None = None
-        self.received = 0
+        self.received: int  # with the request
         timeout = head.varied
         self.deadline = peer.connection.now + timeout if timeout >= 0 else 0
         self._ended = False
