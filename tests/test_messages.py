@@ -6,8 +6,7 @@ from headrace.testing.sink import RecordingSink
 def test_a_request_begins_by_waiting():
     request = InferRequest(make_request(3).template, [b"x"], 1, RecordingSink(), b"\x1a\x01i", 7, 90)
     assert (request.state, request.finished) == (State.WAITING, False)
-    assert (request.received, request.decoded, request.admitted) == (7, 7, 7)
-    assert (request.rpc_deadline, request.expires, request.order) == (90, 0, 0)
+    assert (request.received, request.rpc_deadline, request.expires) == (7, 90, 0)
     assert repr(request) == "<InferRequest 3 rows, waiting>"
 
 
