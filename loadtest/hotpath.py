@@ -29,6 +29,7 @@ from headrace.clock import monotonic_ns
 from headrace.config import Settings
 from headrace.datatypes import DATATYPES
 from headrace.engine.lifecycle import Engine
+from headrace.engine.shared_memory import NoSharedMemory
 from headrace.engine.turn import Turn
 from headrace.repository.catalog import Catalog
 from headrace.rpc import inference_pb2 as pb
@@ -41,6 +42,7 @@ from headrace.transport.health import Health
 from headrace.transport.http2 import frames
 from headrace.transport.infer import InferService
 from headrace.transport.service import service_table
+from headrace.transport.shared_memory import SharedMemoryAdmin
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -144,8 +146,8 @@ async def measure(arguments: argparse.Namespace) -> None:
     engine = Engine(catalog, ObserverGuard(metrics), metrics, monotonic_ns, turn, settings.inline_below_us * 1000)
     await engine.load_all(arguments.repository)
     message = body(arguments.model, catalog.resolve(arguments.model, "").signature)
-    infer = InferService(catalog, turn, lambda reason: None)
-    table = service_table(Admin(Status(), catalog), Health(), infer)
+    infer = InferService(catalog, turn, lambda reason: None, NoSharedMemory())
+    table = service_table(Admin(Status(), catalog), Health(), infer, SharedMemoryAdmin(None))
     server = NativeTransport(
         table,
         "127.0.0.1",

@@ -99,6 +99,10 @@ class Settings(_Settings):
         30.0, ge=0, allow_inf_nan=False, description="time to finish accepted requests after SIGTERM, in seconds"
     )
     max_message_bytes: int = Field(64 * MIB, ge=1, le=MAX_INT32, description="largest request taken, in bytes")
+    allow_client_shm: bool = Field(
+        False,
+        description="let clients pass tensors in this machine's POSIX shared memory; they can disturb the server by it",
+    )
     inline_below_us: int = Field(
         INLINE_BELOW_US,
         ge=0,

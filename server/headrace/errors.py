@@ -41,6 +41,24 @@ class ModelNotReady(HeadraceError):
     reason = "model_not_ready"
 
 
+class RegionNotFound(HeadraceError):
+    """No shared memory region of that name is registered."""
+
+    reason = "region_not_found"
+
+
+class RegionExists(HeadraceError):
+    """A shared memory region of that name is registered already."""
+
+    reason = "region_exists"
+
+
+class RegionTooSmall(HeadraceError):
+    """An output does not fit in the shared memory that the request gave for it."""
+
+    reason = "region_too_small"
+
+
 class ServiceNotFound(HeadraceError):
     """The health of a service was asked for that this server does not have."""
 

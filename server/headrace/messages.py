@@ -43,20 +43,56 @@ class Signature:
 
 
 @dataclass(frozen=True, slots=True)
+class Region:
+    """`size` bytes from `offset` on of the shared memory region registered as `name`: where a tensor lies."""
+
+    name: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class InputTensor:
-    """One input as a request describes it. `contents` are typed contents already turned into raw bytes, or None."""
+    """One input as a request describes it. `contents` are typed contents already turned into raw bytes, or None.
+
+    region: where its bytes lie, if they are not in the message.
+    """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
     contents: bytes | None = None
+    region: Region | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestedOutput:
+    """One output as a request asks for it.
+
+    classes: this many of the greatest values as `value:index[:label]`, 0 for the tensor itself. region: where its bytes
+    shall be written, if not into the reply. binary: the client's choice of form, where the transport has one.
+    """
+
+    name: str
+    classes: int = 0
+    region: Region | None = None
+    binary: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyOutput:
+    """One output as a reply states it. `spec.shape` is without the batch dimension; region, binary: as requested."""
+
+    spec: TensorSpec
+    region: Region | None = None
+    binary: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class InferMessage:
     """All of a ModelInferRequest but its raw tensor bytes, free of the wire's types.
 
-    `outputs` names the requested outputs; empty means all of them.
+    `outputs` are the requested outputs; empty means all of them.
     """
 
     model_name: str
@@ -64,7 +100,7 @@ class InferMessage:
     id: str
     parameters: dict[str, ParameterValue]
     inputs: tuple[InputTensor, ...]
-    outputs: tuple[str, ...]
+    outputs: tuple[RequestedOutput, ...]
 
 
 PHASES = ("decode", "admit", "queue", "batch", "execute", "encode")
@@ -124,6 +160,14 @@ class ReplyWriter(Protocol):
 
         None: there is not one output, or it does not end the message, or its size varies.
         """
+
+
+class SharedMemory(Protocol):
+    """The shared memory regions that clients have registered."""
+
+    def view(self, region: Region, /) -> memoryview:
+        """The bytes of a region, writable. Raises RegionNotFound and InvalidRequest."""
+        ...
 
 
 class Template(Protocol):

@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from headrace.clock import monotonic_ns
 from headrace.engine.lifecycle import Engine
+from headrace.engine.shared_memory import NoSharedMemory, SharedMemoryRegions
 from headrace.engine.turn import Turn
 from headrace.engine.worker import THREAD_NAME
 from headrace.errors import ConfigError
@@ -32,6 +33,7 @@ from headrace.transport.grpc_reference import ReferenceTransport
 from headrace.transport.health import Health
 from headrace.transport.infer import InferService
 from headrace.transport.service import service_table
+from headrace.transport.shared_memory import SharedMemoryAdmin
 
 if TYPE_CHECKING:
     from headrace.config import Settings
@@ -92,7 +94,13 @@ async def serve(settings: Settings) -> int:
     def refused(reason: str) -> None:
         server_metrics.refused[reason] += 1
 
-    table = service_table(Admin(status, catalog), health, InferService(catalog, turn, refused))
+    regions = SharedMemoryRegions() if settings.allow_client_shm else None
+    table = service_table(
+        Admin(status, catalog, without=() if regions else ("system_shared_memory",)),
+        health,
+        InferService(catalog, turn, refused, regions or NoSharedMemory()),
+        SharedMemoryAdmin(regions),
+    )
     async with AsyncExitStack() as stack:
         stack.callback(engine.close)
         http = rest.HttpServer(rest.make_app(lambda: status, registry), _listen(settings.host, settings.http_port))

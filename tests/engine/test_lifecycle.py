@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry
 
 from headrace.engine import lifecycle
 from headrace.engine.lifecycle import Engine, open_model, warm_sizes
+from headrace.engine.shared_memory import NoSharedMemory
 from headrace.engine.turn import Turn
 from headrace.errors import ConfigError, ModelLoadError, ModelNotFound, ShuttingDown
 from headrace.repository.catalog import Catalog
@@ -57,7 +58,9 @@ class World:
         self.metrics = Metrics(self.registry)
         self.catalog = Catalog()
         self.engine = Engine(self.catalog, ObserverGuard(self.metrics), self.metrics, self.clock, turn, 200_000)
-        self.client = InProcessClient(InferService(self.catalog, turn, lambda reason: None), self.clock)
+        self.client = InProcessClient(
+            InferService(self.catalog, turn, lambda reason: None, NoSharedMemory()), self.clock
+        )
 
     def states(self):
         return {f"{e.name}/{e.version}": (str(e.state), e.reason) for e in self.catalog.index()}

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.datatypes import DATATYPES
-from headrace.errors import InvalidRequest
-from headrace.messages import InferMessage, InputTensor, Signature, TensorSpec
+from headrace.engine.shared_memory import NoSharedMemory, Registered, SharedMemoryRegions
+from headrace.errors import InvalidRequest, RegionNotFound, Unimplemented
+from headrace.messages import InferMessage, InputTensor, Region, ReplyOutput, RequestedOutput, Signature, TensorSpec
 from headrace.pipeline.decode import ModelView, build_template
 from headrace.pipeline.wire import length_prefixed
 from headrace.repository.model_config import InputCheck
@@ -29,19 +30,20 @@ def view(signature=ONE, **more):
 
 
 def message(*inputs, id="", parameters=None, outputs=()):  # noqa: A002
-    return InferMessage("m", "", id, parameters or {}, inputs, outputs)
+    requested = tuple(RequestedOutput(name) if isinstance(name, str) else name for name in outputs)
+    return InferMessage("m", "", id, parameters or {}, inputs, requested)
 
 
-def x(*shape, datatype="FP32", contents=None):
-    return InputTensor("x", datatype, shape or (1, 4), contents)
+def x(*shape, datatype="FP32", contents=None, region=None):
+    return InputTensor("x", datatype, shape or (1, 4), contents, region)
 
 
-def n(*shape):
-    return InputTensor("n", "INT64", shape)
+def n(*shape, region=None):
+    return InputTensor("n", "INT64", shape, None, region)
 
 
-def build(description, model=None):
-    return build_template(description, model or view(), lambda outputs: outputs)
+def build(description, model=None, memory=None):
+    return build_template(description, model or view(), lambda *described: described, memory or NoSharedMemory())
 
 
 def refusal(description, model=None):
@@ -66,7 +68,7 @@ def test_a_plain_request():
     assert (template.priority, template.timeout_ns, template.timing) == (0, 0, False)
     assert template.owner is OWNER
     assert template.whole is None
-    assert template.reply == (0, 1)  # the encoder is asked for by the outputs' indices
+    assert template.reply == ("m", "1", [ReplyOutput(spec) for spec in ONE.outputs])  # what the writer is made of
     raw = [memoryview(bytes(48))]
     assert template.bind(raw, b"") is raw
 
@@ -319,3 +321,76 @@ def test_no_shape_does_any_harm(shape, variable):
         return
     assert template.rows >= 1
     assert 0 <= template.total <= 8 << 40
+
+
+# --- shared memory ---
+
+
+@pytest.fixture
+def memory(tmp_path):
+    (tmp_path / "r").write_bytes(bytes(range(64)))
+    regions = SharedMemoryRegions(tmp_path)
+    regions.register(Registered("r", "/r", 0, 64))
+    return regions
+
+
+def test_tensors_in_shared_memory_take_no_place_among_the_raw_ones(memory):
+    model = view(TWO)
+    first = build(message(x(1, 4, region=Region("r", 8, 16)), n(1, 3)), model, memory)
+    assert list(map(bytes, first.bind([b"n" * 24], b""))) == [bytes(range(8, 24)), b"n" * 24]
+    second = build(message(x(1, 4), n(1, 3, region=Region("r", 0, 24))), model, memory)
+    assert list(map(bytes, second.bind([b"x" * 16], b""))) == [b"x" * 16, bytes(range(24))]
+    assert not first.plain
+
+
+def test_the_only_tensor_in_shared_memory(memory):
+    template = build(message(x(1, 4, region=Region("r", 0, 16))), memory=memory)
+    assert bytes(template.bind([], b"")[0]) == bytes(range(16))
+    memory.unregister("r")
+    with pytest.raises(RegionNotFound, match="Unable to find shared memory region: 'r'"):
+        template.bind([], b"")
+
+
+def test_too_few_and_too_many_tensors_beside_shared_memory(memory):
+    template = build(message(x(1, 4, region=Region("r", 8, 16)), n(1, 3)), view(TWO), memory)
+    assert bind_refusal(template) == "unable to find data for input tensor 'n' for model 'm' in request."
+    assert bind_refusal(template, b"", b"") == (
+        "raw_input_contents has 2 entries, expected one for each of the 1 inputs of the request to model 'm' that are "
+        "not in shared memory"
+    )
+
+
+def test_the_wrong_number_of_bytes_in_shared_memory(memory):
+    template = build(message(x(1, 4, region=Region("r", 0, 15))), memory=memory)
+    assert bind_refusal(template).endswith("input byte size mismatch for input 'x' for model 'm'. Expected 16, got 15")
+
+
+def test_regions_are_looked_for_when_a_look_is_first_seen(memory):
+    for where in ({"region": Region("s", 0, 16)}, {}):
+        outputs = () if where else (RequestedOutput("y", region=Region("s", 0, 16)),)
+        with pytest.raises(RegionNotFound):
+            build(message(x(1, 4, **where), outputs=outputs), memory=memory)
+        with pytest.raises(Unimplemented, match="Client shared memory is disabled"):
+            build(message(x(1, 4, **where), outputs=outputs))
+
+
+def test_typed_contents_beside_shared_memory(memory):
+    template = build(
+        message(x(1, 4, region=Region("r", 0, 16)), InputTensor("n", "INT64", (1, 3), b"n" * 24)), view(TWO), memory
+    )
+    assert list(map(bytes, template.bind([], b""))) == [bytes(range(16)), b"n" * 24]
+
+
+def test_what_a_reply_states_of_its_outputs():
+    def made(*outputs):
+        kept = []
+        build_template(message(x(), outputs=outputs), view(), lambda *told: kept.append(told), NoSharedMemory())
+        return kept[0]
+
+    name, version, outputs = made(RequestedOutput("z"), RequestedOutput("y", classes=2))
+    assert (name, version) == ("m", "1")
+    assert [(output.spec.name, output.spec.datatype) for output in outputs] == [
+        ("z", ONE.outputs[1].datatype),
+        ("y", "BYTES"),
+    ]
+    assert made()[2] == [ReplyOutput(spec) for spec in ONE.outputs]

@@ -56,13 +56,19 @@ def test_server_metadata_advertises_only_what_there_is():
     admin, _ = admin_of()
     metadata = admin.server_metadata(pb.ServerMetadataRequest())
     assert (metadata.name, metadata.version) == ("headrace", headrace.__version__)
-    assert list(metadata.extensions) == [
+    expected = [
+        "classification",
         "schedule_policy",
         "model_configuration",
+        "system_shared_memory",
         "binary_tensor_data",
         "parameters",
         "statistics",
     ]
+    assert list(metadata.extensions) == expected
+    without = Admin(FakeEngine(), Catalog(), without=["system_shared_memory"])
+    expected.remove("system_shared_memory")
+    assert list(without.server_metadata(pb.ServerMetadataRequest()).extensions) == expected
 
 
 def test_model_ready():

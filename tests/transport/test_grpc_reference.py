@@ -18,6 +18,7 @@ from headrace.transport.admin import Admin
 from headrace.transport.grpc_reference import ReferenceTransport
 from headrace.transport.health import Health
 from headrace.transport.service import INFER_PATH, service_table
+from headrace.transport.shared_memory import SharedMemoryAdmin
 
 NOW = 5_000_000_000
 TIMEOUT = 10
@@ -66,7 +67,7 @@ class Harness:
         catalog.ready("m", 1, FakeServed())
         self.health = Health()
         self.infer = FakeInfer()
-        table = service_table(Admin(FakeEngine(), catalog), self.health, self.infer)
+        table = service_table(Admin(FakeEngine(), catalog), self.health, self.infer, SharedMemoryAdmin(None))
         self.transport = ReferenceTransport(table, "127.0.0.1", 0, max_message_bytes=100_000, clock=lambda: NOW)
 
 

@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.datatypes import DATATYPES
-from headrace.errors import InvalidRequest, Unimplemented
+from headrace.errors import InvalidRequest
+from headrace.messages import Region, RequestedOutput
 from headrace.pipeline import bytes_tensor
 from headrace.rpc import inference_pb2 as pb
 from headrace.transport.infer_message import CONTENTS_FIELD, MAX_DIMS, MAX_TENSORS, infer_message
@@ -49,7 +50,7 @@ def test_everything_but_the_raw_tensors():
         ("x", "FP32", (1, 2), None),
         ("t", "BYTES", (), None),
     ]
-    assert found.outputs == ("y", "z")
+    assert found.outputs == (RequestedOutput("y"), RequestedOutput("z"))
     assert found.parameters == {"b": False, "i": -1, "u": (1 << 64) - 1, "d": 0.5, "s": "", "nothing": ""}
     assert type(found.parameters["b"]) is bool
 
@@ -141,25 +142,40 @@ def test_inputs_beyond_all_bounds():
     )
 
 
-@pytest.mark.parametrize("key", ["shared_memory_region", "shared_memory_byte_size", "shared_memory_offset"])
-@pytest.mark.parametrize("where", ["inputs", "outputs"])
-def test_shared_memory_is_not_served(key, where):
+def test_tensors_in_shared_memory():
     message = request()
     message.outputs.add(name="y")
-    getattr(message, where)[0].parameters[key].int64_param = 1
-    with pytest.raises(Unimplemented, match=r"^Client shared memory is disabled"):
-        infer_message(message)
+    for tensor in (message.inputs[0], message.outputs[0]):
+        tensor.parameters["shared_memory_region"].string_param = "r"
+        tensor.parameters["shared_memory_byte_size"].int64_param = 8
+    message.inputs[0].parameters["shared_memory_offset"].int64_param = 64
+    message.inputs[0].contents.SetInParent()
+    found = infer_message(message)
+    assert (found.inputs[0].region, found.inputs[0].contents) == (Region("r", 64, 8), None)
+    assert found.outputs == (RequestedOutput("y", region=Region("r", 0, 8)),)
+    message.inputs[0].contents.fp32_contents.extend([1, 2])
+    assert refusal(message) == "input 'x' for model 'm' has contents and a shared memory region, expected one of them"
 
 
-def test_classification_is_not_served():
+def test_half_a_region_names_the_tensor():
+    message = request()
+    message.inputs[0].parameters["shared_memory_offset"].int64_param = 64
+    assert refusal(message).startswith("input 'x' for model 'm' has the parameter 'shared_memory_offset' without")
+    message = request()
+    message.outputs.add(name="y").parameters["shared_memory_region"].string_param = "r"
+    assert refusal(message).startswith("output 'y' of model 'm' has the parameter 'shared_memory_region' without")
+
+
+def test_classification():
     message = request()
     message.outputs.add(name="y").parameters["classification"].int64_param = 3
-    with pytest.raises(Unimplemented, match=r"^output 'y' asks for the classification extension"):
-        infer_message(message)
+    assert infer_message(message).outputs == (RequestedOutput("y", classes=3),)
+    message.outputs[0].parameters["classification"].string_param = "3"
+    assert refusal(message) == "output 'y' of model 'm': parameter 'classification' is '3', expected an integer above 0"
 
 
 def test_other_tensor_parameters_are_ignored():
     message = request()
     message.inputs[0].parameters["binary_data_size"].int64_param = 8
     message.outputs.add(name="y").parameters["binary_data"].bool_param = True
-    assert infer_message(message).outputs == ("y",)
+    assert infer_message(message).outputs == (RequestedOutput("y"),)

@@ -8,6 +8,7 @@ from headrace.rpc import health_pb2, inference_pb2
 from headrace.transport.admin import Admin
 from headrace.transport.health import Health
 from headrace.transport.service import INFER_PATH, service_table
+from headrace.transport.shared_memory import SharedMemoryAdmin
 
 PREFIX = "/inference.GRPCInferenceService/"
 IMPLEMENTED = {
@@ -19,6 +20,12 @@ IMPLEMENTED = {
     "ModelConfig",
     "ModelStatistics",
     "RepositoryIndex",
+    "SystemSharedMemoryStatus",
+    "SystemSharedMemoryRegister",
+    "SystemSharedMemoryUnregister",
+    "CudaSharedMemoryStatus",
+    "CudaSharedMemoryRegister",
+    "CudaSharedMemoryUnregister",
 }
 
 
@@ -38,7 +45,7 @@ def health():
 
 @pytest.fixture
 def table(health):
-    return service_table(Admin(FakeEngine(), Catalog()), health, never_called)
+    return service_table(Admin(FakeEngine(), Catalog()), health, never_called, SharedMemoryAdmin(None))
 
 
 async def messages(*data):

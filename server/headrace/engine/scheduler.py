@@ -14,7 +14,6 @@ from headrace.messages import Batch, State
 from headrace.pipeline.admission import QueueLimits, admit, admit_all, expired
 from headrace.pipeline.batching import BatchLimits, decide
 from headrace.pipeline.decode import ModelView
-from headrace.pipeline.encode import ReplyEncoder
 from headrace.pipeline.queue import RequestQueue, order_of
 from headrace.pipeline.split import Split
 from headrace.pipeline.timing import timing_parameters
@@ -96,7 +95,6 @@ class Scheduler:
         queue = config.queue
         self._queue_limits = QueueLimits(queue.max_requests, queue.max_rows, queue.max_bytes)
         self._slo_ns = int(config.slo_ms * 1e6)
-        self._encoders: dict[tuple[int, ...], ReplyEncoder] = {}
         self._splits = False  # whether there ever was one: only then are batches searched for pieces
         self._dispatch_due = False
         self._timer: asyncio.TimerHandle | None = None
@@ -111,15 +109,6 @@ class Scheduler:
     def depth(self) -> tuple[int, int]:
         """(requests, rows) that wait."""
         return self.queue.requests, self.queue.rows
-
-    def encoder(self, outputs: tuple[int, ...]) -> ReplyEncoder:
-        """What writes replies that hold these outputs, by their indices in the signature."""
-        encoder = self._encoders.get(outputs)
-        if encoder is None:
-            encoder = ReplyEncoder(self.name, self.version, [self.signature.outputs[index] for index in outputs])
-            if len(self._encoders) < 256:
-                self._encoders[outputs] = encoder
-        return encoder
 
     # --- events -------------------------------------------------------------------------------------------------------
 

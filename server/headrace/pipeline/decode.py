@@ -5,12 +5,14 @@ The texts are those that clients of the Open Inference Protocol know from Triton
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from headrace.datatypes import DATATYPES
 from headrace.errors import InvalidRequest
+from headrace.messages import ReplyOutput, RequestedOutput
 from headrace.pipeline.checks import Check, checks_for
+from headrace.pipeline.delivery import Delivery, described
 from headrace.pipeline.wire import field_text
 
 if TYPE_CHECKING:
@@ -23,11 +25,15 @@ if TYPE_CHECKING:
         InputTensor,
         Owner,
         ParameterValue,
+        Region,
         ReplyWriter,
+        SharedMemory,
         Signature,
         TensorSpec,
     )
     from headrace.pipeline.checks import InputRules
+
+    MakeWriter = Callable[[str, str, Sequence[ReplyOutput]], ReplyWriter]
 
 TIMING_PARAMETER = "headrace_timing"
 ACCEPTED_RESERVED = frozenset({"triton_enable_empty_final_response"})
@@ -43,6 +49,7 @@ class ModelView:
 
     rules: per-input checks of model.toml. owner: who runs its requests. split_oversize: whether a request may hold more
     rows than a batch. default_level: the priority level of a request that names none, or one that does not exist.
+    labels: of the classes of an output, by its name.
     """
 
     name: str
@@ -53,6 +60,7 @@ class ModelView:
     split_oversize: bool = True
     priority_levels: int = 1
     default_level: int = 1
+    labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 class RequestTemplate:
@@ -60,7 +68,8 @@ class RequestTemplate:
 
     sizes: for each input of the signature, the raw bytes that a request must bring, -1 for BYTES. positions: for each
     input of the signature, its place among the request's inputs. contents: raw forms of typed contents, in the
-    request's order, or None where the tensors arrive raw. total: bytes of all tensors, 0 where BYTES make it vary.
+    request's order, or None where the tensors arrive raw. regions: of the request's inputs, in its order, those that
+    lie in shared `memory`, None for the others. total: bytes of all tensors, 0 where BYTES make it vary.
     plain: one raw input of `total` bytes and nothing to check but its size. timeout_ns: the request's own `timeout`, 0
     for none.
     """
@@ -69,12 +78,14 @@ class RequestTemplate:
         "checks",
         "contents",
         "key",
+        "memory",
         "model",
         "outputs",
         "owner",
         "plain",
         "positions",
         "priority",
+        "regions",
         "reply",
         "rows",
         "shapes",
@@ -98,6 +109,8 @@ class RequestTemplate:
         self.total = 0
         self.positions: tuple[int, ...] = ()
         self.contents: tuple[bytes, ...] | None = None
+        self.memory: SharedMemory
+        self.regions: tuple[Region | None, ...] | None = None
         self.checks: tuple[tuple[int, Check], ...] = ()
         self.outputs: tuple[int, ...] = ()
         self.priority = model.default_level - 1
@@ -107,7 +120,8 @@ class RequestTemplate:
     def bind(self, raw: Sequence[Buffer], id_field: bytes) -> Sequence[Buffer]:
         """The request's tensors in the signature's order, each of the right size and content.
 
-        raw: `raw_input_contents`. id_field: the request's id on the wire, for the error. Raises InvalidRequest.
+        raw: `raw_input_contents`. id_field: the request's id on the wire, for the error. Raises InvalidRequest, and
+        RegionNotFound.
         """
         if self.plain and len(raw) == 1 and len(raw[0]) == self.total:
             return raw
@@ -118,8 +132,10 @@ class RequestTemplate:
                     f"'{self._name(0)}' for model '{self.model.name}'"
                 )
             raw = self.contents
-        if len(raw) != len(self.positions):
-            self._wrong_count(raw)
+        if self.regions is not None:
+            raw = self._with_regions(raw)
+        elif len(raw) != len(self.positions):
+            self._wrong_count(raw, len(self.positions))
         parts = [raw[at] for at in self.positions]
         for index, size in enumerate(self.sizes):
             if size >= 0 and len(parts[index]) != size:
@@ -135,24 +151,36 @@ class RequestTemplate:
     def _name(self, index: int) -> str:
         return self.model.signature.inputs[index].name
 
-    def _wrong_count(self, raw: Sequence[Buffer]) -> None:
-        if len(raw) < len(self.positions):
-            missing = self._name(self.positions.index(len(raw)))
+    def _with_regions(self, raw: Sequence[Buffer]) -> list[Buffer]:
+        """The tensors in the request's order: those that are not in shared memory are in `raw`, one after another."""
+        assert self.regions is not None
+        expected = self.regions.count(None)
+        if len(raw) != expected:
+            self._wrong_count(raw, expected)
+        given = iter(raw)
+        return [next(given) if region is None else self.memory.view(region) for region in self.regions]
+
+    def _wrong_count(self, raw: Sequence[Buffer], expected: int) -> None:
+        if len(raw) < expected:
+            regions = self.regions or (None,) * len(self.positions)
+            places = [place for place, region in enumerate(regions) if region is None]
+            missing = self._name(self.positions.index(places[len(raw)]))
             raise InvalidRequest(
                 f"unable to find data for input tensor '{missing}' for model '{self.model.name}' in request."
             )
         raise InvalidRequest(
-            f"raw_input_contents has {len(raw)} entries, expected one for each of the {len(self.positions)} inputs of "
-            f"the request to model '{self.model.name}'"
+            f"raw_input_contents has {len(raw)} entries, expected one for each of the {expected} inputs of "
+            f"the request to model '{self.model.name}'{' that are not in shared memory' if self.regions else ''}"
         )
 
 
 def build_template(
-    message: InferMessage, model: ModelView, encoder: Callable[[tuple[int, ...]], ReplyWriter]
+    message: InferMessage, model: ModelView, make_writer: MakeWriter, memory: SharedMemory
 ) -> RequestTemplate:
     """The template of `message`, checked against the model. Raises InvalidRequest.
 
-    encoder: returns what writes replies that hold these outputs, by their indices in the signature.
+    make_writer: makes what writes replies, of the model's name, its version and the outputs that a reply holds.
+    memory: where tensors lie that are not in the message.
     """
     prefix = f"[request id: {message.id or '<id_unknown>'}] "
     template = RequestTemplate(model)
@@ -162,19 +190,29 @@ def build_template(
     template.positions = tuple(by_name[spec.name] for spec in model.signature.inputs)
     tensors = [message.inputs[at] for at in template.positions]
     template.rows = _rows(tensors, model, prefix)
-    template.outputs = _outputs(message, model)
-    template.reply = encoder(template.outputs)
+    requested = _outputs(message, model)
+    template.outputs, template.reply = _delivery(requested, model, make_writer, memory)
     template.shapes, template.sizes = _shapes_and_sizes(tensors, model, prefix)
     template.total = 0 if -1 in template.sizes else sum(template.sizes)
     template.key = (template.shapes, template.outputs)
     template.contents = _contents(message, model)
+    template.memory = memory
+    if any(tensor.region for tensor in message.inputs):
+        template.regions = tuple(tensor.region for tensor in message.inputs)
+    for region in (*(tensor.region for tensor in message.inputs), *(output.region for output in message.outputs)):
+        if region is not None:
+            memory.view(region)  # known, and large enough, or refused now
     template.checks = tuple(
         (index, check)
         for index, (spec, shape) in enumerate(zip(model.signature.inputs, (t.shape for t in tensors), strict=True))
         for check in checks_for(spec, shape, model.rules.get(spec.name), model.name)
     )
     template.plain = (
-        len(template.sizes) == 1 and template.sizes[0] >= 0 and template.contents is None and not template.checks
+        len(template.sizes) == 1
+        and template.sizes[0] >= 0
+        and template.contents is None
+        and template.regions is None
+        and not template.checks
     )
     return template
 
@@ -306,17 +344,34 @@ def _dims(shape: Sequence[int]) -> str:
     return "[" + ",".join(map(str, shape)) + "]"
 
 
-def _outputs(message: InferMessage, model: ModelView) -> tuple[int, ...]:
-    """Indices of the requested outputs; all of them where the request names none."""
-    index = {spec.name: at for at, spec in enumerate(model.signature.outputs)}
-    for name in message.outputs:
-        if name not in index:
+def _outputs(message: InferMessage, model: ModelView) -> Sequence[RequestedOutput]:
+    """The requested outputs, each one that there is; all of them where the request names none."""
+    known = [spec.name for spec in model.signature.outputs]
+    names = [output.name for output in message.outputs]
+    for name in names:
+        if name not in known:
             raise InvalidRequest(
-                f"unexpected inference output '{name}' for model '{model.name}'. Expected some of {sorted(index)}"
+                f"unexpected inference output '{name}' for model '{model.name}'. Expected some of {sorted(known)}"
             )
-    if len(set(message.outputs)) != len(message.outputs):
-        raise InvalidRequest(f"an output is requested twice of model '{model.name}': {list(message.outputs)}")
-    return tuple(index[name] for name in message.outputs) or tuple(range(len(index)))
+    if len(set(names)) != len(names):
+        raise InvalidRequest(f"an output is requested twice of model '{model.name}': {names}")
+    return message.outputs or [RequestedOutput(name) for name in known]
+
+
+def _delivery(
+    requested: Sequence[RequestedOutput], model: ModelView, make_writer: MakeWriter, memory: SharedMemory
+) -> tuple[tuple[int, ...], ReplyWriter]:
+    """Indices of the outputs in the signature, and what writes the replies that hold them."""
+    index = {spec.name: at for at, spec in enumerate(model.signature.outputs)}
+    indices = tuple(index[output.name] for output in requested)
+    specs = [model.signature.outputs[at] for at in indices]
+    writer = make_writer(
+        model.name, model.version, [described(output, spec) for output, spec in zip(requested, specs, strict=True)]
+    )
+    if any(output.classes or output.region for output in requested):
+        batched = model.signature.max_batch > 0
+        writer = Delivery(requested, specs, writer, memory, model.labels, batched=batched)
+    return indices, writer
 
 
 def _contents(message: InferMessage, model: ModelView) -> tuple[bytes, ...] | None:
@@ -324,7 +379,7 @@ def _contents(message: InferMessage, model: ModelView) -> tuple[bytes, ...] | No
     if not given:
         return None
     for tensor in message.inputs:
-        if tensor.contents is None:
+        if tensor.contents is None and tensor.region is None:
             raise InvalidRequest(
                 f"unable to find data for input tensor '{tensor.name}' for model '{model.name}' in request."
             )

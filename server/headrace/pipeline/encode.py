@@ -1,7 +1,8 @@
 """From output rows to the bytes of a ModelInferResponse, most of which are the same for all requests of one look.
 
 Field numbers: model_name=1, model_version=2, id=3, parameters=4, outputs=5, raw_output_contents=6; an output tensor
-has name=1, datatype=2, shape=3 (packed); a parameter is a map entry key=1, value=2 with int64_param=2, string_param=3.
+has name=1, datatype=2, shape=3 (packed), parameters=4; a parameter is a map entry key=1, value=2 with int64_param=2,
+string_param=3.
 Outputs are always raw, one entry for each output, in order: clients index that list without looking at its length.
 """
 
@@ -16,7 +17,7 @@ from headrace.pipeline.wire import length_prefixed, varint
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from headrace.messages import Buffer, TensorSpec
+    from headrace.messages import Buffer, Region, ReplyOutput
 
 RAW_OUTPUT_TAG = b"\x32"
 
@@ -30,6 +31,16 @@ def encode_parameters(parameters: Mapping[str, int | str]) -> bytes:
     return out
 
 
+def region_parameters(region: Region, datatype: str, shape: tuple[int, ...]) -> dict[str, int | str]:
+    """What a reply says of an output that was written to shared memory; of BYTES, the size that it had at most."""
+    itemsize = DATATYPES[datatype].itemsize
+    return {
+        "shared_memory_region": region.name,
+        "shared_memory_byte_size": itemsize * prod(shape) if itemsize else region.size,
+        "shared_memory_offset": region.offset,
+    }
+
+
 class ReplyEncoder:
     """Writes replies of one model version with one list of outputs.
 
@@ -38,7 +49,7 @@ class ReplyEncoder:
 
     __slots__ = ("_head", "_meta", "_outputs")
 
-    def __init__(self, name: str, version: str, outputs: Sequence[TensorSpec]) -> None:
+    def __init__(self, name: str, version: str, outputs: Sequence[ReplyOutput]) -> None:
         self._head = length_prefixed(1, name.encode()) + length_prefixed(2, version.encode())
         self._outputs = tuple(outputs)
         self._meta: dict[tuple[tuple[int, ...], ...], bytes] = {}
@@ -64,7 +75,7 @@ class ReplyEncoder:
         """
         if len(self._outputs) != 1:
             return None
-        itemsize = DATATYPES[self._outputs[0].datatype].itemsize
+        itemsize = DATATYPES[self._outputs[0].spec.datatype].itemsize
         if not itemsize:
             return None
         return self._head + self._described(shapes) + RAW_OUTPUT_TAG + varint(itemsize * prod(shapes[0]))
@@ -75,10 +86,14 @@ class ReplyEncoder:
 
     def _describe(self, shapes: tuple[tuple[int, ...], ...]) -> bytes:
         meta = b""
-        for spec, shape in zip(self._outputs, shapes, strict=True):
+        for output, shape in zip(self._outputs, shapes, strict=True):
+            spec = output.spec
             packed = b"".join(map(varint, shape))
             tensor = length_prefixed(1, spec.name.encode()) + length_prefixed(2, spec.datatype.encode())
-            meta += length_prefixed(5, tensor + (length_prefixed(3, packed) if packed else b""))
+            tensor += length_prefixed(3, packed) if packed else b""
+            if output.region is not None:
+                tensor += encode_parameters(region_parameters(output.region, spec.datatype, shape))
+            meta += length_prefixed(5, tensor)
         if len(self._meta) >= 256:  # variable dimensions: keep what is recent, not all there ever was
             self._meta.clear()
         self._meta[shapes] = meta

@@ -10,6 +10,7 @@ import numpy as np
 
 from headrace.datatypes import DATATYPES
 from headrace.engine.scheduler import Scheduler
+from headrace.engine.shared_memory import NoSharedMemory
 from headrace.engine.turn import Turn
 from headrace.pipeline import bytes_tensor
 from headrace.pipeline.cost import CostModel
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from headrace.clock import Clock
     from headrace.engine.worker import Worker
-    from headrace.messages import Buffer, ParameterValue
+    from headrace.messages import Buffer, ParameterValue, SharedMemory
     from headrace.testing.backend import FakeModel
 
     Array = np.ndarray[Any, Any]
@@ -138,15 +139,17 @@ class InProcessClient:
 class InProcessServer:
     """Models behind an `InferService`, on the running event loop, and a client.
 
-    refused: reasons of the requests that did not get as far as a model.
+    refused: reasons of the requests that did not get as far as a model. memory: shared with the client.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, memory: SharedMemory | None = None) -> None:
         self.clock = clock
         self.catalog: Catalog[Scheduler] = Catalog()
         self.turn = Turn(asyncio.get_running_loop())
         self.refused: Counter[str] = Counter()
-        self.service = InferService(self.catalog, self.turn, lambda reason: self.refused.update([reason]))
+        self.service = InferService(
+            self.catalog, self.turn, lambda reason: self.refused.update([reason]), memory or NoSharedMemory()
+        )
         self.client = InProcessClient(self.service, clock)
 
     def __repr__(self) -> str:

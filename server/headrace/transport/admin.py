@@ -14,14 +14,22 @@ from headrace.rpc import inference_pb2 as pb
 from headrace.rpc import model_config_pb2 as mc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from headrace.messages import Signature, TensorSpec
     from headrace.repository.catalog import Catalog
     from headrace.repository.model_config import ModelConfig
     from headrace.telemetry.statistics import Duration, Statistics
 
-EXTENSIONS = ("schedule_policy", "model_configuration", "binary_tensor_data", "parameters", "statistics")
+EXTENSIONS = (
+    "classification",
+    "schedule_policy",
+    "model_configuration",
+    "system_shared_memory",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+)
 """What ServerMetadata advertises of Triton's extensions: those that are implemented, in Triton's order."""
 
 MODEL_FILENAMES = {"onnxruntime_onnx": "model.onnx"}
@@ -82,11 +90,15 @@ ServedT = TypeVar("ServedT", bound=Served)
 
 
 class Admin(Generic[ServedT]):
-    """Answers from the catalogue of models and the state of the engine; changes neither."""
+    """Answers from the catalogue of models and the state of the engine; changes neither.
 
-    def __init__(self, engine: Engine, catalog: Catalog[ServedT]) -> None:
+    without: extensions that are switched off.
+    """
+
+    def __init__(self, engine: Engine, catalog: Catalog[ServedT], without: Collection[str] = ()) -> None:
         self._engine = engine
         self._catalog = catalog
+        self._extensions = [extension for extension in EXTENSIONS if extension not in without]
 
     def server_live(self, request: pb.ServerLiveRequest) -> pb.ServerLiveResponse:
         """Whether the server is up."""
@@ -98,7 +110,7 @@ class Admin(Generic[ServedT]):
 
     def server_metadata(self, request: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
         """Name, version and extensions."""
-        return pb.ServerMetadataResponse(name="headrace", version=__version__, extensions=EXTENSIONS)
+        return pb.ServerMetadataResponse(name="headrace", version=__version__, extensions=self._extensions)
 
     def model_ready(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
         """True, or the error that says why not: a model that is unknown, or loading, is an error here.

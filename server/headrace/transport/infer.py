@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from headrace.errors import InvalidRequest, reason_of
 from headrace.messages import InferRequest
 from headrace.pipeline.decode import build_template
+from headrace.pipeline.encode import ReplyEncoder
 from headrace.pipeline.wire import Malformed, length_prefixed, read_varint, skip_field, varint
 from headrace.rpc import inference_pb2 as pb
 from headrace.transport.infer_message import infer_message
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from headrace.engine.scheduler import Scheduler
     from headrace.engine.turn import Turn
-    from headrace.messages import Buffer, ReplySink
+    from headrace.messages import Buffer, ReplySink, SharedMemory
     from headrace.pipeline.decode import RequestTemplate
     from headrace.repository.catalog import Catalog
     from headrace.transport.service import InferCall
@@ -60,13 +61,17 @@ class InferService:
     still in the processor's cache, and what requests of one look have in common is done once for all of them.
 
     catalog: resolves a name and version to the scheduler that serves it. turn: at whose end requests are taken.
-    refused: hears the reason of each request that did not get as far as a model.
+    refused: hears the reason of each request that did not get as far as a model. memory: of tensors that are not in
+    the messages.
     """
 
-    def __init__(self, catalog: Catalog[Scheduler], turn: Turn, refused: Callable[[str], None]) -> None:
+    def __init__(
+        self, catalog: Catalog[Scheduler], turn: Turn, refused: Callable[[str], None], memory: SharedMemory
+    ) -> None:
         self._catalog = catalog
         self._turn = turn
         self._refused = refused
+        self._memory = memory
         self._arrived: list[InferCall] = []
         self._heads: dict[bytes, _Looks] = {}
         self._looks = 0
@@ -184,7 +189,7 @@ class InferService:
             id_field = length_prefixed(3, parsed.id.encode()) if parsed.id else b""
         scheduler = self._catalog.resolve(parsed.model_name, parsed.model_version)
         described = infer_message(parsed)
-        template = build_template(described, scheduler.view, scheduler.encoder)
+        template = build_template(described, scheduler.view, ReplyEncoder, self._memory)
         if head and head + _LONGEST_ID + look_end - id_end <= _LEAD and template.contents is None:
             self._remember(prefix[:head], prefix[id_end:], template)
         return template, raw, id_field

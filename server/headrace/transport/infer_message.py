@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from headrace.datatypes import DATATYPES
-from headrace.errors import InvalidRequest, Unimplemented
-from headrace.messages import InferMessage, InputTensor
+from headrace.errors import InvalidRequest
+from headrace.messages import InferMessage, InputTensor, RequestedOutput
+from headrace.transport.tensor_parameters import classes_of, region_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,7 +40,7 @@ MAX_DIMS = 64
 
 
 def infer_message(request: pb.ModelInferRequest) -> InferMessage:
-    """All of `request` but its raw tensors. Raises InvalidRequest, and Unimplemented for what is not served yet."""
+    """All of `request` but its raw tensors. Raises InvalidRequest."""
     most = max(len(request.inputs), len(request.outputs), len(request.parameters))
     if most > MAX_TENSORS:
         raise InvalidRequest(f"the request has {most} inputs, outputs or parameters, at most {MAX_TENSORS} are taken")
@@ -47,10 +48,14 @@ def infer_message(request: pb.ModelInferRequest) -> InferMessage:
         model_name=request.model_name,
         model_version=request.model_version,
         id=request.id,
-        parameters={key: _parameter(value) for key, value in request.parameters.items()},
+        parameters=_parameters(request.parameters),
         inputs=tuple(_input(tensor, request.model_name) for tensor in request.inputs),
-        outputs=tuple(_output(tensor) for tensor in request.outputs),
+        outputs=tuple(_output(tensor, request.model_name) for tensor in request.outputs),
     )
+
+
+def _parameters(parameters: Mapping[str, pb.InferParameter]) -> dict[str, ParameterValue]:
+    return {key: _parameter(value) for key, value in parameters.items()}
 
 
 def _parameter(value: pb.InferParameter) -> ParameterValue:
@@ -60,25 +65,22 @@ def _parameter(value: pb.InferParameter) -> ParameterValue:
 
 
 def _input(tensor: pb.ModelInferRequest.InferInputTensor, model: str) -> InputTensor:
-    _refuse_shared_memory(tensor.parameters)
+    what = f"input '{tensor.name}' for model '{model}'"
     if len(tensor.shape) > MAX_DIMS:
-        raise InvalidRequest(
-            f"input '{tensor.name}' for model '{model}' has {len(tensor.shape)} dimensions, expected at most {MAX_DIMS}"
-        )
+        raise InvalidRequest(f"{what} has {len(tensor.shape)} dimensions, expected at most {MAX_DIMS}")
+    region = region_of(_parameters(tensor.parameters), what) if tensor.parameters else None
     contents = _contents(tensor, model) if tensor.HasField("contents") else None
-    return InputTensor(tensor.name, tensor.datatype, tuple(tensor.shape), contents)
+    if region is not None and contents:
+        raise InvalidRequest(f"{what} has contents and a shared memory region, expected one of them")
+    return InputTensor(tensor.name, tensor.datatype, tuple(tensor.shape), None if region else contents, region)
 
 
-def _output(tensor: pb.ModelInferRequest.InferRequestedOutputTensor) -> str:
-    _refuse_shared_memory(tensor.parameters)
-    if "classification" in tensor.parameters:
-        raise Unimplemented(f"output '{tensor.name}' asks for the classification extension, which this server lacks")
-    return tensor.name
-
-
-def _refuse_shared_memory(parameters: Mapping[str, pb.InferParameter]) -> None:
-    if any(key.startswith("shared_memory_") for key in parameters):
-        raise Unimplemented("Client shared memory is disabled: this server takes and returns tensors in messages only")
+def _output(tensor: pb.ModelInferRequest.InferRequestedOutputTensor, model: str) -> RequestedOutput:
+    if not tensor.parameters:
+        return RequestedOutput(tensor.name)
+    what = f"output '{tensor.name}' of model '{model}'"
+    parameters = _parameters(tensor.parameters)
+    return RequestedOutput(tensor.name, classes_of(parameters, what), region_of(parameters, what))
 
 
 def _contents(tensor: pb.ModelInferRequest.InferInputTensor, model: str) -> bytes | None:

@@ -6,8 +6,8 @@ done, without a task or a future of its own on the native transport.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -23,9 +23,13 @@ if TYPE_CHECKING:
     from headrace.messages import Buffer
     from headrace.transport.admin import Admin
     from headrace.transport.health import Health
+    from headrace.transport.shared_memory import SharedMemoryAdmin
 
 UnaryHandler = Callable[[bytes], bytes]
 """Request message to response message. Raises HeadraceError."""
+
+TaskHandler = Callable[[bytes], Awaitable[bytes]]
+"""Request message to response message of a unary call that takes its time. Raises HeadraceError."""
 
 StreamHandler = Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]]
 """Request messages to response messages, of a call that streams in either direction. Raises HeadraceError."""
@@ -59,15 +63,19 @@ class Infer(Protocol):
 
 @dataclass(frozen=True)
 class ServiceTable:
-    """What a transport serves. The keys are full paths, as in `:path`; whatever is not here is UNIMPLEMENTED."""
+    """What a transport serves. The keys are full paths, as in `:path`; whatever is not here is UNIMPLEMENTED.
+
+    tasks: unary calls that take their time. On gRPC they look like streams of one message, and `streams` has them too.
+    """
 
     unary: Mapping[str, UnaryHandler]
     streams: Mapping[str, StreamHandler]
     infer: Infer
     service_names: tuple[str, ...]
+    tasks: Mapping[str, TaskHandler] = field(default_factory=dict)
 
 
-def service_table(admin: Admin[Any], health: Health, infer: Infer) -> ServiceTable:
+def service_table(admin: Admin[Any], health: Health, infer: Infer, memory: SharedMemoryAdmin) -> ServiceTable:
     """All services of the server."""
     names = (INFERENCE.full_name, HEALTH.full_name, *reflection.SERVICE_NAMES)
     reflect = _stream(reflection.Request, reflection.responder(names))
@@ -80,7 +88,14 @@ def service_table(admin: Admin[Any], health: Health, infer: Infer) -> ServiceTab
         "ModelConfig": _unary(inference_pb2.ModelConfigRequest, admin.model_config),
         "ModelStatistics": _unary(inference_pb2.ModelStatisticsRequest, admin.model_statistics),
         "RepositoryIndex": _unary(inference_pb2.RepositoryIndexRequest, admin.repository_index),
+        "SystemSharedMemoryStatus": _unary(inference_pb2.SystemSharedMemoryStatusRequest, memory.status),
+        "SystemSharedMemoryRegister": _unary(inference_pb2.SystemSharedMemoryRegisterRequest, memory.register),
+        "SystemSharedMemoryUnregister": _unary(inference_pb2.SystemSharedMemoryUnregisterRequest, memory.unregister),
+        "CudaSharedMemoryStatus": _unary(inference_pb2.CudaSharedMemoryStatusRequest, memory.cuda_status),
+        "CudaSharedMemoryRegister": _unary(inference_pb2.CudaSharedMemoryRegisterRequest, memory.cuda_register),
+        "CudaSharedMemoryUnregister": _unary(inference_pb2.CudaSharedMemoryUnregisterRequest, memory.cuda_unregister),
     }
+    tasks: dict[str, TaskHandler] = {}
     missing = [method for method in INFERENCE.methods if method.name not in {*unary, "ModelInfer"}]
     return ServiceTable(
         unary={
@@ -89,7 +104,9 @@ def service_table(admin: Admin[Any], health: Health, infer: Infer) -> ServiceTab
             f"/{HEALTH.full_name}/Check": _unary(health_pb2.HealthCheckRequest, health.check),
             f"/{HEALTH.full_name}/List": _unary(health_pb2.HealthListRequest, health.list),
         },
+        tasks=tasks,
         streams={
+            **{path: _as_stream(handler) for path, handler in tasks.items()},
             **{_path(method): _missing_stream(method) for method in missing if _streams(method)},
             f"/{HEALTH.full_name}/Watch": _server_stream(health_pb2.HealthCheckRequest, health.watch),
             **{f"/{name}/ServerReflectionInfo": reflect for name in reflection.SERVICE_NAMES},
@@ -120,6 +137,23 @@ def _stream(
         requests = (_parse(request_class, data) async for data in messages)
         async for response in method(requests):
             yield response.SerializeToString()
+
+    return handle
+
+
+def _task(request_class: type[RequestT], method: Callable[[RequestT], Awaitable[Message]]) -> TaskHandler:
+    async def handle(data: bytes) -> bytes:
+        return (await method(_parse(request_class, data))).SerializeToString()
+
+    return handle
+
+
+def _as_stream(handler: TaskHandler) -> StreamHandler:
+    async def handle(messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        request = await anext(messages, None)
+        if request is None:
+            raise Unimplemented("the call ended without a request message")
+        yield await handler(request)
 
     return handle
 
