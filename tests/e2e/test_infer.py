@@ -219,3 +219,17 @@ def test_the_largest_message(serve, tmp_path, repository):
             client.infer("free", [tensor("x", not_)], compression_algorithm="gzip")
         assert caught.value.status() == "StatusCode.RESOURCE_EXHAUSTED"
         assert client.infer("free", [tensor("x", fits)]).as_numpy("y").shape == (1, 249_900)
+
+
+def test_classification(client):
+    pixels = np.load(SHIPPED / "digits" / "heldout.npz")["pixels"][:3]
+    whole = client.infer("digits", [tensor("pixels", pixels)], client_timeout=SECONDS).as_numpy("probabilities")
+    wanted = [triton.InferRequestedOutput("probabilities", class_count=2), triton.InferRequestedOutput("label")]
+    result = client.infer("digits", [tensor("pixels", pixels)], outputs=wanted, client_timeout=SECONDS)
+    found = result.as_numpy("probabilities")
+    assert found.shape == (3, 2)
+    for row, label, texts in zip(whole, result.as_numpy("label"), found.tolist(), strict=True):
+        first, second = (text.decode().split(":") for text in texts)
+        assert int(first[1]) == label == row.argmax()
+        assert float(first[0]) == pytest.approx(row.max(), abs=1e-6)
+        assert float(second[0]) == pytest.approx(sorted(row)[-2], abs=1e-6)

@@ -31,6 +31,12 @@ def run(command, **environment):
     return done.stdout
 
 
+def run_perf_analyzer(command):
+    """Its report; it wants a library of CUDA's even where there is no GPU."""
+    libraries = sorted((PEERS / "lib").glob("python3*/site-packages/nvidia/cuda_runtime/lib"))
+    return run(command, LD_LIBRARY_PATH=":".join(map(str, libraries)))
+
+
 @pytest.mark.skipif(shutil.which("h2load") is None, reason=f"no h2load: {MISSING}")
 @pytest.mark.parametrize("timeout", [None, "10S"])
 def test_h2load(server, stub, tmp_path, timeout):
@@ -60,10 +66,7 @@ def test_perf_analyzer(server, stub, model, rows):
     """It reads ModelStatistics itself, and reports nothing where these do not agree with what it has sent."""
     before = statistics(stub, model)
     load = Load("perf_analyzer", model, 8, batch=rows, seconds=1)
-    libraries = sorted((PEERS / "lib").glob("python3*/site-packages/nvidia/cuda_runtime/lib"))
-    text = run(
-        perf_analyzer_command(load, server.address, PERF_ANALYZER), LD_LIBRARY_PATH=":".join(map(str, libraries))
-    )
+    text = run_perf_analyzer(perf_analyzer_command(load, server.address, PERF_ANALYZER))
     after = statistics(stub, model)
     report = parse_perf_analyzer(text)
     success = after.inference_stats.success.count - before.inference_stats.success.count
