@@ -41,6 +41,7 @@ from headrace.transport.grpc_native import NativeTransport, Peer
 from headrace.transport.health import Health
 from headrace.transport.http2 import frames
 from headrace.transport.infer import InferService
+from headrace.transport.repository import RepositoryAdmin
 from headrace.transport.service import service_table
 from headrace.transport.shared_memory import SharedMemoryAdmin
 
@@ -147,7 +148,9 @@ async def measure(arguments: argparse.Namespace) -> None:
     await engine.load_all(arguments.repository)
     message = body(arguments.model, catalog.resolve(arguments.model, "").signature)
     infer = InferService(catalog, turn, lambda reason: None, NoSharedMemory())
-    table = service_table(Admin(Status(), catalog), Health(), infer, SharedMemoryAdmin(None))
+    table = service_table(
+        Admin(Status(), catalog), Health(), infer, SharedMemoryAdmin(None), RepositoryAdmin(None, catalog)
+    )
     server = NativeTransport(
         table,
         "127.0.0.1",

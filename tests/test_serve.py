@@ -224,7 +224,7 @@ def test_while_it_loads_it_lives_and_is_not_ready(settings, monkeypatch):
 
     async def slow_load(self, root):
         await gate.wait()
-        await load_all(self, root)
+        return await load_all(self, root)
 
     start = serve.rest.HttpServer.start
 

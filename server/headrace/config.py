@@ -88,6 +88,17 @@ class Settings(_Settings):
     model_repository: Path = Field(
         Path("models"), strict=False, description="directory of models: NAME/VERSION/model.onnx"
     )
+    model_control_mode: Literal["none", "poll", "explicit"] = Field(
+        "none",
+        description="none: serve what the repository holds at the start; poll: follow its changes; explicit: load and "
+        "unload models by request",
+    )
+    repository_poll_seconds: float = Field(
+        15.0, ge=0.1, allow_inf_nan=False, description="between looks at the repository in mode poll, in seconds"
+    )
+    load_models: str = Field(
+        "", description="models to load at the start in mode explicit, with commas between them; *: all"
+    )
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0: all of this machine's")
     grpc_port: int = Field(8001, ge=0, le=65_535, description="port of the gRPC service; 0: any free one")
     http_port: int = Field(8000, ge=0, le=65_535, description="port of health and metrics; 0: any free one")

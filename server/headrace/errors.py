@@ -41,6 +41,24 @@ class ModelNotReady(HeadraceError):
     reason = "model_not_ready"
 
 
+class ModelControlDisabled(HeadraceError):
+    """Models are loaded and unloaded by request in mode `explicit` alone."""
+
+    reason = "model_control_disabled"
+
+
+class ModelNotInRepository(HeadraceError):
+    """A model is to be loaded that the repository does not hold."""
+
+    reason = "model_not_in_repository"
+
+
+class LoadFailed(HeadraceError):
+    """A model that was to be loaded could not be. What served before still does."""
+
+    reason = "load_failed"
+
+
 class RegionNotFound(HeadraceError):
     """No shared memory region of that name is registered."""
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry
 
 from headrace.clock import monotonic_ns
+from headrace.engine.control import ModelControl
 from headrace.engine.lifecycle import Engine
 from headrace.engine.shared_memory import NoSharedMemory, SharedMemoryRegions
 from headrace.engine.turn import Turn
@@ -32,6 +33,7 @@ from headrace.transport.grpc_native import NativeTransport
 from headrace.transport.grpc_reference import ReferenceTransport
 from headrace.transport.health import Health
 from headrace.transport.infer import InferService
+from headrace.transport.repository import RepositoryAdmin
 from headrace.transport.service import service_table
 from headrace.transport.shared_memory import SharedMemoryAdmin
 
@@ -88,7 +90,17 @@ async def serve(settings: Settings) -> int:
     register_process_metrics(registry)
     catalog: Catalog[Scheduler] = Catalog()
     turn = Turn(asyncio.get_running_loop())
-    engine = Engine(catalog, ObserverGuard(metrics), metrics, monotonic_ns, turn, settings.inline_below_us * 1000)
+    engine = Engine(
+        catalog,
+        ObserverGuard(metrics),
+        metrics,
+        monotonic_ns,
+        turn,
+        settings.inline_below_us * 1000,
+        settings.drain_seconds,
+    )
+    startup = [name.strip() for name in settings.load_models.split(",") if name.strip()]
+    control = ModelControl(settings.model_repository, settings.model_control_mode, engine, startup)
     health = Health()
 
     def refused(reason: str) -> None:
@@ -100,13 +112,14 @@ async def serve(settings: Settings) -> int:
         health,
         InferService(catalog, turn, refused, regions or NoSharedMemory()),
         SharedMemoryAdmin(regions),
+        RepositoryAdmin(control, catalog),
     )
     async with AsyncExitStack() as stack:
         stack.callback(engine.close)
         http = rest.HttpServer(rest.make_app(lambda: status, registry), _listen(settings.host, settings.http_port))
         http_port = await http.start()
         stack.push_async_callback(http.close)
-        if not await _load(engine, settings, stop.first):
+        if not await _load(control, stop.first):
             logger.info("stopped before all models were loaded")
             return 0
         grpc = _transport(settings, table, turn, server_metrics)
@@ -121,7 +134,9 @@ async def serve(settings: Settings) -> int:
         logger.info(
             "ready: gRPC (%s) on %s:%d, HTTP on port %d", settings.transport, settings.host, grpc_port, http_port
         )
+        watching = asyncio.create_task(control.watch(settings.repository_poll_seconds))
         await stop.first.wait()
+        watching.cancel()
 
         status.ready, status.exiting = False, True
         health.set_serving(False)
@@ -131,9 +146,9 @@ async def serve(settings: Settings) -> int:
     return 0 if drained else 1
 
 
-async def _load(engine: Engine, settings: Settings, stop: asyncio.Event) -> bool:
+async def _load(control: ModelControl, stop: asyncio.Event) -> bool:
     """Loads the models; False if `stop` was set before all were there."""
-    loading = asyncio.create_task(engine.load_all(settings.model_repository))
+    loading = asyncio.create_task(control.start())
     stopped = asyncio.create_task(stop.wait())
     await asyncio.wait((loading, stopped), return_when=asyncio.FIRST_COMPLETED)
     loaded = loading.done()

@@ -150,3 +150,27 @@ def test_answers_agree_with_the_states(steps):
             newest = max((v for n, v in ready if n == model), default=None)
             assert served.get((model, "")) == served.get((model, str(newest)))
         assert answers.setdefault(catalog.generation, served) == served
+
+
+def test_labels_stand_for_versions():
+    catalog = Catalog()
+    catalog.ready("m", 1, "one")
+    catalog.ready("m", 2, "two")
+    generation = catalog.generation
+    catalog.label("m", {"stable": 1, "next": 3})
+    assert catalog.generation == generation + 1
+    assert catalog.resolve("m", "stable") == "one"
+    with pytest.raises(ModelNotReady, match="'m' version 3, labelled 'next', is not at ready state"):
+        catalog.resolve("m", "next")
+    catalog.ready("m", 3, "three")
+    assert catalog.resolve("m", "next") == "three"
+    catalog.unloading("m", 1)
+    with pytest.raises(ModelNotReady):
+        catalog.resolve("m", "stable")
+    generation = catalog.generation
+    catalog.label("m", {"stable": 1, "next": 3})
+    assert catalog.generation == generation  # nothing new
+    catalog.label("m", {})
+    with pytest.raises(InvalidRequest, match="failed to get model version from specified version string 'next'"):
+        catalog.resolve("m", "next")
+    assert (catalog.state("m", 3), catalog.state("m", 1), catalog.state("n", 1)) == ("READY", "UNLOADING", None)

@@ -4,7 +4,7 @@ import os
 import pytest
 
 from headrace.errors import ConfigError
-from headrace.repository.discovery import Broken, Found, scan
+from headrace.repository.discovery import Broken, Found, names, scan, scan_model
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_broken_models_have_a_reason_and_leave_the_others(repository):
 
 def test_what_is_hidden_or_no_directory_is_ignored(repository):
     root = repository(".git/1/model.onnx", "__pycache__/x.pyc", "README.md", "m/1/model.onnx", "m/.tmp/x", "m/2")
-    assert scan(root) == [Found("m", 1, root / "m" / "1", scan(root)[0].config)]
+    assert found(scan(root)) == [("m", 1)]
 
 
 def test_a_version_with_a_leading_zero_is_ignored_aloud(repository, caplog):
@@ -97,3 +97,24 @@ def test_a_repository_that_is_not_a_directory(tmp_path):
     for name in ("absent", "file"):
         with pytest.raises(ConfigError, match=rf'model_repository = ".*{name}": not a readable directory'):
             scan(tmp_path / name)
+
+
+def test_a_stamp_changes_with_the_files_of_the_version(repository):
+    root = repository("m/1/model.onnx", "m/1/data/weights", "m/1/.hidden", "m/2/model.onnx")
+    (root / "m" / "model.toml").write_text('versions = "all"')
+    before = scan(root)
+    assert scan(root) == before
+    (root / "m" / "1" / ".hidden").write_text("changed")
+    assert scan(root) == before
+    (root / "m" / "1" / "data" / "weights").write_text("changed")
+    changed = scan(root)
+    assert [one == other for one, other in zip(before, changed, strict=True)] == [False, True]
+
+
+def test_one_model(repository):
+    root = repository("m/1/model.onnx", "n/1/model.onnx", "n/2/.hidden")
+    assert names(root) == ["m", "n"]
+    assert found(scan_model(root, "m")) == [("m", 1)]
+    assert scan_model(root, "n") == [Broken("n", 2, f"no model file in {root / 'n' / '2'}")]
+    for name in ("o", "", ".", "..", "../m", "m/1", str(root / "m")):
+        assert scan_model(root, name) == []

@@ -180,8 +180,16 @@ def test_statistics_are_found_by_name_and_version(metrics):
     assert metrics.statistics("m", "2").success.count == 0
     assert metrics.statistics("m", "3") is None
     assert repr(metrics) == "<Metrics 2 model versions>"
-    again = metrics.model("m", "1", lambda: (0, 0))
-    assert again is not model
+
+
+def test_a_version_that_is_loaded_again_goes_on_counting_until_it_is_forgotten(metrics):
+    model = metrics.model("m", "1", lambda: (0, 0))
+    model.batch(record())
+    assert metrics.model("m", "1", lambda: (3, 4)) is model
+    assert model.read().queue == (3, 4)
+    assert metrics.statistics("m", "1").success.count == 2
+    metrics.forget("m", "1")
+    metrics.model("m", "1", lambda: (0, 0))
     assert metrics.statistics("m", "1").success.count == 0
 
 

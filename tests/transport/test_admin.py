@@ -3,7 +3,7 @@ from dataclasses import dataclass, field
 import pytest
 
 import headrace
-from headrace.errors import HeadraceError, InvalidRequest, ModelNotFound, ModelNotReady, Unimplemented
+from headrace.errors import HeadraceError, InvalidRequest, ModelNotFound, ModelNotReady
 from headrace.messages import Signature, TensorSpec
 from headrace.repository.catalog import Catalog
 from headrace.repository.model_config import BatchingConfig, ModelConfig, QueueConfig
@@ -58,6 +58,8 @@ def test_server_metadata_advertises_only_what_there_is():
     assert (metadata.name, metadata.version) == ("headrace", headrace.__version__)
     expected = [
         "classification",
+        "model_repository",
+        "model_repository(unload_dependents)",
         "schedule_policy",
         "model_configuration",
         "system_shared_memory",
@@ -276,28 +278,3 @@ def test_statistics_of_what_is_not_there_are_an_invalid_request(name, version, t
     admin, _ = admin_of(FakeServed())
     with pytest.raises(InvalidRequest, match=f"^{text}$"):
         admin.model_statistics(pb.ModelStatisticsRequest(name=name, version=version))
-
-
-def test_repository_index_tells_state_and_reason():
-    admin, catalog = admin_of(FakeServed())
-    catalog.loading("digits", 2)
-    catalog.failed("broken", 1, "no such operator")
-    catalog.failed("garbled", None, "model.toml: unknown key")
-
-    def asked(**fields):
-        reply = admin.repository_index(pb.RepositoryIndexRequest(**fields))
-        return [(m.name, m.version, m.state, m.reason) for m in reply.models]
-
-    assert asked() == [
-        ("broken", "1", "UNAVAILABLE", "no such operator"),
-        ("digits", "1", "READY", ""),
-        ("digits", "2", "LOADING", ""),
-        ("garbled", "", "UNAVAILABLE", "model.toml: unknown key"),
-    ]
-    assert asked(ready=True) == [("digits", "1", "READY", "")]
-
-
-def test_repository_index_knows_one_repository():
-    admin, _ = admin_of()
-    with pytest.raises(Unimplemented, match=r"^'repository_name' specification is not supported$"):
-        admin.repository_index(pb.RepositoryIndexRequest(repository_name="r"))

@@ -17,6 +17,7 @@ from headrace.telemetry.statistics import Statistics
 from headrace.transport.admin import Admin
 from headrace.transport.grpc_reference import ReferenceTransport
 from headrace.transport.health import Health
+from headrace.transport.repository import RepositoryAdmin
 from headrace.transport.service import INFER_PATH, service_table
 from headrace.transport.shared_memory import SharedMemoryAdmin
 
@@ -38,6 +39,11 @@ class FakeServed:
 
     def statistics(self):
         return Statistics()
+
+
+class FakeControl:
+    async def index(self):
+        pass
 
 
 class FakeInfer:
@@ -67,7 +73,13 @@ class Harness:
         catalog.ready("m", 1, FakeServed())
         self.health = Health()
         self.infer = FakeInfer()
-        table = service_table(Admin(FakeEngine(), catalog), self.health, self.infer, SharedMemoryAdmin(None))
+        table = service_table(
+            Admin(FakeEngine(), catalog),
+            self.health,
+            self.infer,
+            SharedMemoryAdmin(None),
+            RepositoryAdmin(FakeControl(), catalog),
+        )
         self.transport = ReferenceTransport(table, "127.0.0.1", 0, max_message_bytes=100_000, clock=lambda: NOW)
 
 

@@ -14,6 +14,7 @@ from headrace.rpc import inference_pb2
 from headrace.transport.admin import Admin
 from headrace.transport.grpc_reference import ReferenceTransport
 from headrace.transport.health import Health
+from headrace.transport.repository import RepositoryAdmin
 from headrace.transport.service import service_table
 from headrace.transport.shared_memory import SharedMemoryAdmin
 
@@ -28,7 +29,7 @@ SERVICES = [
 @pytest.fixture(scope="module")
 def answers():
     """`ask(client)` calls the client in a thread with a channel to a server."""
-    table = service_table(Admin(None, Catalog()), Health(), None, SharedMemoryAdmin(None))
+    table = service_table(Admin(None, Catalog()), Health(), None, SharedMemoryAdmin(None), RepositoryAdmin(None, None))
 
     def ask(client):
         async def run():

@@ -2,11 +2,14 @@ import asyncio
 
 import pytest
 
-from headrace.errors import InvalidRequest, Unimplemented
+from headrace.engine.control import ModelControl
+from headrace.engine.lifecycle import Engine
+from headrace.errors import InvalidRequest, ModelControlDisabled, Unimplemented
 from headrace.repository.catalog import Catalog
 from headrace.rpc import health_pb2, inference_pb2
 from headrace.transport.admin import Admin
 from headrace.transport.health import Health
+from headrace.transport.repository import RepositoryAdmin
 from headrace.transport.service import INFER_PATH, service_table
 from headrace.transport.shared_memory import SharedMemoryAdmin
 
@@ -19,7 +22,6 @@ IMPLEMENTED = {
     "ModelMetadata",
     "ModelConfig",
     "ModelStatistics",
-    "RepositoryIndex",
     "SystemSharedMemoryStatus",
     "SystemSharedMemoryRegister",
     "SystemSharedMemoryUnregister",
@@ -27,6 +29,9 @@ IMPLEMENTED = {
     "CudaSharedMemoryRegister",
     "CudaSharedMemoryUnregister",
 }
+
+
+TASKS = {"RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload"}
 
 
 class FakeEngine:
@@ -44,8 +49,12 @@ def health():
 
 
 @pytest.fixture
-def table(health):
-    return service_table(Admin(FakeEngine(), Catalog()), health, never_called, SharedMemoryAdmin(None))
+def table(health, tmp_path):
+    catalog = Catalog()
+    control = ModelControl(tmp_path, "none", Engine(catalog, None, None, None, None, 0))
+    return service_table(
+        Admin(FakeEngine(), catalog), health, never_called, SharedMemoryAdmin(None), RepositoryAdmin(control, catalog)
+    )
 
 
 async def messages(*data):
@@ -90,7 +99,7 @@ def test_a_unary_method_takes_and_returns_bytes(table, name):
 
 def test_unary_methods_that_are_not_implemented_say_so(table):
     missing = {path for path in table.unary if path.startswith(PREFIX)} - {PREFIX + name for name in IMPLEMENTED}
-    assert len(missing) == 20 - len(IMPLEMENTED) - len(["ModelInfer", "ModelStreamInfer"])
+    assert len(missing) == 20 - len(IMPLEMENTED) - len(TASKS) - len(["ModelInfer", "ModelStreamInfer"])
     for path in missing:
         with pytest.raises(Unimplemented, match=f"^{path.removeprefix(PREFIX)} is not implemented by this server$"):
             table.unary[path](b"")
@@ -115,3 +124,15 @@ def test_health_watch_takes_one_message(table):
         collect(watch, b"\x0a\x05abc")
     with pytest.raises(InvalidRequest, match=r"ended without its grpc.health.v1.HealthCheckRequest message"):
         collect(watch)
+
+
+def test_a_call_that_takes_its_time_is_a_stream_of_one_message_too(table):
+    path = PREFIX + "RepositoryIndex"
+    assert {PREFIX + name for name in TASKS} == table.tasks.keys()
+    assert collect(table.streams[path], b"") == [asyncio.run(table.tasks[path](b""))]
+    with pytest.raises(Unimplemented, match=r"^the call ended without a request message$"):
+        collect(table.streams[path])
+    with pytest.raises(InvalidRequest, match=r"^the request is not a valid inference.RepositoryIndexRequest message$"):
+        collect(table.streams[path], b"\x0a\x05abc")
+    with pytest.raises(ModelControlDisabled):
+        collect(table.streams[PREFIX + "RepositoryModelLoad"], b"")

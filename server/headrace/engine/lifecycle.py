@@ -13,6 +13,7 @@ from headrace.datatypes import DATATYPES
 from headrace.engine.scheduler import Scheduler
 from headrace.errors import ModelLoadError
 from headrace.pipeline.cost import CostModel
+from headrace.repository.catalog import State
 from headrace.repository.discovery import Broken, Found, scan
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Engine:
     """Loads the repository and owns what serves it.
 
     catalog: what `resolve` answers from. observer: guarded against its own failures. metrics: statistics are read from.
-    turn: when batches are formed.
+    turn: when batches are formed. leave_seconds: for what a version has accepted when it is replaced or unloaded.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Engine:
         clock: Clock,
         turn: Turn,
         inline_below_ns: int,
+        leave_seconds: float = 30.0,
     ) -> None:
         self.catalog = catalog
         self._observer = observer
@@ -59,42 +61,79 @@ class Engine:
         self._clock = clock
         self._turn = turn
         self._inline_below_ns = inline_below_ns
+        self._leave_seconds = leave_seconds
         self._schedulers: dict[tuple[str, int], Scheduler] = {}
+        self._loaded: dict[tuple[str, int], Found] = {}
+        self._leaving: dict[Scheduler, asyncio.Task[None]] = {}
+        self._closed = False
 
     def __repr__(self) -> str:
-        return f"<Engine {len(self._schedulers)} versions serve>"
+        leaving = f", {len(self._leaving)} leave" if self._leaving else ""
+        return f"<Engine {len(self._schedulers)} versions serve{leaving}>"
 
     @property
     def schedulers(self) -> Sequence[Scheduler]:
         """All that serve."""
         return list(self._schedulers.values())
 
-    async def load_all(self, root: Path) -> None:
-        """Loads every model that the repository holds. A broken one is reported and leaves the others serving."""
+    def serving(self, name: str) -> dict[int, Found]:
+        """The versions of a model that serve, as they were found when they were loaded."""
+        return {version: found for (model, version), found in self._loaded.items() if model == name}
+
+    async def load_all(self, root: Path) -> list[Found | Broken]:
+        """Loads every model that the repository holds. A broken one is reported and leaves the others serving.
+
+        Returns what was found. Raises ConfigError when the repository cannot be read.
+        """
         found = await asyncio.to_thread(scan, root)
         for entry in found:
             if isinstance(entry, Broken):
-                logger.error("model %s cannot be served: %s", entry.name, entry.reason)
-                self.catalog.failed(entry.name, entry.version, entry.reason)
+                self.broken(entry)
             else:
                 self.catalog.loading(entry.name, entry.version)
         for entry in found:
             if isinstance(entry, Found):
+                self.catalog.label(entry.name, entry.config.version_labels)
                 await self.load(entry)
+        return found
 
-    async def load(self, found: Found) -> None:
-        """Loads and warms one version, then publishes it. Never raises: a failure is in the catalog and in the log."""
+    def broken(self, entry: Broken) -> None:
+        """Reports what cannot be loaded. A version that serves goes on doing so."""
+        logger.error("model %s cannot be served: %s", entry.name, entry.reason)
+        if entry.version is None:
+            if not self.serving(entry.name):
+                self.catalog.failed(entry.name, None, entry.reason)
+        else:
+            self._failed(entry.name, entry.version, entry.reason)
+
+    async def load(self, found: Found) -> str:
+        """Loads and warms one version, then publishes it; one that serves does so until the new one is ready.
+
+        Returns the reason why it could not be loaded, empty if it could. Never raises: a failure is in the catalog and
+        in the log too.
+        """
+        key = found.name, found.version
+        if key not in self._schedulers:
+            self.catalog.loading(*key)
         began = self._clock()
         try:
             model, instances, cost = await asyncio.to_thread(open_model, found, self._clock, self._inline_below_ns)
         except ModelLoadError as error:
-            logger.error("model %s version %d cannot be served: %s", found.name, found.version, error)
-            self.catalog.failed(found.name, found.version, str(error))
-            return
+            logger.error("model %s version %d cannot be served: %s", *key, error)
+            return self._failed(*key, str(error))
         except Exception:
-            logger.exception("model %s version %d cannot be served", found.name, found.version)
-            self.catalog.failed(found.name, found.version, "loading failed unexpectedly; the server's log says more")
-            return
+            logger.exception("model %s version %d cannot be served", *key)
+            return self._failed(*key, "loading failed unexpectedly; the server's log says more")
+        if self._closed:
+            for instance in instances:
+                instance.close()
+            return self._failed(*key, "the server is leaving")
+        self._publish(found, model, instances, cost, began)
+        return ""
+
+    def _publish(
+        self, found: Found, model: LoadedModel, instances: Sequence[Instance], cost: CostModel, began: int
+    ) -> None:
         version = str(found.version)
         scheduler = Scheduler(found.name, version, model, found.config, instances, cost, self._clock, self._turn)
         scheduler.observer = self._observer.model(found.name, version, scheduler.depth)
@@ -103,8 +142,13 @@ class Engine:
         scheduler.statistics = recorder.statistics
         seconds = (self._clock() - began) / 1e9
         recorder.loaded(seconds)
-        self._schedulers[found.name, found.version] = scheduler
-        self.catalog.ready(found.name, found.version, scheduler)
+        key = found.name, found.version
+        before = self._schedulers.get(key)
+        self._schedulers[key] = scheduler
+        self._loaded[key] = found
+        self.catalog.ready(*key, scheduler)
+        if before is not None:
+            self._leave(before)
         logger.info(
             "model %s version %s serves: %s, max batch %d, %d instances, loaded in %.2f s, 1 row takes %d us",
             found.name,
@@ -116,16 +160,56 @@ class Engine:
             cost.mean(1) // 1000,
         )
 
+    def _failed(self, name: str, version: int, reason: str) -> str:
+        """Puts the reason into the catalog; what serves goes on doing so."""
+        scheduler = self._schedulers.get((name, version))
+        if scheduler is None:
+            self.catalog.failed(name, version, reason)
+        else:
+            self.catalog.ready(name, version, scheduler, f"loading it again failed: {reason}")
+        return reason
+
+    def unload(self, name: str, version: int) -> None:
+        """Takes no more requests for a version, and frees it when those that it has accepted are answered."""
+        scheduler = self._schedulers.pop((name, version))
+        del self._loaded[name, version]
+        self.catalog.unloading(name, version)
+        logger.info("model %s version %d is being unloaded", name, version)
+        self._leave(scheduler)
+
+    def _leave(self, scheduler: Scheduler) -> None:
+        self._leaving[scheduler] = asyncio.get_running_loop().create_task(self._let_leave(scheduler))
+
+    async def _let_leave(self, scheduler: Scheduler) -> None:
+        await scheduler.drain(self._leave_seconds)
+        self._gone(scheduler)
+
+    def _gone(self, scheduler: Scheduler) -> None:
+        """Frees a version that has left, unless another has taken its place."""
+        self._leaving.pop(scheduler, None)
+        scheduler.close()
+        name, version = scheduler.name, int(scheduler.version)
+        if (name, version) not in self._schedulers:
+            self._observer.forget(name, scheduler.version)
+            if self.catalog.state(name, version) is State.UNLOADING:
+                self.catalog.failed(name, version, "unloaded")
+
     async def drain(self, seconds: float) -> bool:
         """Lets every scheduler finish what it has accepted; False if some could not within `seconds`."""
-        return all(await asyncio.gather(*(scheduler.drain(seconds) for scheduler in self.schedulers)))
+        schedulers = [*self._schedulers.values(), *self._leaving]
+        return all(await asyncio.gather(*(scheduler.drain(seconds) for scheduler in schedulers)))
 
     def close(self) -> None:
         """Fails what is left and frees the models."""
+        self._closed = True
+        for scheduler, task in list(self._leaving.items()):
+            task.cancel()
+            self._gone(scheduler)
         for (name, version), scheduler in self._schedulers.items():
             scheduler.close()
             self._observer.forget(name, str(version))
         self._schedulers.clear()
+        self._loaded.clear()
 
 
 def open_model(found: Found, clock: Clock, inline_below_ns: int) -> tuple[LoadedModel, list[Instance], CostModel]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import enum
 import re
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from headrace.errors import InvalidRequest, ModelNotFound, ModelNotReady
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 T = TypeVar("T")
 
@@ -44,6 +47,7 @@ class Catalog(Generic[T]):
         self.generation = 0
         self._models: dict[str, dict[int | None, IndexEntry]] = {}
         self._ready: dict[tuple[str, int], T] = {}
+        self._labels: dict[str, Mapping[str, int]] = {}
         self._served: dict[tuple[str, str], T] = {}  # what resolve() answers, "" being the newest
 
     def __repr__(self) -> str:
@@ -54,9 +58,9 @@ class Catalog(Generic[T]):
         """The version is being loaded. One that was READY is served no more."""
         self._set(name, version, State.LOADING)
 
-    def ready(self, name: str, version: int, model: T) -> None:
-        """The version serves, with `model`; one that it had before is replaced."""
-        self._set(name, version, State.READY, model=model)
+    def ready(self, name: str, version: int, model: T, reason: str = "") -> None:
+        """The version serves, with `model`; one that it had before is replaced. reason: what the index says of it."""
+        self._set(name, version, State.READY, reason, model=model)
 
     def unloading(self, name: str, version: int) -> None:
         """The version takes no new requests."""
@@ -71,16 +75,28 @@ class Catalog(Generic[T]):
         versions = self._models.get(name, {})
         if versions.pop(version, None) is not None and not versions:
             del self._models[name]
+            self._labels.pop(name, None)
         if version is not None and self._ready.pop((name, version), None) is not None:
             self._serve()
 
+    def label(self, name: str, labels: Mapping[str, int]) -> None:
+        """The names under which requests find versions of a model; those that it had before are replaced."""
+        if labels != self._labels.get(name, {}):
+            self._labels[name] = labels
+            self._serve()
+
     def resolve(self, name: str, version: str = "") -> T:
-        """The model for a request. `version` as on the wire: decimal digits, or empty for the newest that is ready.
+        """The model for a request. `version` as on the wire: decimal digits, a label, or empty for the newest ready.
 
         Raises InvalidRequest, ModelNotFound or ModelNotReady, with Triton's texts.
         """
         model = self._served.get((name, version))
         return self._resolve_uncommon(name, version) if model is None else model
+
+    def state(self, name: str, version: int | None) -> State | None:
+        """The state of a version; None if it is not known."""
+        entry = self._models.get(name, {}).get(version)
+        return None if entry is None else entry.state
 
     def ready_versions(self, name: str) -> list[int]:
         """The versions of a model that serve, ascending; empty for one that is unknown."""
@@ -112,12 +128,21 @@ class Catalog(Generic[T]):
 
     def _serve(self) -> None:
         self._served = {(name, str(version)): model for (name, version), model in self._ready.items()}
+        for name, labels in self._labels.items():
+            for label, version in labels.items():
+                if (name, version) in self._ready:
+                    self._served[name, label] = self._ready[name, version]
         for name, version in sorted(self._ready):  # ascending: the newest is written last
             self._served[name, ""] = self._ready[name, version]
         self.generation += 1
 
     def _resolve_uncommon(self, name: str, version: str) -> T:
         """A version in another spelling (`01`), or the reason why there is none."""
+        number = self._labels.get(name, {}).get(version)
+        if number is not None:
+            raise ModelNotReady(
+                f"Request for unknown model: '{name}' version {number}, labelled '{version}', is not at ready state"
+            )
         number = _parse_version(version) if version else None
         if number is not None and (name, number) in self._ready:
             return self._ready[name, number]

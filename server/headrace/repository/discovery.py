@@ -11,7 +11,7 @@ from headrace.errors import ConfigError
 from headrace.repository.model_config import CONFIG_FILE, ModelConfig, load_model_config
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Hashable, Iterator
     from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -20,17 +20,23 @@ log = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 # One spelling a version: `01` and `1` would be two directories for the same number on the wire (int64).
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
+_File = tuple[str, int, int, int]
+"""Path, size, inode and time of the last change: one of them differs when the file was changed."""
 _NOT_MODELS = {"__pycache__", "lost+found"}
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A version to be served. `path` is its directory, the model file in it is the backend's to open."""
+    """A version to be served. `path` is its directory, the model file in it is the backend's to open.
+
+    stamp: of the version's files; it differs when one of them was changed.
+    """
 
     name: str
     version: int
     path: Path
     config: ModelConfig
+    stamp: Hashable = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +53,25 @@ def scan(root: Path) -> list[Found | Broken]:
 
     Raises ConfigError when `root` is not a directory that can be read.
     """
+    return [found for name in names(root) for found in _model(root / name)]
+
+
+def scan_model(root: Path, name: str) -> list[Found | Broken]:
+    """The same of one model; empty if there is none of that name."""
+    directory = root / name
+    if not _NAME.fullmatch(name) or not _is_model(directory):
+        return []
+    return list(_model(directory))
+
+
+def names(root: Path) -> list[str]:
+    """The models that the repository holds, sorted. Raises ConfigError as `scan` does."""
     try:
-        directories = sorted(entry for entry in root.iterdir() if _is_model(entry))
+        return sorted(entry.name for entry in root.iterdir() if _is_model(entry))
     except OSError as error:
         raise ConfigError(
             f'model_repository = "{root}": not a readable directory: {error.strerror or error}'
         ) from error
-    return [found for directory in directories for found in _model(directory)]
 
 
 def _is_model(entry: Path) -> bool:
@@ -111,10 +129,25 @@ def _selected(config: ModelConfig, versions: list[int]) -> list[int]:
 
 def _version(name: str, version: int, path: Path, config: ModelConfig) -> Found | Broken:
     try:
-        if any(not entry.name.startswith(".") for entry in path.iterdir()):
-            return Found(name, version, path, config)
+        stamp = _stamp(path)
+        if stamp:
+            return Found(name, version, path, config, stamp)
     except FileNotFoundError:
         return Broken(name, version, f"{CONFIG_FILE} asks for version {version}, but there is no {path}")
     except OSError as error:
         return Broken(name, version, f"{path} cannot be read: {error.strerror or error}")
     return Broken(name, version, f"no model file in {path}")
+
+
+def _stamp(path: Path) -> tuple[_File, ...]:
+    """Each file below `path` that is not hidden."""
+    files: list[_File] = []
+    for entry in sorted(path.iterdir()):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            files += [(f"{entry.name}/{name}", *facts) for name, *facts in _stamp(entry)]  # type: ignore[misc]
+        else:
+            status = entry.stat()
+            files.append((entry.name, status.st_size, status.st_ino, status.st_mtime_ns))
+    return tuple(files)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 CONFIG_FILE = "model.toml"
 
 LatestVersions = Annotated[str, Field(pattern=r"^latest:[1-9][0-9]*$", json_schema_extra={"allowed": '"latest:N"'})]
+VersionLabel = Annotated[
+    str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,127}$", json_schema_extra={"allowed": "a name that is no number"})
+]
 # TOML knows lists only, and a frozen model wants tuples: strict mode would refuse the one for the other
 IntegerTuple = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, min_length=1)]
 
@@ -77,6 +80,9 @@ class ModelConfig(_Table):
     )
     versions: Literal["all"] | LatestVersions | IntegerTuple = Field(
         "latest:1", description="versions to serve: the N newest, all, or these"
+    )
+    version_labels: dict[VersionLabel, Annotated[int, Field(ge=1)]] = Field(
+        {}, description="names that a request may use in place of a version, such as stable or canary"
     )
     warmup: bool | IntegerTuple = Field(
         True, description="batch sizes to run before serving; true: those that can occur"

@@ -129,9 +129,13 @@ class Metrics(Collector):
         return f"<Metrics {len(self._models)} model versions>"
 
     def model(self, name: str, version: str, queue_depth: QueueDepth) -> ModelRecorder:
-        """A recorder that starts at zero, in the place of an earlier one of that name and version."""
-        recorder = ModelRecorder(name, version, queue_depth, clock=self._clock, wall=self._wall)
-        self._models[name, version] = recorder
+        """The recorder of a version. One that is loaded again goes on counting: counters only grow while it serves."""
+        recorder = self._models.get((name, version))
+        if recorder is None:
+            recorder = ModelRecorder(name, version, queue_depth, clock=self._clock, wall=self._wall)
+            self._models[name, version] = recorder
+        else:
+            recorder.queue_depth = queue_depth
         return recorder
 
     def forget(self, name: str, version: str) -> None:

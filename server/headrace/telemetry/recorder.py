@@ -110,12 +110,15 @@ class Reading:
 
 
 class ModelRecorder:
-    """Counts what happens to one model version: the `ModelObserver` behind /metrics and ModelStatistics."""
+    """Counts what happens to one model version: the `ModelObserver` behind /metrics and ModelStatistics.
+
+    queue_depth: of whatever serves the version now.
+    """
 
     __slots__ = (
         "_admitted", "_batches", "_clock", "_closed", "_decoded", "_executions", "_last_ms", "_load_seconds", "_model",
-        "_phases", "_queue_depth", "_received", "_refused", "_request", "_rows", "_version", "_wall_ms",
-        "_wasted_ns", "_wasted_rows",
+        "_phases", "_received", "_refused", "_request", "_rows", "_version", "_wall_ms",
+        "_wasted_ns", "_wasted_rows", "queue_depth",
     )  # fmt: skip
 
     def __init__(
@@ -129,7 +132,7 @@ class ModelRecorder:
     ) -> None:
         self._model = model
         self._version = version
-        self._queue_depth = queue_depth
+        self.queue_depth = queue_depth
         self._clock = clock
         self._wall_ms = wall
         # Pending: one entry per request, and BATCH_COLUMNS entries per batch.
@@ -215,7 +218,7 @@ class ModelRecorder:
             phases={phase: histogram.copy() for phase, histogram in self._phases.items()},
             refused=dict(self._refused),
             closed=dict(self._closed),
-            queue=self._queue_depth(),
+            queue=self.queue_depth(),
             wasted_rows=self._wasted_rows,
             wasted_ns=self._wasted_ns,
             load_seconds=self._load_seconds,

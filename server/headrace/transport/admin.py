@@ -8,8 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from headrace import __version__
-from headrace.errors import InvalidRequest, ModelNotFound, ModelNotReady, Unimplemented
-from headrace.repository.catalog import State
+from headrace.errors import InvalidRequest, ModelNotFound, ModelNotReady
 from headrace.rpc import inference_pb2 as pb
 from headrace.rpc import model_config_pb2 as mc
 
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
 
 EXTENSIONS = (
     "classification",
+    "model_repository",
+    "model_repository(unload_dependents)",
     "schedule_policy",
     "model_configuration",
     "system_shared_memory",
@@ -150,23 +151,6 @@ class Admin(Generic[ServedT]):
                 for version in self._catalog.ready_versions(name)
             ]
         return pb.ModelStatisticsResponse(model_stats=map(_statistics, served))
-
-    def repository_index(self, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:
-        """Every version that there is with its state, or only what is ready."""
-        if request.repository_name:
-            raise Unimplemented("'repository_name' specification is not supported")
-        return pb.RepositoryIndexResponse(
-            models=(
-                pb.RepositoryIndexResponse.ModelIndex(
-                    name=entry.name,
-                    version="" if entry.version is None else str(entry.version),
-                    state=entry.state,
-                    reason=entry.reason,
-                )
-                for entry in self._catalog.index()
-                if entry.state is State.READY or not request.ready
-            )
-        )
 
     def _ready(self, name: str, version: str) -> list[ServedT]:
         """Where other RPCs say NOT_FOUND, Triton's statistics say INVALID_ARGUMENT."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from headrace.messages import Buffer
     from headrace.transport.admin import Admin
     from headrace.transport.health import Health
+    from headrace.transport.repository import RepositoryAdmin
     from headrace.transport.shared_memory import SharedMemoryAdmin
 
 UnaryHandler = Callable[[bytes], bytes]
@@ -75,7 +76,9 @@ class ServiceTable:
     tasks: Mapping[str, TaskHandler] = field(default_factory=dict)
 
 
-def service_table(admin: Admin[Any], health: Health, infer: Infer, memory: SharedMemoryAdmin) -> ServiceTable:
+def service_table(
+    admin: Admin[Any], health: Health, infer: Infer, memory: SharedMemoryAdmin, repository: RepositoryAdmin
+) -> ServiceTable:
     """All services of the server."""
     names = (INFERENCE.full_name, HEALTH.full_name, *reflection.SERVICE_NAMES)
     reflect = _stream(reflection.Request, reflection.responder(names))
@@ -87,7 +90,6 @@ def service_table(admin: Admin[Any], health: Health, infer: Infer, memory: Share
         "ModelMetadata": _unary(inference_pb2.ModelMetadataRequest, admin.model_metadata),
         "ModelConfig": _unary(inference_pb2.ModelConfigRequest, admin.model_config),
         "ModelStatistics": _unary(inference_pb2.ModelStatisticsRequest, admin.model_statistics),
-        "RepositoryIndex": _unary(inference_pb2.RepositoryIndexRequest, admin.repository_index),
         "SystemSharedMemoryStatus": _unary(inference_pb2.SystemSharedMemoryStatusRequest, memory.status),
         "SystemSharedMemoryRegister": _unary(inference_pb2.SystemSharedMemoryRegisterRequest, memory.register),
         "SystemSharedMemoryUnregister": _unary(inference_pb2.SystemSharedMemoryUnregisterRequest, memory.unregister),
@@ -95,8 +97,13 @@ def service_table(admin: Admin[Any], health: Health, infer: Infer, memory: Share
         "CudaSharedMemoryRegister": _unary(inference_pb2.CudaSharedMemoryRegisterRequest, memory.cuda_register),
         "CudaSharedMemoryUnregister": _unary(inference_pb2.CudaSharedMemoryUnregisterRequest, memory.cuda_unregister),
     }
-    tasks: dict[str, TaskHandler] = {}
-    missing = [method for method in INFERENCE.methods if method.name not in {*unary, "ModelInfer"}]
+    slow = {
+        "RepositoryIndex": _task(inference_pb2.RepositoryIndexRequest, repository.index),
+        "RepositoryModelLoad": _task(inference_pb2.RepositoryModelLoadRequest, repository.load),
+        "RepositoryModelUnload": _task(inference_pb2.RepositoryModelUnloadRequest, repository.unload),
+    }
+    tasks = {f"/{INFERENCE.full_name}/{name}": handler for name, handler in slow.items()}
+    missing = [method for method in INFERENCE.methods if method.name not in {*unary, *slow, "ModelInfer"}]
     return ServiceTable(
         unary={
             **{f"/{INFERENCE.full_name}/{name}": handler for name, handler in unary.items()},

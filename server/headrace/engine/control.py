@@ -1,0 +1,173 @@
+"""Which models shall be loaded, by mode: those that are there at the start, or that come and go, or are asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from typing import TYPE_CHECKING, Literal
+
+from headrace.errors import ConfigError, LoadFailed, ModelControlDisabled, ModelNotInRepository
+from headrace.repository.discovery import Broken, Found, names, scan, scan_model
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from headrace.engine.lifecycle import Engine
+
+    Mode = Literal["none", "poll", "explicit"]
+    Entries = list[Found | Broken]
+
+logger = logging.getLogger(__name__)
+
+_SETTLE_SECONDS = 1.0
+"""A change is believed when two looks this far apart agree: a model that is being copied is not whole yet."""
+
+
+class ModelControl:
+    """Has the engine serve what it shall. Loads and unloads of one model follow one another.
+
+    root: the repository. startup: names of the models to load at the start in mode `explicit`; `*` for all.
+    """
+
+    def __init__(self, root: Path, mode: Mode, engine: Engine, startup: Sequence[str] = ()) -> None:
+        self._root = root
+        self._mode = mode
+        self._engine = engine
+        self._startup = startup
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._acted_on: dict[str, Entries] = {}
+
+    def __repr__(self) -> str:
+        return f"<ModelControl {self._mode}, {len(self._acted_on)} models>"
+
+    async def start(self) -> None:
+        """Loads what is served from the start. Raises ConfigError when the repository cannot be read."""
+        if self._mode != "explicit" or "*" in self._startup:
+            self._acted_on = _by_name(await self._engine.load_all(self._root))
+            return
+        await self.index()
+        for name in self._startup:
+            try:
+                await self.load(name)
+            except (ModelNotInRepository, LoadFailed) as error:
+                logger.error("%s", error)
+
+    async def load(self, name: str) -> None:
+        """Loads a model as the repository has it now, or loads it again, and returns when it serves.
+
+        What served before does so until then, and if the load fails. Raises ModelControlDisabled,
+        ModelNotInRepository, LoadFailed.
+        """
+        self._check_mode()
+        async with self._locks[name]:
+            entries = await asyncio.to_thread(scan_model, self._root, name)
+            if not entries:
+                raise ModelNotInRepository(f"failed to load '{name}', failed to poll from model repository")
+            failures = await self._serve(name, entries, again=True)
+        if failures:
+            raise LoadFailed(f"load failed for model '{name}': " + " ".join(failures))
+
+    async def unload(self, name: str) -> None:
+        """Takes no more requests for a model; returns at once. One that is not loaded is none the worse for it.
+
+        Raises ModelControlDisabled.
+        """
+        self._check_mode()
+        async with self._locks[name]:
+            for version in self._engine.serving(name):
+                self._engine.unload(name, version)
+
+    async def index(self) -> None:
+        """In mode `explicit`, has the catalog know the models that could be loaded."""
+        if self._mode != "explicit":
+            return
+        known = set(self._engine.catalog.names())
+        found = await asyncio.to_thread(names, self._root)
+        for name in found:
+            if name not in known:
+                self._engine.catalog.failed(name, None, "not loaded")
+        for name in known.difference(found):
+            if self._engine.catalog.state(name, None) is not None:
+                self._engine.catalog.forget(name, None)
+
+    async def watch(self, seconds: float) -> None:
+        """In mode `poll`, follows the changes of the repository, for ever. seconds: between two looks."""
+        while self._mode == "poll":
+            await asyncio.sleep(seconds)
+            try:
+                await self.poll()
+            except ConfigError as error:
+                logger.error("the repository is not looked at: %s", error)
+
+    async def poll(self) -> None:
+        """Acts on what has changed since the last time, once it has settled. Raises ConfigError."""
+        seen = await self._look()
+        while changed := self._changed(seen):
+            await asyncio.sleep(_SETTLE_SECONDS)
+            before, seen = seen, await self._look()
+            for name in changed:
+                if seen.get(name) == before.get(name):
+                    await self._follow(name, seen.get(name, []))
+
+    async def _look(self) -> dict[str, Entries]:
+        return _by_name(await asyncio.to_thread(scan, self._root))
+
+    def _changed(self, seen: dict[str, Entries]) -> list[str]:
+        return sorted(name for name in {*seen, *self._acted_on} if seen.get(name) != self._acted_on.get(name))
+
+    async def _follow(self, name: str, entries: Entries) -> None:
+        async with self._locks[name]:
+            if entries:
+                self._acted_on[name] = entries
+                await self._serve(name, entries, again=False)
+                return
+            del self._acted_on[name]
+            for version in self._engine.serving(name):
+                self._engine.unload(name, version)
+
+    async def _serve(self, name: str, entries: Entries, *, again: bool) -> list[str]:
+        """Has the versions serve that were found, and no others once all of them do. Returns what went wrong.
+
+        again: loads also what serves already, unchanged.
+        """
+        engine = self._engine
+        failures = []
+        for entry in entries:
+            if isinstance(entry, Broken):
+                engine.broken(entry)
+                failures.append(_failure(entry.version, entry.reason))
+        wanted = {entry.version: entry for entry in entries if isinstance(entry, Found)}
+        for version, found in wanted.items():
+            if again or engine.serving(name).get(version) != found:
+                reason = await engine.load(found)
+                if reason:
+                    failures.append(_failure(version, reason))
+        if wanted:
+            engine.catalog.label(name, next(iter(wanted.values())).config.version_labels)
+        if not failures:
+            for version in engine.serving(name).keys() - wanted.keys():
+                engine.unload(name, version)
+        return failures
+
+    def _check_mode(self) -> None:
+        if self._mode == "poll":
+            raise ModelControlDisabled("explicit model load / unload is not allowed if polling is enabled")
+        if self._mode != "explicit":
+            raise ModelControlDisabled(
+                "explicit model load / unload is not allowed: "
+                f"model_control_mode is '{self._mode}', expected 'explicit'"
+            )
+
+
+def _by_name(entries: Entries) -> dict[str, Entries]:
+    models: dict[str, Entries] = {}
+    for entry in entries:
+        models.setdefault(entry.name, []).append(entry)
+    return models
+
+
+def _failure(version: int | None, reason: str) -> str:
+    where = "" if version is None else f"version {version} is at UNAVAILABLE state: "
+    return f"{where}{reason};"

@@ -1,0 +1,377 @@
+import asyncio
+import os
+
+import numpy as np
+import pytest
+from engine.test_lifecycle import FAKE, World
+
+from headrace.engine.control import ModelControl
+from headrace.errors import ConfigError, LoadFailed, ModelControlDisabled, ModelNotFound, ModelNotInRepository
+from headrace.messages import State as RequestState
+from headrace.testing.backend import FakeBackend
+from headrace.testing.client import infer_request
+from headrace.testing.loop import run_virtual
+
+ROW = np.array([[1, 2]], np.float32)
+BROKEN = 'backend_options = {refuse = "no such operator"}\n'
+
+
+@pytest.fixture(autouse=True)
+def _nothing_loaded(monkeypatch):
+    monkeypatch.setattr(FakeBackend, "loaded", [])
+    monkeypatch.setattr(FakeBackend, "latency_ns", 5000)
+    monkeypatch.setattr(FakeBackend, "spend", None)
+
+
+class Repository:
+    def __init__(self, root):
+        self.root = root
+
+    def write(self, name, toml="", versions=(1,)):
+        for version in versions:
+            (self.root / name / str(version)).mkdir(parents=True, exist_ok=True)
+            (self.root / name / str(version) / "model.fake").touch()
+        (self.root / name / "model.toml").write_text(FAKE + toml)
+
+    def remove(self, name, *versions):
+        for path in sorted((self.root / name).rglob("*"), reverse=True):
+            if not versions or str(path.relative_to(self.root / name)).split("/")[0] in map(str, versions):
+                path.rmdir() if path.is_dir() else path.unlink()
+        if not versions:
+            (self.root / name).rmdir()
+
+
+@pytest.fixture
+def repository(tmp_path):
+    return Repository(tmp_path)
+
+
+class Control(World):
+    """An engine with its control."""
+
+    def __init__(self, repository, mode, *startup):
+        super().__init__()
+        self.control = ModelControl(repository.root, mode, self.engine, startup)
+
+    async def serves(self, name="a", version=""):
+        call = self.client.send(infer_request(name, {"x": ROW}, version=version))
+        await asyncio.sleep(1)
+        if call.error is not None:
+            raise call.error
+        return call.response.model_version
+
+
+def virtual(scenario):
+    """Runs an async test in virtual time."""
+
+    def test(repository):
+        run_virtual(scenario(repository))
+
+    test.__name__ = scenario.__name__
+    return test
+
+
+@virtual
+async def test_without_control_what_is_there_is_served_and_nothing_else(repository):
+    repository.write("a")
+    world = Control(repository, "none")
+    await world.control.start()
+    assert await world.serves() == "1"
+    for operation in (world.control.load, world.control.unload):
+        with pytest.raises(ModelControlDisabled, match="model_control_mode is 'none', expected 'explicit'"):
+            await operation("a")
+    await world.control.watch(1)  # there is nothing to watch
+    assert repr(world.control) == "<ModelControl none, 1 models>"
+
+
+@virtual
+async def test_explicit_begins_with_what_it_is_told(repository):
+    for name in "abc":
+        repository.write(name, BROKEN if name == "b" else "")
+    world = Control(repository, "explicit", "a", "b", "z")
+    await world.control.start()
+    assert world.states() == {
+        "a/1": ("READY", ""),
+        "b/1": ("UNAVAILABLE", "no such operator"),
+        "c/None": ("UNAVAILABLE", "not loaded"),
+    }
+    everything = Control(repository, "explicit", "*")
+    await everything.control.start()
+    assert everything.states().keys() == {"a/1", "b/1", "c/1"}
+
+
+@virtual
+async def test_load_and_unload(repository):
+    world = Control(repository, "explicit")
+    await world.control.start()
+    with pytest.raises(ModelNotInRepository, match="failed to load 'a', failed to poll from model repository"):
+        await world.control.load("a")
+    repository.write("a")
+    await world.control.index()
+    assert world.states() == {"a/None": ("UNAVAILABLE", "not loaded")}
+    await world.control.load("a")
+    assert world.states() == {"a/1": ("READY", "")}
+    assert await world.serves() == "1"
+    await world.control.unload("a")
+    assert world.states() == {"a/1": ("UNLOADING", "")}
+    with pytest.raises(ModelNotFound, match="'a' has no available versions"):
+        await world.serves()
+    assert world.states() == {"a/1": ("UNAVAILABLE", "unloaded")}
+    await world.control.unload("a")
+    await world.control.unload("never heard of")
+    assert [instance.closed for model in FakeBackend.loaded for instance in model.instances] == [True]
+    assert world.metrics.recorder("a", "1") is None
+    await world.control.load("a")
+    assert await world.serves() == "1"
+
+
+@virtual
+async def test_models_that_are_gone_from_the_disk_leave_the_index(repository):
+    repository.write("a")
+    world = Control(repository, "explicit")
+    await world.control.start()
+    repository.remove("a")
+    await world.control.index()
+    assert world.states() == {}
+
+
+@virtual
+async def test_a_name_is_no_path(repository):
+    repository.write("a")
+    (repository.root / "inside").mkdir()
+    world = Control(repository, "explicit")
+    world.control._root = repository.root / "inside"
+    for name in ("../a", "..", ".", "", "/", str(repository.root / "a")):
+        with pytest.raises(ModelNotInRepository):
+            await world.control.load(name)
+
+
+@virtual
+async def test_a_load_that_fails_says_why_and_what_served_still_does(repository):
+    repository.write("a")
+    world = Control(repository, "explicit", "a")
+    await world.control.start()
+    repository.write("a", BROKEN)
+    text = "load failed for model 'a': version 1 is at UNAVAILABLE state: no such operator;"
+    with pytest.raises(LoadFailed, match=f"^{text}$"):
+        await world.control.load("a")
+    assert world.states() == {"a/1": ("READY", "loading it again failed: no such operator")}
+    assert await world.serves() == "1"
+    repository.write("a", "max_bach = 1\n")
+    with pytest.raises(LoadFailed, match=r"^load failed for model 'a': .*max_bach"):
+        await world.control.load("a")
+    assert await world.serves() == "1"
+    repository.write("a", "versions = [1, 5]\n")
+    with pytest.raises(LoadFailed, match=r"version 5 is at UNAVAILABLE state: model.toml asks for version 5"):
+        await world.control.load("a")
+    assert world.states()["a/1"] == ("READY", "")
+    assert world.states()["a/5"][0] == "UNAVAILABLE"
+
+
+@virtual
+async def test_a_version_is_made_before_another_is_broken(repository):
+    """While the new one is loaded the old one serves; what the old one has accepted is answered by it."""
+    repository.write("a", versions=[1])
+    world = Control(repository, "explicit", "a")
+    await world.control.start()
+    repository.write("a", versions=[1, 2])
+    call = world.client.send(infer_request("a", {"x": ROW}))
+    loading = asyncio.create_task(world.control.load("a"))
+    answered = []
+    while not loading.done():
+        answered.append(await world.serves())
+    assert set(answered) <= {"1", "2"}
+    assert call.response.model_version == "1"
+    assert await world.serves() == "2"
+    assert world.states() == {"a/1": ("UNAVAILABLE", "unloaded"), "a/2": ("READY", "")}
+
+
+@virtual
+async def test_the_same_version_again(repository):
+    repository.write("a")
+    world = Control(repository, "explicit", "a")
+    await world.control.start()
+    await world.serves()
+    (before,) = world.engine.schedulers
+    await world.control.load("a")
+    (after,) = world.engine.schedulers
+    assert before is not after
+    assert await world.serves() == "1"
+    assert [instance.closed for model in FakeBackend.loaded for instance in model.instances] == [True, False]
+    assert after.statistics().success.count == 2  # counters only grow
+    assert repr(world.engine) == "<Engine 1 versions serve>"
+
+
+@virtual
+async def test_requests_under_way_when_their_version_is_replaced_are_answered(repository):
+    """Those that wait, too: the old scheduler runs them, though it takes no more."""
+    repository.write("a", '[batching]\npolicy = "delay"\ndelay_us = 100000\n')
+    world = Control(repository, "explicit", "a")
+    await world.control.start()
+    call = world.client.send(infer_request("a", {"x": ROW}))
+    await asyncio.sleep(0.01)
+    assert call.under_way.state is RequestState.WAITING
+    await world.control.load("a")
+    await asyncio.sleep(1)
+    assert call.response.model_version == "1"
+
+
+@virtual
+async def test_the_end_of_the_server_waits_for_versions_that_leave(repository):
+    repository.write("a", '[batching]\npolicy = "delay"\ndelay_us = 100000\n')
+    world = Control(repository, "explicit", "a")
+    await world.control.start()
+    call = world.client.send(infer_request("a", {"x": ROW}))
+    await asyncio.sleep(0.01)
+    await world.control.unload("a")
+    assert repr(world.engine) == "<Engine 0 versions serve, 1 leave>"
+    assert await world.engine.drain(1)
+    assert call.response.model_version == "1"
+    world.engine.close()
+    assert [instance.closed for model in FakeBackend.loaded for instance in model.instances] == [True]
+
+
+@virtual
+async def test_what_is_loaded_when_the_server_has_ended_is_freed(repository):
+    repository.write("a")
+    world = Control(repository, "explicit")
+    await world.control.start()
+    loading = asyncio.create_task(world.control.load("a"))
+    await asyncio.sleep(0)
+    world.engine.close()
+    with pytest.raises(LoadFailed, match="the server is leaving"):
+        await loading
+    assert all(instance.closed for model in FakeBackend.loaded for instance in model.instances)
+
+
+@virtual
+async def test_loads_of_one_model_follow_one_another(repository):
+    repository.write("a")
+    world = Control(repository, "explicit")
+    await world.control.start()
+    await asyncio.gather(*(world.control.load("a") for _ in range(3)), world.control.unload("a"))
+    assert world.engine.schedulers == []
+    assert len(FakeBackend.loaded) == 3
+
+
+@virtual
+async def test_polling_follows_the_repository(repository):
+    repository.write("a")
+    world = Control(repository, "poll")
+    await world.control.start()
+    with pytest.raises(
+        ModelControlDisabled, match=r"^explicit model load / unload is not allowed if polling is enabled$"
+    ):
+        await world.control.load("a")
+    watching = asyncio.create_task(world.control.watch(10))
+    await asyncio.sleep(25)
+    assert len(FakeBackend.loaded) == 1  # nothing has changed
+
+    repository.write("b")
+    await asyncio.sleep(25)
+    assert await world.serves("b") == "1"
+    repository.write("a", versions=[2])
+    await asyncio.sleep(25)
+    assert await world.serves("a") == "2"
+    repository.write("a", 'versions = "all"\n')
+    await asyncio.sleep(25)
+    assert world.states() == {"a/1": ("READY", ""), "a/2": ("READY", ""), "b/1": ("READY", "")}
+    repository.remove("a", 2)
+    await asyncio.sleep(25)
+    assert await world.serves("a") == "1"
+    repository.remove("b")
+    await asyncio.sleep(25)
+    with pytest.raises(ModelNotFound):
+        await world.serves("b")
+    assert not watching.done()
+    watching.cancel()
+
+
+@virtual
+async def test_only_the_version_whose_files_changed_is_loaded_again(repository):
+    repository.write("a", 'versions = "all"\n', versions=[1, 2])
+    world = Control(repository, "poll")
+    await world.control.start()
+    file = repository.root / "a" / "2" / "model.fake"
+    os.utime(file, ns=(1, 1))
+    await world.control.poll()
+    assert len(FakeBackend.loaded) == 3
+    assert [world.engine.serving("a")[version].stamp[0][3] == 1 for version in (1, 2)] == [False, True]
+    await world.control.poll()
+    assert len(FakeBackend.loaded) == 3
+
+
+@virtual
+async def test_a_file_that_is_still_being_written_is_not_read(repository):
+    repository.write("a")
+    world = Control(repository, "poll")
+    await world.control.start()
+    file = repository.root / "a" / "1" / "model.fake"
+    looks = []
+    look = world.control._look
+
+    async def writing():
+        found = await look()
+        looks.append(len(FakeBackend.loaded))
+        if len(looks) <= 4:
+            file.write_text("x" * len(looks))
+        return found
+
+    world.control._look = writing
+    file.write_text("begun")
+    await world.control.poll()
+    assert looks == [1] * 6 + [2] * (len(looks) - 6)
+    assert len(FakeBackend.loaded) == 2
+
+
+@virtual
+async def test_a_broken_change_is_tried_once_and_what_served_still_does(repository):
+    repository.write("a")
+    world = Control(repository, "poll")
+    await world.control.start()
+    repository.write("a", BROKEN)
+    await world.control.poll()
+    await world.control.poll()
+    assert world.states() == {"a/1": ("READY", "loading it again failed: no such operator")}
+    assert await world.serves() == "1"
+    repository.write("a")
+    await world.control.poll()
+    assert world.states() == {"a/1": ("READY", "")}
+
+
+def test_a_repository_that_cannot_be_read_for_a_while(repository, caplog):
+    async def main():
+        repository.write("a")
+        world = Control(repository, "poll")
+        await world.control.start()
+        watching = asyncio.create_task(world.control.watch(10))
+        repository.root.rename(repository.root.with_name("elsewhere"))
+        await asyncio.sleep(15)
+        assert await world.serves() == "1"
+        repository.root.with_name("elsewhere").rename(repository.root)
+        repository.write("b")
+        await asyncio.sleep(15)
+        assert await world.serves("b") == "1"
+        watching.cancel()
+
+    run_virtual(main())
+    assert "the repository is not looked at: model_repository" in caplog.text
+
+
+@virtual
+async def test_a_repository_that_was_never_there(repository):
+    for mode in ("none", "poll", "explicit"):
+        world = Control(Repository(repository.root / "missing"), mode)
+        with pytest.raises(ConfigError, match="not a readable directory"):
+            await world.control.start()
+
+
+@virtual
+async def test_labels(repository):
+    repository.write("a", 'versions = "all"\nversion_labels = {stable = 1, canary = 2}\n', versions=[1, 2])
+    world = Control(repository, "explicit", "a")
+    await world.control.start()
+    assert [await world.serves("a", label) for label in ("stable", "canary", "")] == ["1", "2", "2"]
+    repository.write("a", 'versions = "all"\nversion_labels = {stable = 2}\n')
+    await world.control.load("a")
+    assert await world.serves("a", "stable") == "2"

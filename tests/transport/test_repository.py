@@ -1,0 +1,79 @@
+import asyncio
+
+import pytest
+
+from headrace.errors import Unimplemented
+from headrace.repository.catalog import Catalog
+from headrace.rpc import inference_pb2 as pb
+from headrace.transport.repository import RepositoryAdmin
+
+
+class FakeControl:
+    def __init__(self):
+        self.asked = []
+
+    async def index(self):
+        self.asked.append("index")
+
+    async def load(self, name):
+        self.asked.append(("load", name))
+
+    async def unload(self, name):
+        self.asked.append(("unload", name))
+
+
+@pytest.fixture
+def control():
+    return FakeControl()
+
+
+@pytest.fixture
+def catalog():
+    catalog = Catalog()
+    catalog.ready("digits", 1, object())
+    catalog.loading("digits", 2)
+    catalog.failed("broken", 1, "no such operator")
+    catalog.failed("garbled", None, "model.toml: unknown key")
+    return catalog
+
+
+@pytest.fixture
+def admin(control, catalog):
+    return RepositoryAdmin(control, catalog)
+
+
+def test_the_index_tells_state_and_reason(admin, control):
+    def asked(**fields):
+        reply = asyncio.run(admin.index(pb.RepositoryIndexRequest(**fields)))
+        return [(m.name, m.version, m.state, m.reason) for m in reply.models]
+
+    assert asked() == [
+        ("broken", "1", "UNAVAILABLE", "no such operator"),
+        ("digits", "1", "READY", ""),
+        ("digits", "2", "LOADING", ""),
+        ("garbled", "", "UNAVAILABLE", "model.toml: unknown key"),
+    ]
+    assert asked(ready=True) == [("digits", "1", "READY", "")]
+    assert control.asked == ["index", "index"]
+
+
+def test_load_and_unload(admin, control):
+    assert asyncio.run(admin.load(pb.RepositoryModelLoadRequest(model_name="m"))) == pb.RepositoryModelLoadResponse()
+    request = pb.RepositoryModelUnloadRequest(model_name="m")
+    request.parameters["unload_dependents"].bool_param = True
+    assert asyncio.run(admin.unload(request)) == pb.RepositoryModelUnloadResponse()
+    assert control.asked == [("load", "m"), ("unload", "m")]
+
+
+@pytest.mark.parametrize(
+    ("method", "request_class"),
+    [
+        ("index", pb.RepositoryIndexRequest),
+        ("load", pb.RepositoryModelLoadRequest),
+        ("unload", pb.RepositoryModelUnloadRequest),
+    ],
+)
+def test_there_is_one_repository(admin, control, method, request_class):
+    with pytest.raises(Unimplemented, match=r"^'repository_name' specification is not supported$"):
+        asyncio.run(getattr(admin, method)(request_class(repository_name="r")))
+    assert control.asked == []
