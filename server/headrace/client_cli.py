@@ -37,6 +37,7 @@ examples:
 """
 
 _TIMING = "headrace_"
+_MAX_MILLISECONDS = 10**9
 _REASON = "headrace-reason"
 
 
@@ -80,8 +81,8 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def _milliseconds(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number above 0")
+    if not text.isdecimal() or not 1 <= int(text) <= _MAX_MILLISECONDS:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1 to {_MAX_MILLISECONDS}")
     return int(text)
 
 

@@ -119,6 +119,7 @@ async def serve(settings: Settings) -> int:
         http = rest.HttpServer(rest.make_app(lambda: status, registry), _listen(settings.host, settings.http_port))
         http_port = await http.start()
         stack.push_async_callback(http.close)
+        _check_grpc_port(settings)
         if not await _load(control, stop.first):
             logger.info("stopped before all models were loaded")
             return 0
@@ -126,7 +127,7 @@ async def serve(settings: Settings) -> int:
         try:
             grpc_port = await grpc.start()
         except OSError as error:
-            raise ConfigError(f"grpc_port = {settings.grpc_port}: cannot listen on {settings.host}: {error}") from error
+            raise _no_grpc_port(settings, error) from error
         stack.push_async_callback(grpc.close)
         _settle()
         status.ready = True
@@ -207,11 +208,27 @@ def _transport(settings: Settings, table: ServiceTable, turn: Turn, counts: Serv
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=128)
+        return _bound(host, port)
     except OSError as error:
         raise ConfigError(f"http_port = {port}: cannot listen on {host}: {error}") from error
+
+
+def _check_grpc_port(settings: Settings) -> None:
+    """Raises ConfigError now, and not when all models are loaded, if the port is taken."""
+    try:
+        _bound(settings.host, settings.grpc_port).close()
+    except OSError as error:
+        raise _no_grpc_port(settings, error) from error
+
+
+def _no_grpc_port(settings: Settings, error: OSError) -> ConfigError:
+    return ConfigError(f"grpc_port = {settings.grpc_port}: cannot listen on {settings.host}: {error}")
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=128)
 
 
 def _keep_memory() -> None:

@@ -129,6 +129,12 @@ def test_an_output_without_the_batch_dimension_prevents_batching(load):
     assert model.signature.max_batch == 0
 
 
+def test_a_batch_that_no_memory_holds(identity):
+    model = identity(TensorProto.FLOAT, ["N", 1 << 44], max_batch=1 << 20)
+    with pytest.raises(ModelLoadError, match="there is no memory for batches of max_batch = 1048576 rows"):
+        model.make_instance(0)
+
+
 @pytest.mark.parametrize("shape", [[3, 2], []])
 def test_max_batch_needs_a_file_that_can_batch(identity, shape):
     with pytest.raises(ModelLoadError, match=r"max_batch = 8, but the file cannot batch: .* 'x' has shape \[.*\]"):

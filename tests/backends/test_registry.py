@@ -52,6 +52,7 @@ def test_a_users_own(package):
         ),
         ("mine.faulty:X", "backend 'mine.faulty:X': importing mine.faulty failed: ZeroDivisionError("),
         ("mine.empty:X", "backend 'mine.empty:X': mine.empty has no class or function 'X'"),
+        ("mine.choosy:make", "backend 'mine.choosy:make': calling 'make' of mine.choosy failed: TypeError("),
         ("mine.empty:number", "backend 'mine.empty:number': mine.empty has no class or function 'number'"),
     ],
 )
@@ -59,6 +60,7 @@ def test_what_can_be_wrong_is_told_apart(package, name, message):
     package("needy", "import not_there_at_all")
     package("faulty", "1 / 0")
     package("empty", "number = 1")
+    package("choosy", "def make(what):\n    pass\n")
     with pytest.raises(ModelLoadError) as error:
         get(name)
     assert str(error.value).startswith(message)

@@ -1,3 +1,5 @@
+from contextlib import ExitStack
+
 import grpc
 import pytest
 import tritonclient.grpc as triton
@@ -85,6 +87,15 @@ def channel(server):
 def stub(channel):
     """The RPCs, in messages."""
     return service_pb2_grpc.GRPCInferenceServiceStub(channel)
+
+
+@pytest.fixture
+def stub_of():
+    """The RPCs of a server of the test's own: `stub_of(server)`."""
+    with ExitStack() as stack:
+        yield lambda server: service_pb2_grpc.GRPCInferenceServiceStub(
+            stack.enter_context(grpc.insecure_channel(server.address))
+        )
 
 
 @pytest.fixture

@@ -28,12 +28,21 @@ class GatedBackend:
         return FakeModel(Signature(spec[:1], spec[1:], max_batch), compute)
 
 
-def write_gated(root, name, toml="", max_batch=1):
+class SlowToLoad:
+    """Is loaded when somebody writes to the pipe."""
+
+    def load(self, path, *, max_batch, threads, options):
+        with (path / GATE).open("rb") as gate:
+            gate.read()
+        return GatedBackend().load(path, max_batch=max_batch, threads=threads, options=options)
+
+
+def write_gated(root, name, toml="", max_batch=1, backend="GatedBackend"):
     """Puts such a model into the repository `root`."""
     directory = root / name / "1"
     directory.mkdir(parents=True)
     os.mkfifo(directory / GATE)
-    text = f'max_batch = {max_batch}\nbackend = "e2e.gated:GatedBackend"\n{toml}'
+    text = f'max_batch = {max_batch}\nbackend = "e2e.gated:{backend}"\n{toml}'
     (root / name / "model.toml").write_text(text)
 
 

@@ -12,7 +12,16 @@ from tritonclient.grpc import service_pb2 as pb
 
 from headrace import __version__
 
-EXTENSIONS = ["schedule_policy", "model_configuration", "binary_tensor_data", "parameters", "statistics"]
+EXTENSIONS = [
+    "classification",
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "schedule_policy",
+    "model_configuration",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+]
 
 
 def test_live_and_ready(client):

@@ -112,8 +112,11 @@ async def test_load_and_unload(repository):
     await world.control.load("a")
     assert world.states() == {"a/1": ("READY", "")}
     assert await world.serves() == "1"
+    gate = asyncio.Event()
+    world.engine.schedulers[0].drain = lambda seconds: asyncio.wait_for(gate.wait(), seconds)
     await world.control.unload("a")
     assert world.states() == {"a/1": ("UNLOADING", "")}
+    gate.set()
     with pytest.raises(ModelNotFound, match="'a' has no available versions"):
         await world.serves()
     assert world.states() == {"a/1": ("UNAVAILABLE", "unloaded")}
@@ -375,3 +378,17 @@ async def test_labels(repository):
     repository.write("a", 'versions = "all"\nversion_labels = {stable = 2}\n')
     await world.control.load("a")
     assert await world.serves("a", "stable") == "2"
+
+
+@virtual
+async def test_a_load_goes_on_when_whoever_asked_for_it_has_gone_away(repository):
+    repository.write("a")
+    world = Control(repository, "explicit")
+    await world.control.start()
+    asked = asyncio.create_task(world.control.load("a"))
+    await asyncio.sleep(0)
+    asked.cancel()
+    await asyncio.wait([asked])
+    await world.control.load("a")
+    assert world.states() == {"a/1": ("READY", "")}
+    assert len(FakeBackend.loaded) == 2

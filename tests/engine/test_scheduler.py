@@ -7,7 +7,7 @@ from headrace.errors import (
     BackendFailed,
     DeadlineExceeded,
     DeadlineUnreachable,
-    QueueFull,
+    InvalidRequest,
     QueueTimeout,
     ShuttingDown,
 )
@@ -454,7 +454,7 @@ class TestSplitting:
 
     def test_it_needs_room_in_the_queue_and_time(self, world):
         here = world(queue=QueueConfig(max_rows=19), learn=[(8, 10 * MS)])
-        assert type(here.send(20).error) is QueueFull
+        assert type(here.send(20).error) is InvalidRequest
         assert type(here.send(17, timeout_ns=29 * MS).error) is DeadlineUnreachable
         assert here.send(17, timeout_ns=30 * MS).error is None
 

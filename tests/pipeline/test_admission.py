@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.errors import DeadlineExceeded, DeadlineUnreachable, QueueFull, QueueTimeout, ShuttingDown
+from headrace.errors import DeadlineExceeded, DeadlineUnreachable, InvalidRequest, QueueFull, QueueTimeout, ShuttingDown
 from headrace.messages import Batch
 from headrace.pipeline.admission import QueueLimits, admit, admit_all, expired, reply_ns, wait_ns
 from headrace.pipeline.cost import CostModel
@@ -88,10 +88,12 @@ def test_a_full_queue_says_when_to_come_again():
 
 
 @pytest.mark.parametrize(("rows", "nbytes"), [(11, 1), (1, 101)])
-def test_what_can_never_be_admitted_is_not_to_be_tried_again(rows, nbytes):
+def test_what_can_never_be_admitted_is_the_fault_of_the_request(rows, nbytes):
     error = ask(request(rows, nbytes=nbytes), limits=QueueLimits(max_rows=10, max_bytes=100))
-    assert type(error) is QueueFull
-    assert error.retry_after_ms == -1
+    assert type(error) is InvalidRequest
+    assert str(error) == (
+        f"the request has {rows} rows and {nbytes} bytes, more than may ever wait for this model: 10 rows and 100 bytes"
+    )
 
 
 def test_a_deadline_that_is_over():

@@ -69,8 +69,8 @@ def test_bad_version_policies(load, versions):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("max_batch = -1", "max_batch = -1 (in {file}): expected an integer of at least 0"),
-        ("instances = true", "instances = true (in {file}): expected an integer of at least 1"),
+        ("max_batch = -1", "max_batch = -1 (in {file}): expected an integer from 0 to 1048576"),
+        ("instances = true", "instances = true (in {file}): expected an integer from 1 to 1024"),
         ("slo_ms = inf", "slo_ms = Infinity (in {file}): expected a number of at least 0"),
         ("warmup = 3", "warmup = 3 (in {file}): expected true or false or a list (each an integer of at least 1)"),
         ("batching.quantile = 1.0", "batching.quantile = 1.0 (in {file}): expected a number above 0 and below 1"),

@@ -141,8 +141,11 @@ class OnnxInstance:
         if self._bindable:
             # For the largest batch; the system provides memory only for what is touched.
             rows = max(signature.max_batch, 1)
-            self._inputs = [_aligned_bytes(rows * _row_bytes(spec)) for spec in signature.inputs]
-            self._outputs = [_aligned_bytes(rows * _row_bytes(spec)) for spec in signature.outputs]
+            try:
+                self._inputs = [_aligned_bytes(rows * _row_bytes(spec)) for spec in signature.inputs]
+                self._outputs = [_aligned_bytes(rows * _row_bytes(spec)) for spec in signature.outputs]
+            except (MemoryError, OverflowError, ValueError) as error:
+                raise ModelLoadError(f"there is no memory for batches of max_batch = {rows} rows: {error}") from error
             self._widest = max(range(len(self._inputs)), key=lambda i: self._inputs[i].nbytes)
 
     def run(

@@ -39,4 +39,7 @@ def get(name: str) -> Backend:
     factory = getattr(module, attribute, None)
     if not callable(factory):
         raise ModelLoadError(f"backend {name!r}: {module_name} has no class or function {attribute!r}")
-    return cast("Backend", factory())
+    try:
+        return cast("Backend", factory())
+    except Exception as error:
+        raise ModelLoadError(f"backend {name!r}: calling {attribute!r} of {module_name} failed: {error!r}") from error

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from headrace.errors import ConfigError, LoadFailed, ModelControlDisabled, ModelNotInRepository
 from headrace.repository.discovery import Broken, Found, names, scan, scan_model
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Sequence
     from pathlib import Path
 
     from headrace.engine.lifecycle import Engine
@@ -38,6 +38,7 @@ class ModelControl:
         self._startup = startup
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._acted_on: dict[str, Entries] = {}
+        self._at_work: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
         return f"<ModelControl {self._mode}, {len(self._acted_on)} models>"
@@ -57,10 +58,20 @@ class ModelControl:
     async def load(self, name: str) -> None:
         """Loads a model as the repository has it now, or loads it again, and returns when it serves.
 
-        What served before does so until then, and if the load fails. Raises ModelControlDisabled,
-        ModelNotInRepository, LoadFailed.
+        What served before does so until then, and if the load fails. Cancelled, it goes on by itself. Raises
+        ModelControlDisabled, ModelNotInRepository, LoadFailed.
         """
         self._check_mode()
+        await self._to_its_end(self._load(name))
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, None]) -> None:
+        """Awaits work that goes on when whoever asked for it has gone away."""
+        task = asyncio.create_task(work)
+        self._at_work.add(task)
+        task.add_done_callback(self._at_work.discard)
+        await asyncio.shield(task)
+
+    async def _load(self, name: str) -> None:
         async with self._locks[name]:
             entries = await asyncio.to_thread(scan_model, self._root, name)
             if not entries:
@@ -75,6 +86,9 @@ class ModelControl:
         Raises ModelControlDisabled.
         """
         self._check_mode()
+        await self._to_its_end(self._unload(name))
+
+    async def _unload(self, name: str) -> None:
         async with self._locks[name]:
             for version in self._engine.serving(name):
                 self._engine.unload(name, version)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from headrace.backends import registry
 from headrace.datatypes import DATATYPES
+from headrace.engine.background import in_background
 from headrace.engine.scheduler import Scheduler
 from headrace.errors import ModelLoadError
 from headrace.pipeline.cost import CostModel
@@ -65,6 +66,7 @@ class Engine:
         self._schedulers: dict[tuple[str, int], Scheduler] = {}
         self._loaded: dict[tuple[str, int], Found] = {}
         self._leaving: dict[Scheduler, asyncio.Task[None]] = {}
+        self._one_at_a_time = asyncio.Lock()
         self._closed = False
 
     def __repr__(self) -> str:
@@ -117,7 +119,10 @@ class Engine:
             self.catalog.loading(*key)
         began = self._clock()
         try:
-            model, instances, cost = await asyncio.to_thread(open_model, found, self._clock, self._inline_below_ns)
+            async with self._one_at_a_time:
+                model, instances, cost = await in_background(
+                    lambda: open_model(found, self._clock, self._inline_below_ns)
+                )
         except ModelLoadError as error:
             logger.error("model %s version %d cannot be served: %s", *key, error)
             return self._failed(*key, str(error))

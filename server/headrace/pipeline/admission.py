@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from headrace.errors import DeadlineExceeded, DeadlineUnreachable, HeadraceError, QueueFull, QueueTimeout, ShuttingDown
+from headrace.errors import (
+    DeadlineExceeded,
+    DeadlineUnreachable,
+    HeadraceError,
+    InvalidRequest,
+    QueueFull,
+    QueueTimeout,
+    ShuttingDown,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -112,12 +120,16 @@ def admit(
         or queue.rows + template.rows > limits.max_rows
         or queue.nbytes + request.nbytes > limits.max_bytes
     ):
+        if template.rows > limits.max_rows or request.nbytes > limits.max_bytes:
+            return InvalidRequest(
+                f"the request has {template.rows} rows and {request.nbytes} bytes, more than may ever wait for this "
+                f"model: {limits.max_rows} rows and {limits.max_bytes} bytes"
+            )
         wait = wait_ns(queue.rows // max_rows, now, max_rows, instances, running, cost)
-        never = template.rows > limits.max_rows or request.nbytes > limits.max_bytes
         return QueueFull(
             f"Exceeds maximum queue size: {queue.requests} requests, {queue.rows} rows and {queue.nbytes} bytes wait; "
             f"at most {limits.max_requests} requests, {limits.max_rows} rows and {limits.max_bytes} bytes may",
-            retry_after_ms=-1 if never else max(wait // 1_000_000, 1),
+            retry_after_ms=max(wait // 1_000_000, 1),
         )
     expires = request.expires
     if expires:

@@ -68,10 +68,11 @@ class ModelConfig(_Table):
     max_batch: int | None = Field(
         None,
         ge=0,
+        le=1 << 20,
         description="rows a batch may hold; 0: no batching; default: by the model file, 64 where it can batch",
     )
-    instances: int = Field(1, ge=1, description="batches that run at the same time")
-    threads: int = Field(1, ge=1, description="threads that one instance computes with")
+    instances: int = Field(1, ge=1, le=1024, description="batches that run at the same time")
+    threads: int = Field(1, ge=1, le=1024, description="threads that one instance computes with")
     backend: str = Field(
         "onnxruntime", min_length=1, description="a backend's name, or your own as package.module:attr"
     )

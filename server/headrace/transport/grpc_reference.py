@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 else:
     Router = grpc.GenericRpcHandler
 
+_TAKE_OVER_SECONDS = 1.0
+"""For the calls that grpcio has read when the server is to leave, and has not handed over."""
+
 CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -46,6 +49,7 @@ class ReferenceTransport:
         self._server: aio.Server | None = None
         self._streams: set[asyncio.Timeout] = set()
         self._draining = False
+        self._calls = 0
 
     def __repr__(self) -> str:
         state = "draining" if self._draining else "serving" if self._server else "not started"
@@ -74,7 +78,17 @@ class ReferenceTransport:
         for limit in self._streams:
             limit.reschedule(asyncio.get_running_loop().time())
         if self._server:
+            await self._taken_over(min(seconds, _TAKE_OVER_SECONDS))
             await self._server.stop(seconds)
+
+    async def _taken_over(self, seconds: float) -> None:
+        """Returns once grpcio has handed over the calls that it has read: its stop would cancel them unanswered."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        seen = -1
+        while seen != self._calls and loop.time() < end:
+            seen = self._calls
+            await asyncio.sleep(_TAKE_OVER_SECONDS / 20)
 
     async def close(self) -> None:
         """Cancels what is left."""
@@ -92,6 +106,9 @@ class ReferenceTransport:
         return {**unary, **streams, INFER_PATH: grpc.unary_unary_rpc_method_handler(self._infer)}
 
     async def _infer(self, message: bytes, context: Context) -> bytes:
+        self._calls += 1
+        if self._draining:
+            await _abort(context, ShuttingDown("Server is shutting down and has stopped accepting new requests"))
         received = self._clock()
         remaining = context.time_remaining()
         deadline = 0 if remaining is None else received + int(remaining * 1e9)
