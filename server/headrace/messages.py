@@ -110,6 +110,11 @@ PHASES = ("decode", "admit", "queue", "batch", "execute", "encode")
 class Cancellable(Protocol):
     """An inference request under way."""
 
+    @property
+    def template(self) -> Template:
+        """What it shares with others of its look."""
+        ...
+
     def cancel(self) -> None:
         """The caller has gone away. The sink is not called any more; without effect on a request already answered."""
         ...
@@ -176,9 +181,9 @@ class Template(Protocol):
     rows: batch rows of a request (1 for a model without batching). key: requests of equal key may share a batch.
     shapes: for each input of the signature, its non-batch dimensions (all dimensions for a model without batching).
     outputs: indices into the signature's outputs, in the order asked for. priority: 0 is served first. timeout_ns: the
-    request's own limit from its receipt, 0 for none. timing: whether the reply shall carry its Timeline. owner: who
-    runs such requests. reply: what writes their replies. whole: the request that such a request is a piece of, if it is
-    one.
+    request's own limit from its receipt, 0 for none. timing: whether the reply shall carry its Timeline. final: whether
+    a reply on a stream shall say that it is the last to its request. owner: who runs such requests. reply: what writes
+    their replies. whole: the request that such a request is a piece of, if it is one.
     """
 
     rows: int
@@ -188,6 +193,7 @@ class Template(Protocol):
     priority: int
     timeout_ns: int
     timing: bool
+    final: bool
     owner: Owner
     reply: ReplyWriter
     whole: InferRequest | None

@@ -207,16 +207,6 @@ async def test_a_malformed_message_is_an_invalid_argument(server):
 
 
 @scenario
-async def test_a_stream_that_is_not_implemented_ends_with_its_status(server):
-    method = server.channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
-    error = await failure(method(iter([b""]), timeout=TIMEOUT).read())
-    assert (error.code(), error.details()) == (
-        grpc.StatusCode.UNIMPLEMENTED,
-        "ModelStreamInfer is not implemented by this server",
-    )
-
-
-@scenario
 async def test_health_is_watched(server):
     watch = server.channel.unary_stream("/grpc.health.v1.Health/Watch")(b"", timeout=TIMEOUT)
     assert await watch.read() == b"\x08\x02"

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     MakeWriter = Callable[[str, str, Sequence[ReplyOutput]], ReplyWriter]
 
 TIMING_PARAMETER = "headrace_timing"
-ACCEPTED_RESERVED = frozenset({"triton_enable_empty_final_response"})
-"""Of the keys that the protocol reserves, those that perf_analyzer and tritonclient send; without effect here."""
+FINAL_PARAMETER = "triton_enable_empty_final_response"
+"""Of the keys that the protocol reserves, the one that clients may send; without effect but on a stream."""
 
 MAX_ELEMENTS = 1 << 40
 """More elements than any message can carry: a product of dimensions above it is refused before it is used."""
@@ -77,6 +77,7 @@ class RequestTemplate:
     __slots__ = (
         "checks",
         "contents",
+        "final",
         "key",
         "memory",
         "model",
@@ -116,6 +117,7 @@ class RequestTemplate:
         self.priority = model.default_level - 1
         self.timeout_ns = 0
         self.timing = False
+        self.final = False
 
     def bind(self, raw: Sequence[Buffer], id_field: bytes) -> Sequence[Buffer]:
         """The request's tensors in the signature's order, each of the right size and content.
@@ -229,12 +231,14 @@ def _read_parameters(parameters: Mapping[str, ParameterValue], template: Request
             if not isinstance(value, bool):
                 raise InvalidRequest(f"parameter '{key}' is {value!r}, expected a boolean")
             template.timing = value
+        elif key == FINAL_PARAMETER:
+            template.final = value is True
         elif key in ("sequence_id", "sequence_start", "sequence_end"):
             _check_sequence(key, value)
-        elif key.startswith("triton_") and key not in ACCEPTED_RESERVED:
+        elif key.startswith("triton_"):
             raise InvalidRequest(
                 "parameter keys starting with 'triton_' are reserved for Triton usage. "
-                f"Only {sorted(ACCEPTED_RESERVED)} may be given, got '{key}'"
+                f"Only ['{FINAL_PARAMETER}'] may be given, got '{key}'"
             )
 
 

@@ -13,7 +13,7 @@ from headrace.pipeline import bytes_tensor
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
-    from headrace.messages import Buffer, Cancellable, Owner, ReplyWriter, Signature
+    from headrace.messages import Buffer, Cancellable, Owner, ReplyWriter, Signature, Template
 
 Piece = tuple["Sequence[Buffer]", "tuple[tuple[int, ...], ...]", bytes]
 
@@ -37,7 +37,19 @@ _PIECES = _Pieces()
 class PieceTemplate:
     """The `messages.Template` of pieces of so many rows."""
 
-    __slots__ = ("key", "outputs", "owner", "priority", "reply", "rows", "shapes", "timeout_ns", "timing", "whole")
+    __slots__ = (
+        "final",
+        "key",
+        "outputs",
+        "owner",
+        "priority",
+        "reply",
+        "rows",
+        "shapes",
+        "timeout_ns",
+        "timing",
+        "whole",
+    )
 
     def __init__(self, whole: InferRequest, rows: int) -> None:
         template = whole.template
@@ -48,6 +60,7 @@ class PieceTemplate:
         self.priority = template.priority
         self.timeout_ns = template.timeout_ns
         self.timing = template.timing
+        self.final = False
         self.owner: Owner = template.owner
         self.reply: ReplyWriter = _PIECES
         self.whole: InferRequest | None = whole
@@ -109,6 +122,11 @@ class Split:
 
     def __repr__(self) -> str:
         return f"<Split into {len(self.pieces)} pieces, {self._missing} missing>"
+
+    @property
+    def template(self) -> Template:
+        """Of the whole."""
+        return self.whole.template
 
     @property
     def finished(self) -> bool:

@@ -62,6 +62,7 @@ class FakeTemplate:
         self.priority = priority
         self.timeout_ns = timeout_ns
         self.timing = timing
+        self.final = False
         self.owner: Owner = owner or FakeOwner()
         self.reply: ReplyWriter = FakeWriter()
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from headrace.transport.http2.heads import Varying
 from headrace.transport.http2.outbound import Block
-from headrace.transport.service import INFER_PATH
+from headrace.transport.service import INFER_PATH, INFER_STREAM_PATH
 from headrace.transport.status import Code
 
 if TYPE_CHECKING:
@@ -34,17 +34,20 @@ REPLY_TAIL = Block([(b"grpc-status", b"0")])
 class CallHead:
     """A request's head. Shared by all calls with the same field block, so nothing here belongs to one call.
 
-    path: as in `:path`. unary, stream: what answers such calls; neither: inference does. gzip: messages may be
-    compressed. refusal: the reply that the head itself deserves, or None. plain: the body of a refusal for a client
-    that does not speak gRPC, empty after HEAD; None for one that does.
+    path: as in `:path`. unary, stream: what answers such calls; neither: inference does. infers: on a stream. breaks:
+    the first error in such a stream ends it. gzip: messages may be compressed. refusal: the reply that the head itself
+    deserves, or None. plain: the body of a refusal for a client that does not speak gRPC, empty after HEAD; None for
+    one that does.
     """
 
-    __slots__ = ("gzip", "path", "plain", "refusal", "stream", "unary")
+    __slots__ = ("breaks", "gzip", "infers", "path", "plain", "refusal", "stream", "unary")
 
     def __init__(self) -> None:
         self.path = ""
         self.unary: UnaryHandler | None = None
         self.stream: StreamHandler | None = None
+        self.infers = False
+        self.breaks = False
         self.gzip = False
         self.refusal: Block | None = None
         self.plain: bytes | None = None
@@ -69,6 +72,8 @@ def read_head(table: ServiceTable, fields: Fields | None) -> CallHead:
             content_type = value.lower()
         elif name == b"grpc-encoding":
             encoding = value
+        elif name == b"triton_grpc_error":
+            head.breaks = value == b"true"
         elif name[-4:] == b"-bin" and not _valid_base64(value):
             head.refusal = _refusal(Code.INTERNAL, f"metadata {name.decode('latin-1')} is not valid base64")
     if method != b"POST":
@@ -89,7 +94,8 @@ def read_head(table: ServiceTable, fields: Fields | None) -> CallHead:
             )
     head.unary = table.unary.get(head.path)
     head.stream = table.streams.get(head.path)
-    if head.refusal is None and head.unary is None and head.stream is None and head.path != INFER_PATH:
+    head.infers = head.path == INFER_STREAM_PATH
+    if head.refusal is None and not (head.unary or head.stream or head.infers or head.path == INFER_PATH):
         head.refusal = _refusal(Code.UNIMPLEMENTED, f"unknown method {head.path}")
     return head
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 from headrace.clock import Clock, monotonic_ns
 from headrace.transport.grpc_call import Call, StreamCall
 from headrace.transport.grpc_head import VARYING, read_head
+from headrace.transport.grpc_infer_stream import InferStreamCall
 from headrace.transport.http2.connection import Connection
 from headrace.transport.http2.frames import ErrorCode
 from headrace.transport.http2.limits import Limits
@@ -160,6 +161,7 @@ class Peer(asyncio.BufferedProtocol):
         self.max_buffered = server.http2.max_buffered_bytes
         self.buffered = 0
         self.tasks: set[asyncio.Task[None]] = set()
+        self._answering: dict[InferStreamCall, None] = {}
         self._loop = loop
         self._transport: asyncio.Transport
         self._flush_due = False
@@ -235,7 +237,7 @@ class Peer(asyncio.BufferedProtocol):
             self._paused = None
         if not self._transport.is_closing():
             self._transport.resume_reading()
-        if self.connection.outbound.out:
+        if self.connection.outbound.out or self._answering:
             self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -259,9 +261,20 @@ class Peer(asyncio.BufferedProtocol):
             self._flush_due = True
             self.server.schedule_flush(self)
 
+    def answer(self, call: InferStreamCall) -> None:
+        """Has a stream flushed at the end of this turn of the loop; when the peer reads, if it does not."""
+        self._answering[call] = None
+        self._wake()
+
     def flush(self) -> None:
         """Writes what has gathered; while the peer does not read it stays here."""
+        if self._answering and self._paused is None:
+            answering, self._answering = self._answering, {}
+            for call in answering:
+                call.flush()
         self._flush_due = False
+        if self._answering and self._paused is None:
+            self._wake()
         if self._ending is not None or self._transport.is_closing():
             self.connection.outbound.out.clear()
         elif self._paused is None:
@@ -284,9 +297,11 @@ class Peer(asyncio.BufferedProtocol):
 
     def _open(self, connection: Connection, stream_id: int, head: RequestHead) -> Stream:
         self._counts.streams_total += 1
-        handler = head.app.stream
-        if handler is not None:
-            return StreamCall(self, stream_id, head, handler)
+        app = head.app
+        if app.stream is not None:
+            return StreamCall(self, stream_id, head, app.stream)
+        if app.infers:
+            return InferStreamCall(self, stream_id, head)
         return Call(self, stream_id, head)
 
     def tick(self, now: int) -> None:
@@ -345,7 +360,7 @@ class Peer(asyncio.BufferedProtocol):
             self.abort()
             return
         for stream in list(self.connection.streams.values()):
-            if isinstance(stream, StreamCall):
+            if isinstance(stream, StreamCall | InferStreamCall):
                 stream.shut_down()
         self.connection.drain()
 

@@ -13,7 +13,8 @@ from grpc import aio
 
 from headrace.clock import Clock, monotonic_ns
 from headrace.errors import ShuttingDown
-from headrace.transport.service import INFER_PATH, ServiceTable, StreamHandler, UnaryHandler
+from headrace.transport.infer_stream import InferStream
+from headrace.transport.service import INFER_PATH, INFER_STREAM_PATH, ServiceTable, StreamHandler, UnaryHandler
 from headrace.transport.status import grpc_status
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class ReferenceTransport:
         self._clock = clock
         self._server: aio.Server | None = None
         self._streams: set[asyncio.Timeout] = set()
+        self._infer_streams: set[asyncio.Event] = set()
         self._draining = False
         self._calls = 0
 
@@ -77,6 +79,8 @@ class ReferenceTransport:
         self._draining = True
         for limit in self._streams:
             limit.reschedule(asyncio.get_running_loop().time())
+        for changed in self._infer_streams:
+            changed.set()
         if self._server:
             await self._taken_over(min(seconds, _TAKE_OVER_SECONDS))
             await self._server.stop(seconds)
@@ -103,16 +107,19 @@ class ReferenceTransport:
             path: grpc.stream_stream_rpc_method_handler(self._stream(handler))
             for path, handler in self._table.streams.items()
         }
-        return {**unary, **streams, INFER_PATH: grpc.unary_unary_rpc_method_handler(self._infer)}
+        return {
+            **unary,
+            **streams,
+            INFER_PATH: grpc.unary_unary_rpc_method_handler(self._infer),
+            INFER_STREAM_PATH: grpc.stream_stream_rpc_method_handler(self._infer_stream),
+        }
 
     async def _infer(self, message: bytes, context: Context) -> bytes:
         self._calls += 1
         if self._draining:
             await _abort(context, ShuttingDown("Server is shutting down and has stopped accepting new requests"))
         received = self._clock()
-        remaining = context.time_remaining()
-        deadline = 0 if remaining is None else received + int(remaining * 1e9)
-        call = _InferCall(message, received, deadline)
+        call = _InferCall(message, received, self._deadline(context))
         self._table.infer(call)
         try:
             return await call.answer
@@ -121,6 +128,49 @@ class ReferenceTransport:
             raise
         except Exception as error:
             await _abort(context, error)
+
+    def _deadline(self, context: Context) -> int:
+        """Of a call, monotonic ns, 0 for none."""
+        remaining = context.time_remaining()
+        return 0 if remaining is None else self._clock() + int(remaining * 1e9)
+
+    async def _infer_stream(self, messages: AsyncIterator[bytes], context: Context) -> None:
+        if self._draining:
+            await _abort(context, ShuttingDown("Server is shutting down"))
+        breaks = ("triton_grpc_error", "true") in (context.invocation_metadata() or ())
+        changed, room = asyncio.Event(), asyncio.Event()
+        stream = InferStream(self._table.infer, changed.set, self._deadline(context), breaks=breaks)
+
+        async def read() -> None:
+            try:
+                async for message in messages:
+                    stream.take(message, self._clock())
+                    while stream.waiting_octets:  # what is not read is not sent
+                        room.clear()
+                        await room.wait()
+            finally:
+                changed.set()
+
+        reading = asyncio.create_task(read())
+        self._infer_streams.add(changed)
+        try:
+            while stream.error is None and not (stream.idle and (reading.done() or self._draining)):
+                await changed.wait()
+                changed.clear()
+                ready, stream.ready = stream.ready, []
+                for response in ready:
+                    await context.write(response)
+                if self._draining:
+                    stream.forget_waiting()
+                stream.pump()
+                room.set()
+        finally:
+            self._infer_streams.discard(changed)
+            finished = reading.done()
+            reading.cancel()
+            stream.cancel()
+        if stream.error is not None or not finished:
+            await _abort(context, stream.error or ShuttingDown("Server is shutting down"))
 
     def _stream(self, handler: StreamHandler) -> StreamBehaviour:
         async def call(messages: AsyncIterator[bytes], context: Context) -> None:
@@ -193,7 +243,7 @@ def _unary(handler: UnaryHandler) -> UnaryBehaviour:
     return call
 
 
-async def _abort(context: Context, error: Exception) -> NoReturn:
+async def _abort(context: Context, error: BaseException) -> NoReturn:
     """Ends the call with the status of the error."""
     status = grpc_status(error)
     await context.abort(CODES[status.code], status.message, status.trailers)

@@ -38,12 +38,14 @@ StreamHandler = Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]]
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 INFER_PATH = f"/{INFERENCE.full_name}/ModelInfer"
+INFER_STREAM_PATH = f"/{INFERENCE.full_name}/ModelStreamInfer"
+"""Each transport serves these two in its own way, on `ServiceTable.infer`."""
 
 RequestT = TypeVar("RequestT", bound=Message)
 
 
 class InferCall(ReplySink, Protocol):
-    """A ModelInfer call whose request has arrived.
+    """A ModelInfer call, or a request on a stream, that has arrived.
 
     request: serialised ModelInferRequest; None once it has been taken, or when the caller has gone away before that.
     received, deadline: monotonic nanoseconds; no deadline is 0.
@@ -103,18 +105,18 @@ def service_table(
         "RepositoryModelUnload": _task(inference_pb2.RepositoryModelUnloadRequest, repository.unload),
     }
     tasks = {f"/{INFERENCE.full_name}/{name}": handler for name, handler in slow.items()}
-    missing = [method for method in INFERENCE.methods if method.name not in {*unary, *slow, "ModelInfer"}]
+    served = {*unary, *slow, "ModelInfer", "ModelStreamInfer"}
+    missing = [method for method in INFERENCE.methods if method.name not in served]
     return ServiceTable(
         unary={
             **{f"/{INFERENCE.full_name}/{name}": handler for name, handler in unary.items()},
-            **{_path(method): _missing_unary(method) for method in missing if not _streams(method)},
+            **{_path(method): _missing_unary(method) for method in missing},
             f"/{HEALTH.full_name}/Check": _unary(health_pb2.HealthCheckRequest, health.check),
             f"/{HEALTH.full_name}/List": _unary(health_pb2.HealthListRequest, health.list),
         },
         tasks=tasks,
         streams={
             **{path: _as_stream(handler) for path, handler in tasks.items()},
-            **{_path(method): _missing_stream(method) for method in missing if _streams(method)},
             f"/{HEALTH.full_name}/Watch": _server_stream(health_pb2.HealthCheckRequest, health.watch),
             **{f"/{name}/ServerReflectionInfo": reflect for name in reflection.SERVICE_NAMES},
         },
@@ -182,20 +184,8 @@ def _path(method: MethodDescriptor) -> str:
     return f"/{method.containing_service.full_name}/{method.name}"
 
 
-def _streams(method: MethodDescriptor) -> bool:
-    return bool(method.client_streaming or method.server_streaming)
-
-
 def _missing_unary(method: MethodDescriptor) -> UnaryHandler:
     def handle(data: bytes) -> bytes:
         raise Unimplemented(f"{method.name} is not implemented by this server")
-
-    return handle
-
-
-def _missing_stream(method: MethodDescriptor) -> StreamHandler:
-    async def handle(messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        raise Unimplemented(f"{method.name} is not implemented by this server")
-        yield b""  # makes this a generator
 
     return handle

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from types import SimpleNamespace
 
 from prometheus_client import CollectorRegistry
 from transport.http2 import wire
@@ -12,13 +13,13 @@ from headrace.errors import InvalidRequest
 from headrace.telemetry.metrics import ServerMetrics
 from headrace.testing.loop import VirtualTimeLoop
 from headrace.transport.grpc_native import NativeTransport, Peer
-from headrace.transport.service import INFER_PATH, ServiceTable
+from headrace.transport.service import INFER_PATH, INFER_STREAM_PATH, ServiceTable
 
 ECHO, FAIL, CRASH = "/test.Unary/Echo", "/test.Unary/Fail", "/test.Unary/Crash"
 CHAT, COUNT, WATCH, FIRST = "/test.Stream/Chat", "/test.Stream/Count", "/test.Stream/Watch", "/test.Stream/First"
 BREAK, REFUSE, PATIENCE = "/test.Stream/Break", "/test.Stream/Refuse", "/test.Stream/Patience"
 STUBBORN = "/test.Stream/Stubborn"
-INFER = INFER_PATH
+INFER, INFER_STREAM = INFER_PATH, INFER_STREAM_PATH
 MAX_MESSAGE = 100_000
 SECOND = 10**9
 HELLO = wire.hello((wire.INITIAL_WINDOW, 1 << 20)) + wire.window_update(0, 16 << 20)
@@ -92,6 +93,7 @@ class Work:
         self.message, self.sink, self.received, self.deadline = bytes(call.request), call, call.received, call.deadline
         self.cancelled = 0
         self.finished = False
+        self.template = SimpleNamespace(final=False)
 
     def cancel(self):
         self.cancelled += 1
