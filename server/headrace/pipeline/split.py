@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 Piece = tuple["Sequence[Buffer]", "tuple[tuple[int, ...], ...]", bytes]
 
 
-class _Pieces:
-    """A `messages.ReplyWriter` that keeps a piece's outputs as they are, for `Split` to join."""
+class PieceWriter:
+    """A `messages.ReplyWriter` that keeps outputs as they are, for whoever goes on with them inside the server."""
 
     def encode(
         self, id_field: bytes, raw: Sequence[Buffer], shapes: tuple[tuple[int, ...], ...], parameters: bytes = b""
@@ -31,7 +31,7 @@ class _Pieces:
         """See `messages.ReplyWriter`."""
 
 
-_PIECES = _Pieces()
+PIECES = PieceWriter()
 
 
 class PieceTemplate:
@@ -62,7 +62,7 @@ class PieceTemplate:
         self.timing = template.timing
         self.final = False
         self.owner: Owner = template.owner
-        self.reply: ReplyWriter = _PIECES
+        self.reply: ReplyWriter = PIECES
         self.whole: InferRequest | None = whole
 
 

@@ -1,0 +1,131 @@
+"""Requests that the server makes of its own models: tensors in and tensors out, without a wire between."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from headrace.engine.shared_memory import NoSharedMemory
+from headrace.messages import InferMessage, InferRequest, InputTensor, RequestedOutput
+from headrace.pipeline.decode import build_template
+from headrace.pipeline.split import PIECES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from headrace.engine.scheduler import Scheduler
+    from headrace.messages import Buffer, Cancellable, ReplyOutput
+    from headrace.pipeline.decode import RequestTemplate
+    from headrace.pipeline.split import PieceWriter
+
+    Look = tuple[object, ...]
+
+_MAX_TEMPLATES = 256
+_NO_MEMORY = NoSharedMemory()
+
+
+class Tensor(NamedTuple):
+    """One tensor between models: its wire datatype, whole shape, and bytes in the wire's form."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: Buffer
+
+
+class InnerCall:
+    """The `messages.ReplySink` of one such request; exactly one of the two functions is called, once.
+
+    done: takes the outputs in the order asked for, and the encoded timing parameters, empty if none were asked for.
+    failed: takes the error.
+    """
+
+    __slots__ = ("_done", "_failed", "_outputs", "under_way")
+
+    def __init__(
+        self,
+        outputs: Sequence[tuple[str, str]],
+        done: Callable[[list[Tensor], bytes], None],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self.under_way: Cancellable | None = None
+        self._outputs = outputs
+        self._done = done
+        self._failed = failed
+
+    def reply(self, message: tuple[Sequence[Buffer], tuple[tuple[int, ...], ...], bytes]) -> None:
+        """See `messages.ReplySink`; the message is what `split.PIECES` makes."""
+        self.under_way = None
+        raw, shapes, parameters = message
+        tensors = [
+            Tensor(name, datatype, shape, data)
+            for (name, datatype), shape, data in zip(self._outputs, shapes, raw, strict=True)
+        ]
+        self._done(tensors, parameters)
+
+    def fail(self, error: BaseException) -> None:
+        """See `messages.ReplySink`."""
+        self.under_way = None
+        self._failed(error)
+
+
+class InnerClient:
+    """Makes requests of one scheduler. outputs: what is asked for, all if empty."""
+
+    def __init__(self, scheduler: Scheduler, outputs: Sequence[str] = ()) -> None:
+        self.scheduler = scheduler
+        known = {spec.name: spec.datatype for spec in scheduler.signature.outputs}
+        self._requested = tuple(RequestedOutput(name) for name in outputs)
+        self._outputs = [(name, known[name]) for name in outputs or known]
+        self._templates: dict[Look, RequestTemplate] = {}
+
+    def __repr__(self) -> str:
+        return f"<InnerClient of {self.scheduler!r}, {len(self._templates)} looks>"
+
+    def send(
+        self,
+        tensors: Sequence[Tensor],
+        whole: InferRequest,
+        done: Callable[[list[Tensor], bytes], None],
+        failed: Callable[[BaseException], None],
+    ) -> InnerCall:
+        """Hands tensors to the model on behalf of the request `whole`, whose deadline, priority and timing hold.
+
+        Raises InvalidRequest if they do not fit the model; what happens after that `done` or `failed` is told, now or
+        later.
+        """
+        template = self._template(tensors, whole)
+        parts = template.bind([tensor.data for tensor in tensors], whole.id_field)
+        call = InnerCall(self._outputs, done, failed)
+        request = InferRequest(
+            template, parts, sum(map(len, parts)), call, b"", whole.received, rpc_deadline=whole.rpc_deadline
+        )
+        self.scheduler.submit([request])
+        return call
+
+    def _template(self, tensors: Sequence[Tensor], whole: InferRequest) -> RequestTemplate:
+        outer = whole.template
+        look = (
+            tuple(tensor[:3] for tensor in tensors),
+            outer.priority,
+            outer.timeout_ns,
+            outer.timing,
+        )
+        template = self._templates.get(look)
+        if template is None:
+            template = self._build(tensors)
+            template.priority, template.timeout_ns, template.timing = outer.priority, outer.timeout_ns, outer.timing
+            if len(self._templates) >= _MAX_TEMPLATES:
+                self._templates.clear()
+            self._templates[look] = template
+        return template
+
+    def _build(self, tensors: Sequence[Tensor]) -> RequestTemplate:
+        scheduler = self.scheduler
+        inputs = tuple(InputTensor(tensor.name, tensor.datatype, tensor.shape) for tensor in tensors)
+        message = InferMessage(scheduler.name, scheduler.version, "", {}, inputs, self._requested)
+        return build_template(message, scheduler.view, _pieces, _NO_MEMORY)
+
+
+def _pieces(name: str, version: str, outputs: Sequence[ReplyOutput]) -> PieceWriter:
+    """Replies to the server itself are not encoded."""
+    return PIECES
