@@ -39,7 +39,7 @@ from headrace.transport.shared_memory import SharedMemoryAdmin
 
 if TYPE_CHECKING:
     from headrace.config import Settings
-    from headrace.engine.scheduler import Scheduler
+    from headrace.engine.served import Served
     from headrace.transport.base import GrpcTransport
     from headrace.transport.service import ServiceTable
 
@@ -88,7 +88,7 @@ async def serve(settings: Settings) -> int:
     metrics = Metrics(registry)
     server_metrics = ServerMetrics(registry)
     register_process_metrics(registry)
-    catalog: Catalog[Scheduler] = Catalog()
+    catalog: Catalog[Served] = Catalog()
     turn = Turn(asyncio.get_running_loop())
     engine = Engine(
         catalog,

@@ -114,6 +114,30 @@ def write(root, name, content, toml="", version=1):
         (root / name / "model.toml").write_text(toml)
 
 
+ENSEMBLE = """
+[[ensemble.steps]]
+model = "pair"
+inputs = {a = "numbers", b = "others"}
+outputs = {sum = "sum", twice = "twice"}
+
+[[ensemble.steps]]
+model = "free"
+inputs = {x = "sum"}
+outputs = {y = "triple"}
+
+[[ensemble.steps]]
+model = "echo_fp32"
+inputs = {x = "aside"}
+outputs = {y = "aside_again"}
+"""
+
+
+def write_ensemble(root):
+    """numbers FP32 [N,2], others INT32 [N,3], aside FP32 [N,4] -> twice, triple = 3 times the sum, aside_again."""
+    (root / "ensemble" / "1").mkdir(parents=True)
+    (root / "ensemble" / "model.toml").write_text(ENSEMBLE)
+
+
 def write_repository(root):
     """One model of each kind."""
     for shipped in ("digits", "filetype"):
@@ -132,6 +156,7 @@ def write_repository(root):
     write(root, "versions", scale(2, "N", 1), version=2)
     write(root, "checked", scale(2, "N", 2), "[inputs.x]\nfinite = true\nmin = -1.0\nmax = 1.0")
     write(root, "levels", scale(2, "N", 1), "priority_levels = 3")
+    write_ensemble(root)
     write(root, "broken", b"this is no ONNX file")
     (root / "misconfigured").mkdir()
     (root / "misconfigured" / "model.toml").write_text("max_bach = 8")

@@ -252,9 +252,12 @@ async def test_loads_of_one_model_follow_one_another(repository):
     repository.write("a")
     world = Control(repository, "explicit")
     await world.control.start()
-    await asyncio.gather(*(world.control.load("a") for _ in range(3)), world.control.unload("a"))
+    await asyncio.gather(*(world.control.load("a") for _ in range(3)))
+    await world.control.unload("a")
     assert world.engine.schedulers == []
     assert len(FakeBackend.loaded) == 3
+    await asyncio.gather(world.control.load("a"), world.control.unload("a"), world.control.load("a"))
+    assert world.states() == {"a/1": ("READY", "")}
 
 
 @virtual

@@ -4,7 +4,7 @@ import threading
 import numpy as np
 import pytest
 
-from headrace.engine.worker import Job, OutputRows, Worker
+from headrace.engine.worker import VIEW_BYTES, Job, OutputRows, Worker
 from headrace.messages import Batch, Signature, TensorSpec
 from headrace.testing.backend import ECHO, FakeModel
 from headrace.testing.clock import FakeClock
@@ -39,6 +39,14 @@ class TestOutputRows:
     def test_an_array_in_another_order_of_memory(self):
         output = rows_of(np.asfortranarray(floats(3, 2)))
         assert np.frombuffer(output.cut(1, 2), np.float32).tolist() == [2, 3]
+
+    def test_large_rows_are_not_copied(self):
+        array = np.arange(3 * VIEW_BYTES, dtype=np.uint8).reshape(3, VIEW_BYTES)
+        found = rows_of(array, TensorSpec("y", "UINT8", (VIEW_BYTES,)))
+        whole, part = found.cut(0, 3), found.cut(1, 2)
+        assert (type(whole), type(part)) == (bytes, memoryview)
+        assert part == array[1].tobytes()
+        assert np.shares_memory(np.frombuffer(whole, np.uint8), np.frombuffer(part, np.uint8))
 
     def test_texts_are_cut_by_rows(self):
         output = rows_of(np.array([["a", "bc"], ["", "d"]], dtype=object), TEXT)

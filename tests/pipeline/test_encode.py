@@ -67,6 +67,12 @@ def test_the_opening_is_what_stands_before_the_bytes_of_the_only_output(name, da
             assert opening + raw == encoder.encode(b"", [raw], shapes)
 
 
+def test_large_outputs_have_no_opening():
+    encoder = ReplyEncoder("m", "1", [ReplyOutput(TensorSpec("y", "FP32", (8192,)))])
+    assert encoder.opening(((1, 8191),)) is not None
+    assert encoder.opening(((1, 8192),)) is None
+
+
 def test_several_outputs_have_no_opening():
     specs = [ReplyOutput(TensorSpec("y", "FP32", (2,))), ReplyOutput(TensorSpec("z", "FP32", (2,)))]
     assert ReplyEncoder("m", "1", specs).opening(((1, 2), (1, 2))) is None

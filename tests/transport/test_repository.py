@@ -18,8 +18,8 @@ class FakeControl:
     async def load(self, name):
         self.asked.append(("load", name))
 
-    async def unload(self, name):
-        self.asked.append(("unload", name))
+    async def unload(self, name, *, dependents):
+        self.asked.append(("unload", name, dependents))
 
 
 @pytest.fixture
@@ -62,7 +62,8 @@ def test_load_and_unload(admin, control):
     request = pb.RepositoryModelUnloadRequest(model_name="m")
     request.parameters["unload_dependents"].bool_param = True
     assert asyncio.run(admin.unload(request)) == pb.RepositoryModelUnloadResponse()
-    assert control.asked == [("load", "m"), ("unload", "m")]
+    asyncio.run(admin.unload(pb.RepositoryModelUnloadRequest(model_name="n")))
+    assert control.asked == [("load", "m"), ("unload", "m", True), ("unload", "n", False)]
 
 
 @pytest.mark.parametrize(

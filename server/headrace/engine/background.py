@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from concurrent.futures import Executor, Future
 from threading import Thread
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from headrace.engine.worker import THREAD_NAME
 
@@ -13,33 +13,33 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 T = TypeVar("T")
+P = ParamSpec("P")
+
+
+class _DaemonThreads(Executor):
+    """A thread for each work, which nobody waits for at the end, unlike those of `asyncio.to_thread`."""
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """See concurrent.futures."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                result = fn(*args, **kwargs)
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        Thread(target=run, name=f"{THREAD_NAME}-loader", daemon=True).start()
+        return future
+
+
+_THREADS = _DaemonThreads()
 
 
 async def in_background(work: Callable[[], T]) -> T:
-    """Runs `work` on a thread of its own and returns, or raises, what it does.
-
-    Cancelled, it leaves the thread to itself: unlike those of `asyncio.to_thread`, nobody waits for it at the end.
-    """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def resolve(result: T | None, error: BaseException | None) -> None:
-        if done.cancelled():
-            return
-        if error is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(result)  # type: ignore[arg-type]
-
-    def run() -> None:
-        result: T | None = None
-        error: BaseException | None = None
-        try:
-            result = work()
-        except BaseException as raised:
-            error = raised
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(resolve, result, error)
-
-    Thread(target=run, name=f"{THREAD_NAME}-loader", daemon=True).start()
-    return await done
+    """Runs `work` on a thread of its own; returns or raises what it does. Cancelled, it leaves the thread to itself."""
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, work)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 from headrace.errors import ConfigError, LoadFailed, ModelControlDisabled, ModelNotInRepository
 from headrace.repository.discovery import Broken, Found, names, scan, scan_model
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Coroutine, Iterable, Sequence
     from pathlib import Path
 
     from headrace.engine.lifecycle import Engine
@@ -71,27 +72,38 @@ class ModelControl:
         task.add_done_callback(self._at_work.discard)
         await asyncio.shield(task)
 
-    async def _load(self, name: str) -> None:
+    async def _load(self, name: str, users: tuple[str, ...] = ()) -> None:
+        """Loads a model and, if it is an ensemble, first those of its models that do not serve. users: for whom."""
+        entries = await asyncio.to_thread(scan_model, self._root, name)
+        if not entries:
+            raise ModelNotInRepository(f"failed to load '{name}', failed to poll from model repository")
+        for step in _steps(entries):
+            if step not in users and not self._engine.serving(step) and step != name:
+                with suppress(ModelNotInRepository, LoadFailed):  # the ensemble will say what it misses
+                    await self._load(step, (*users, name))
         async with self._locks[name]:
-            entries = await asyncio.to_thread(scan_model, self._root, name)
-            if not entries:
-                raise ModelNotInRepository(f"failed to load '{name}', failed to poll from model repository")
             failures = await self._serve(name, entries, again=True)
         if failures:
             raise LoadFailed(f"load failed for model '{name}': " + " ".join(failures))
 
-    async def unload(self, name: str) -> None:
+    async def unload(self, name: str, *, dependents: bool = False) -> None:
         """Takes no more requests for a model; returns at once. One that is not loaded is none the worse for it.
 
-        Raises ModelControlDisabled.
+        dependents: and none for those that an ensemble's requests run through. Raises ModelControlDisabled.
         """
         self._check_mode()
-        await self._to_its_end(self._unload(name))
+        await self._to_its_end(self._unload(name, dependents))
 
-    async def _unload(self, name: str) -> None:
+    async def _unload(self, name: str, dependents: bool) -> None:
         async with self._locks[name]:
-            for version in self._engine.serving(name):
+            serving = self._engine.serving(name)
+            for version in serving:
                 self._engine.unload(name, version)
+            self._engine.give_up(name)
+        if dependents:
+            for step in _steps(serving.values()):
+                if step != name:
+                    await self._unload(step, dependents)
 
     async def index(self) -> None:
         """In mode `explicit`, has the catalog know the models that could be loaded."""
@@ -140,6 +152,7 @@ class ModelControl:
             del self._acted_on[name]
             for version in self._engine.serving(name):
                 self._engine.unload(name, version)
+            self._engine.give_up(name)
 
     async def _serve(self, name: str, entries: Entries, *, again: bool) -> list[str]:
         """Has the versions serve that were found, and no others once all of them do. Returns what went wrong.
@@ -173,6 +186,12 @@ class ModelControl:
                 "explicit model load / unload is not allowed: "
                 f"model_control_mode is '{self._mode}', expected 'explicit'"
             )
+
+
+def _steps(entries: Iterable[Found | Broken]) -> list[str]:
+    """The models that ensembles consist of."""
+    steps = [step for entry in entries if isinstance(entry, Found) for step in entry.config.ensemble.steps]
+    return list(dict.fromkeys(step.model for step in steps))
 
 
 def _by_name(entries: Entries) -> dict[str, Entries]:

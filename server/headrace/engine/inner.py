@@ -12,7 +12,7 @@ from headrace.pipeline.split import PIECES
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from headrace.engine.scheduler import Scheduler
+    from headrace.engine.served import Served
     from headrace.messages import Buffer, Cancellable, ReplyOutput
     from headrace.pipeline.decode import RequestTemplate
     from headrace.pipeline.split import PieceWriter
@@ -69,17 +69,17 @@ class InnerCall:
 
 
 class InnerClient:
-    """Makes requests of one scheduler. outputs: what is asked for, all if empty."""
+    """Makes requests of one model version. outputs: what is asked for, all if empty."""
 
-    def __init__(self, scheduler: Scheduler, outputs: Sequence[str] = ()) -> None:
-        self.scheduler = scheduler
-        known = {spec.name: spec.datatype for spec in scheduler.signature.outputs}
+    def __init__(self, model: Served, outputs: Sequence[str] = ()) -> None:
+        self.model = model
+        known = {spec.name: spec.datatype for spec in model.signature.outputs}
         self._requested = tuple(RequestedOutput(name) for name in outputs)
         self._outputs = [(name, known[name]) for name in outputs or known]
         self._templates: dict[Look, RequestTemplate] = {}
 
     def __repr__(self) -> str:
-        return f"<InnerClient of {self.scheduler!r}, {len(self._templates)} looks>"
+        return f"<InnerClient of {self.model!r}, {len(self._templates)} looks>"
 
     def send(
         self,
@@ -99,7 +99,7 @@ class InnerClient:
         request = InferRequest(
             template, parts, sum(map(len, parts)), call, b"", whole.received, rpc_deadline=whole.rpc_deadline
         )
-        self.scheduler.submit([request])
+        self.model.submit([request])
         return call
 
     def _template(self, tensors: Sequence[Tensor], whole: InferRequest) -> RequestTemplate:
@@ -120,10 +120,10 @@ class InnerClient:
         return template
 
     def _build(self, tensors: Sequence[Tensor]) -> RequestTemplate:
-        scheduler = self.scheduler
+        model = self.model
         inputs = tuple(InputTensor(tensor.name, tensor.datatype, tensor.shape) for tensor in tensors)
-        message = InferMessage(scheduler.name, scheduler.version, "", {}, inputs, self._requested)
-        return build_template(message, scheduler.view, _pieces, _NO_MEMORY)
+        message = InferMessage(model.name, model.version, "", {}, inputs, self._requested)
+        return build_template(message, model.view, _pieces, _NO_MEMORY)
 
 
 def _pieces(name: str, version: str, outputs: Sequence[ReplyOutput]) -> PieceWriter:

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 from headrace.backends import registry
 from headrace.datatypes import DATATYPES
 from headrace.engine.background import in_background
+from headrace.engine.ensemble import Ensemble
 from headrace.engine.scheduler import Scheduler
-from headrace.errors import ModelLoadError
+from headrace.errors import HeadraceError, ModelLoadError
 from headrace.pipeline.cost import CostModel
+from headrace.pipeline.ensemble import BadGraph, build_graph
 from headrace.repository.catalog import State
 from headrace.repository.discovery import Broken, Found, scan
 
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
 
     from headrace.backends.base import Instance, LoadedModel
     from headrace.clock import Clock
+    from headrace.engine.served import Served
     from headrace.engine.turn import Turn
+    from headrace.messages import TensorSpec
     from headrace.repository.catalog import Catalog
     from headrace.repository.model_config import ModelConfig
     from headrace.telemetry.metrics import Metrics
@@ -48,7 +52,7 @@ class Engine:
 
     def __init__(
         self,
-        catalog: Catalog[Scheduler],
+        catalog: Catalog[Served],
         observer: Observer,
         metrics: Metrics,
         clock: Clock,
@@ -63,9 +67,10 @@ class Engine:
         self._turn = turn
         self._inline_below_ns = inline_below_ns
         self._leave_seconds = leave_seconds
-        self._schedulers: dict[tuple[str, int], Scheduler] = {}
+        self._schedulers: dict[tuple[str, int], Served] = {}
         self._loaded: dict[tuple[str, int], Found] = {}
-        self._leaving: dict[Scheduler, asyncio.Task[None]] = {}
+        self._ensembles: dict[tuple[str, int], Found] = {}  # that are wanted, whether they serve or not
+        self._leaving: dict[Served, asyncio.Task[None]] = {}
         self._one_at_a_time = asyncio.Lock()
         self._closed = False
 
@@ -74,7 +79,7 @@ class Engine:
         return f"<Engine {len(self._schedulers)} versions serve{leaving}>"
 
     @property
-    def schedulers(self) -> Sequence[Scheduler]:
+    def schedulers(self) -> Sequence[Served]:
         """All that serve."""
         return list(self._schedulers.values())
 
@@ -93,10 +98,9 @@ class Engine:
                 self.broken(entry)
             else:
                 self.catalog.loading(entry.name, entry.version)
-        for entry in found:
-            if isinstance(entry, Found):
-                self.catalog.label(entry.name, entry.config.version_labels)
-                await self.load(entry)
+        for entry in sorted((entry for entry in found if isinstance(entry, Found)), key=_is_ensemble):
+            self.catalog.label(entry.name, entry.config.version_labels)
+            await self.load(entry)
         return found
 
     def broken(self, entry: Broken) -> None:
@@ -115,6 +119,9 @@ class Engine:
         in the log too.
         """
         key = found.name, found.version
+        if _is_ensemble(found):
+            self._ensembles[key] = found
+            return self._review(key)
         if key not in self._schedulers:
             self.catalog.loading(*key)
         began = self._clock()
@@ -141,19 +148,9 @@ class Engine:
     ) -> None:
         version = str(found.version)
         scheduler = Scheduler(found.name, version, model, found.config, instances, cost, self._clock, self._turn)
-        scheduler.observer = self._observer.model(found.name, version, scheduler.depth)
-        recorder = self._metrics.recorder(found.name, version)
-        assert recorder is not None
-        scheduler.statistics = recorder.statistics
         seconds = (self._clock() - began) / 1e9
-        recorder.loaded(seconds)
-        key = found.name, found.version
-        before = self._schedulers.get(key)
-        self._schedulers[key] = scheduler
-        self._loaded[key] = found
-        self.catalog.ready(*key, scheduler)
-        if before is not None:
-            self._leave(before)
+        self._serve(found, scheduler, seconds)
+        self._review()
         logger.info(
             "model %s version %s serves: %s, max batch %d, %d instances, loaded in %.2f s, 1 row takes %d us",
             found.name,
@@ -176,20 +173,93 @@ class Engine:
 
     def unload(self, name: str, version: int) -> None:
         """Takes no more requests for a version, and frees it when those that it has accepted are answered."""
-        scheduler = self._schedulers.pop((name, version))
-        del self._loaded[name, version]
-        self.catalog.unloading(name, version)
-        logger.info("model %s version %d is being unloaded", name, version)
+        key = name, version
+        self._ensembles.pop(key, None)
+        scheduler = self._schedulers.pop(key)
+        del self._loaded[key]
+        self.catalog.unloading(*key)
+        logger.info("model %s version %d is being unloaded", *key)
         self._leave(scheduler)
+        self._review()
 
-    def _leave(self, scheduler: Scheduler) -> None:
+    def give_up(self, name: str) -> None:
+        """Forgets an ensemble that waits for its models."""
+        for key in [key for key in self._ensembles if key[0] == name]:
+            del self._ensembles[key]
+
+    def _serve(self, found: Found, served: Served, seconds: float) -> None:
+        """Publishes a version in the place of one that may have served before; seconds: that loading took."""
+        key = found.name, found.version
+        served.observer = self._observer.model(found.name, served.version, served.depth)
+        recorder = self._metrics.recorder(found.name, served.version)
+        assert recorder is not None
+        served.statistics = recorder.statistics
+        recorder.loaded(seconds)
+        before = self._schedulers.get(key)
+        self._schedulers[key] = served
+        self._loaded[key] = found
+        self.catalog.ready(*key, served)
+        if before is not None:
+            self._leave(before)
+
+    # --- ensembles ----------------------------------------------------------------------------------------------------
+
+    def _review(self, key: tuple[str, int] | None = None) -> str:
+        """Has ensembles serve whose models do, and no others. Returns why that of `key` does not, empty if it does."""
+        reasons: dict[tuple[str, int], str] = {}
+        generation = -1
+        while generation != self.catalog.generation:  # an ensemble may be a model of another
+            generation = self.catalog.generation
+            reasons = {each: self._review_one(found) for each, found in self._ensembles.items()}
+        return reasons.get(key, "") if key else ""
+
+    def _review_one(self, found: Found) -> str:
+        key = found.name, found.version
+        steps = found.config.ensemble.steps
+        try:
+            models = [self.catalog.resolve(step.model, str(step.version) if step.version else "") for step in steps]
+            graph = build_graph(
+                steps, [model.signature for model in models], found.config.ensemble.outputs, found.config.max_batch
+            )
+            _check_names(found.config, graph.signature.inputs)
+        except (HeadraceError, BadGraph, ModelLoadError) as error:
+            reason = f"a model of its steps does not serve: {error}" if isinstance(error, HeadraceError) else str(error)
+            if self.catalog.state(*key) is not State.UNAVAILABLE:
+                logger.error("model %s version %d cannot be served: %s", *key, reason)
+            self.catalog.failed(*key, reason)
+            return reason
+        level = 1 + max(model.level for model in models)
+        before = self._schedulers.get(key)
+        if not isinstance(before, Ensemble) or before.graph != graph or self._loaded[key] != found:
+            ensemble = Ensemble(
+                found.name, str(found.version), found.config, graph, level, self.catalog.resolve, self._clock
+            )
+            self._serve(found, ensemble, 0.0)
+            logger.info("model %s version %d serves: an ensemble of %s", *key, [step.model for step in steps])
+        elif self.catalog.state(*key) is not State.READY:
+            self.catalog.ready(*key, before)
+        return ""
+
+    def _users(self, served: Served) -> list[Ensemble]:
+        """The ensembles whose requests may run through a model."""
+        everything = [*self._schedulers.values(), *self._leaving]
+        return [
+            one
+            for one in everything
+            if isinstance(one, Ensemble) and any(step.model == served.name for step in one.graph.steps)
+        ]
+
+    # --- the end of a version -----------------------------------------------------------------------------------------
+
+    def _leave(self, scheduler: Served) -> None:
         self._leaving[scheduler] = asyncio.get_running_loop().create_task(self._let_leave(scheduler))
 
-    async def _let_leave(self, scheduler: Scheduler) -> None:
+    async def _let_leave(self, scheduler: Served) -> None:
+        await asyncio.gather(*(ensemble.settle(self._leave_seconds) for ensemble in self._users(scheduler)))
         await scheduler.drain(self._leave_seconds)
         self._gone(scheduler)
 
-    def _gone(self, scheduler: Scheduler) -> None:
+    def _gone(self, scheduler: Served) -> None:
         """Frees a version that has left, unless another has taken its place."""
         self._leaving.pop(scheduler, None)
         scheduler.close()
@@ -200,9 +270,17 @@ class Engine:
                 self.catalog.failed(name, version, "unloaded")
 
     async def drain(self, seconds: float) -> bool:
-        """Lets every scheduler finish what it has accepted; False if some could not within `seconds`."""
-        schedulers = [*self._schedulers.values(), *self._leaving]
-        return all(await asyncio.gather(*(scheduler.drain(seconds) for scheduler in schedulers)))
+        """Lets everything that serves finish what it has accepted; False if some could not within `seconds`.
+
+        Ensembles first: what they have accepted is still to run through others.
+        """
+        served = [*self._schedulers.values(), *self._leaving]
+        end = self._clock() + int(seconds * 1e9)
+        drained = True
+        for level in sorted({one.level for one in served}, reverse=True):
+            left = max(end - self._clock(), 0) / 1e9
+            drained &= all(await asyncio.gather(*(one.drain(left) for one in served if one.level == level)))
+        return drained
 
     def close(self) -> None:
         """Fails what is left and frees the models."""
@@ -222,10 +300,7 @@ def open_model(found: Found, clock: Clock, inline_below_ns: int) -> tuple[Loaded
     config = found.config
     backend = registry.get(config.backend)
     model = backend.load(found.path, max_batch=config.max_batch, threads=config.threads, options=config.backend_options)
-    unknown = sorted(set(config.inputs) - {spec.name for spec in model.signature.inputs})
-    if unknown:
-        names = [spec.name for spec in model.signature.inputs]
-        raise ModelLoadError(f"model.toml has checks for {unknown}, but the inputs of the model are {names}")
+    _check_names(config, model.signature.inputs)
     cost = CostModel(model.signature.max_batch, config.batching.quantile, inline_below_ns)
     sizes = warm_sizes(config, model.signature.max_batch)
     instances: list[Instance] = []
@@ -237,6 +312,18 @@ def open_model(found: Found, clock: Clock, inline_below_ns: int) -> tuple[Loaded
             _warm(found, model, instance, sizes, cost, clock)
         unless_all_succeed.pop_all()
     return model, instances, cost
+
+
+def _is_ensemble(found: Found) -> bool:
+    return bool(found.config.ensemble.steps)
+
+
+def _check_names(config: ModelConfig, inputs: Sequence[TensorSpec]) -> None:
+    """Raises ModelLoadError for a check of an input that the model does not have."""
+    names = [spec.name for spec in inputs]
+    unknown = sorted(set(config.inputs) - set(names))
+    if unknown:
+        raise ModelLoadError(f"model.toml has checks for {unknown}, but the inputs of the model are {names}")
 
 
 def warm_sizes(config: ModelConfig, max_batch: int) -> list[int]:

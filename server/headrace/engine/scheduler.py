@@ -46,6 +46,8 @@ class Scheduler:
     worker: what runs an instance; tests have one without a thread.
     """
 
+    level = 0
+
     def __init__(
         self,
         name: str,

@@ -24,6 +24,10 @@ THREAD_NAME = "headrace-instance"
 """What the names of the threads that run models begin with."""
 
 
+VIEW_BYTES = 32 << 10
+"""From here on, the rows of an output are not copied out of it: what takes them copies them anyway."""
+
+
 class OutputRows:
     """One output of a batch, ready to be cut into the requests' rows. Owns its bytes.
 
@@ -69,6 +73,8 @@ class OutputRows:
             return self._data[self._bounds[start] : self._bounds[stop]]
         if stop - start == self._rows:
             return self._data
+        if self._row_size * (stop - start) >= VIEW_BYTES:
+            return memoryview(self._data)[start * self._row_size : stop * self._row_size]
         return self._data[start * self._row_size : stop * self._row_size]
 
 

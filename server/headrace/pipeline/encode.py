@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from headrace.messages import Buffer, Region, ReplyOutput
 
 RAW_OUTPUT_TAG = b"\x32"
+_LARGE = 32 << 10
+"""Bytes of an output that may lie anywhere: joined with what stands before them, they are copied once."""
 
 
 def encode_parameters(parameters: Mapping[str, int | str]) -> bytes:
@@ -71,14 +73,15 @@ class ReplyEncoder:
     def opening(self, shapes: tuple[tuple[int, ...], ...]) -> bytes | None:
         """All that `encode` writes before the bytes of the only output, without id and parameters.
 
-        None: there are several outputs, or the size of this one is not told by its shape.
+        None: there are several outputs, or the size of this one is not told by its shape, or is large.
         """
         if len(self._outputs) != 1:
             return None
         itemsize = DATATYPES[self._outputs[0].spec.datatype].itemsize
-        if not itemsize:
+        size = itemsize * prod(shapes[0])
+        if not itemsize or size >= _LARGE:
             return None
-        return self._head + self._described(shapes) + RAW_OUTPUT_TAG + varint(itemsize * prod(shapes[0]))
+        return self._head + self._described(shapes) + RAW_OUTPUT_TAG + varint(size)
 
     def _described(self, shapes: tuple[tuple[int, ...], ...]) -> bytes:
         meta = self._meta.get(shapes)

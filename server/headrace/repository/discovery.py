@@ -130,7 +130,7 @@ def _selected(config: ModelConfig, versions: list[int]) -> list[int]:
 def _version(name: str, version: int, path: Path, config: ModelConfig) -> Found | Broken:
     try:
         stamp = _stamp(path)
-        if stamp:
+        if stamp or config.ensemble.steps:
             return Found(name, version, path, config, stamp)
     except FileNotFoundError:
         return Broken(name, version, f"{CONFIG_FILE} asks for version {version}, but there is no {path}")

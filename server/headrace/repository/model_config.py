@@ -62,6 +62,28 @@ class InputCheck(_Table):
         return self
 
 
+class EnsembleStep(_Table):
+    """One run of a model in an ensemble."""
+
+    model: str = Field(min_length=1, description="name of the model that runs")
+    version: int = Field(0, ge=0, description="its version; 0: the newest that serves")
+    inputs: dict[str, str] = Field({}, description="names of the model's inputs to names of the ensemble's tensors")
+    outputs: dict[str, str] = Field(
+        min_length=1, description="names of the model's outputs to names of the ensemble's tensors"
+    )
+
+
+class EnsembleConfig(_Table):
+    """A graph of models that is served as one; there is no model file."""
+
+    steps: Annotated[tuple[EnsembleStep, ...], Field(strict=False)] = Field(
+        (), description="the runs; each begins when the tensors that it takes are there"
+    )
+    outputs: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        (), description="the tensors that a reply holds; default: those that no step takes"
+    )
+
+
 class ModelConfig(_Table):
     """How one model is served."""
 
@@ -97,6 +119,7 @@ class ModelConfig(_Table):
     batching: BatchingConfig = Field(BatchingConfig(), description="when a batch is closed")
     queue: QueueConfig = Field(QueueConfig(), description="how much may wait")
     inputs: dict[str, InputCheck] = Field({}, description="checks of input values, by input name")
+    ensemble: EnsembleConfig = Field(EnsembleConfig(), description="the models that run in its place")
 
     @model_validator(mode="after")
     def _priority_exists(self) -> Self:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from headrace.clock import Clock
+    from headrace.engine.served import Served
     from headrace.engine.worker import Worker
     from headrace.messages import Buffer, ParameterValue, SharedMemory
     from headrace.testing.backend import FakeModel
@@ -144,7 +145,7 @@ class InProcessServer:
 
     def __init__(self, clock: Clock, memory: SharedMemory | None = None) -> None:
         self.clock = clock
-        self.catalog: Catalog[Scheduler] = Catalog()
+        self.catalog: Catalog[Served] = Catalog()
         self.turn = Turn(asyncio.get_running_loop())
         self.refused: Counter[str] = Counter()
         self.service = InferService(

@@ -191,21 +191,37 @@ def _durations(source: object, names: Iterable[str]) -> dict[str, pb.StatisticDu
 
 def _config(served: Served) -> mc.ModelConfig:
     signature, config = served.signature, served.config
+    ensemble = bool(config.ensemble.steps)
     return mc.ModelConfig(
         name=served.name,
         platform=served.platform,
-        backend=config.backend,
+        backend="" if ensemble else config.backend,
         version_policy=_version_policy(config),
         max_batch_size=signature.max_batch,
         input=(mc.ModelInput(name=spec.name, data_type=_data_type(spec), dims=spec.shape) for spec in signature.inputs),
         output=(
             mc.ModelOutput(name=spec.name, data_type=_data_type(spec), dims=spec.shape) for spec in signature.outputs
         ),
-        instance_group=[
-            mc.ModelInstanceGroup(name=served.name, kind=mc.ModelInstanceGroup.KIND_CPU, count=config.instances)
-        ],
+        instance_group=[]
+        if ensemble
+        else [mc.ModelInstanceGroup(name=served.name, kind=mc.ModelInstanceGroup.KIND_CPU, count=config.instances)],
         default_model_filename=MODEL_FILENAMES.get(served.platform, ""),
-        dynamic_batching=_dynamic_batching(config) if signature.max_batch > 1 else None,
+        dynamic_batching=_dynamic_batching(config) if signature.max_batch > 1 and not ensemble else None,
+        ensemble_scheduling=_ensemble_scheduling(config) if ensemble else None,
+    )
+
+
+def _ensemble_scheduling(config: ModelConfig) -> mc.ModelEnsembling:
+    return mc.ModelEnsembling(
+        step=(
+            mc.ModelEnsembling.Step(
+                model_name=step.model,
+                model_version=step.version or -1,
+                input_map=step.inputs,
+                output_map=step.outputs,
+            )
+            for step in config.ensemble.steps
+        )
     )
 
 

@@ -24,7 +24,7 @@ from headrace.transport.infer_message import infer_message
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from headrace.engine.scheduler import Scheduler
+    from headrace.engine.served import Served
     from headrace.engine.turn import Turn
     from headrace.messages import Buffer, ReplySink, SharedMemory
     from headrace.pipeline.decode import RequestTemplate
@@ -66,7 +66,7 @@ class InferService:
     """
 
     def __init__(
-        self, catalog: Catalog[Scheduler], turn: Turn, refused: Callable[[str], None], memory: SharedMemory
+        self, catalog: Catalog[Served], turn: Turn, refused: Callable[[str], None], memory: SharedMemory
     ) -> None:
         self._catalog = catalog
         self._turn = turn
@@ -120,7 +120,7 @@ class InferService:
     def _submit(self, requests: list[InferRequest]) -> None:
         if not requests:
             return
-        scheduler: Scheduler = requests[0].template.owner  # type: ignore[assignment]
+        scheduler: Served = requests[0].template.owner  # type: ignore[assignment]
         try:
             scheduler.submit(requests)
         except Exception as error:

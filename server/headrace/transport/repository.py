@@ -51,7 +51,8 @@ class RepositoryAdmin:
     async def unload(self, request: pb.RepositoryModelUnloadRequest) -> pb.RepositoryModelUnloadResponse:
         """Answers when the model takes no more requests; what it has accepted is answered after that."""
         _refuse_repository(request.repository_name)
-        await self._control.unload(request.model_name)
+        dependents = request.parameters["unload_dependents"].bool_param
+        await self._control.unload(request.model_name, dependents=dependents)
         return pb.RepositoryModelUnloadResponse()
 
 

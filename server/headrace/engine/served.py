@@ -1,0 +1,51 @@
+"""What serves a model version: a scheduler over instances, or what runs requests through other models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from headrace.messages import InferRequest, Signature
+    from headrace.pipeline.decode import ModelView
+    from headrace.repository.model_config import ModelConfig
+    from headrace.telemetry.observer import ModelObserver
+    from headrace.telemetry.statistics import Statistics
+
+
+class Served(Protocol):
+    """A model version that takes requests, on the event loop.
+
+    name, version: as on the wire. platform: what ModelMetadata reports. signature: as clients see it. view: for
+    decoding. level: 0, or one more than the highest of the models that its requests run through.
+    """
+
+    name: str
+    version: str
+    signature: Signature
+    config: ModelConfig
+    view: ModelView
+    observer: ModelObserver
+    statistics: Callable[[], Statistics]
+    draining: bool
+
+    @property
+    def platform(self) -> str: ...  # noqa: D102
+    @property
+    def level(self) -> int: ...  # noqa: D102
+
+    def submit(self, requests: Sequence[InferRequest], /) -> None:
+        """Takes decoded requests of one template: each is answered once, now or later."""
+
+    def cancel(self, request: InferRequest, /) -> None:
+        """The request's caller has gone away."""
+
+    def depth(self) -> tuple[int, int]:
+        """(requests, rows) that wait."""
+
+    async def drain(self, seconds: float, /) -> bool:
+        """Takes no more; returns True once all that was accepted is answered, False when `seconds` have passed."""
+
+    def close(self) -> None:
+        """Fails what is left and frees what is held."""
