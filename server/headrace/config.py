@@ -110,6 +110,9 @@ class Settings(_Settings):
         30.0, ge=0, allow_inf_nan=False, description="time to finish accepted requests after SIGTERM, in seconds"
     )
     max_message_bytes: int = Field(64 * MIB, ge=1, le=MAX_INT32, description="largest request taken, in bytes")
+    response_cache_bytes: int = Field(
+        0, ge=0, description="memory for replies of models with `response_cache`, in bytes; 0: none are kept"
+    )
     allow_client_shm: bool = Field(
         False,
         description="let clients pass tensors in this machine's POSIX shared memory; they can disturb the server by it",

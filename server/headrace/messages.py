@@ -287,8 +287,9 @@ class Batch:
         return f"<Batch {len(self.requests)} requests, {self.rows} rows, closed: {self.reason}>"
 
 
-CLOSE_REASONS = ("full", "cost", "deadline", "idle", "delay", "shape", "isolated", "drain", "ensemble")
+CLOSE_REASONS = ("full", "cost", "deadline", "idle", "delay", "shape", "isolated", "drain", "ensemble", "cached")
 """full: no further row fits. cost: a further row would wait without becoming cheaper. deadline: a further row, or
 further waiting, would make a member late. idle: an idle instance took all there was. delay: the fixed delay was over.
 shape: what waits next cannot share a tensor with it. isolated: the batch that it was in has failed, so it is run alone.
-drain: the server is leaving. ensemble: a request that runs through other models, in whose batches it is."""
+drain: the server is leaving. ensemble: a request that runs through other models, in whose batches it is. cached: no
+batch, the reply was there."""

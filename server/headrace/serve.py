@@ -23,6 +23,7 @@ from headrace.engine.shared_memory import NoSharedMemory, SharedMemoryRegions
 from headrace.engine.turn import Turn
 from headrace.engine.worker import THREAD_NAME
 from headrace.errors import ConfigError
+from headrace.pipeline.response_cache import ResponseCache
 from headrace.repository.catalog import Catalog
 from headrace.telemetry import logs
 from headrace.telemetry.guard import ObserverGuard
@@ -98,6 +99,7 @@ async def serve(settings: Settings) -> int:
         turn,
         settings.inline_below_us * 1000,
         settings.drain_seconds,
+        ResponseCache(settings.response_cache_bytes) if settings.response_cache_bytes else None,
     )
     startup = [name.strip() for name in settings.load_models.split(",") if name.strip()]
     control = ModelControl(settings.model_repository, settings.model_control_mode, engine, startup)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from headrace.backends import registry
 from headrace.datatypes import DATATYPES
 from headrace.engine.background import in_background
+from headrace.engine.cached import CachedModel
 from headrace.engine.ensemble import Ensemble
 from headrace.engine.scheduler import Scheduler
 from headrace.errors import HeadraceError, ModelLoadError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from headrace.engine.served import Served
     from headrace.engine.turn import Turn
     from headrace.messages import TensorSpec
+    from headrace.pipeline.response_cache import ResponseCache
     from headrace.repository.catalog import Catalog
     from headrace.repository.model_config import ModelConfig
     from headrace.telemetry.metrics import Metrics
@@ -48,6 +50,7 @@ class Engine:
 
     catalog: what `resolve` answers from. observer: guarded against its own failures. metrics: statistics are read from.
     turn: when batches are formed. leave_seconds: for what a version has accepted when it is replaced or unloaded.
+    cache: of replies, None for none.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Engine:
         turn: Turn,
         inline_below_ns: int,
         leave_seconds: float = 30.0,
+        cache: ResponseCache | None = None,
     ) -> None:
         self.catalog = catalog
         self._observer = observer
@@ -67,6 +71,7 @@ class Engine:
         self._turn = turn
         self._inline_below_ns = inline_below_ns
         self._leave_seconds = leave_seconds
+        self._cache = cache
         self._schedulers: dict[tuple[str, int], Served] = {}
         self._loaded: dict[tuple[str, int], Found] = {}
         self._ensembles: dict[tuple[str, int], Found] = {}  # that are wanted, whether they serve or not
@@ -149,7 +154,7 @@ class Engine:
         version = str(found.version)
         scheduler = Scheduler(found.name, version, model, found.config, instances, cost, self._clock, self._turn)
         seconds = (self._clock() - began) / 1e9
-        self._serve(found, scheduler, seconds)
+        self._serve(found, self._cached(found, scheduler), seconds)
         self._review()
         logger.info(
             "model %s version %s serves: %s, max batch %d, %d instances, loaded in %.2f s, 1 row takes %d us",
@@ -161,6 +166,15 @@ class Engine:
             seconds,
             cost.mean(1) // 1000,
         )
+
+    def _cached(self, found: Found, scheduler: Scheduler) -> Served:
+        """The scheduler, or the response cache before it, if the model asks for that."""
+        if not found.config.response_cache:
+            return scheduler
+        if self._cache is None:
+            logger.warning("model %s: response_cache is without effect, response_cache_bytes is 0", found.name)
+            return scheduler
+        return CachedModel(scheduler, self._cache, int(found.config.cache_ttl_s * 1e9), self._clock)
 
     def _failed(self, name: str, version: int, reason: str) -> str:
         """Puts the reason into the catalog; what serves goes on doing so."""
@@ -194,6 +208,8 @@ class Engine:
         recorder = self._metrics.recorder(found.name, served.version)
         assert recorder is not None
         served.statistics = recorder.statistics
+        if isinstance(served, CachedModel):
+            served.lookups = recorder
         recorder.loaded(seconds)
         before = self._schedulers.get(key)
         self._schedulers[key] = served

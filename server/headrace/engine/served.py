@@ -28,8 +28,9 @@ class Served(Protocol):
     view: ModelView
     observer: ModelObserver
     statistics: Callable[[], Statistics]
-    draining: bool
 
+    @property
+    def draining(self) -> bool: ...  # noqa: D102
     @property
     def platform(self) -> str: ...  # noqa: D102
     @property

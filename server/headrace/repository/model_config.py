@@ -119,6 +119,13 @@ class ModelConfig(_Table):
     batching: BatchingConfig = Field(BatchingConfig(), description="when a batch is closed")
     queue: QueueConfig = Field(QueueConfig(), description="how much may wait")
     inputs: dict[str, InputCheck] = Field({}, description="checks of input values, by input name")
+    response_cache: bool = Field(False, description="answer a request whose inputs were seen before without running")
+    cache_ttl_s: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="how long a reply is kept in the cache, in seconds; 0: while it fits",
+    )
     ensemble: EnsembleConfig = Field(EnsembleConfig(), description="the models that run in its place")
 
     @model_validator(mode="after")

@@ -93,6 +93,14 @@ _TRITON_COUNTERS: Final[tuple[tuple[str, str, Callable[[Statistics], int]], ...]
     ),
 )
 
+_CACHE_COUNTERS: Final[tuple[tuple[str, str, Callable[[Statistics], int]], ...]] = (
+    ("nv_cache_num_hits_per_model", "Requests answered from the response cache", lambda s: s.cache_hit.count),
+    ("nv_cache_num_misses_per_model", "Requests looked up in the response cache in vain", lambda s: s.cache_miss.count),
+    ("nv_cache_hit_duration_per_model", "Time of lookups that found a reply, us", lambda s: _us(s.cache_hit.ns)),
+    ("nv_cache_miss_duration_per_model", "Time of lookups that found none, us", lambda s: _us(s.cache_miss.ns)),
+)
+"""Of the models that look anything up."""
+
 _TRITON_HISTOGRAMS: Final[tuple[tuple[str, str, Callable[[Reading], Histogram]], ...]] = (
     ("nv_inference_request_duration_histogram_us", "Time from receipt to reply", lambda r: r.request),
     ("nv_inference_queue_duration_histogram_us", "Time in the queue", lambda r: r.phases["queue"]),
@@ -219,6 +227,14 @@ def _triton_families(readings: Sequence[Reading]) -> Iterator[Metric]:
     for name, text, value in _TRITON_COUNTERS:
         counter = UnknownMetricFamily(name, text, labels=LABELS)
         for reading in readings:
+            counter.add_metric((reading.model, reading.version), value(reading.statistics))
+        yield counter
+    cached = [
+        reading for reading in readings if reading.statistics.cache_hit.count + reading.statistics.cache_miss.count
+    ]
+    for name, text, value in _CACHE_COUNTERS if cached else ():
+        counter = UnknownMetricFamily(name, text, labels=LABELS)
+        for reading in cached:
             counter.add_metric((reading.model, reading.version), value(reading.statistics))
         yield counter
     failures = UnknownMetricFamily(

@@ -116,9 +116,9 @@ class ModelRecorder:
     """
 
     __slots__ = (
-        "_admitted", "_batches", "_clock", "_closed", "_decoded", "_executions", "_last_ms", "_load_seconds", "_model",
-        "_phases", "_received", "_refused", "_request", "_rows", "_version", "_wall_ms",
-        "_wasted_ns", "_wasted_rows", "queue_depth",
+        "_admitted", "_batches", "_clock", "_closed", "_decoded", "_executions", "_hit_lookups", "_hits", "_last_ms",
+        "_load_seconds", "_misses", "_model", "_phases", "_received", "_refused", "_request", "_rows", "_version",
+        "_wall_ms", "_wasted_ns", "_wasted_rows", "queue_depth",
     )  # fmt: skip
 
     def __init__(
@@ -151,6 +151,9 @@ class ModelRecorder:
         self._wasted_rows = 0
         self._wasted_ns = 0
         self._load_seconds = 0.0
+        self._hits: list[int] = []  # the time of each request that the cache answered, not folded yet
+        self._hit_lookups = Duration()
+        self._misses = Duration()
 
     def __repr__(self) -> str:
         pending, requests = len(self._received), self._request.count
@@ -182,6 +185,17 @@ class ModelRecorder:
         self._wasted_rows += rows
         self._wasted_ns += execute_ns
 
+    def cache_hit(self, request_ns: int, lookup_ns: int) -> None:
+        """A request was answered from the response cache: in so much time, of which so much for the lookup."""
+        self._hits.append(request_ns)
+        self._hit_lookups = Duration(self._hit_lookups.count + 1, self._hit_lookups.ns + lookup_ns)
+        if len(self._hits) >= FOLD_AT:
+            self.fold()
+
+    def cache_miss(self, lookup_ns: int) -> None:
+        """A request was looked up in vain."""
+        self._misses = Duration(self._misses.count + 1, self._misses.ns + lookup_ns)
+
     def loaded(self, seconds: float) -> None:
         """The version has become ready; loading and warming it took this long."""
         self._load_seconds = seconds
@@ -196,10 +210,12 @@ class ModelRecorder:
             execution_count=sum(executions[0] for executions in self._executions.values()),
             success=self._request.duration,
             fail=Duration(self._refused.total()),
-            queue=phases["queue"].duration,
+            queue=Duration(self._request.count, phases["queue"].total),
             compute_input=phases["batch"].duration,
             compute_infer=phases["execute"].duration,
             compute_output=phases["encode"].duration,
+            cache_hit=self._hit_lookups,
+            cache_miss=self._misses,
             batches=[
                 BatchStatistics(
                     size, Duration(count, batch_ns), Duration(count, execute_ns), Duration(count, encode_ns)
@@ -230,6 +246,9 @@ class ModelRecorder:
         Raises ValueError if a record's columns were of different lengths; what was pending is then lost, so that the
         next fold works again.
         """
+        if self._hits:
+            hits, self._hits = self._hits, []
+            self._request.add(_int64s(hits))
         if not self._batches:
             return
         columns = (self._received, self._decoded, self._admitted)

@@ -31,9 +31,9 @@ class Statistics:
     """One model version since it was loaded.
 
     `last_inference_ms` is the end of the last batch in milliseconds since the Unix epoch, 0 before the first.
-    `queue.count`, `compute_*.count` and `success.count` are equal: there is no response cache, and the two cache
-    durations stay zero. `fail` counts the requests that ended in any error; its time is not measured. `batches` is
-    sorted by batch size.
+    `queue.count` and `success.count` are equal, and above `compute_*.count` by the requests that the response cache
+    answered, which count as no inference; `cache_hit` and `cache_miss` are lookups in it. `fail` counts the requests
+    that ended in any error; its time is not measured. `batches` is sorted by batch size.
     """
 
     last_inference_ms: int = 0

@@ -207,6 +207,7 @@ def _config(served: Served) -> mc.ModelConfig:
         else [mc.ModelInstanceGroup(name=served.name, kind=mc.ModelInstanceGroup.KIND_CPU, count=config.instances)],
         default_model_filename=MODEL_FILENAMES.get(served.platform, ""),
         dynamic_batching=_dynamic_batching(config) if signature.max_batch > 1 and not ensemble else None,
+        response_cache=mc.ModelResponseCache(enable=True) if config.response_cache else None,
         ensemble_scheduling=_ensemble_scheduling(config) if ensemble else None,
     )
 

@@ -1,0 +1,185 @@
+import asyncio
+
+import numpy as np
+import pytest
+from engine.test_control import Repository, virtual
+from engine.test_lifecycle import World
+
+from headrace.engine.control import ModelControl
+from headrace.engine.lifecycle import Engine
+from headrace.errors import ShuttingDown
+from headrace.pipeline.response_cache import ResponseCache
+from headrace.telemetry.guard import ObserverGuard
+from headrace.testing.backend import FakeBackend
+from headrace.testing.client import infer_request, output_arrays
+
+ROW = np.array([[1, 2]], np.float32)
+CACHED = "response_cache = true\n"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_loaded(monkeypatch):
+    monkeypatch.setattr(FakeBackend, "loaded", [])
+    monkeypatch.setattr(FakeBackend, "latency_ns", 5000)
+    monkeypatch.setattr(FakeBackend, "spend", None)
+
+
+@pytest.fixture
+def repository(tmp_path):
+    return Repository(tmp_path)
+
+
+class Cached(World):
+    """An engine with a response cache of so many bytes."""
+
+    def __init__(self, repository, max_bytes=100_000):
+        super().__init__()
+        self.cache = ResponseCache(max_bytes) if max_bytes else None
+        turn = self.engine._turn
+        self.engine = Engine(
+            self.catalog, ObserverGuard(self.metrics), self.metrics, self.clock, turn, 200_000, cache=self.cache
+        )
+        self.control = ModelControl(repository.root, "explicit", self.engine, ["*"])
+
+    async def ask(self, rows=ROW, **more):
+        call = self.client.send(infer_request("a", {"x": rows}, **more))
+        await asyncio.sleep(0.001)
+        return call.response
+
+    def runs(self):
+        return len(FakeBackend.loaded[-1].runs)
+
+    def statistics(self):
+        return self.catalog.resolve("a").statistics()
+
+
+@virtual
+async def test_equal_inputs_run_once(repository):
+    repository.write("a", CACHED)
+    world = Cached(repository)
+    await world.control.start()
+    warm = world.runs()
+    for number in (1, 2, 1, 2, 1):
+        reply = await world.ask(ROW * number, request_id=str(number))
+        assert output_arrays(reply)["y"].tolist() == (ROW * number).tolist()
+        assert reply.id == str(number)
+    assert world.runs() - warm == 2
+    found = world.statistics()
+    assert (found.success.count, found.queue.count, found.inference_count, found.execution_count) == (5, 5, 2, 2)
+    assert (found.compute_infer.count, found.cache_hit.count, found.cache_miss.count) == (2, 3, 2)
+    sample = world.registry.get_sample_value
+    labels = {"model": "a", "version": "1"}
+    assert sample("nv_cache_num_hits_per_model", labels) == 3
+    assert sample("nv_cache_num_misses_per_model", labels) == 2
+    assert sample("nv_inference_request_success", labels) == 5
+    assert sample("nv_inference_count", labels) == 2
+
+
+@virtual
+async def test_another_shape_is_another_request(repository):
+    repository.write("a", CACHED)
+    world = Cached(repository)
+    await world.control.start()
+    zeros = np.zeros((2, 2), np.float32)
+    assert list((await world.ask(zeros)).outputs[0].shape) == [2, 2]
+    assert list((await world.ask(zeros[:1])).outputs[0].shape) == [1, 2]
+    assert world.statistics().cache_hit.count == 0
+
+
+@virtual
+async def test_a_reply_is_kept_for_its_time(repository):
+    repository.write("a", CACHED + "cache_ttl_s = 10.0\n")
+    world = Cached(repository)
+    await world.control.start()
+    await world.ask()
+    await asyncio.sleep(9)
+    await world.ask()
+    assert world.statistics().cache_hit.count == 1
+    await asyncio.sleep(2)
+    await world.ask()
+    assert world.statistics().cache_hit.count == 1
+
+
+@virtual
+async def test_timing_tells_of_a_hit(repository):
+    repository.write("a", CACHED)
+    world = Cached(repository)
+    await world.control.start()
+    timing = {"headrace_timing": True}
+    first, second = [(await world.ask(parameters=timing)).parameters for _ in range(2)]
+    assert first["headrace_close_reason"].string_param == "idle"
+    assert second["headrace_close_reason"].string_param == "cached"
+    assert second["headrace_execute_us"].int64_param == 0
+
+
+@virtual
+async def test_what_was_cached_goes_with_its_version(repository):
+    repository.write("a", CACHED)
+    world = Cached(repository)
+    await world.control.start()
+    await world.ask()
+    await world.control.load("a")
+    await asyncio.sleep(1)
+    assert len(world.cache) == 0
+    await world.ask()
+    assert world.statistics().cache_hit.count == 0
+    world.engine.close()
+    assert len(world.cache) == 0
+
+
+@virtual
+async def test_a_model_that_does_not_ask_is_not_cached(repository):
+    repository.write("a")
+    world = Cached(repository)
+    await world.control.start()
+    for _ in range(2):
+        await world.ask()
+    assert len(world.cache) == 0
+    assert world.registry.get_sample_value("nv_cache_num_hits_per_model", {"model": "a", "version": "1"}) is None
+
+
+def test_without_a_cache_the_wish_is_told_to_be_without_effect(repository, caplog):
+    @virtual
+    async def scenario(repository):
+        repository.write("a", CACHED)
+        world = Cached(repository, 0)
+        await world.control.start()
+        await world.ask()
+
+    scenario(repository)
+    assert "model a: response_cache is without effect, response_cache_bytes is 0" in caplog.text
+
+
+@virtual
+async def test_a_caller_that_goes_away(repository):
+    repository.write("a", CACHED + '[batching]\npolicy = "delay"\ndelay_us = 10000\n')
+    world = Cached(repository)
+    await world.control.start()
+    call = world.client.send(infer_request("a", {"x": ROW}))
+    call.cancel()
+    await asyncio.sleep(1)
+    assert world.statistics().fail.count == 1
+    assert len(world.cache) == 0
+
+
+@virtual
+async def test_draining_answers_what_runs_and_nothing_more(repository):
+    repository.write("a", CACHED + '[batching]\npolicy = "delay"\ndelay_us = 10000\n')
+    world = Cached(repository)
+    await world.control.start()
+    call = world.client.send(infer_request("a", {"x": ROW}))
+    assert await world.engine.drain(1)
+    assert output_arrays(call.response)["y"].tolist() == ROW.tolist()
+    late = world.client.send(infer_request("a", {"x": ROW}))
+    assert type(late.error) is ShuttingDown
+
+
+@virtual
+async def test_more_rows_than_a_batch(repository):
+    repository.write("a", CACHED)
+    world = Cached(repository)
+    await world.control.start()
+    rows = np.arange(40, dtype=np.float32).reshape(20, 2)
+    for _ in range(2):
+        assert output_arrays(await world.ask(rows))["y"].tolist() == rows.tolist()
+    assert world.statistics().cache_hit.count == 1
