@@ -42,6 +42,7 @@ from headrace.transport.health import Health
 from headrace.transport.http2 import frames
 from headrace.transport.infer import InferService
 from headrace.transport.repository import RepositoryAdmin
+from headrace.transport.runtime_settings import RuntimeSettings
 from headrace.transport.service import service_table
 from headrace.transport.shared_memory import SharedMemoryAdmin
 
@@ -149,7 +150,12 @@ async def measure(arguments: argparse.Namespace) -> None:
     message = body(arguments.model, catalog.resolve(arguments.model, "").signature)
     infer = InferService(catalog, turn, lambda reason: None, NoSharedMemory())
     table = service_table(
-        Admin(Status(), catalog), Health(), infer, SharedMemoryAdmin(None), RepositoryAdmin(None, catalog)
+        Admin(Status(), catalog),
+        Health(),
+        infer,
+        SharedMemoryAdmin(None),
+        RepositoryAdmin(None, catalog),
+        RuntimeSettings(None, None, catalog),
     )
     server = NativeTransport(
         table,

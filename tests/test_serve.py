@@ -14,6 +14,7 @@ from headrace import serve
 from headrace.config import Settings
 from headrace.errors import ConfigError
 from headrace.rpc import inference_pb2 as pb
+from headrace.telemetry.logs import Severities
 from headrace.testing.backend import FakeBackend
 from headrace.testing.client import infer_request
 from headrace.transport.service import INFER_PATH
@@ -82,7 +83,7 @@ class Server:
 
         self.monkeypatch.setattr(serve, "_Signals", Signals)
         self.monkeypatch.setattr(serve.logger, "info", info)
-        self.task = asyncio.create_task(serve.serve(self.settings))
+        self.task = asyncio.create_task(serve.serve(self.settings, Severities("info")))
         ready = asyncio.create_task(self.ready.wait())
         await asyncio.wait((self.task, ready), timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
         ready.cancel()
@@ -199,7 +200,7 @@ def test_a_port_that_is_taken_is_an_error_of_configuration(settings, monkeypatch
             for key in ("grpc_port", "http_port"):
                 taken = getattr(server, key)
                 with pytest.raises(ConfigError, match=rf"^{key} = {taken}: cannot listen on 127.0.0.1: "):
-                    await serve.serve(settings().model_copy(update={key: taken}))
+                    await serve.serve(settings().model_copy(update={key: taken}), Severities("info"))
             assert (await server.get("/v2/health/live"))[0] == 200
             server.signals.first.set()
             return await server.status()

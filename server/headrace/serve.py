@@ -35,12 +35,14 @@ from headrace.transport.grpc_reference import ReferenceTransport
 from headrace.transport.health import Health
 from headrace.transport.infer import InferService
 from headrace.transport.repository import RepositoryAdmin
+from headrace.transport.runtime_settings import RuntimeSettings
 from headrace.transport.service import service_table
 from headrace.transport.shared_memory import SharedMemoryAdmin
 
 if TYPE_CHECKING:
     from headrace.config import Settings
     from headrace.engine.served import Served
+    from headrace.telemetry.logs import Severities
     from headrace.transport.base import GrpcTransport
     from headrace.transport.service import ServiceTable
 
@@ -66,11 +68,11 @@ def run(settings: Settings) -> int:
 
     Ends the process with that code itself where a model runs on regardless.
     """
-    logs.configure(settings.log_level)
+    severities = logs.configure(settings.log_level)
     sys.setswitchinterval(settings.switch_interval_us / 1e6)
     _keep_memory()
     with asyncio.Runner(loop_factory=_new_event_loop) as runner:
-        status = runner.run(serve(settings))
+        status = runner.run(serve(settings, severities))
     threads = [thread for thread in threading.enumerate() if thread.name.startswith(THREAD_NAME)]
     for thread in threads:
         thread.join(0 if status else _LAST_WORDS_SECONDS)
@@ -81,8 +83,8 @@ def run(settings: Settings) -> int:
     return status
 
 
-async def serve(settings: Settings) -> int:
-    """Start, wait for a signal, stop. See `run`."""
+async def serve(settings: Settings, severities: Severities) -> int:
+    """Start, wait for a signal, stop. See `run`. severities: of what is logged."""
     stop = _Signals()
     status = Status()
     registry = CollectorRegistry()
@@ -115,6 +117,7 @@ async def serve(settings: Settings) -> int:
         InferService(catalog, turn, refused, regions or NoSharedMemory()),
         SharedMemoryAdmin(regions),
         RepositoryAdmin(control, catalog),
+        RuntimeSettings(severities, metrics.tracer, catalog),
     )
     async with AsyncExitStack() as stack:
         stack.callback(engine.close)

@@ -2,13 +2,15 @@
 
 import numpy as np
 import pytest
+import tritonclient.grpc as triton
 from e2e.calls import SECONDS, floats, statistics, tensor
-from e2e.onnx_models import DATATYPES, SHIPPED
+from e2e.onnx_models import DATATYPES, SHIPPED, scale, write
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from tritonclient.grpc import model_config_pb2 as mc
 from tritonclient.grpc import service_pb2 as pb
+from tritonclient.utils import InferenceServerException
 
 from headrace import __version__
 
@@ -21,6 +23,8 @@ EXTENSIONS = [
     "binary_tensor_data",
     "parameters",
     "statistics",
+    "trace",
+    "logging",
 ]
 
 
@@ -161,3 +165,46 @@ def test_filetype_serves(client):
     assert described(metadata.inputs) == [("bytes", "INT32", [-1, 2048])]
     scores = client.infer("filetype", [tensor("bytes", np.full((1, 2048), 256, np.int32))], client_timeout=SECONDS)
     assert scores.as_numpy("target_label").shape == (1, 214)
+
+
+def test_log_settings(client, server):
+    before = client.get_log_settings(client_timeout=SECONDS).settings
+    assert (before["log_info"].bool_param, before["log_verbose_level"].uint32_param) == (True, 0)
+    try:
+        told = client.update_log_settings({"log_verbose_level": 1, "log_info": False}, client_timeout=SECONDS).settings
+        assert (told["log_info"].bool_param, told["log_verbose_level"].uint32_param) == (False, 1)
+        with pytest.raises(InferenceServerException, match="it cannot be changed"):
+            client.update_log_settings({"log_file": "/tmp/elsewhere"}, client_timeout=SECONDS)
+    finally:
+        client.update_log_settings({"log_verbose_level": 0, "log_info": True}, client_timeout=SECONDS)
+
+
+def test_trace_settings(client, server):
+    settings = {"trace_level": ["TIMESTAMPS"], "trace_rate": "1", "trace_count": "2"}
+    told = client.update_trace_settings("digits", settings, client_timeout=SECONDS).settings
+    assert list(told["trace_level"].value) == ["TIMESTAMPS"]
+    try:
+        for _ in range(4):
+            client.infer("digits", [tensor("pixels", np.zeros((1, 64), np.float32))], client_timeout=SECONDS)
+        server.await_log(lambda line: "trace of a request model=digits" in line and "execute_us=" in line)
+    finally:
+        client.update_trace_settings("digits", {"trace_level": ["OFF"]}, client_timeout=SECONDS)
+    assert server.log.count("trace of a request model=digits") == 2
+    assert list(client.get_trace_settings(client_timeout=SECONDS).settings["trace_level"].value) == ["OFF"]
+
+
+def test_the_response_cache(serve, tmp_path):
+    write(tmp_path, "m", scale(2, "N", 4), "response_cache = true")
+    server = serve(tmp_path, "--response-cache-bytes", 100_000)
+    with triton.InferenceServerClient(server.address) as client:
+        for number in (1, 2, 1, 1):
+            sent = np.full((1, 4), number, np.float32)
+            got = client.infer("m", [tensor("x", sent)], client_timeout=SECONDS).as_numpy("y")
+            np.testing.assert_array_equal(got, 2 * sent)
+        assert client.get_model_config("m", client_timeout=SECONDS).config.response_cache.enable
+        (found,) = client.get_inference_statistics("m", client_timeout=SECONDS).model_stats
+    stats = found.inference_stats
+    assert (stats.success.count, stats.queue.count, stats.compute_infer.count) == (4, 4, 2)
+    assert (stats.cache_hit.count, stats.cache_miss.count) == (2, 2)
+    assert (found.inference_count, found.execution_count) == (2, 2)
+    assert server.metric("nv_cache_num_hits_per_model", model="m") == 2

@@ -66,6 +66,8 @@ def test_server_metadata_advertises_only_what_there_is():
         "binary_tensor_data",
         "parameters",
         "statistics",
+        "trace",
+        "logging",
     ]
     assert list(metadata.extensions) == expected
     without = Admin(FakeEngine(), Catalog(), without=["system_shared_memory"])

@@ -18,6 +18,7 @@ from headrace.transport.admin import Admin
 from headrace.transport.grpc_reference import ReferenceTransport
 from headrace.transport.health import Health
 from headrace.transport.repository import RepositoryAdmin
+from headrace.transport.runtime_settings import RuntimeSettings
 from headrace.transport.service import INFER_PATH, service_table
 from headrace.transport.shared_memory import SharedMemoryAdmin
 
@@ -79,6 +80,7 @@ class Harness:
             self.infer,
             SharedMemoryAdmin(None),
             RepositoryAdmin(FakeControl(), catalog),
+            RuntimeSettings(None, None, catalog),
         )
         self.transport = ReferenceTransport(table, "127.0.0.1", 0, max_message_bytes=100_000, clock=lambda: NOW)
 

@@ -15,6 +15,7 @@ from headrace.transport.admin import Admin
 from headrace.transport.grpc_reference import ReferenceTransport
 from headrace.transport.health import Health
 from headrace.transport.repository import RepositoryAdmin
+from headrace.transport.runtime_settings import RuntimeSettings
 from headrace.transport.service import service_table
 from headrace.transport.shared_memory import SharedMemoryAdmin
 
@@ -29,7 +30,14 @@ SERVICES = [
 @pytest.fixture(scope="module")
 def answers():
     """`ask(client)` calls the client in a thread with a channel to a server."""
-    table = service_table(Admin(None, Catalog()), Health(), None, SharedMemoryAdmin(None), RepositoryAdmin(None, None))
+    table = service_table(
+        Admin(None, Catalog()),
+        Health(),
+        None,
+        SharedMemoryAdmin(None),
+        RepositoryAdmin(None, None),
+        RuntimeSettings(None, None, None),
+    )
 
     def ask(client):
         async def run():

@@ -25,7 +25,7 @@ THREAD_NAME = "headrace-instance"
 
 
 VIEW_BYTES = 32 << 10
-"""From here on, the rows of an output are not copied out of it: what takes them copies them anyway."""
+"""From here on, a row of an output is not copied out of it: what takes it copies it anyway."""
 
 
 class OutputRows:
@@ -34,7 +34,7 @@ class OutputRows:
     dims: its shape without the batch dimension (all of it for a model without batching).
     """
 
-    __slots__ = ("_bounds", "_data", "_row_size", "_rows", "dims")
+    __slots__ = ("_bounds", "_data", "_row_size", "_rows", "_source", "dims")
 
     def __init__(self, array: np.ndarray[Any, Any], spec: TensorSpec, rows: int, *, batched: bool) -> None:
         shape = array.shape
@@ -66,6 +66,7 @@ class OutputRows:
         else:
             self._data = bytes_tensor.encode(array)
             self._row_size = len(self._data)
+        self._source: Buffer = memoryview(self._data) if self._row_size >= VIEW_BYTES else self._data
 
     def cut(self, start: int, stop: int) -> Buffer:
         """The bytes of rows `start` to `stop`."""
@@ -73,9 +74,7 @@ class OutputRows:
             return self._data[self._bounds[start] : self._bounds[stop]]
         if stop - start == self._rows:
             return self._data
-        if self._row_size * (stop - start) >= VIEW_BYTES:
-            return memoryview(self._data)[start * self._row_size : stop * self._row_size]
-        return self._data[start * self._row_size : stop * self._row_size]
+        return self._source[start * self._row_size : stop * self._row_size]
 
 
 class Job:

@@ -12,22 +12,62 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 # What every record has, and what logging and uvicorn add on the way: not fields of the event.
 _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "color_message"}
 
 
-def configure(level: str, stream: TextIO | None = None) -> None:
+_SEVERITIES = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+class Severities(logging.Filter):
+    """Which severities are logged: first from one upwards, later as `set` says. Errors include what is worse."""
+
+    def __init__(self, level: str) -> None:
+        super().__init__()
+        level = level.upper()
+        least = logging.getLevelNamesMapping().get(level)
+        if least is None:
+            raise ValueError(f"Unknown level: {level!r}")
+        self._enabled = {name: number >= least for name, number in _SEVERITIES.items()}
+
+    def __repr__(self) -> str:
+        return f"<Severities {', '.join(name for name, enabled in self._enabled.items() if enabled) or 'none'}>"
+
+    def enabled(self, severity: str) -> bool:
+        """Whether `debug`, `info`, `warning` or `error` is logged."""
+        return self._enabled[severity]
+
+    def set(self, changes: Mapping[str, bool]) -> None:
+        """Switches severities on and off, for all of the process."""
+        self._enabled.update(changes)
+        enabled = [number for name, number in _SEVERITIES.items() if self._enabled[name]]
+        logging.getLogger().setLevel(min(enabled, default=logging.CRITICAL + 1))
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See logging.Filter."""
+        number = record.levelno
+        name = next((name for name, least in reversed(_SEVERITIES.items()) if number >= least), "debug")
+        return self._enabled[name]
+
+
+def configure(level: str, stream: TextIO | None = None) -> Severities:
     """Sends all logging of the process to `stream` (standard error) from `level` upwards, replacing what was set.
 
-    level: a name that logging knows, in any case. Raises ValueError for any other.
+    level: a name that logging knows, in any case. Raises ValueError for any other. Returns what changes it later.
     """
+    severities = Severities(level)
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(LineFormatter())
+    handler.addFilter(severities)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # The HTTP server's own "started" and "finished" say nothing that ours do not.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    return severities
 
 
 class LineFormatter(logging.Formatter):

@@ -32,6 +32,7 @@ from prometheus_client.utils import floatToGoString
 from headrace.clock import monotonic_ns, wall_ms
 from headrace.messages import PHASES
 from headrace.telemetry.recorder import Histogram, ModelRecorder, Reading
+from headrace.telemetry.traces import Tracer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -121,6 +122,8 @@ _TRITON_HISTOGRAMS: Final[tuple[tuple[str, str, Callable[[Reading], Histogram]],
 class Metrics(Collector):
     """The `Observer` behind /metrics and ModelStatistics: one `ModelRecorder` per loaded model version.
 
+    tracer: has them trace requests, if somebody asks for it.
+
     Registers itself with `registry`. It must be collected on the event loop, which is where batches are recorded; the
     families of one collection show one moment, even if batches go on between them.
     """
@@ -131,6 +134,7 @@ class Metrics(Collector):
         self._clock = clock
         self._wall = wall
         self._models: dict[tuple[str, str], ModelRecorder] = {}
+        self.tracer = Tracer()
         registry.register(self)
 
     def __repr__(self) -> str:
@@ -142,6 +146,7 @@ class Metrics(Collector):
         if recorder is None:
             recorder = ModelRecorder(name, version, queue_depth, clock=self._clock, wall=self._wall)
             self._models[name, version] = recorder
+            self.tracer.attach(recorder)
         else:
             recorder.queue_depth = queue_depth
         return recorder
@@ -149,6 +154,7 @@ class Metrics(Collector):
     def forget(self, name: str, version: str) -> None:
         """Drops all series of the version: a server that loads and unloads for months does not grow."""
         self._models.pop((name, version), None)
+        self.tracer.detach(name, version)
 
     def recorder(self, name: str, version: str) -> ModelRecorder | None:
         """The recorder of a version that is loaded."""

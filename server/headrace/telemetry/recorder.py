@@ -112,13 +112,13 @@ class Reading:
 class ModelRecorder:
     """Counts what happens to one model version: the `ModelObserver` behind /metrics and ModelStatistics.
 
-    queue_depth: of whatever serves the version now.
+    queue_depth: of whatever serves the version now. trace: hears of each batch too, if anybody asked for traces.
     """
 
     __slots__ = (
         "_admitted", "_batches", "_clock", "_closed", "_decoded", "_executions", "_hit_lookups", "_hits", "_last_ms",
-        "_load_seconds", "_misses", "_model", "_phases", "_received", "_refused", "_request", "_rows", "_version",
-        "_wall_ms", "_wasted_ns", "_wasted_rows", "queue_depth",
+        "_load_seconds", "_misses", "_phases", "_received", "_refused", "_request", "_rows",
+        "_wall_ms", "_wasted_ns", "_wasted_rows", "model", "queue_depth", "trace", "version",
     )  # fmt: skip
 
     def __init__(
@@ -130,8 +130,8 @@ class ModelRecorder:
         clock: Clock = monotonic_ns,
         wall: Callable[[], int] = wall_ms,
     ) -> None:
-        self._model = model
-        self._version = version
+        self.model = model
+        self.version = version
         self.queue_depth = queue_depth
         self._clock = clock
         self._wall_ms = wall
@@ -151,13 +151,14 @@ class ModelRecorder:
         self._wasted_rows = 0
         self._wasted_ns = 0
         self._load_seconds = 0.0
+        self.trace: Callable[[BatchRecord], None] | None = None
         self._hits: list[int] = []  # the time of each request that the cache answered, not folded yet
         self._hit_lookups = Duration()
         self._misses = Duration()
 
     def __repr__(self) -> str:
         pending, requests = len(self._received), self._request.count
-        return f"<ModelRecorder {self._model}/{self._version} requests={requests} pending={pending}>"
+        return f"<ModelRecorder {self.model}/{self.version} requests={requests} pending={pending}>"
 
     def batch(self, record: BatchRecord) -> None:
         """A batch was run and its requests were answered with success. The record is not kept."""
@@ -173,6 +174,8 @@ class ModelRecorder:
         how = (record.close_reason, record.instance)
         # A subscript of a Counter that misses is a Python call; get is not.
         closed[how] = closed.get(how, 0) + 1
+        if self.trace is not None:
+            self.trace(record)
         if len(self._received) >= FOLD_AT:
             self.fold()
 
@@ -227,8 +230,8 @@ class ModelRecorder:
     def read(self) -> Reading:
         """Everything until now, as a copy that later batches leave alone."""
         return Reading(
-            model=self._model,
-            version=self._version,
+            model=self.model,
+            version=self.version,
             statistics=self.statistics(),
             request=self._request.copy(),
             phases={phase: histogram.copy() for phase, histogram in self._phases.items()},

@@ -30,6 +30,8 @@ EXTENSIONS = (
     "binary_tensor_data",
     "parameters",
     "statistics",
+    "trace",
+    "logging",
 )
 """What ServerMetadata advertises of Triton's extensions: those that are implemented, in Triton's order."""
 

@@ -18,12 +18,11 @@ from headrace.rpc import health_pb2, inference_pb2
 from headrace.transport import reflection
 
 if TYPE_CHECKING:
-    from google.protobuf.descriptor import MethodDescriptor
-
     from headrace.messages import Buffer
     from headrace.transport.admin import Admin
     from headrace.transport.health import Health
     from headrace.transport.repository import RepositoryAdmin
+    from headrace.transport.runtime_settings import RuntimeSettings
     from headrace.transport.shared_memory import SharedMemoryAdmin
 
 UnaryHandler = Callable[[bytes], bytes]
@@ -79,7 +78,12 @@ class ServiceTable:
 
 
 def service_table(
-    admin: Admin[Any], health: Health, infer: Infer, memory: SharedMemoryAdmin, repository: RepositoryAdmin
+    admin: Admin[Any],
+    health: Health,
+    infer: Infer,
+    memory: SharedMemoryAdmin,
+    repository: RepositoryAdmin,
+    runtime: RuntimeSettings,
 ) -> ServiceTable:
     """All services of the server."""
     names = (INFERENCE.full_name, HEALTH.full_name, *reflection.SERVICE_NAMES)
@@ -98,6 +102,8 @@ def service_table(
         "CudaSharedMemoryStatus": _unary(inference_pb2.CudaSharedMemoryStatusRequest, memory.cuda_status),
         "CudaSharedMemoryRegister": _unary(inference_pb2.CudaSharedMemoryRegisterRequest, memory.cuda_register),
         "CudaSharedMemoryUnregister": _unary(inference_pb2.CudaSharedMemoryUnregisterRequest, memory.cuda_unregister),
+        "LogSettings": _unary(inference_pb2.LogSettingsRequest, runtime.log),
+        "TraceSetting": _unary(inference_pb2.TraceSettingRequest, runtime.trace),
     }
     slow = {
         "RepositoryIndex": _task(inference_pb2.RepositoryIndexRequest, repository.index),
@@ -105,12 +111,9 @@ def service_table(
         "RepositoryModelUnload": _task(inference_pb2.RepositoryModelUnloadRequest, repository.unload),
     }
     tasks = {f"/{INFERENCE.full_name}/{name}": handler for name, handler in slow.items()}
-    served = {*unary, *slow, "ModelInfer", "ModelStreamInfer"}
-    missing = [method for method in INFERENCE.methods if method.name not in served]
     return ServiceTable(
         unary={
             **{f"/{INFERENCE.full_name}/{name}": handler for name, handler in unary.items()},
-            **{_path(method): _missing_unary(method) for method in missing},
             f"/{HEALTH.full_name}/Check": _unary(health_pb2.HealthCheckRequest, health.check),
             f"/{HEALTH.full_name}/List": _unary(health_pb2.HealthListRequest, health.list),
         },
@@ -178,14 +181,3 @@ def _server_stream(
             yield response
 
     return _stream(request_class, one_request)
-
-
-def _path(method: MethodDescriptor) -> str:
-    return f"/{method.containing_service.full_name}/{method.name}"
-
-
-def _missing_unary(method: MethodDescriptor) -> UnaryHandler:
-    def handle(data: bytes) -> bytes:
-        raise Unimplemented(f"{method.name} is not implemented by this server")
-
-    return handle
