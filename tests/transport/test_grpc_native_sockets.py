@@ -5,10 +5,10 @@ import contextlib
 
 import pytest
 import uvloop
+from conformance.http2.cases import BEYOND, FRAMES, GENERIC, HPACK, PONG
 from transport.http2 import bench as benches
 from transport.http2 import wire
 from transport.http2.bench import COUNT, ECHO, INFER, WATCH, Infer
-from transport.http2.conformance_cases import BEYOND, FRAMES, GENERIC, HPACK, PONG
 from transport.http2.wire import data, grpc_call, grpc_head, message, ping, rst
 
 from headrace.clock import monotonic_ns

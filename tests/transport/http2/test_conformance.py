@@ -1,10 +1,10 @@
 """h2spec's cases and more against the sans-I/O connection: every frame of every answer is compared."""
 
 import pytest
+from conformance.http2.cases import BEYOND, FRAMES, GENERIC, HPACK, PONG
 from hypothesis import given
 from hypothesis import strategies as st
 from transport.http2 import wire
-from transport.http2.conformance_cases import BEYOND, FRAMES, GENERIC, HPACK, PONG
 
 from headrace.transport.grpc_head import NOT_GRPC
 from headrace.transport.http2.connection import Connection

@@ -10,12 +10,12 @@ import os
 
 import pytest
 import uvloop
+from conformance.http2.cases import BEYOND, FRAMES, GENERIC, HPACK
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transport.http2 import bench as benches
 from transport.http2 import wire
 from transport.http2.bench import BREAK, CHAT, COUNT, CRASH, ECHO, FAIL, FIRST, INFER, WATCH
-from transport.http2.conformance_cases import BEYOND, FRAMES, GENERIC, HPACK
 from transport.http2.wire import data, grpc_call, grpc_head, message, ping, rst, window_update
 
 from headrace.clock import monotonic_ns
