@@ -5,7 +5,8 @@ import contextlib
 
 import pytest
 import uvloop
-from conformance.http2.cases import BEYOND, FRAMES, GENERIC, HPACK, PONG
+from conformance.http2.beyond import BEYOND
+from conformance.http2.cases import GENERIC, HPACK, HTTP2, PONG
 from transport.http2 import bench as benches
 from transport.http2 import wire
 from transport.http2.bench import COUNT, ECHO, INFER, WATCH, Infer
@@ -95,7 +96,7 @@ def test_the_conformance_cases_over_a_socket(run):
     """The same transcripts, now of real calls on real sockets; a violation ends in GOAWAY and then the end."""
 
     async def scenario(port):
-        for case in (*GENERIC, *FRAMES, *HPACK, *BEYOND):
+        for case in (*GENERIC, *HTTP2, *HPACK, *BEYOND):
             async with port.connect(case.hello) as client:
                 client.writer.write(case.octets + ping(b"pingpong"))
                 lines = await client.until(*PONG)
