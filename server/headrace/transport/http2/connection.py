@@ -247,8 +247,8 @@ class Connection:
             if filled + length > inside.limit:
                 break
             stream = following
+        stream.on_inside(taken)  # first: a connection that ends for its window gives back what was counted
         self._consume(taken)
-        stream.on_inside(taken)
         return at
 
     def _consume(self, length: int) -> None:
