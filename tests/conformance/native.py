@@ -5,6 +5,7 @@ import contextlib
 import socket
 import struct
 import threading
+import time
 
 import uvloop
 from transport.http2 import bench, wire
@@ -21,6 +22,10 @@ class Clock:
 
     def __call__(self):
         return self.now
+
+    def second(self):
+        """One passes."""
+        self.now += 10**9
 
 
 class Native:
@@ -70,7 +75,7 @@ class Native:
         """A tick of the transport for each second."""
 
         def tick():
-            self.clock.now += 10**9
+            self.clock.second()
             for peer in list(self.transport.peers):
                 peer.tick(self.clock.now)
 
@@ -109,6 +114,23 @@ class Native:
 
         return self.on_loop(measure)
 
+    def read_all(self, client):
+        """Returns when the transport has read what the client sent; whether the connection goes on."""
+
+        def state():
+            peer = self.peer(client)
+            return peer is None or peer.connection.closing, peer is None or peer._received == client.sent
+
+        closing, _ = self.eventually(lambda: any(found := state()) and found)
+        return not closing
+
+    def eventually(self, condition):
+        """The value of `condition()`, asked on the transport's thread in turn after turn until it is true."""
+        deadline = time.monotonic() + SECONDS
+        while not (value := self.on_loop(condition)):
+            assert time.monotonic() < deadline
+        return value
+
     def hold(self):
         """Keeps the loop from turning until the returned function is called."""
         held, go = threading.Event(), threading.Event()
@@ -131,6 +153,7 @@ class Raw:
         self.reader = wire.Reader()
         self.lines = []
         self.ended = False
+        self.sent = 0
         self._next = 1
         self._pings = 0
         self.send(hello)
@@ -145,7 +168,9 @@ class Raw:
         return f"<Raw {self.lines[-5:]}{' ended' if self.ended else ''}>"
 
     def send(self, *octets):
-        self.socket.sendall(b"".join(octets))
+        joined = b"".join(octets)
+        self.sent += len(joined)
+        self.socket.sendall(joined)
 
     def flood(self, octets):
         """Sends what the server may stop reading in the middle, by closing the connection."""

@@ -149,7 +149,7 @@ class Connection:
                         self._consume(0)
                     stream.remote_closed = True
                     stream.on_data(data, start, at, True)
-                elif flags == 0 and length and (inside := stream.inside).filled + length <= inside.limit:
+                elif flags == 0 and length >= SMALL and (inside := stream.inside).filled + length <= inside.limit:
                     at = self._fill(stream, inside, data, start, length)
                 else:
                     self._data(stream, flags, data, start, at)
