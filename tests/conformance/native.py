@@ -38,6 +38,7 @@ class Native:
         self.clock = Clock()
         self.infer = bench.Infer()
         self.problems = []
+        self.tasks = []
         self.loop = new_loop()
         self.loop.set_exception_handler(lambda loop, context: self.problems.append(context))
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
@@ -81,6 +82,10 @@ class Native:
 
         for _ in range(seconds):
             self.on_loop(tick)
+
+    def drain(self):
+        """Begins to drain the transport."""
+        self.on_loop(lambda: self.tasks.append(self.loop.create_task(self.transport.drain(SECONDS))))
 
     def connect(self, hello=bench.HELLO):
         return Raw(self.port, hello)

@@ -110,7 +110,7 @@ def after_goaway(start):
     with native.connect() as client:
         client.send(grpc_call(INFER))
         client.ping()
-        native.loop.call_soon_threadsafe(lambda: native.loop.create_task(native.transport.drain(20)))
+        native.drain()
         client.until(LEAVING)
         assert client.lines == [f"GOAWAY {2**31 - 1} NO_ERROR", LEAVING]
         client.send(grpc_call(ECHO, b"on its way", 3) + LEFT)
