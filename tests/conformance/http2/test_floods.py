@@ -1,8 +1,12 @@
 """Attacks on a running transport: each is ended by its limit, costs a bounded amount, and harms nobody else."""
 
+from pathlib import Path
+
 import pytest
 from conformance.http2.floods import FLOODS, MAX_STREAMS
 from transport.http2.bench import ECHO
+
+from headrace.transport.http2.limits import Limit
 
 CHUNK = 50
 RATE = 40
@@ -48,3 +52,9 @@ def test_a_trickle_is_borne(start, flood):
             assert native.read_all(client)
             native.on_loop(native.clock.second)
     assert not set(native.limits()) - {"streams"}
+
+
+def test_every_limit_is_met_by_an_attack():
+    dialogues = "".join(Path(__file__).with_name(name).read_text() for name in ("test_attacks.py", "dialogues.py"))
+    met = {flood.limit for flood in FLOODS} | {limit for limit in Limit if f'"{limit}"' in dialogues}
+    assert met == set(Limit)
