@@ -3,7 +3,7 @@
 import pytest
 from transport.http2 import bench as benches
 from transport.http2 import wire
-from transport.http2.bench import CHAT, ECHO, FIRST, INFER
+from transport.http2.bench import CHAT, ECHO, FIRST, INFER, INFER_STREAM
 from transport.http2.wire import grpc_call, grpc_head, ping, rst
 
 from headrace.transport import grpc_native
@@ -127,12 +127,36 @@ def test_a_request_that_dribbles(bench, step, arrives):
     assert client.status()[0] == (0 if arrives else 4)
 
 
-def test_a_stream_may_be_silent_between_messages(bench):
+@pytest.mark.parametrize("path", [CHAT, INFER_STREAM])
+def test_a_stream_may_be_silent_between_messages(bench, path):
+    bench.infer.answer = lambda sink: sink.reply(b"reply")
     client = bench.connect()
-    client.send(grpc_head(CHAT) + wire.data(1, wire.message(b"one")))
+    client.send(grpc_head(path) + wire.data(1, wire.message(b"one")))
     bench.wait(1000)
     client.send(wire.data(1, wire.message(b"two"), end=True))
-    assert client.messages() == [b"one", b"two"]
+    assert len(client.messages()) == 2
+    assert client.status()[0] == 0
+
+
+@pytest.mark.parametrize("path", [CHAT, INFER_STREAM])
+def test_a_stream_may_not_stop_within_a_message(bench, path):
+    client = bench.connect()
+    client.send(grpc_head(path) + wire.data(1, wire.message(b"one")[:-1]))
+    bench.wait(61)
+    client.lines()
+    assert client.status()[0] == 4
+    assert client.peer.buffered == 0
+
+
+def test_a_stream_of_requests_that_waits_for_its_turn_is_not_too_slow():
+    """So many are at work that nothing more is credited."""
+    with benches.bench(initial_window_bytes=65_535) as made:
+        client = made.connect()
+        client.send(grpc_head(INFER_STREAM), *[wire.data(1, wire.message(b"m") * 1000) for _ in range(10)])
+        client.send(wire.data(1, wire.message(bytes(5_000))[:-1]))
+        made.wait(200)
+        assert 1 in client.connection.streams
+        client.send(rst(1))
 
 
 def test_a_stream_that_waits_for_its_handler_is_not_too_slow():
