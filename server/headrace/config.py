@@ -80,6 +80,22 @@ class Http2Settings(_Settings):
     keepalive_timeout_s: float = Field(
         20.0, gt=0, allow_inf_nan=False, description="and closed when no answer comes within this time, in seconds"
     )
+    max_connections: int = Field(
+        4096, ge=1, description="connections open at a time; never more than the process may open files"
+    )
+    stall_timeout_s: float = Field(
+        60.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="a request that does not arrive, or a reply that is not taken, is given up when it has stood still "
+        "for this long, in seconds",
+    )
+    min_bytes_per_s: int = Field(
+        100,
+        ge=0,
+        le=MAX_INT32,
+        description="what moves more slowly than this stands still, in bytes per second; 0: any pace will do",
+    )
 
 
 class Settings(_Settings):

@@ -135,6 +135,12 @@ class DeadlineExceeded(HeadraceError):
     reason = "deadline_exceeded"
 
 
+class RequestTooSlow(HeadraceError):
+    """The request's message began and did not arrive, or at next to no pace."""
+
+    reason = "request_too_slow"
+
+
 class Cancelled(HeadraceError):
     """The caller has gone away. Nothing is sent; the class exists for counters."""
 

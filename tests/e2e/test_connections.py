@@ -11,7 +11,7 @@ from e2e.h2_client import PREFACE, H2Client
 from e2e.onnx_models import WIDTH
 from e2e.server_process import eventually
 from grpc import StatusCode
-from hyperframe.frame import DataFrame
+from hyperframe.frame import DataFrame, PingFrame
 from tritonclient.grpc import service_pb2 as pb
 
 ROW = floats([1, 2, 3, 4])
@@ -64,6 +64,22 @@ def test_garbage_ends_with_goaway(server):
         peer.await_(lambda: peer.goaways)
         assert peer.goaways[0].error_code == 6  # FRAME_SIZE_ERROR
         peer.await_(lambda: peer.closed)
+
+
+@native_only
+def test_a_flood_ends_its_connection_and_is_counted(server, stub):
+    def counted(limit):
+        return server.metric("headrace_http2_limits_total", limit=limit)
+
+    before = counted("too_many_pings")
+    with H2Client(server.port) as peer:
+        peer.send(*[PingFrame(0, b"12345678")] * 100)
+        peer.await_(lambda: peer.goaways)
+        assert (peer.goaways[0].error_code, peer.goaways[0].additional_data) == (11, b"too_many_pings")
+        peer.await_(lambda: peer.closed)
+    assert counted("too_many_pings") == before + 1
+    assert 'headrace_http2_limits_total{limit="rapid_reset"} 0.0' in server.get("/metrics")[1]
+    assert served(stub)
 
 
 @native_only

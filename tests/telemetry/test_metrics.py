@@ -232,6 +232,7 @@ def test_server_wide_counts(registry):
     server.bytes_received += 1000
     server.bytes_sent += 2000
     server.protocol_errors["FRAME_SIZE_ERROR"] += 1
+    server.http2_limits.update({"rapid_reset": 3, "streams": 0})
     server.refused["model_not_found"] += 4
     assert samples(registry) == {
         ("headrace_connections", ()): 2,
@@ -241,6 +242,8 @@ def test_server_wide_counts(registry):
         ("headrace_received_bytes_total", ()): 1000,
         ("headrace_sent_bytes_total", ()): 2000,
         ("headrace_protocol_errors_total", (("code", "FRAME_SIZE_ERROR"),)): 1,
+        ("headrace_http2_limits_total", (("limit", "rapid_reset"),)): 3,
+        ("headrace_http2_limits_total", (("limit", "streams"),)): 0,
         ("headrace_unrouted_total", (("reason", "model_not_found"),)): 4,
     }
     assert repr(server) == "<ServerMetrics connections=2 streams=3>"

@@ -6,7 +6,7 @@ import pytest
 from transport.http2 import bench as benches
 from transport.http2 import wire
 from transport.http2.bench import CHAT, ECHO, INFER, SECOND, WATCH
-from transport.http2.wire import grpc_call, grpc_head, ping
+from transport.http2.wire import grpc_call, grpc_head, ping, rst
 
 CALM = "ENHANCE_YOUR_CALM"
 LEAVE = [f"GOAWAY {2**31 - 1} NO_ERROR", "PING headrace"]
@@ -189,26 +189,6 @@ def test_a_reader_that_has_stopped(bench):
     assert client.socket.lost
 
 
-def test_windows_that_stay_shut(bench):
-    client = bench.connect()
-    client.send(wire.settings((wire.INITIAL_WINDOW, 2)), grpc_call(ECHO, b"m"))
-    bench.wait(50)
-    assert client.send(wire.window_update(1, 1)) == ["DATA 1 1"]
-    bench.wait(60)
-    assert not client.socket.lost
-    bench.wait(2)
-    assert client.socket.lost
-
-
-def test_windows_that_stay_shut_while_others_are_served(bench):
-    client = bench.connect()
-    client.send(wire.settings((wire.INITIAL_WINDOW, 6)), grpc_call(ECHO, b"long"))
-    for n in range(10):
-        bench.wait(10)
-        client.send(grpc_call(ECHO, b"m", 3 + 2 * n))
-    assert not client.socket.lost
-
-
 # --- draining ---------------------------------------------------------------------------------------------------------
 
 
@@ -319,3 +299,21 @@ def test_new_connections_are_not_taken_while_draining(bench):
     bench.loop.run_until_idle()
     assert late.socket.lost
     assert task.done()
+
+
+def test_stream_ids_run_out(bench):
+    """The client is asked to go while there are some left."""
+    client = bench.connect()
+    client.send(grpc_call(ECHO, b"m", 2**30 + 1))
+    bench.wait(10)
+    assert client.lines() == []
+    last = 3 * 2**29 + 1
+    client.send(grpc_call(ECHO, b"m", last) + grpc_head(WATCH, last + 2))
+    bench.wait(1)
+    assert client.lines() == LEAVE
+    client.send(wire.data(last + 2, wire.message(b"m")))
+    assert client.messages(last + 2) == [b"m"]  # nobody is thrown out
+    assert client.send(LEFT) == goaway("NO_ERROR", last + 2)
+    assert client.send(rst(last + 2)) == []
+    bench.wait(1)
+    assert client.socket.ended

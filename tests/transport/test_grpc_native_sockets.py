@@ -8,11 +8,9 @@ import uvloop
 from transport.http2 import bench as benches
 from transport.http2 import wire
 from transport.http2.bench import COUNT, ECHO, INFER, WATCH, Infer
-from transport.http2.conformance_cases import BEYOND, FRAMES, GENERIC, HPACK, PONG
 from transport.http2.wire import data, grpc_call, grpc_head, message, ping, rst
 
 from headrace.clock import monotonic_ns
-from headrace.transport.grpc_head import NOT_GRPC
 
 LEAVING = "PING headrace"
 LEFT = ping(b"headrace", wire.ACK)
@@ -87,22 +85,6 @@ def test_a_call_over_a_socket(run):
     async def scenario(port):
         async with port.connect() as client:
             assert await client.call(ECHO, b"hello") == [b"hello"]
-
-    run(scenario)
-
-
-def test_the_conformance_cases_over_a_socket(run):
-    """The same transcripts, now of real calls on real sockets; a violation ends in GOAWAY and then the end."""
-
-    async def scenario(port):
-        for case in (*GENERIC, *FRAMES, *HPACK, *BEYOND):
-            async with port.connect(case.hello) as client:
-                client.writer.write(case.octets + ping(b"pingpong"))
-                lines = await client.until(*PONG)
-                expected = [*case.welcome, *case.expected, *(() if case.fatal else PONG)]
-                assert lines == expected, case.name
-                for stream_id, body in client.reader.bodies.items():
-                    assert NOT_GRPC.startswith(body), (case.name, stream_id)
 
     run(scenario)
 

@@ -27,6 +27,7 @@ EXPECTED = {
     "ShuttingDown": (14, 503),
     "QueueTimeout": (14, 503),
     "DeadlineExceeded": (4, 504),
+    "RequestTooSlow": (4, 408),
     "Cancelled": (1, 499),
     "BackendFailed": (13, 500),
 }

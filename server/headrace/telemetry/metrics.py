@@ -180,7 +180,8 @@ class Metrics(Collector):
 class ServerMetrics(Collector):
     """What is counted for the server as a whole. Transports add to the plain attributes; a scrape reads them.
 
-    protocol_errors: by error code, such as PROTOCOL_ERROR. refused: requests that ended before their model was known,
+    protocol_errors: by error code, such as PROTOCOL_ERROR. http2_limits: what was closed, refused or given up because a
+    peer asked too much, by the limit that it met. refused: requests that ended before their model was known,
     by `HeadraceError.reason`. Keys become label values: they come from fixed sets, never from a client.
     """
 
@@ -192,6 +193,7 @@ class ServerMetrics(Collector):
         self.bytes_received = 0
         self.bytes_sent = 0
         self.protocol_errors: Counter[str] = Counter()
+        self.http2_limits: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
         registry.register(self)
 
@@ -214,6 +216,12 @@ class ServerMetrics(Collector):
         for code, count in sorted(self.protocol_errors.items()):
             errors.add_metric([code], count)
         yield errors
+        limits = CounterMetricFamily(
+            "headrace_http2_limits", "What was closed, refused or given up, by the limit that was met", labels=["limit"]
+        )
+        for limit, count in sorted(self.http2_limits.items()):
+            limits.add_metric([limit], count)
+        yield limits
         refused = CounterMetricFamily(
             "headrace_unrouted", "Requests that ended in an error before their model was known", labels=["reason"]
         )

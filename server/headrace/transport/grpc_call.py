@@ -6,10 +6,18 @@ import asyncio
 from struct import Struct
 from typing import TYPE_CHECKING
 
-from headrace.errors import DeadlineExceeded, HeadraceError, MessageTooLarge, ProtocolError, ShuttingDown
+from headrace.errors import (
+    DeadlineExceeded,
+    HeadraceError,
+    MessageTooLarge,
+    ProtocolError,
+    RequestTooSlow,
+    ShuttingDown,
+)
 from headrace.transport import grpc_messages
 from headrace.transport.grpc_head import REPLY_HEAD, REPLY_TAIL, status_block
 from headrace.transport.grpc_messages import MessageReader
+from headrace.transport.http2.limits import Limit
 from headrace.transport.http2.stream import Stream
 from headrace.transport.status import Code, Status, grpc_status
 
@@ -91,9 +99,12 @@ class Call(Stream):
                 else:
                     self._call(bytes(data[start + 5 : stop]))
                 return
+        refused = self.head.app.refusal is not None
+        if not end and (refused or self._ended):
+            self.connection.without_message(stop - start)
         if self._ended:
             return
-        if self.head.app.refusal is not None:
+        if refused:
             if end or self.recv_window * 2 <= self.connection.limits.initial_window:
                 self._refuse()  # or not quite all, if that is very much
             return
@@ -130,6 +141,8 @@ class Call(Stream):
         try:
             if whole := reader.feed(chunk):
                 self._take(whole)
+            elif not end:
+                self.connection.without_message(len(chunk))
         finally:
             self.peer.buffered += self._held() - held
         if self._hold(0) and not end:
@@ -147,6 +160,7 @@ class Call(Stream):
         peer.buffered += octets
         if peer.buffered <= peer.max_buffered:
             return True
+        peer.server.limited(Limit.BUFFERED_OCTETS)
         self.fail(
             MessageTooLarge(f"the unfinished requests of this connection hold more than {peer.max_buffered} octets")
         )
@@ -202,6 +216,19 @@ class Call(Stream):
         if self.deadline and now >= self.deadline and self.under_way is None:
             self.fail(DeadlineExceeded("Deadline exceeded before the request was read"))
 
+    @property
+    def receiving(self) -> bool:
+        """Whether something of the request is still to come, without which nothing can be done."""
+        return not (self._ended or self.remote_closed)
+
+    def too_slow(self) -> None:
+        """Ends the call: what is still to come does not, or next to nothing of it."""
+        self.peer.server.limited(Limit.SLOW_REQUEST)
+        if self.head.app.refusal is not None:
+            self._refuse()
+        else:
+            self.fail(RequestTooSlow("the request's message stopped arriving"))
+
     # --- the reply ----------------------------------------------------------------------------------------------------
 
     def reply(self, message: bytes) -> None:
@@ -226,6 +253,8 @@ class Call(Stream):
     def _refuse(self) -> None:
         head = self.head.app
         self._ended = True
+        if head.too_large:
+            self.peer.server.limited(Limit.HEADER_LIST)
         outbound = self.connection.outbound
         outbound.headers(self, head.refusal, end=not head.plain)
         if head.plain:
@@ -282,6 +311,12 @@ class StreamCall(Call):
         super().on_reset()
         if self._task is not None:
             self._task.cancel()
+
+    @property
+    def receiving(self) -> bool:
+        """See `Call`: between messages a client may take its time, and while the handler has enough it has to wait."""
+        begun = self._reader is not None and self._reader.within
+        return begun and super().receiving and self._waiting * 2 < self.connection.limits.initial_window
 
     def shut_down(self) -> None:
         """The server leaves: ends the call."""

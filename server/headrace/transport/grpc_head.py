@@ -37,10 +37,10 @@ class CallHead:
     path: as in `:path`. unary, stream: what answers such calls; neither: inference does. infers: on a stream. breaks:
     the first error in such a stream ends it. gzip: messages may be compressed. refusal: the reply that the head itself
     deserves, or None. plain: the body of a refusal for a client that does not speak gRPC, empty after HEAD; None for
-    one that does.
+    one that does. too_large: the reason of the refusal.
     """
 
-    __slots__ = ("breaks", "gzip", "infers", "path", "plain", "refusal", "stream", "unary")
+    __slots__ = ("breaks", "gzip", "infers", "path", "plain", "refusal", "stream", "too_large", "unary")
 
     def __init__(self) -> None:
         self.path = ""
@@ -51,12 +51,14 @@ class CallHead:
         self.gzip = False
         self.refusal: Block | None = None
         self.plain: bytes | None = None
+        self.too_large = False
 
 
 def read_head(table: ServiceTable, fields: Fields | None) -> CallHead:
     """The head of a well-formed HTTP/2 request; `fields` None: over the limits, and dropped. table: what is served."""
     head = CallHead()
     if fields is None:
+        head.too_large = True
         head.refusal = _refusal(Code.RESOURCE_EXHAUSTED, "the request's headers are too large")
         return head
     method = content_type = encoding = b""

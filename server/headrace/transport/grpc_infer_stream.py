@@ -120,6 +120,12 @@ class InferStreamCall(Call):
         if self._requests.waiting_octets * 2 < self.connection.limits.initial_window:
             super()._credit()
 
+    @property
+    def receiving(self) -> bool:
+        """See `Call`: between messages a client may take its time, and while enough of them wait it has to."""
+        begun = self._reader is not None and self._reader.within
+        return begun and super().receiving and self._requests.waiting_octets * 2 < self.connection.limits.initial_window
+
     # --- replies ------------------------------------------------------------------------------------------------------
 
     def _wake(self) -> None:

@@ -16,8 +16,14 @@ from headrace.transport.grpc_call import Call, StreamCall
 from headrace.transport.grpc_head import VARYING, read_head
 from headrace.transport.grpc_infer_stream import InferStreamCall
 from headrace.transport.http2.connection import Connection
-from headrace.transport.http2.frames import ErrorCode
-from headrace.transport.http2.limits import Limits
+from headrace.transport.http2.frames import MAX_STREAM_ID, ErrorCode
+from headrace.transport.http2.limits import Limit, Limits
+from headrace.transport.pace import IN, OUT, Pace
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from headrace.config import Http2Settings
@@ -25,6 +31,7 @@ if TYPE_CHECKING:
     from headrace.telemetry.metrics import ServerMetrics
     from headrace.transport.http2.heads import RequestHead
     from headrace.transport.http2.stream import Stream
+    from headrace.transport.pace import Flow
     from headrace.transport.service import ServiceTable
 
 logger = logging.getLogger(__name__)
@@ -32,12 +39,14 @@ logger = logging.getLogger(__name__)
 _READ_BUFFER = 256 << 10
 _COPIED_READ = 32 << 10
 _TICK_SECONDS = 1.0
-_STALLED_NS = 60 * 10**9
-"""A peer that has not read for this long, while octets wait for it, is dropped."""
+_LAST_IDS = MAX_STREAM_ID // 4 * 3
+"""Beyond this stream a client is asked to go: ids run out, and there are no others on this connection (5.1.1)."""
 _DRAIN_PING_NS = 5 * 10**9
 """A client that has not answered the PING behind our first GOAWAY by then is sent the last one all the same."""
 _LINGER_SECONDS = 1.0
 """After the last octets, the client gets this long to close: closing first may destroy what it has not yet read."""
+_SPARE_FILES = 100
+"""Of those that the process may open, for models, the HTTP port and the log."""
 
 
 class NativeTransport:
@@ -69,6 +78,8 @@ class NativeTransport:
         )
         self.max_message = max_message_bytes
         self.counts = counts
+        self.counts.http2_limits.update(dict.fromkeys(Limit, 0))  # a series that appears at its first event has no rate
+        self.max_connections = _most_connections(http2.max_connections)
         self.clock = clock
         self.read_buffer = memoryview(bytearray(_READ_BUFFER))
         self.peers: set[Peer] = set()
@@ -116,6 +127,10 @@ class NativeTransport:
         if self._server is not None:
             await self._server.wait_closed()
             self._server = None
+
+    def limited(self, limit: Limit) -> None:
+        """A peer has met a limit."""
+        self.counts.http2_limits[limit] += 1
 
     def schedule_flush(self, peer: Peer) -> None:
         """Has `peer` written to at the end of this turn of the loop."""
@@ -167,12 +182,13 @@ class Peer(asyncio.BufferedProtocol):
         self._flush_due = False
         self._ending: asyncio.TimerHandle | None = None
         self._paused: asyncio.Event | None = None
-        self._paused_at = 0
+        self._began = 0
+        self._received = 0  # octets
         self._last_read = 0
         self._last_call = 0
         self._last_id = 0  # of a stream, at the last tick
-        self._sent = 0  # frames, at the last tick at which replies were not held up
-        self._sent_at = 0
+        stall_s = server.http2.stall_timeout_s
+        self._pace = Pace(int(stall_s * 1e9), max(1, int(stall_s * server.http2.min_bytes_per_s)))
         self._pinged_at = 0
         self._draining_since = 0
         self._clock = server.clock
@@ -184,21 +200,28 @@ class Peer(asyncio.BufferedProtocol):
 
     @property
     def draining(self) -> bool:
-        """Whether the client has been asked to go."""
-        return self._draining_since != 0
+        """Whether the server leaves."""
+        return self.server.draining
 
     # --- asyncio.Protocol ---------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio.BufferedProtocol."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's does not derive from asyncio's
-        self.connection = Connection(self.server.limits, self._open, self.server.read_head, self._wake, VARYING)
-        self._last_read = self._last_call = self._clock()
-        self.server.peers.add(self)
+        server = self.server
+        self.connection = Connection(
+            server.limits, self._open, server.read_head, self._wake, VARYING, limited=server.limited
+        )
+        self._began = self._last_read = self._last_call = self._clock()
+        server.peers.add(self)
         self._counts.connections_open += 1
         self._counts.connections_total += 1
-        if self.server.draining:
+        if server.draining:
             self.abort()
+        elif len(server.peers) > server.max_connections:
+            self.connection.calm_down(Limit.CONNECTIONS)
+            self._write()
+            self._transport.close()  # without the time that others get to read the last words
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """See asyncio.BufferedProtocol."""
@@ -214,6 +237,7 @@ class Peer(asyncio.BufferedProtocol):
         """What one read brought; `data` is good for the time of the call only."""
         now = self._clock()
         self._last_read = now
+        self._received += len(data)
         self._counts.bytes_received += len(data)
         connection = self.connection
         connection.receive(data, now)
@@ -227,7 +251,6 @@ class Peer(asyncio.BufferedProtocol):
     def pause_writing(self) -> None:
         """See asyncio.BufferedProtocol: the peer does not read. Nothing more is taken from it until it does."""
         self._paused = asyncio.Event()
-        self._paused_at = self._clock()
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
@@ -311,16 +334,19 @@ class Peer(asyncio.BufferedProtocol):
         self._end_if_drained()
         if self._ending is not None or self._transport.is_closing():
             return
-        if not connection.settings_acked and now - self._last_call > settings.handshake_timeout_s * 1e9:
+        if not connection.controls.settings_acked and now - self._began > settings.handshake_timeout_s * 1e9:
+            self.server.limited(Limit.HANDSHAKE_TIMEOUT)
             if not connection.started:
                 self.abort()
             else:
                 connection.fail(ErrorCode.SETTINGS_TIMEOUT, "no SETTINGS ACK")
                 self._end()
             return
-        if self._stalled(now):
-            self.abort()
+        if not self._moves(now):
             return
+        if connection.ids.last > _LAST_IDS and not self._draining_since:
+            self._draining_since = now
+            connection.drain()
         if self._draining_since and now - self._draining_since > _DRAIN_PING_NS:
             connection.last_goaway()
         for stream in list(connection.streams.values()):
@@ -329,25 +355,57 @@ class Peer(asyncio.BufferedProtocol):
             self._last_call = now
             self._last_id = connection.ids.last
         elif settings.idle_timeout_s and now - self._last_call > settings.idle_timeout_s * 1e9:
+            self.server.limited(Limit.IDLE_TIMEOUT)
             connection.fail(ErrorCode.NO_ERROR, "max_idle")
             self._end()
             return
         self._keep_alive(now, settings)
 
-    def _stalled(self, now: int) -> bool:
-        """Whether what waits for the peer has waited too long: for its socket, or for its windows."""
-        if self._paused is not None:
-            return now - self._paused_at > _STALLED_NS
-        outbound = self.connection.outbound
-        if not outbound.pending_octets or outbound.sent != self._sent:
-            self._sent, self._sent_at = outbound.sent, now
-        return now - self._sent_at > _STALLED_NS
+    def _moves(self, now: int) -> bool:
+        """Whether the connection goes on; what has not moved for too long is given up (CVE-2019-9511, 9517).
+
+        A peer that does not read its socket is cut off, for its connection can take no other end. One that leaves a
+        frame unfinished has lost its way. A call that stands still costs the call.
+        """
+        connection = self.connection
+        stalled = self._pace.stalled(self._moved(), now)
+        if (0, OUT) in stalled:
+            self.server.limited(Limit.SLOW_READER)
+            self.abort()
+            return False
+        if (0, IN) in stalled:
+            connection.calm_down(Limit.SLOW_FRAME)
+            self._end()
+            return False
+        for stream_id, way in stalled:
+            stream = connection.streams.get(stream_id)
+            if stream is None:
+                continue  # it has stalled both ways
+            if way == IN:
+                cast("Call", stream).too_slow()
+            else:
+                connection.give_up(stream, Limit.SLOW_READER)
+        return True
+
+    def _moved(self) -> dict[Flow, int]:
+        """Octets so far of all that has to move, by stream and direction."""
+        connection = self.connection
+        if self._paused is not None:  # nothing is read meanwhile
+            return {(0, OUT): -self._transport.get_write_buffer_size()}
+        moved: dict[Flow, int] = {(0, IN): self._received} if connection.within else {}
+        for stream in connection.streams.values():
+            if cast("Call", stream).receiving:
+                moved[stream.id, IN] = stream.octets_received
+            if stream.pending is not None:
+                moved[stream.id, OUT] = -connection.outbound.waiting(stream)
+        return moved
 
     def _keep_alive(self, now: int, settings: Http2Settings) -> None:
         """Pings a peer that has been silent, and drops it if it stays so (gRFC A8)."""
         if self._last_read > self._pinged_at:
             self._pinged_at = 0
         if self._pinged_at and now - self._pinged_at > settings.keepalive_timeout_s * 1e9:
+            self.server.limited(Limit.KEEPALIVE_TIMEOUT)
             self.abort()
         elif not self._pinged_at and now - self._last_read > settings.keepalive_s * 1e9:
             self._pinged_at = now
@@ -378,3 +436,15 @@ class Peer(asyncio.BufferedProtocol):
     def abort(self) -> None:
         """Closes at once."""
         self._transport.abort()
+
+
+def _most_connections(wanted: int) -> int:
+    """As many as are wanted, if the process may open that many files."""
+    if resource is None:
+        return wanted
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files == resource.RLIM_INFINITY or files >= wanted + _SPARE_FILES:
+        return wanted
+    most = min(wanted, max(1, files - _SPARE_FILES))
+    logger.info("http2.max_connections is %d, not %d: the process may open %d files", most, wanted, files)
+    return most

@@ -135,9 +135,9 @@ def service(infer):
     )
 
 
-def native(loop, clock, infer, *, max_message=MAX_MESSAGE, port=0, **http2):
+def native(loop, clock, infer, *, table=None, max_message=MAX_MESSAGE, port=0, **http2):
     return NativeTransport(
-        service(infer),
+        table or service(infer),
         "127.0.0.1",
         port,
         turn=Turn(loop),

@@ -1,10 +1,11 @@
 """h2spec's cases and more against the sans-I/O connection: every frame of every answer is compared."""
 
 import pytest
+from conformance.http2.beyond import BEYOND
+from conformance.http2.cases import GENERIC, HPACK, HTTP2, PONG
 from hypothesis import given
 from hypothesis import strategies as st
 from transport.http2 import wire
-from transport.http2.conformance_cases import BEYOND, FRAMES, GENERIC, HPACK, PONG
 
 from headrace.transport.grpc_head import NOT_GRPC
 from headrace.transport.http2.connection import Connection
@@ -65,7 +66,7 @@ def test_generic(case):
     assert not connection.closing
 
 
-@pytest.mark.parametrize("case", cases(FRAMES, HPACK, BEYOND))
+@pytest.mark.parametrize("case", cases(HTTP2, HPACK, BEYOND))
 def test_http2(case):
     lines, connection = serve([case.hello + case.octets + wire.ping(b"pingpong")])
     check(case, lines)
@@ -73,7 +74,7 @@ def test_http2(case):
     assert connection.outbound.pending_octets >= 0
 
 
-@pytest.mark.parametrize("case", cases(GENERIC, FRAMES, HPACK, BEYOND))
+@pytest.mark.parametrize("case", cases(GENERIC, HTTP2, HPACK, BEYOND))
 def test_octet_by_octet(case):
     """The same answers, however the octets arrive; a long case comes in prime pieces instead."""
     octets = case.hello + case.octets + wire.ping(b"pingpong")
@@ -85,7 +86,7 @@ def test_octet_by_octet(case):
 @given(st.data())
 def test_any_split(data):
     """Valid and violating sessions alike give one transcript, whatever the reads bring."""
-    case = data.draw(st.sampled_from([*GENERIC, *FRAMES, *HPACK]))
+    case = data.draw(st.sampled_from([*GENERIC, *HTTP2, *HPACK]))
     octets = case.hello + case.octets + wire.ping(b"pingpong")
     cuts = sorted(data.draw(st.sets(st.integers(1, len(octets) - 1), max_size=8)))
     lines, _ = serve(octets[a:b] for a, b in zip([0, *cuts], [*cuts, len(octets)], strict=True))
@@ -94,4 +95,4 @@ def test_any_split(data):
 
 def test_the_tables_are_complete():
     """All 147 cases of h2spec."""
-    assert (len(GENERIC), len(FRAMES), len(HPACK)) == (44, 95, 8)
+    assert (len(GENERIC), len(HTTP2), len(HPACK)) == (44, 95, 8)

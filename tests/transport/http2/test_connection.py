@@ -230,9 +230,9 @@ def test_a_refused_streams_block_is_decoded():
 def test_before_the_ack_a_client_may_not_know_the_limit():
     server = Server(wire.PREFACE + wire.settings(), max_streams=2)
     assert server.send(b"".join(post(n) for n in (1, 3, 5, 7, 9))) == ["RST_STREAM 9 REFUSED_STREAM"]
-    assert not server.connection.settings_acked
+    assert not server.connection.controls.settings_acked
     server.send(wire.frame(wire.SETTINGS, wire.ACK))
-    assert server.connection.settings_acked
+    assert server.connection.controls.settings_acked
     assert server.send(rst(1) + rst(3) + post(11)) == ["RST_STREAM 11 REFUSED_STREAM"]
 
 

@@ -10,12 +10,13 @@ import os
 
 import pytest
 import uvloop
+from conformance.http2.beyond import BEYOND
+from conformance.http2.cases import GENERIC, HPACK, HTTP2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transport.http2 import bench as benches
 from transport.http2 import wire
 from transport.http2.bench import BREAK, CHAT, COUNT, CRASH, ECHO, FAIL, FIRST, INFER, WATCH
-from transport.http2.conformance_cases import BEYOND, FRAMES, GENERIC, HPACK
 from transport.http2.wire import data, grpc_call, grpc_head, message, ping, rst, window_update
 
 from headrace.clock import monotonic_ns
@@ -60,7 +61,7 @@ NONSENSE = st.builds(
     st.sampled_from([0, 1, 2, 3, 5, 2**31 - 1, 2**32 - 1]),
     st.binary(max_size=40),
 )
-CASES = st.sampled_from([case.octets for case in (*GENERIC, *FRAMES, *HPACK, *BEYOND) if len(case.octets) < 2000])
+CASES = st.sampled_from([case.octets for case in (*GENERIC, *HTTP2, *HPACK, *BEYOND) if len(case.octets) < 2000])
 
 
 @st.composite

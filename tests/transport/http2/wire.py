@@ -134,6 +134,7 @@ class Reader:
         self._tail = b""
         self.fields = {}
         self.bodies = {}
+        self.debug = b""  # of the last GOAWAY
 
     def feed(self, octets):
         """One line for each frame that `octets` complete."""
@@ -166,6 +167,7 @@ class Reader:
         if kind == "RstStreamFrame":
             return f"RST_STREAM {at} {ErrorCode(parsed.error_code).name}"
         assert kind == "GoAwayFrame", kind
+        self.debug = parsed.additional_data
         return f"GOAWAY {parsed.last_stream_id} {ErrorCode(parsed.error_code).name}"
 
     def messages(self, stream_id):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.transport.http2 import frames
 from headrace.transport.http2.closed import StreamIds
+from headrace.transport.http2.controls import Controls
 from headrace.transport.http2.frames import (
     MIN_MAX_FRAME,
     ErrorCode,
@@ -18,7 +19,7 @@ from headrace.transport.http2.frames import (
     unpack_header,
 )
 from headrace.transport.http2.heads import HeadReader, PartialBlock
-from headrace.transport.http2.limits import Glitches, Limits, PingStrikes, ReceiveWindow
+from headrace.transport.http2.limits import SMALL, Glitches, Limit, LimitReached, Limits, ReceiveWindow, SmallFrames
 from headrace.transport.http2.outbound import Outbound
 from headrace.transport.http2.stream import NOTHING
 
@@ -35,7 +36,7 @@ class Connection:
 
     open_stream: makes the application's Stream. read_head: turns a checked field section into what the application
     keeps of it; the result is shared by all requests with the same block. varying: see `heads`. wake: called when
-    octets to send appear.
+    octets to send appear. limited: told which limit the peer has met.
     After `closing` has become true the octets of `take()` are the last; the shell sends them and closes the socket.
     """
 
@@ -46,16 +47,17 @@ class Connection:
         read_head: Callable[[Fields | None], Any],
         wake: Callable[[], None],
         varying: Varying | None = None,
+        limited: Callable[[Limit], None] = lambda limit: None,
     ) -> None:
         self.limits = limits
         self.streams: dict[int, Stream] = {}
         self.lingering: list[Lingering] = []  # work for streams that are gone, which the application cannot stop
         self.closing = False
         self.closed_with = ErrorCode.NO_ERROR
-        self.settings_acked = False
         self.now = 0  # monotonic ns of the read being processed
         self.outbound = Outbound(wake, self._sent_all)
         self._open_stream = open_stream
+        self._limited = limited
         self._heads = HeadReader(limits, read_head, varying)
         self._tail = b""
         self.started = False
@@ -64,20 +66,11 @@ class Connection:
         self._low_window = limits.initial_window // 2  # of a stream
         self.ids = StreamIds()
         self._refusing_above = frames.MAX_STREAM_ID
-        self._drain_ping = False
-        self._client_leaves = False
+        self._draining = False
         self.glitches = Glitches(limits)
-        self._strikes = PingStrikes()
-        self._controls = {
-            frames.PRIORITY: self._on_priority,
-            frames.RST_STREAM: self._on_rst_stream,
-            frames.SETTINGS: self._on_settings,
-            frames.PUSH_PROMISE: self._on_push_promise,
-            frames.PING: self._on_ping,
-            frames.GOAWAY: self._on_goaway,
-            frames.WINDOW_UPDATE: self._on_window_update,
-            frames.CONTINUATION: self._on_continuation,
-        }
+        self.small_frames = SmallFrames(limits)
+        self.controls = Controls(self)
+        self._handlers = {**self.controls.handlers, frames.CONTINUATION: self._on_continuation}
         self.outbound.write(frames.settings(limits.settings()))
         if limits.connection_window > frames.DEFAULT_WINDOW:
             self.outbound.write(frames.window_update(0, limits.connection_window - frames.DEFAULT_WINDOW))
@@ -107,8 +100,15 @@ class Connection:
             else:
                 done = self._parse(data, 0)
                 self._tail = bytes(data[done:]) if done < len(data) else b""
+        except LimitReached as reached:
+            self.calm_down(reached.limit)
         except ProtocolViolation as violation:
             self.fail(violation.code, violation.debug)
+
+    @property
+    def within(self) -> bool:
+        """Whether a frame or a field block has begun and is not whole."""
+        return bool(self._tail) or self._block is not None
 
     def _parse(self, data: bytes | memoryview, at: int) -> int:
         """Processes whole frames from `at` on; returns where the first incomplete one begins."""
@@ -149,7 +149,7 @@ class Connection:
                         self._consume(0)
                     stream.remote_closed = True
                     stream.on_data(data, start, at, True)
-                elif flags == 0 and length and (inside := stream.inside).filled + length <= inside.limit:
+                elif flags == 0 and length >= SMALL and (inside := stream.inside).filled + length <= inside.limit:
                     at = self._fill(stream, inside, data, start, length)
                 else:
                     self._data(stream, flags, data, start, at)
@@ -159,9 +159,11 @@ class Connection:
                 else:
                     self._headers(stream_id, flags, bytes(data[start:at]))
             else:
-                control = self._controls.get(kind)
-                if control is not None:
-                    control(flags, stream_id, bytes(data[start:at]))
+                handler = self._handlers.get(kind)
+                if handler is not None:
+                    handler(flags, stream_id, bytes(data[start:at]))
+                else:
+                    self.controls.useless()
         return at
 
     # --- DATA ---------------------------------------------------------------------------------------------------------
@@ -172,7 +174,7 @@ class Connection:
         self.take_back(stream)
         stream.recv_window -= length
         if stream.recv_window < 0:
-            self._reset(stream, ErrorCode.FLOW_CONTROL_ERROR, glitch=True)
+            self.break_off(stream, ErrorCode.FLOW_CONTROL_ERROR)
             return
         if flags & frames.PADDED:
             start, stop = frames.unpad(data, start, stop)
@@ -183,16 +185,16 @@ class Connection:
         expected = stream.head.content_length
         if flags & frames.END_STREAM:
             if expected >= 0 and stream.octets != expected:
-                self._reset(stream, ErrorCode.PROTOCOL_ERROR, glitch=True)
+                self.break_off(stream, ErrorCode.PROTOCOL_ERROR)
                 return
             stream.remote_closed = True
             stream.on_data(data, start, stop, True)
         else:
             if expected >= 0 and stream.octets > expected:
-                self._reset(stream, ErrorCode.PROTOCOL_ERROR, glitch=True)
+                self.break_off(stream, ErrorCode.PROTOCOL_ERROR)
                 return
             if start == stop:
-                self.glitches.empty(self.now)
+                self.glitches.glitch(self.now, Limit.EMPTY_FRAMES)
             stream.on_data(data, start, stop, False)
 
     def lend(self, stream: Stream, inside: Inside, room: int) -> None:
@@ -245,8 +247,8 @@ class Connection:
             if filled + length > inside.limit:
                 break
             stream = following
+        stream.on_inside(taken)  # first: a connection that ends for its window gives back what was counted
         self._consume(taken)
-        stream.on_inside(taken)
         return at
 
     def _consume(self, length: int) -> None:
@@ -262,14 +264,22 @@ class Connection:
             stream.recv_window += octets
             self.outbound.write(frames.window_update(stream.id, octets))
 
+    def without_message(self, octets: int) -> None:
+        """So many octets of DATA have come and have not completed anything: they must not be too few too often."""
+        if octets < SMALL:
+            outbound = self.outbound
+            self.small_frames.data(self.now, outbound.sent - outbound.dribbles, self._window.received)
+
     def _stray_data(self, stream_id: int, stream: Stream | None, length: int) -> None:
         """DATA on a stream that does not take any."""
         self.ids.check_used(stream_id, "DATA")
         self._consume(length)
         if stream is not None:
-            self._reset(stream, ErrorCode.STREAM_CLOSED, glitch=True)
-        elif not self.ids.reset_by_us(stream_id):
-            self.glitches.glitch(self.now)
+            self.break_off(stream, ErrorCode.STREAM_CLOSED)
+        elif self.ids.reset_by_us(stream_id):
+            self.without_message(length)
+        else:
+            self.glitches.glitch(self.now, Limit.STREAM_ERRORS)
             self.outbound.write(frames.rst_stream(stream_id, ErrorCode.STREAM_CLOSED))
 
     # --- HEADERS ------------------------------------------------------------------------------------------------------
@@ -305,7 +315,7 @@ class Connection:
             self._block = None
             self._field_block(stream_id, block.flags, block.whole())
         elif not payload:
-            self.glitches.empty(self.now)
+            self.glitches.glitch(self.now, Limit.EMPTY_FRAMES)
 
     def _field_block(self, stream_id: int, flags: int, block: bytes) -> None:
         """A complete field block: a new request, or trailers, or a stray one."""
@@ -319,20 +329,22 @@ class Connection:
         try:
             head = self._heads.request(block)
         except StreamViolation as violation:
-            self._refuse(stream_id, violation.code, glitch=True)
+            self.refuse(stream_id, violation.code)
             return
         if stream_id > self._refusing_above:
             ids.reset(stream_id, ours=True)
+            self.glitches.glitch(self.now, Limit.STREAM_ERRORS)
             return  # behind our final GOAWAY: the client knows to retry it elsewhere (6.8)
         limits = self.limits
-        if (
-            len(self.streams) >= limits.max_streams - len(self.lingering) and self._too_many()
-        ) or self.outbound.pending_octets > limits.max_unsent:
-            self._refuse(stream_id, ErrorCode.REFUSED_STREAM, glitch=True)
+        if len(self.streams) >= limits.max_streams - len(self.lingering) and self._too_many():
+            self._turn_away(stream_id, Limit.STREAMS)
+            return
+        if self.outbound.pending_octets > limits.max_unsent:
+            self._turn_away(stream_id, Limit.UNSENT_REPLIES)
             return
         end = bool(flags & frames.END_STREAM)
         if end and head.content_length > 0:
-            self._refuse(stream_id, ErrorCode.PROTOCOL_ERROR, glitch=True)
+            self.refuse(stream_id, ErrorCode.PROTOCOL_ERROR)
             return
         stream = self._open_stream(self, stream_id, head)
         self.streams[stream_id] = stream
@@ -345,7 +357,7 @@ class Connection:
         Before the client has acknowledged our SETTINGS it may not know the limit, so that it is allowed twice as many.
         """
         self.lingering = [work for work in self.lingering if not work.finished]
-        limit = self.limits.max_streams if self.settings_acked else 2 * self.limits.max_streams
+        limit = self.limits.max_streams if self.controls.settings_acked else 2 * self.limits.max_streams
         return len(self.streams) + len(self.lingering) >= limit
 
     def _late_block(self, stream_id: int, flags: int, block: bytes) -> None:
@@ -359,12 +371,14 @@ class Connection:
             ours = self.ids.reset_by_us(stream_id)
             if ours is None:  # ended by both sides
                 raise ProtocolViolation(ErrorCode.STREAM_CLOSED, f"HEADERS on closed stream {stream_id}")
-            if not ours:
-                self._refuse(stream_id, ErrorCode.STREAM_CLOSED, glitch=True)
+            if ours:
+                self.glitches.glitch(self.now, Limit.STREAM_ERRORS)
+            else:
+                self.refuse(stream_id, ErrorCode.STREAM_CLOSED)
             return
         if stream.remote_closed:
             self._heads.discard(block)
-            self._reset(stream, ErrorCode.STREAM_CLOSED, glitch=True)
+            self.break_off(stream, ErrorCode.STREAM_CLOSED)
             return
         self.take_back(stream)
         try:
@@ -374,7 +388,7 @@ class Connection:
             if 0 <= stream.head.content_length != stream.octets:
                 raise StreamViolation(ErrorCode.PROTOCOL_ERROR, "content-length differs")
         except StreamViolation as violation:
-            self._reset(stream, violation.code, glitch=True)
+            self.break_off(stream, violation.code)
             return
         stream.remote_closed = True
         stream.on_data(b"", 0, 0, True)
@@ -385,106 +399,7 @@ class Connection:
         if stream_id > self.ids.last and stream_id & 1:
             self.ids.open(stream_id)
         self.ids.check_used(stream_id, "HEADERS")
-        self._refuse(stream_id, ErrorCode.PROTOCOL_ERROR, glitch=True)
-
-    # --- control frames -----------------------------------------------------------------------------------------------
-
-    def _on_priority(self, flags: int, stream_id: int, payload: bytes) -> None:
-        """Accepted and dropped (RFC 9113, 5.3.2); there is no tree to maintain (CVE-2019-9513)."""
-        if stream_id == 0:
-            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
-        self.glitches.glitch(self.now)
-        if len(payload) != 5:
-            code = ErrorCode.FRAME_SIZE_ERROR
-        elif int.from_bytes(payload[:4], "big") & 0x7FFFFFFF == stream_id:
-            code = ErrorCode.PROTOCOL_ERROR
-        else:
-            return
-        if stream_id > self.ids.last:  # an idle stream cannot be reset (5.1)
-            raise ProtocolViolation(code, "malformed PRIORITY")
-        self._refuse(stream_id, code)
-
-    def _on_rst_stream(self, flags: int, stream_id: int, payload: bytes) -> None:
-        self.ids.check_used(stream_id, "RST_STREAM")
-        if len(payload) != 4:
-            raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "RST_STREAM is not 4 octets")
-        self.glitches.reset(self.now)
-        stream = self.streams.pop(stream_id, None)
-        if stream is not None:
-            self.ids.reset(stream_id, ours=False)
-            self.outbound.forget(stream)
-            stream.on_reset()
-
-    def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
-        if stream_id:
-            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "SETTINGS on a stream")
-        if flags & frames.ACK:
-            if payload:
-                raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS ACK with a payload")
-            self.settings_acked = True
-            return
-        if len(payload) % 6 or len(payload) > 6 * 32:
-            raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, f"SETTINGS of {len(payload)} octets")
-        self.glitches.glitch(self.now)
-        for identifier, value in frames.parse_settings(payload):
-            self._apply_setting(identifier, value)
-        self.outbound.write(frames.frame(frames.SETTINGS, frames.ACK, 0))
-        self.outbound.pump()
-
-    def _apply_setting(self, identifier: int, value: int) -> None:
-        """HEADER_TABLE_SIZE binds our encoder, which has no table; MAX_HEADER_LIST_SIZE is advice (CVE-2026-50560)."""
-        if identifier == frames.Setting.INITIAL_WINDOW_SIZE:
-            if value > frames.MAX_WINDOW:
-                raise ProtocolViolation(ErrorCode.FLOW_CONTROL_ERROR, f"INITIAL_WINDOW_SIZE {value}")
-            self.outbound.set_initial_window(value, self.streams.values())
-        elif identifier == frames.Setting.MAX_FRAME_SIZE:
-            if not frames.MIN_MAX_FRAME <= value <= frames.MAX_MAX_FRAME:
-                raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, f"MAX_FRAME_SIZE {value}")
-            self.outbound.max_frame = value
-        elif identifier == frames.Setting.ENABLE_PUSH and value > 1:
-            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, f"ENABLE_PUSH {value}")
-
-    def _on_push_promise(self, flags: int, stream_id: int, payload: bytes) -> None:
-        raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE from a client")
-
-    def _on_ping(self, flags: int, stream_id: int, payload: bytes) -> None:
-        if stream_id:
-            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "PING on a stream")
-        if len(payload) != 8:
-            raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "PING is not 8 octets")
-        if not flags & frames.ACK:
-            self.outbound.write(frames.ping(payload, ack=True))
-            self._strikes.ping(self.now, self.outbound.sent)
-        elif payload == frames.DRAIN_PING and self._drain_ping:
-            self.last_goaway()
-
-    def _on_goaway(self, flags: int, stream_id: int, payload: bytes) -> None:
-        """The client opens no more streams; what it has open goes on."""
-        if stream_id:
-            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "GOAWAY on a stream")
-        if len(payload) < 8:
-            raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "GOAWAY is too short")
-        self._client_leaves = True
-
-    def _on_window_update(self, flags: int, stream_id: int, payload: bytes) -> None:
-        if len(payload) != 4:
-            raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "WINDOW_UPDATE is not 4 octets")
-        increment = int.from_bytes(payload, "big") & 0x7FFFFFFF
-        if stream_id == 0:
-            if increment == 0:
-                raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
-            self.outbound.open_window(increment)
-            return
-        stream = self.streams.get(stream_id)
-        if stream is None:
-            self.ids.check_used(stream_id, "WINDOW_UPDATE")
-        elif increment == 0:
-            self._reset(stream, ErrorCode.PROTOCOL_ERROR, glitch=True)
-        else:
-            try:
-                self.outbound.open_stream_window(stream, increment)
-            except StreamViolation as violation:
-                self._reset(stream, violation.code, glitch=True)
+        self.refuse(stream_id, ErrorCode.PROTOCOL_ERROR)
 
     # --- ends ---------------------------------------------------------------------------------------------------------
 
@@ -495,6 +410,12 @@ class Connection:
         self.outbound.write(frames.goaway(self.ids.last, code, debug))
         self.closed_with = code
         self.lost()
+
+    def calm_down(self, limit: Limit) -> None:
+        """Ends the connection of a peer that has asked too much."""
+        if not self.closing:
+            self._limited(limit)
+            self.fail(ErrorCode.ENHANCE_YOUR_CALM, limit)
 
     def lost(self) -> None:
         """The connection is over, by our doing or the socket's: all streams are told."""
@@ -507,10 +428,15 @@ class Connection:
 
     def drain(self) -> None:
         """Asks the client to go: a first GOAWAY that still takes streams, and a PING whose ACK brings the last one."""
-        if not self._drain_ping and not self.closing:
-            self._drain_ping = True
+        if not self._draining and not self.closing:
+            self._draining = True
             self.outbound.write(frames.goaway(frames.MAX_STREAM_ID, ErrorCode.NO_ERROR, "draining"))
             self.outbound.write(frames.ping(frames.DRAIN_PING))
+
+    def drain_acked(self) -> None:
+        """The client has answered our PING."""
+        if self._draining:
+            self.last_goaway()
 
     def keep_alive(self) -> None:
         """Sends a PING: whether the peer is there shows in that it answers anything at all."""
@@ -525,7 +451,7 @@ class Connection:
     @property
     def drained(self) -> bool:
         """Nothing is under way, and by our last GOAWAY or the client's own nothing more will be."""
-        return not self.streams and (self._client_leaves or self._refusing_above != frames.MAX_STREAM_ID)
+        return not self.streams and (self.controls.client_leaves or self._refusing_above != frames.MAX_STREAM_ID)
 
     def reset(self, stream: Stream, code: ErrorCode) -> None:
         """The application gives a stream up; it is not told."""
@@ -534,23 +460,32 @@ class Connection:
             self.ids.reset(stream.id, ours=True)
             self.outbound.write(frames.rst_stream(stream.id, code))
 
-    def _reset(self, stream: Stream, code: ErrorCode, *, glitch: bool = False) -> None:
+    def give_up(self, stream: Stream, limit: Limit) -> None:
+        """Resets a stream whose peer is too slow for it; the application is told."""
+        self._limited(limit)
+        self.reset(stream, ErrorCode.ENHANCE_YOUR_CALM)
+        stream.on_reset()
+
+    def break_off(self, stream: Stream, code: ErrorCode) -> None:
         """A stream error of the peer's (CVE-2025-8671: it must cost the peer, and the work must stop)."""
         self.reset(stream, code)
         stream.on_reset()
-        if glitch:
-            self.glitches.glitch(self.now)
+        self.glitches.glitch(self.now, Limit.STREAM_ERRORS)
 
-    def _refuse(self, stream_id: int, code: ErrorCode, *, glitch: bool = False) -> None:
-        """RST_STREAM for a stream that may not have come to life."""
+    def refuse(self, stream_id: int, code: ErrorCode) -> None:
+        """A stream error on a stream that may not have come to life."""
         stream = self.streams.get(stream_id)
         if stream is not None:
-            self._reset(stream, code, glitch=glitch)
+            self.break_off(stream, code)
             return
         self.ids.reset(stream_id, ours=True)
         self.outbound.write(frames.rst_stream(stream_id, code))
-        if glitch:
-            self.glitches.glitch(self.now)
+        self.glitches.glitch(self.now, Limit.STREAM_ERRORS)
+
+    def _turn_away(self, stream_id: int, limit: Limit) -> None:
+        """Nothing was done for the new stream, so that the client may try it again (8.7)."""
+        self._limited(limit)
+        self.refuse(stream_id, ErrorCode.REFUSED_STREAM)
 
     def _sent_all(self, stream: Stream) -> None:
         """Our END_STREAM is out. If the client is still sending, it is asked to stop (RFC 9113, 8.1)."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from headrace.transport.http2.fields import RequestValidator, content_length
 from headrace.transport.http2.frames import ErrorCode, ProtocolViolation
 from headrace.transport.http2.hpack import Decoder, HeaderListTooLarge, HpackError
+from headrace.transport.http2.limits import Limit, LimitReached
 
 if TYPE_CHECKING:
     from headrace.transport.http2.fields import Fields
@@ -188,11 +189,11 @@ class PartialBlock:
         self._limits = limits
 
     def add(self, piece: bytes) -> None:
-        """One more frame of it. Raises ProtocolViolation over the limits: skipping it would spoil the table."""
+        """One more frame of it. Raises LimitReached: skipping it would spoil the table."""
         self._pieces.append(piece)
         self._size += len(piece)
         if len(self._pieces) > 1 + self._limits.max_continuations or self._size > self._limits.max_block:
-            raise ProtocolViolation(ErrorCode.ENHANCE_YOUR_CALM, "field block too long")
+            raise LimitReached(Limit.FIELD_BLOCK)
 
     def whole(self) -> bytes:
         """All of it."""

@@ -6,12 +6,52 @@ Every bound here answers a known attack; the advisories are named where the boun
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from headrace.transport.http2.frames import DEFAULT_WINDOW, ErrorCode, ProtocolViolation, Setting
 
 PING_INTERVAL_NS = 300 * 10**9
 """Between pings without anything sent in between (gRFC A8)."""
 MAX_STRIKES = 2
+SMALL = 256
+"""Octets below which a DATA frame costs more to handle than it carries."""
+
+
+class Limit(StrEnum):
+    """The bounds that a peer may meet, as metrics and our GOAWAY name them; docs/http2.md says what each is for."""
+
+    # the connection ends: ENHANCE_YOUR_CALM
+    RAPID_RESET = "rapid_reset"
+    STREAM_ERRORS = "stream_errors"
+    SETTINGS = "settings"
+    PRIORITY = "priority"
+    PINGS = "too_many_pings"  # the text is gRPC's: clients that see it ping less often (gRFC A8)
+    EMPTY_FRAMES = "empty_frames"
+    USELESS_FRAMES = "useless_frames"
+    WINDOW_UPDATES = "window_updates"
+    SMALL_DATA = "small_data"
+    FIELD_BLOCK = "field_block"
+    SLOW_FRAME = "slow_frame"
+    CONNECTIONS = "connections"
+    # the connection ends otherwise
+    HANDSHAKE_TIMEOUT = "handshake_timeout"
+    KEEPALIVE_TIMEOUT = "keepalive_timeout"
+    IDLE_TIMEOUT = "idle_timeout"
+    # a stream is refused or ends; a reader that is slow on all of its streams is cut off
+    STREAMS = "streams"
+    UNSENT_REPLIES = "unsent_replies"
+    HEADER_LIST = "header_list"
+    BUFFERED_OCTETS = "buffered_octets"
+    SLOW_REQUEST = "slow_request"
+    SLOW_READER = "slow_reader"
+
+
+class LimitReached(ProtocolViolation):
+    """The peer has asked too much: ENHANCE_YOUR_CALM."""
+
+    def __init__(self, limit: Limit) -> None:
+        super().__init__(ErrorCode.ENHANCE_YOUR_CALM, limit)
+        self.limit = limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +63,7 @@ class Limits:
     them. max_fields: of a header list (CVE-2026-49975). max_block, max_continuations: of an encoded field block
     (VU#421644). resets: RST_STREAM frames in a burst, then resets_per_second; glitches: streams refused, reset for an
     error, empty frames and other things that no client does often, in a burst, then glitches_per_second.
+    window_updates, small_frames: what may come in a burst, then by the second, beyond what is paid for (`SmallFrames`).
     max_unsent: octets of replies that may wait for the peer to open its windows, before new streams are refused.
     """
 
@@ -37,6 +78,10 @@ class Limits:
     resets_per_second: int = 200
     glitches: int = 1000
     glitches_per_second: int = 100
+    window_updates: int = 1000
+    window_updates_per_second: int = 500
+    small_frames: int = 1000
+    small_frames_per_second: int = 500
     max_unsent: int = 64 << 20
 
     def settings(self) -> dict[int, int]:
@@ -72,7 +117,7 @@ class Bucket:
 
 
 class Glitches:
-    """Counts what a well-behaved peer does rarely; raises ProtocolViolation when it is too much."""
+    """Counts what a well-behaved peer does rarely; raises LimitReached when it is too much."""
 
     __slots__ = ("_glitches", "_resets")
 
@@ -80,20 +125,64 @@ class Glitches:
         self._glitches = Bucket(limits.glitches, limits.glitches_per_second)
         self._resets = Bucket(limits.resets, limits.resets_per_second)
 
-    def glitch(self, now: int) -> None:
-        """A stream that was refused or reset for an error, a frame without use."""
+    def glitch(self, now: int, limit: Limit) -> None:
+        """A stream that was refused or reset for an error, a frame without use. All kinds share one bucket."""
         if not self._glitches.take(now):
-            raise ProtocolViolation(ErrorCode.ENHANCE_YOUR_CALM, "too many errors")
-
-    def empty(self, now: int) -> None:
-        """A frame without payload that ends nothing (CVE-2019-9518)."""
-        if not self._glitches.take(now):
-            raise ProtocolViolation(ErrorCode.ENHANCE_YOUR_CALM, "too many empty frames")
+            raise LimitReached(limit)
 
     def reset(self, now: int) -> None:
         """The peer has reset a stream (CVE-2023-44487)."""
         if not self._resets.take(now):
-            raise ProtocolViolation(ErrorCode.ENHANCE_YOUR_CALM, "too many resets")
+            raise LimitReached(Limit.RAPID_RESET)
+
+
+class Budget:
+    """Frames that are no fault, and cost more than they carry: paid for by what they go along with, else by a bucket.
+
+    Good clients send some for each call, however many calls they make; who sends them alone runs out.
+    """
+
+    __slots__ = ("_bucket", "_credit", "_earned", "_most")
+
+    def __init__(self, burst: int, per_second: int) -> None:
+        self._bucket = Bucket(burst, per_second)
+        self._most = burst
+        self._credit = 0
+        self._earned = 0
+
+    def take(self, now: int, earned: int) -> bool:
+        """Whether one more frame is paid for; earned: a count of them that grows with what they go along with."""
+        self._credit = min(self._credit + earned - self._earned, self._most)
+        self._earned = earned
+        if self._credit > 0:
+            self._credit -= 1
+            return True
+        return self._bucket.take(now)
+
+
+class SmallFrames:
+    """WINDOW_UPDATE, and DATA that brings next to nothing. Raises LimitReached when there are too many for their use.
+
+    A reply pays for some of each, and so does each KiB that goes over the wire. gRPC's C core sends up to four
+    WINDOW_UPDATE a call, the first before its DATA; some clients send a message's prefix in a frame of its own.
+    """
+
+    __slots__ = ("_data", "_updates")
+
+    def __init__(self, limits: Limits) -> None:
+        open_at_once = 4 * limits.max_streams
+        self._updates = Budget(limits.window_updates + open_at_once, limits.window_updates_per_second)
+        self._data = Budget(limits.small_frames + open_at_once, limits.small_frames_per_second)
+
+    def window_update(self, now: int, replies: int, octets_sent: int) -> None:
+        """A WINDOW_UPDATE; replies: frames that we have sent so far, without those that a shut window cut small."""
+        if not self._updates.take(now, 4 * replies + (octets_sent >> 10)):
+            raise LimitReached(Limit.WINDOW_UPDATES)
+
+    def data(self, now: int, replies: int, octets_received: int) -> None:
+        """DATA of less than `SMALL` octets that ended nothing."""
+        if not self._data.take(now, 4 * replies + (octets_received >> 10)):
+            raise LimitReached(Limit.SMALL_DATA)
 
 
 class PingStrikes:
@@ -114,7 +203,7 @@ class PingStrikes:
         if self._last and now - self._last < PING_INTERVAL_NS:
             self._strikes += 1
             if self._strikes > MAX_STRIKES:
-                raise ProtocolViolation(ErrorCode.ENHANCE_YOUR_CALM, "too_many_pings")
+                raise LimitReached(Limit.PINGS)
         else:
             self._last = now
 
@@ -125,17 +214,24 @@ class ReceiveWindow:
     left: octets that may still come; whoever takes some has to call `reopen` once it is below `low`.
     """
 
-    __slots__ = ("_size", "left", "low")
+    __slots__ = ("_opened", "_size", "left", "low")
 
     def __init__(self, size: int) -> None:
         self._size = size
+        self._opened = size
         self.left = size
         self.low = size // 2 + 1
+
+    @property
+    def received(self) -> int:
+        """Octets of DATA so far, padding included."""
+        return self._opened - self.left
 
     def reopen(self) -> int:
         """Opens the window; returns the increment to announce. Raises ProtocolViolation if more came than it took."""
         if self.left < 0:
             raise ProtocolViolation(ErrorCode.FLOW_CONTROL_ERROR, "connection window exceeded")
         increment = self._size - self.left
+        self._opened += increment
         self.left = self._size
         return increment

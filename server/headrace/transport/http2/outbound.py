@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from headrace.transport.http2 import frames
 from headrace.transport.http2.hpack import TABLE_SIZE_ZERO, encode_stateless
+from headrace.transport.http2.limits import SMALL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -45,8 +46,10 @@ class Outbound:
     __slots__ = (
         "_blocked",
         "_finished",
+        "_opened",
         "_owes_update",
         "_wake",
+        "dribbles",
         "initial_window",
         "max_frame",
         "out",
@@ -58,10 +61,12 @@ class Outbound:
     def __init__(self, wake: Callable[[], None], finished: Callable[[Stream], None]) -> None:
         self.out: list[bytes] = []
         self.window = frames.DEFAULT_WINDOW
+        self._opened = frames.DEFAULT_WINDOW
         self.initial_window = frames.DEFAULT_WINDOW
         self.max_frame = frames.MIN_MAX_FRAME
         self.pending_octets = 0
         self.sent = 0  # HEADERS and DATA frames so far
+        self.dribbles = 0  # those of them that a window cut to almost nothing (CVE-2019-9511)
         self._blocked: dict[int, Stream] = {}
         self._wake = wake
         self._finished = finished
@@ -72,6 +77,11 @@ class Outbound:
         return (
             f"<Outbound window {self.window}, {len(self._blocked)} streams blocked, {self.pending_octets} octets wait>"
         )
+
+    @property
+    def octets_sent(self) -> int:
+        """Octets of DATA so far."""
+        return self._opened - self.window
 
     def write(self, frame: bytes) -> None:
         """A frame that no window holds back."""
@@ -152,6 +162,7 @@ class Outbound:
     def open_window(self, increment: int) -> None:
         """A WINDOW_UPDATE on the connection. Raises ProtocolViolation on overflow."""
         self.window += increment
+        self._opened += increment
         if self.window > frames.MAX_WINDOW:
             raise frames.ProtocolViolation(frames.ErrorCode.FLOW_CONTROL_ERROR, "connection window above 2^31-1")
         self.pump()
@@ -177,9 +188,13 @@ class Outbound:
     def forget(self, stream: Stream) -> None:
         """Drops what waits on a stream that was reset."""
         if stream.pending is not None:
-            self.pending_octets -= sum(len(item) for item, _ in stream.pending if not isinstance(item, Block))
+            self.pending_octets -= self.waiting(stream)
             stream.pending = None
             del self._blocked[stream.id]
+
+    def waiting(self, stream: Stream) -> int:
+        """Octets of DATA that wait on the stream for a window."""
+        return sum(len(item) for item, _ in stream.pending or () if not isinstance(item, Block))
 
     def _send_data(self, stream: Stream, payload: memoryview, end: bool) -> int:
         """Sends what the windows allow; returns the octets sent. END_STREAM goes with the last of them."""
@@ -196,6 +211,8 @@ class Outbound:
                 break
         if sent:
             self.sent += 1
+            if sent < size and sent < SMALL:
+                self.dribbles += 1
             self.window -= sent
             stream.send_delta -= sent
         if end and sent == size:

@@ -70,6 +70,11 @@ class Stream:
         self.begun = 0
         self.pending: deque[tuple[Any, bool]] | None = None
 
+    @property
+    def octets_received(self) -> int:
+        """Octets of DATA so far, with what went straight to `inside`."""
+        return self.octets if self.inside is NOTHING else self.octets + self.inside.filled - self.begun
+
     def on_headers(self, end: bool) -> None:
         """The request's head has arrived; `end`: nothing follows."""
 
