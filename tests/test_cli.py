@@ -72,7 +72,7 @@ def test_a_setting_that_proves_bad_while_starting(monkeypatch, capsys):
         (["serve", "models"], "unrecognized: models"),
         (["infer"], "the following arguments are required: MODEL"),
         (["infer", "m", "--inputs", "x=1"], "unrecognized: --inputs; did you mean '--input'?"),
-        (["models", "--timeout-ms", "0"], "'0': expected a whole number above 0"),
+        (["models", "--timeout-ms", "0"], "'0': expected a whole number from 1 to 1000000000"),
     ],
 )
 def test_bad_usage_exits_with_2(served, capsys, arguments, message):

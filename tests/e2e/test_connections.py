@@ -126,6 +126,7 @@ def test_a_client_that_dies_while_its_call_is_served(slow_server, waits):
             else:
                 client.ping()  # answered in order: the call was read before
         victim.reset_connection()
+        other.ping()  # which came after it
         if waits:
             eventually(lambda: gone() == before + 1)
         let_go(slow_server.repository, "cancel")

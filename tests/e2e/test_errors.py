@@ -145,24 +145,26 @@ def test_a_version_that_failed_to_load(stub):
     assert refused.text == "Request for unknown model: 'broken' version 1 is not at ready state"
 
 
-def classified(message):
-    message.outputs.add(name="y").parameters["classification"].int64_param = 1
+def region(tensor):
+    tensor.parameters["shared_memory_region"].string_param = "r"
+    tensor.parameters["shared_memory_byte_size"].int64_param = 16
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        lambda m: m.inputs[0].parameters["shared_memory_region"].CopyFrom(pb.InferParameter(string_param="r")),
-        lambda m: (
-            m.outputs.add(name="y").parameters["shared_memory_region"].CopyFrom(pb.InferParameter(string_param="r"))
-        ),
-        classified,
-    ],
-    ids=["shared memory in", "shared memory out", "classification"],
+    "change", [lambda m: region(m.inputs[0]), lambda m: region(m.outputs.add(name="y"))], ids=["input", "output"]
 )
-def test_extensions_that_are_not_there(stub, change):
+def test_shared_memory_is_off(stub, change):
     refused = failure(stub.ModelInfer, changed(request("echo_fp32", x=ROW), change))
     assert (refused.code, refused.reason) == (StatusCode.UNIMPLEMENTED, "unimplemented")
+    assert refused.text.startswith("Client shared memory is disabled. Start the server with '--allow-client-shm true'")
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_a_number_of_classes_that_is_none(stub, count):
+    message = request("echo_fp32", x=ROW)
+    message.outputs.add(name="y").parameters["classification"].int64_param = count
+    refused = failure(stub.ModelInfer, message)
+    assert (refused.code, refused.reason) == (StatusCode.INVALID_ARGUMENT, "invalid_request")
 
 
 @pytest.mark.parametrize(
@@ -177,20 +179,15 @@ def test_extensions_that_are_not_there(stub, change):
          "requested model 'nobody' is not available"),
         ("RepositoryIndex", pb.RepositoryIndexRequest(repository_name="r"), StatusCode.UNIMPLEMENTED,
          "'repository_name' specification is not supported"),
-        ("RepositoryModelLoad", pb.RepositoryModelLoadRequest(model_name="m"), StatusCode.UNIMPLEMENTED, "not impl"),
-        ("SystemSharedMemoryStatus", pb.SystemSharedMemoryStatusRequest(), StatusCode.UNIMPLEMENTED, "not impl"),
-        ("TraceSetting", pb.TraceSettingRequest(), StatusCode.UNIMPLEMENTED, "not implemented"),
+        ("RepositoryModelLoad", pb.RepositoryModelLoadRequest(model_name="m"), StatusCode.UNAVAILABLE, "not allowed"),
+        ("SystemSharedMemoryStatus", pb.SystemSharedMemoryStatusRequest(), StatusCode.UNIMPLEMENTED, "is disabled"),
+        ("TraceSetting", pb.TraceSettingRequest(model_name="nobody"), StatusCode.NOT_FOUND, "'nobody' is not found"),
     ],
 )  # fmt: skip
 def test_other_rpcs(stub, rpc, message, code, text):
     refused = failure(getattr(stub, rpc), message)
     assert refused.code is code
     assert text in refused.text
-
-
-def test_a_stream_of_inference_is_not_there_yet(stub):
-    refused = failure(lambda timeout: list(stub.ModelStreamInfer(iter([request("echo_fp32", x=ROW)]), timeout=timeout)))
-    assert (refused.code, refused.reason) == (StatusCode.UNIMPLEMENTED, "unimplemented")
 
 
 @pytest.mark.parametrize(
