@@ -195,12 +195,15 @@ def test_five_megabytes_in_and_out(client):
         np.testing.assert_array_equal(got, sent * np.float32(3))
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "grpc_algorithm"), [("gzip", grpc.Compression.Gzip), ("deflate", grpc.Compression.Deflate)]
+)
 @pytest.mark.parametrize("elements", [4, 500_000])
-def test_gzip(client, stub, elements):
+def test_compressed_requests(client, stub, elements, algorithm, grpc_algorithm):
     sent = np.tile(floats([1, 2, 3, 4]), (1, elements // 4))
-    got = client.infer("free", [tensor("x", sent)], compression_algorithm="gzip", client_timeout=SECONDS)
+    got = client.infer("free", [tensor("x", sent)], compression_algorithm=algorithm, client_timeout=SECONDS)
     np.testing.assert_array_equal(got.as_numpy("y"), 3 * sent)
-    reply = stub.ModelInfer(request("free", x=sent), compression=grpc.Compression.Gzip, timeout=SECONDS)
+    reply = stub.ModelInfer(request("free", x=sent), compression=grpc_algorithm, timeout=SECONDS)
     np.testing.assert_array_equal(output(reply), 3 * sent)
 
 

@@ -33,7 +33,7 @@ def refusal(of):
 
 def test_a_plain_request():
     read = head()
-    assert (read.path, read.gzip, read.refusal, read.plain) == ("/s/m", False, None, None)
+    assert (read.path, read.encoding, read.refusal, read.plain) == ("/s/m", b"", None, None)
     assert VARYING.absent == -1
 
 
@@ -107,11 +107,12 @@ def test_methods():
 
 
 def test_encodings():
-    assert head(grpc_encoding=b"gzip").gzip
-    assert not head(grpc_encoding=b"identity").gzip
-    for unknown in (b"deflate", b"snappy", b"GZIP", b"gzip,identity"):
+    assert head(grpc_encoding=b"gzip").encoding == b"gzip"
+    assert head(grpc_encoding=b"deflate").encoding == b"deflate"
+    assert head(grpc_encoding=b"identity").encoding == head().encoding == b""
+    for unknown in (b"br", b"snappy", b"GZIP", b"gzip,identity"):
         fields = refusal(head(grpc_encoding=unknown))
-        assert (fields["grpc-status"], fields["grpc-accept-encoding"]) == ("12", "identity,gzip")
+        assert (fields["grpc-status"], fields["grpc-accept-encoding"]) == ("12", "identity,gzip,deflate")
         assert unknown.decode() in fields["grpc-message"]
 
 
@@ -159,7 +160,7 @@ def described(reader, octets):
     except StreamViolation as violation:
         return violation.code
     refused = read.app.refusal and read.app.refusal.encoded
-    return read.app.path, read.varied, read.app.gzip, refused, read.app.plain, read.content_length
+    return read.app.path, read.varied, read.app.encoding, refused, read.app.plain, read.content_length
 
 
 @given(OTHERS, st.integers(0, 4), TIMEOUTS, st.sampled_from([0, 100, 4096]))

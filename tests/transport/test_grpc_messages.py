@@ -16,8 +16,8 @@ from headrace.transport.grpc_messages import MessageReader, only
 MAX = 200_000
 
 
-def read(octets, *, cuts=(), max_message=MAX, gzip=False):
-    reader = MessageReader(max_message, gzip=gzip)
+def read(octets, *, cuts=(), max_message=MAX, encoding=b""):
+    reader = MessageReader(max_message, encoding)
     found = []
     for start, stop in zip([0, *cuts], [*cuts, len(octets)], strict=True):
         found += reader.feed(memoryview(octets)[start:stop])
@@ -43,7 +43,7 @@ def test_any_split(messages, data):
 def test_the_inside_of_a_large_message_is_laid_down_by_others():
     payload = np.random.default_rng(0).integers(0, 256, 200_000, np.uint8).tobytes()
     octets = message(payload)
-    reader = MessageReader(MAX, gzip=False)
+    reader = MessageReader(MAX, b"")
     assert reader.room == 0
     reader.feed(memoryview(octets)[:105])
     assert reader.room == len(payload) - 100 - 1
@@ -55,7 +55,7 @@ def test_the_inside_of_a_large_message_is_laid_down_by_others():
 
 
 def test_a_small_message_has_no_room_for_rows():
-    reader = MessageReader(MAX, gzip=False)
+    reader = MessageReader(MAX, b"")
     reader.feed(memoryview(message(bytes(1000)))[:100])
     assert reader.within
     assert reader.room == 0
@@ -83,7 +83,7 @@ def resident():
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="how much is resident is read from Linux's /proc")
 def test_an_announced_length_costs_nothing():
     before = resident()
-    readers = [MessageReader(64 << 20, gzip=False) for _ in range(8)]
+    readers = [MessageReader(64 << 20, b"") for _ in range(8)]
     for reader in readers:
         reader.feed(memoryview(b"\0" + word(64 << 20)))
     assert resident() - before < 8 << 20
@@ -93,7 +93,7 @@ def test_an_announced_length_costs_nothing():
 @pytest.mark.parametrize("flag", [2, 3, 128, 255])
 def test_a_flag_that_does_not_exist(flag):
     with pytest.raises(ProtocolError, match=f"message flag {flag}"):
-        read(message(b"abc", flag), gzip=True)
+        read(message(b"abc", flag), encoding=b"gzip")
 
 
 def test_compression_must_have_been_declared():
@@ -103,7 +103,16 @@ def test_compression_must_have_been_declared():
 
 def test_gzip():
     octets = message(gzip.compress(b"abc" * 1000), 1) + message(b"plain") + message(gzip.compress(b""), 1)
-    assert read(octets, gzip=True)[0] == [b"abc" * 1000, b"plain", b""]
+    assert read(octets, encoding=b"gzip")[0] == [b"abc" * 1000, b"plain", b""]
+
+
+def test_deflate():
+    octets = message(zlib.compress(b"abc" * 1000), 1) + message(b"plain")
+    assert read(octets, encoding=b"deflate")[0] == [b"abc" * 1000, b"plain"]
+    raw = zlib.compressobj(wbits=-15)
+    for wrong in (gzip.compress(b"abc"), raw.compress(b"abc") + raw.flush(), zlib.compress(b"abc") + b"more"):
+        with pytest.raises(ProtocolError, match="deflate"):
+            read(message(wrong, 1), encoding=b"deflate")
 
 
 @pytest.mark.parametrize(
@@ -121,16 +130,16 @@ def test_gzip():
 )
 def test_what_is_not_one_gzip_member(payload):
     with pytest.raises(ProtocolError, match="gzip"):
-        read(message(payload, 1), gzip=True)
+        read(message(payload, 1), encoding=b"gzip")
 
 
 def test_inflation_stops_at_the_limit():
-    assert read(message(gzip.compress(bytes(MAX)), 1), gzip=True)[0] == [bytes(MAX)]
+    assert read(message(gzip.compress(bytes(MAX)), 1), encoding=b"gzip")[0] == [bytes(MAX)]
     bomb = message(gzip.compress(bytes(50_000_000)), 1)
     tracemalloc.start()
     try:
         with pytest.raises(MessageTooLarge):
-            read(bomb, gzip=True)
+            read(bomb, encoding=b"gzip")
         assert tracemalloc.get_traced_memory()[1] < 4 * MAX
     finally:
         tracemalloc.stop()
@@ -139,7 +148,7 @@ def test_inflation_stops_at_the_limit():
 def test_a_large_message_ends_aligned():
     """So that a tensor at its end can be run where it lies."""
     for size in (70_000, 70_001, 99_999):
-        (large,) = MessageReader(MAX, gzip=False).feed(memoryview(message(bytes(size))))
+        (large,) = MessageReader(MAX, b"").feed(memoryview(message(bytes(size))))
         view = np.frombuffer(large, np.uint8)
         assert (view.ctypes.data + size) % 64 == 0
 

@@ -136,7 +136,7 @@ class Call(Stream):
     def _gather(self, chunk: memoryview, *, end: bool) -> None:
         reader = self._reader
         if reader is None:
-            reader = self._reader = MessageReader(self.peer.max_message, gzip=self.head.app.gzip)
+            reader = self._reader = MessageReader(self.peer.max_message, self.head.app.encoding)
         held = self._held()
         try:
             if whole := reader.feed(chunk):

@@ -22,7 +22,8 @@ _UNIT_NS = {b"H": 3_600_000_000_000, b"M": 60_000_000_000, b"S": 1_000_000_000, 
 NOT_GRPC = b"This is a gRPC server: expected POST with content-type application/grpc.\n"
 """Body of a plain refusal."""
 _FOREVER_NS = 10 * 365 * 86_400 * 10**9
-ENCODINGS = (b"identity", b"gzip")
+ENCODINGS = (b"identity", b"gzip", b"deflate")
+"""Of request messages; replies are not compressed. `deflate` is that of HTTP: the zlib format (RFC 9110, 8.4.1.2)."""
 _ACCEPT = (b"grpc-accept-encoding", b",".join(ENCODINGS))
 _MAX_MESSAGE = 1024
 """Octets of an encoded grpc-message: the trailers must fit what clients accept, 8 KiB for the strictest."""
@@ -35,12 +36,12 @@ class CallHead:
     """A request's head. Shared by all calls with the same field block, so nothing here belongs to one call.
 
     path: as in `:path`. unary, stream: what answers such calls; neither: inference does. infers: on a stream. breaks:
-    the first error in such a stream ends it. gzip: messages may be compressed. refusal: the reply that the head itself
-    deserves, or None. plain: the body of a refusal for a client that does not speak gRPC, empty after HEAD; None for
-    one that does. too_large: the reason of the refusal.
+    the first error in such a stream ends it. encoding: how messages may be compressed, empty for not at all. refusal:
+    the reply that the head itself deserves, or None. plain: the body of a refusal for a client that does not speak
+    gRPC, empty after HEAD; None for one that does. too_large: the reason of the refusal.
     """
 
-    __slots__ = ("breaks", "gzip", "infers", "path", "plain", "refusal", "stream", "too_large", "unary")
+    __slots__ = ("breaks", "encoding", "infers", "path", "plain", "refusal", "stream", "too_large", "unary")
 
     def __init__(self) -> None:
         self.path = ""
@@ -48,7 +49,7 @@ class CallHead:
         self.stream: StreamHandler | None = None
         self.infers = False
         self.breaks = False
-        self.gzip = False
+        self.encoding = b""
         self.refusal: Block | None = None
         self.plain: bytes | None = None
         self.too_large = False
@@ -88,8 +89,8 @@ def read_head(table: ServiceTable, fields: Fields | None) -> CallHead:
         shown = timeout.decode("latin-1")
         head.refusal = _refusal(Code.INTERNAL, f"grpc-timeout '{shown}': expected 1 to 8 digits and a unit of HMSmun")
     if head.refusal is None and encoding not in (b"", b"identity"):
-        if encoding == b"gzip":
-            head.gzip = True
+        if encoding in ENCODINGS:
+            head.encoding = encoding
         else:
             head.refusal = _refusal(
                 Code.UNIMPLEMENTED, f"grpc-encoding {encoding.decode('latin-1')} is not supported", _ACCEPT

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 PREFIX_SIZE = 5
 _ALIGNMENT = 64
+_WINDOW_BITS = {b"gzip": 31, b"deflate": 15}
+"""What zlib calls the formats."""
 _SMALL = 64 << 10
 """Up to this size a message is handed on as `bytes`; a larger one stays in the buffer that it was received into."""
 
@@ -28,17 +30,18 @@ _SMALL = 64 << 10
 class MessageReader(Inside):
     """Gathers the messages of one call.
 
-    max_message: octets of a message, also after decompression. gzip: what a set flag means; else it is an error.
+    max_message: octets of a message, also after decompression. encoding: what a set flag means, `gzip` or `deflate`; it
+    is an error if it is empty.
     buffer: for the message that has begun. filled: octets of it that are there; up to `room` more may be laid behind
     them by others.
     """
 
-    __slots__ = ("_compressed", "_gzip", "_max_message", "_prefix", "_within")
+    __slots__ = ("_compressed", "_encoding", "_max_message", "_prefix", "_within")
 
-    def __init__(self, max_message: int, *, gzip: bool) -> None:
+    def __init__(self, max_message: int, encoding: bytes) -> None:
         super().__init__()
         self._max_message = max_message
-        self._gzip = gzip
+        self._encoding = encoding
         self._prefix = b""
         self._within = False
         self._compressed = False
@@ -84,7 +87,7 @@ class MessageReader(Inside):
         self._prefix = b""
         if flag > 1:
             raise ProtocolError(f"message flag {flag}, expected 0 or 1")
-        if flag and not self._gzip:
+        if flag and not self._encoding:
             raise ProtocolError("a compressed message, but no grpc-encoding that says how")
         if length > self._max_message:
             raise too_large(length, self._max_message)
@@ -101,15 +104,15 @@ class MessageReader(Inside):
         return bytes(message) if len(message) <= _SMALL else message
 
     def _inflate(self, message: memoryview) -> bytes:
-        inflater = zlib.decompressobj(wbits=31)
+        inflater = zlib.decompressobj(_WINDOW_BITS[self._encoding])
         try:
             plain = inflater.decompress(message, self._max_message + 1)
         except zlib.error:
-            raise ProtocolError("a compressed message that is not gzip") from None
+            raise ProtocolError(f"a compressed message that is not {self._encoding.decode()}") from None
         if len(plain) > self._max_message:
             raise too_large(len(plain), self._max_message)
         if not inflater.eof or inflater.unused_data:
-            raise ProtocolError("a compressed message that is not one whole gzip member")
+            raise ProtocolError(f"a compressed message that is not one whole {self._encoding.decode()} stream")
         return plain
 
 
