@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import grpc
 import numpy as np
 
-from headrace import tensor_text
+from headrace import convert_cli, tensor_text
 from headrace.rpc import inference_pb2 as pb
 from headrace.tensor_text import UsageError
 
@@ -59,13 +59,15 @@ def add_commands(commands: Subparsers) -> None:
     infer.set_defaults(command=_infer, parser=infer)
     models = commands.add_parser(
         "models",
-        help="list a server's models: versions, state, inputs and outputs",
+        usage="headrace models [--url HOST:PORT] [--timeout-ms N] [--json] | headrace models convert [--write] DIR",
+        help="list a server's models, or convert the configuration of Triton's",
         description="Lists every model of a server: version, state (and the reason where it does not serve), largest "
         "batch, inputs and outputs. -1 is a dimension of any size; the first one is the batch.",
         allow_abbrev=False,
     )
     _add_common(models)
     models.set_defaults(command=_models, parser=models)
+    convert_cli.add_command(models.add_subparsers(title="commands", metavar="COMMAND", prog="headrace models"))
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:

@@ -21,11 +21,15 @@ ParameterValue = bool | int | float | str
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One input or output of a model. `shape` leaves the batch dimension out; -1 is a dimension of any size."""
+    """One input or output of a model. `shape` leaves the batch dimension out; -1 is a dimension of any size.
+
+    labels: of an output that holds a value for each class, the names of the classes, as far as they are known.
+    """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
+    labels: tuple[str, ...] = ()
 
     @property
     def fixed(self) -> bool:
@@ -49,6 +53,28 @@ class Region:
     name: str
     offset: int
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueuePolicy:
+    """How requests of one priority level wait.
+
+    timeout_ns: at most so long from their receipt, 0: any time. override: a request's own timeout counts where it is
+    sooner. delays: one that has waited so long is not refused but goes behind those of its level that have not.
+    max_requests: so many of the level may wait, 0: any number.
+    """
+
+    timeout_ns: int = 0
+    override: bool = True
+    delays: bool = False
+    max_requests: int = 0
+
+    def limit_ns(self, own: int) -> int:
+        """How long a request may wait that asks for `own` ns, 0 for nothing; 0: any time."""
+        return own if own and self.override and not 0 < self.timeout_ns <= own else self.timeout_ns
+
+
+ANY_WAIT = QueuePolicy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,10 +206,13 @@ class Template(Protocol):
 
     rows: batch rows of a request (1 for a model without batching). key: requests of equal key may share a batch.
     shapes: for each input of the signature, its non-batch dimensions (all dimensions for a model without batching).
-    outputs: indices into the signature's outputs, in the order asked for. priority: 0 is served first. timeout_ns: the
-    request's own limit from its receipt, 0 for none. timing: whether the reply shall carry its Timeline. final: whether
-    a reply on a stream shall say that it is the last to its request. owner: who runs such requests. reply: what writes
-    their replies. whole: the request that such a request is a piece of, if it is one.
+    outputs: indices into the signature's outputs, in the order asked for. priority: 0 is served first. policy: how
+    requests of that priority wait. timeout_ns: how long such a request may, from its receipt, 0 for any time. timing:
+    outputs: indices into the signature's outputs, in the order asked for. priority: 0 is served first. policy: how
+    requests of that priority wait. timeout_ns: how long such a request may, from its receipt, 0 for any time. timing:
+    whether the reply shall carry its Timeline. final: whether a reply on a stream shall say that it is the last to its
+    request. owner: who runs such requests. reply: what writes their replies. whole: the request that such a request is
+    a piece of, if it is one.
     """
 
     rows: int
@@ -191,6 +220,7 @@ class Template(Protocol):
     shapes: tuple[tuple[int, ...], ...]
     outputs: tuple[int, ...]
     priority: int
+    policy: QueuePolicy
     timeout_ns: int
     timing: bool
     final: bool
@@ -287,9 +317,13 @@ class Batch:
         return f"<Batch {len(self.requests)} requests, {self.rows} rows, closed: {self.reason}>"
 
 
-CLOSE_REASONS = ("full", "cost", "deadline", "idle", "delay", "shape", "isolated", "drain", "ensemble", "cached")
-"""full: no further row fits. cost: a further row would wait without becoming cheaper. deadline: a further row, or
-further waiting, would make a member late. idle: an idle instance took all there was. delay: the fixed delay was over.
-shape: what waits next cannot share a tensor with it. isolated: the batch that it was in has failed, so it is run alone.
-drain: the server is leaving. ensemble: a request that runs through other models, in whose batches it is. cached: no
-batch, the reply was there."""
+CLOSE_REASONS = (
+    "full", "cost", "preferred", "deadline", "idle", "delay", "shape", "single", "isolated", "drain", "ensemble",
+    "cached",
+)  # fmt: skip
+"""full: no further row fits. cost: a further row would wait without becoming cheaper. preferred: its size is one that
+the configuration prefers. deadline: a further row, or further waiting, would make a member late. idle: an idle instance
+took all there was. delay: the fixed delay was over. shape: what waits next cannot share a tensor with it. single:
+requests of this model run alone. isolated: the batch that it was in has failed, so it is run alone. drain: the server
+is leaving. ensemble: a request that runs through other models, in whose batches it is. cached: no batch, the reply was
+there."""

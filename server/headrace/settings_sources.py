@@ -185,6 +185,8 @@ def describe(schema: Schema) -> str:
     """What a JSON schema allows, in words: `an integer from 0 to 65535`."""
     if "allowed" in schema:  # words that a field brings itself, by json_schema_extra
         return str(schema["allowed"])
+    if "$ref" in schema:
+        return "a table"
     if "anyOf" in schema:
         options = [describe(option) for option in schema["anyOf"] if option.get("type") != "null"]
         return " or ".join(dict.fromkeys(options))
@@ -281,6 +283,8 @@ def _locate(root: Schema, location: KeyPath) -> tuple[KeyPath, Schema]:
     for depth, key in enumerate(location):
         properties = node.get("properties", {})
         child = properties.get(key) if properties else node.get("additionalProperties")
+        if "$ref" in node.get("items", {}):  # a list of tables
+            child = node["items"]
         if not isinstance(child, dict):
             return location[:depth], node
         node = _resolve(root, child)
@@ -306,5 +310,8 @@ def _origin(source: Source, path: KeyPath) -> str:
 
 def _value_at(values: object, path: KeyPath) -> object:
     for key in path:
-        values = values[key] if isinstance(values, Mapping) and key in values else None
+        if isinstance(values, list):
+            values = values[int(key)]
+        else:
+            values = values[key] if isinstance(values, Mapping) and key in values else None
     return values

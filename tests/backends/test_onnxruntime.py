@@ -380,6 +380,60 @@ def test_bad_options(identity, options, message):
     assert str(error.value) == message
 
 
+def test_more_options_of_sessions(identity):
+    options = {"memory_pattern": False, "execution_mode": "parallel", "inter_op_threads": 2}
+    chosen = identity(TensorProto.FLOAT, ["N", 2], threads=0, **options).make_instance(0)._session.get_session_options()
+    assert not chosen.enable_mem_pattern
+    assert (chosen.intra_op_num_threads, chosen.inter_op_num_threads) == (0, 2)
+    assert chosen.execution_mode == onnxruntime.ExecutionMode.ORT_PARALLEL
+
+
+@pytest.mark.parametrize(("datatype", "shape"), [(TensorProto.FLOAT, ("N", 2)), (TensorProto.FLOAT, ("N", "D")),
+                                                (TensorProto.BFLOAT16, ("N", "D"))])  # fmt: skip
+def test_options_of_runs_are_given_to_each(identity, datatype, shape):
+    key = "memory.enable_memory_arena_shrinkage"
+    instance = identity(datatype, shape, run={key: "cpu:0"}).make_instance(0)
+    assert instance._run_options.get_run_config_entry(key) == "cpu:0"
+    row = bytes(8 if datatype == TensorProto.FLOAT else 4)
+    assert instance.run([[row]], [(1, 2)], [0])[0].shape == (1, 2)
+    broken = identity(datatype, shape, run={key: "gpu:7"}).make_instance(0)
+    with pytest.raises(Exception, match="arena"):
+        broken.run([[row]], [(1, 2)], [0])
+
+
+def test_instances_may_share_a_session(identity):
+    for share in (True, False):
+        model = identity(TensorProto.FLOAT, ["N", 2], share_session=share)
+        one, two = (model.make_instance(index) for index in range(2))
+        assert (one._session is two._session) is share
+        one.close()
+        assert two.run([[bytes(8)]], [(1, 2)], [0])[0].tolist() == [[0, 0]]
+
+
+def test_the_file_may_have_another_name_or_be_a_directory(identity, tmp_path):
+    identity(TensorProto.FLOAT, ["N", 2])
+    opened = backend.OnnxRuntimeBackend()
+    file = tmp_path / "model.onnx"
+    for name in ("net.onnx", "parts/net.onnx", "model.onnx/model.onnx"):
+        target = tmp_path / name
+        moved = file.rename(tmp_path / "aside")
+        target.parent.mkdir(exist_ok=True)
+        file = moved.rename(target)
+        options = {} if name.startswith("model") else {"file": name}
+        loaded = opened.load(tmp_path, max_batch=None, threads=1, options=options)
+        assert loaded.signature.max_batch == 64
+    with pytest.raises(ModelLoadError, match=r"there is no .*other\.onnx"):
+        opened.load(tmp_path, max_batch=None, threads=1, options={"file": "other.onnx"})
+    for outside in ("../model.onnx", "/etc/passwd", ""):
+        with pytest.raises(ModelLoadError, match=r"file: .* is no file within the version directory"):
+            opened.load(tmp_path, max_batch=None, threads=1, options={"file": outside})
+
+
+def test_a_library_of_operators_that_is_not_there(identity):
+    with pytest.raises(ModelLoadError, match=r"ONNX Runtime cannot load .*libabsent\.so"):
+        identity(TensorProto.FLOAT, ["N", 2], op_libraries=["libabsent.so"])
+
+
 def test_files_that_are_no_models(tmp_path):
     load = backend.OnnxRuntimeBackend().load
     with pytest.raises(ModelLoadError, match=r"there is no .*model.onnx"):

@@ -153,7 +153,8 @@ class Server:
 def plain_environment(**more):
     """The environment without any setting of Headrace's, in which tests' own backends are found."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
-    return plain | {"PYTHONPATH": str(TESTS)} | more
+    path = os.pathsep.join(filter(None, (str(TESTS), plain.get("PYTHONPATH"))))
+    return plain | {"PYTHONPATH": path} | more
 
 
 def eventually(condition, seconds=WAIT_SECONDS):

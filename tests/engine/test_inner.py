@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from headrace.engine.inner import InnerClient, Tensor
-from headrace.errors import DeadlineExceeded, InvalidRequest
+from headrace.errors import DeadlineExceeded, InvalidRequest, QueueFull, QueueTimeout
 from headrace.messages import Signature, TensorSpec
+from headrace.repository.model_config import LevelConfig, ModelConfig, QueueConfig
 from headrace.testing.backend import FakeModel
 from headrace.testing.client import InProcessServer
 from headrace.testing.loop import run_virtual
@@ -92,5 +93,26 @@ def test_what_does_not_fit_the_model():
         told = Told()
         with pytest.raises(InvalidRequest, match="unexpected shape for input 'x'"):
             InnerClient(scheduler).send([row(1, 2, 3)], make_request(), told.done, told.failed)
+
+    run_virtual(main())
+
+
+def test_the_queue_policies_of_the_model_hold():
+    levels = {"1": LevelConfig(timeout_us=2000), "2": LevelConfig(max_level_requests=1)}
+    config = ModelConfig(priority_levels=2, queue=QueueConfig(levels=levels))
+
+    async def main():
+        server = InProcessServer(asyncio.get_running_loop().clock)
+        scheduler, _ = server.serve(FakeModel(latency_ns=10_000_000), config=config)
+        client = InnerClient(scheduler)
+        first, urgent, second, third = (Told() for _ in range(4))
+        for one, priority in ((first, 0), (urgent, 0), (second, 1), (third, 1)):
+            client.send([row(1, 1)], make_request(now=server.clock(), priority=priority), one.done, one.failed)
+            await asyncio.sleep(0)
+        await asyncio.sleep(1)
+        assert first.tensors is not None
+        assert type(urgent.error) is QueueTimeout
+        assert second.tensors is not None
+        assert type(third.error) is QueueFull
 
     run_virtual(main())

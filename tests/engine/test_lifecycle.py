@@ -111,7 +111,7 @@ def test_a_broken_model_leaves_the_others_serving(repository, caplog):
         assert reasons["refused/1"] == "no such operator"
         assert reasons["crashed/1"] == "loading failed unexpectedly; the server's log says more"
         assert reasons["failing/1"] == "a first run on zeros, batch size 1, failed: bad weights"
-        assert reasons["checked/1"] == "model.toml has checks for ['q'], but the inputs of the model are ['x']"
+        assert reasons["checked/1"] == "the configuration speaks of input ['q'], but the inputs of the model are ['x']"
         assert "max_bach" in reasons["unreadable/None"]
         assert "policy" in reasons["unknown/None"]
         assert (await world.client.infer("good", {"x": ROW}))["y"].tolist() == ROW.tolist()
@@ -124,6 +124,36 @@ def test_a_broken_model_leaves_the_others_serving(repository, caplog):
     assert "model refused version 1 cannot be served: no such operator" in caplog.text
     assert "segment" in caplog.text  # for the operator
     assert all(instance.closed for model in FakeBackend.loaded for instance in model.instances)
+
+
+def test_a_model_of_tritons_is_served_as_its_file_says(tmp_path, caplog):
+    (tmp_path / "m" / "1").mkdir(parents=True)
+    (tmp_path / "m" / "1" / "model.fake").touch()
+    (tmp_path / "m" / "labels.txt").write_text("left\nright\n")
+    (tmp_path / "m" / "config.pbtxt").write_text("""
+        backend: "headrace.testing.backend:FakeBackend" max_batch_size: 4 runtime: "x"
+        input { name: "x" data_type: TYPE_FP32 dims: [ 2, 1 ] reshape { shape: [ 2 ] } }
+        output { name: "y" data_type: TYPE_FP32 dims: [ 1, 2 ] reshape { shape: [ 2 ] } label_filename: "labels.txt" }
+        dynamic_batching { }
+    """)
+
+    async def main():
+        world = World()
+        await world.engine.load_all(tmp_path)
+        assert world.states() == {"m/1": ("READY", "")}
+        reply = await world.client.infer("m", {"x": ROW.reshape(1, 2, 1)})
+        assert reply["y"].tolist() == [ROW.tolist()]
+        big = await world.client.infer("m", {"x": np.arange(14, dtype=np.float32).reshape(7, 2, 1)})  # is split
+        assert big["y"].tolist() == np.arange(14).reshape(7, 1, 2).tolist()
+        (scheduler,) = world.engine.schedulers
+        assert scheduler.signature.outputs[0].labels == ("left", "right")
+        assert scheduler.stated.runtime == "x"
+        world.engine.close()
+
+    with caplog.at_level(logging.WARNING):
+        run_virtual(main())
+    assert caplog.messages == ["model m version 1: config.pbtxt: runtime: ignored: it names a library of Triton's"]
+    assert [instance.closed for model in FakeBackend.loaded for instance in model.instances] == [True]
 
 
 def test_a_repository_that_is_not_there():

@@ -1,6 +1,7 @@
 """Whatever happens to a scheduler, in whatever order: each request ends once, with its own rows, and in time."""
 
 import logging
+from collections import Counter
 
 import numpy as np
 from hypothesis import settings
@@ -16,6 +17,7 @@ from headrace.errors import (
     ShuttingDown,
 )
 from headrace.messages import Signature, State, TensorSpec
+from headrace.pipeline.queue import is_over
 from headrace.repository.model_config import BatchingConfig, ModelConfig, QueueConfig
 from headrace.testing.backend import FakeModel
 from headrace.testing.client import InProcessServer, infer_request, output_arrays
@@ -87,20 +89,49 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @initialize(
         instances=st.integers(1, 3),
-        policy=st.sampled_from(["slot", "slot", "deadline", "delay"]),
+        policy=st.sampled_from(["slot", "slot", "deadline", "delay", "single"]),
+        preferred=st.sampled_from([None, None, (2, 4)]),
         inline=st.booleans(),
         knows=st.booleans(),
         slo=st.sampled_from([0.0, 0.0, 30.0]),
+        timeout=st.sampled_from([0, 0, 12]),
+        on_timeout=st.sampled_from(["reject", "reject", "delay"]),
+        override=st.booleans(),
         max_requests=st.sampled_from([4, 4096]),
+        max_level_requests=st.sampled_from([0, 0, 2]),
         steep=st.booleans(),
     )
-    def set_up(self, instances, policy, inline, knows, slo, max_requests, steep):
+    def set_up(
+        self,
+        instances,
+        policy,
+        preferred,
+        inline,
+        knows,
+        slo,
+        timeout,
+        on_timeout,
+        override,
+        max_requests,
+        max_level_requests,
+        steep,
+    ):
+        if slo:
+            timeout = 0
+        self.timeout, self.delays, self.override = timeout, on_timeout == "delay", override
+        self.max_level_requests = max_level_requests
         config = ModelConfig(
             instances=instances,
             slo_ms=slo,
             priority_levels=2,
-            batching=BatchingConfig(policy=policy, delay_us=3000),
-            queue=QueueConfig(max_requests=max_requests),
+            batching=BatchingConfig(policy=policy, delay_us=3000, preferred_sizes=preferred),
+            queue=QueueConfig(
+                max_requests=max_requests,
+                max_level_requests=max_level_requests,
+                timeout_us=timeout * 1000,
+                on_timeout=on_timeout,
+                timeout_override=override,
+            ),
         )
         self.policy = policy
         self.inline = inline
@@ -141,8 +172,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         if poison:
             ids[rows // 2, 0] = POISON - self.next_id
         now = self.loop.clock()
-        limits = [ms * MS for ms in (rpc_ms, timeout_ms) if ms] or [self.slo_ns]
-        sent = Sent(ids, now + min(limits) if min(limits) else 0, (bool(rpc_ms), bool(timeout_ms or self.slo_ns)))
+        own = timeout_ms if self.override and not 0 < self.timeout <= timeout_ms else 0
+        wait_ms = 0 if self.delays else own or self.timeout
+        limits = [ms * MS for ms in (rpc_ms, wait_ms) if ms] or [0 if own or self.timeout else self.slo_ns]
+        sent = Sent(ids, now + min(limits) if min(limits) else 0, (bool(rpc_ms), bool(wait_ms or self.slo_ns)))
         self.sent.append(sent)
 
         def on_end():
@@ -220,7 +253,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert len({request.template.key for request in requests}) == 1
         assert [request.order for request in requests] == sorted(request.order for request in requests)
         for request in requests:
-            assert not 0 < request.expires <= batch.batched, "what had expired runs"
+            over = 0 < request.expires <= batch.batched and is_over(request, batch.batched)
+            assert not over, "what had expired runs"
             assert batch.batched <= now
             whole = request.template.whole or request
             sent = self.by_sink[id(whole.sink)]
@@ -239,7 +273,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if scheduler._idle:
             assert not scheduler._isolated
             if scheduler.queue.requests:
-                assert self.policy != "slot", "an idle instance, and somebody waits"
+                assert self.policy not in ("slot", "single"), "an idle instance, and somebody waits"
                 assert not self.draining
                 assert scheduler._timer is not None
                 assert scheduler._timer_at > now, "waits past the moment"
@@ -260,6 +294,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert queue.rows == sum(request.template.rows for request in waiting)
         assert queue.nbytes == sum(len(part) for request in waiting for part in request.parts)
         assert all(request.state is State.WAITING for request in waiting)
+        if self.max_level_requests:  # of a split request, all pieces come in, and all wait
+            whole = {id(request.template.whole or request): request.template.priority for request in waiting}
+            assert max(Counter(whole.values()).values(), default=0) <= self.max_level_requests
         assert len(self.scheduler._idle) + len(self.scheduler._running) == len(self.model.instances)
 
     @invariant()

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.errors import DeadlineExceeded, DeadlineUnreachable, InvalidRequest, QueueFull, QueueTimeout, ShuttingDown
-from headrace.messages import Batch
+from headrace.messages import Batch, QueuePolicy
 from headrace.pipeline.admission import QueueLimits, admit, admit_all, expired, reply_ns, wait_ns
 from headrace.pipeline.cost import CostModel
 from headrace.pipeline.queue import RequestQueue
@@ -229,3 +229,31 @@ def test_the_quick_look_is_not_too_cautious():
         expires = NOW + deadline * MS
         quick = admit_all(8, 8, 0, expires, NOW, queue, QueueLimits(), flat(), max_rows=8, draining=False)
         assert quick is admitted
+
+
+def test_a_level_may_be_full_while_others_are_not():
+    two = QueuePolicy(max_requests=2)
+    waiting = [request(priority=0, policy=two), request(8, priority=1), request(priority=0, policy=two, key="other")]
+    error = ask(request(priority=0, policy=two), *waiting)
+    assert type(error) is QueueFull
+    assert str(error) == "Exceeds maximum queue size: 2 requests of priority level 1 wait, no more may"
+    assert error.retry_after_ms == 1
+    assert ask(request(priority=0, policy=two), *waiting, cost=flat(), busy=running(0)).retry_after_ms == 10
+    assert ask(request(priority=1, policy=two), *waiting) is None
+    assert ask(request(priority=0), *waiting) is None
+
+
+def test_levels_are_looked_at_one_by_one():
+    queue = RequestQueue()
+    for by_level in (False, True):
+        limits = QueueLimits(by_level=by_level)
+        assert admit_all(1, 1, 0, 0, NOW, queue, limits, flat(), max_rows=8, draining=False) is not by_level
+
+
+def test_a_timeout_that_only_delays_refuses_nobody():
+    patient = QueuePolicy(delays=True)
+    assert ask(request(expires=NOW + MS, policy=patient), cost=flat()) is None
+    assert ask(request(expires=NOW, policy=patient), cost=flat()) is None
+    assert type(ask(request(expires=NOW + MS), cost=flat())) is DeadlineUnreachable
+    both = request(expires=NOW + MS, rpc_deadline=NOW + 2 * MS, policy=patient)
+    assert type(ask(both, cost=flat())) is DeadlineUnreachable

@@ -212,6 +212,54 @@ class TestDelayPolicy:
         assert decision.wake_at == NOW + 9 * MS
 
 
+class TestPreferredSizes:
+    def test_the_largest_that_the_first_requests_make_runs(self):
+        requests = [request() for _ in range(7)]
+        decision, queue = run(*requests, preferred=(2, 4))
+        assert taken(decision) == [(requests[:4], 4, "preferred")]
+        assert list(queue) == requests[4:]
+        decision, _ = run(*requests, slots=3, preferred=(2, 4))
+        assert [batch.rows for batch in decision.take] == [4, 2, 1]
+        assert [batch.reason for batch in decision.take] == ["preferred", "preferred", "idle"]
+
+    def test_without_one_all_there_is_runs(self):
+        decision, _ = run(request(3), request(2), preferred=(4,))
+        assert taken(decision)[0][1:] == (5, "idle")
+
+    def test_a_full_batch_is_called_full(self):
+        decision, _ = run(request(4), request(4), request(), preferred=(4, 8))
+        assert taken(decision)[0][1:] == (8, "full")
+
+    def test_what_is_configured_counts_not_what_was_learned(self):
+        decision, _ = run(*(request() for _ in range(8)), preferred=(8,), cost=linear())
+        assert taken(decision)[0][1:] == (8, "full")
+
+    def test_with_a_delay_a_preferred_size_runs_at_once_and_others_wait(self):
+        more = {"policy": "delay", "delay_ns": 5 * MS, "preferred": (4,)}
+        decision, _ = run(*(request() for _ in range(5)), **more)
+        assert taken(decision)[0][1:] == (4, "preferred")
+        decision, _ = run(*(request() for _ in range(3)), **more)
+        assert (decision.take, decision.wake_at) == ([], NOW + 5 * MS)
+
+    def test_who_has_waited_the_delay_gets_as_large_a_batch_as_there_is(self):
+        more = {"policy": "delay", "delay_ns": 5 * MS, "preferred": (4,), "now": NOW + 5 * MS}
+        decision, _ = run(*(request() for _ in range(6)), **more)
+        assert taken(decision)[0][1:] == (6, "delay")
+        decision, _ = run(*(request() for _ in range(9)), **more)
+        assert taken(decision)[0][1:] == (8, "full")
+
+    def test_draining_prefers_nothing(self):
+        decision, _ = run(*(request() for _ in range(5)), preferred=(4,), draining=True)
+        assert taken(decision)[0][1:] == (5, "drain")
+
+
+def test_each_request_runs_alone_under_the_policy_that_says_so():
+    requests = [request(2), request(1), request(8)]
+    decision, queue = run(*requests, slots=2, policy="single")
+    assert taken(decision) == [([requests[0]], 2, "single"), ([requests[1]], 1, "single")]
+    assert list(queue) == requests[2:]
+
+
 requests = st.builds(
     lambda rows, deadline, key, priority, nbytes, age: make_request(
         rows, now=NOW - age, expires=deadline and NOW + deadline, key=key, priority=priority, nbytes=nbytes
@@ -228,14 +276,22 @@ requests = st.builds(
 @given(
     st.lists(requests, max_size=30),
     st.integers(0, 4),
-    st.sampled_from(["slot", "deadline", "delay"]),
+    st.sampled_from(["slot", "deadline", "delay", "single"]),
+    st.sampled_from([(), (), (2, 5), (8,)]),
     st.sampled_from([0, 60]),
     st.sampled_from([CostModel(8), linear(), flat()]),
     st.booleans(),
 )
-def test_whatever_waits(waiting, slots, policy, max_bytes, cost, draining):
+def test_whatever_waits(waiting, slots, policy, preferred, max_bytes, cost, draining):
     decision, queue = run(
-        *waiting, slots=slots, policy=policy, delay_ns=5 * MS, max_bytes=max_bytes, cost=cost, draining=draining
+        *waiting,
+        slots=slots,
+        policy=policy,
+        preferred=preferred,
+        delay_ns=5 * MS,
+        max_bytes=max_bytes,
+        cost=cost,
+        draining=draining,
     )
     members = [request for batch in decision.take for request in batch.requests]
     # everyone is in exactly one place
@@ -247,6 +303,8 @@ def test_whatever_waits(waiting, slots, policy, max_bytes, cost, draining):
         assert batch.requests
         assert batch.rows == sum(request.template.rows for request in batch.requests) <= 8
         assert batch.reason in CLOSE_REASONS
+        assert batch.reason != "preferred" or batch.rows in preferred
+        assert policy != "single" or len(batch.requests) == 1
         assert len({request.template.key for request in batch.requests}) == 1
         assert [request.order for request in batch.requests] == sorted(request.order for request in batch.requests)
         assert not max_bytes or len(batch.requests) == 1 or sum(r.nbytes for r in batch.requests) <= max_bytes
@@ -256,7 +314,7 @@ def test_whatever_waits(waiting, slots, policy, max_bytes, cost, draining):
         late = [r for r in batch.requests if r.expires and NOW + cost.predict(batch.rows) > r.expires]
         assert all(NOW + cost.predict(r.template.rows) > r.expires for r in late), "late because of the batch"
     if len(decision.take) < slots and queue:
-        assert policy != "slot", "an idle instance and work"
+        assert policy not in ("slot", "single"), "an idle instance and work"
         assert not draining
         assert decision.wake_at > NOW
     if any(request.expires for request in queue):

@@ -8,7 +8,7 @@ from headrace.datatypes import DATATYPES
 from headrace.errors import InvalidRequest
 from headrace.messages import TensorSpec
 from headrace.pipeline.checks import checks_for
-from headrace.repository.model_config import InputCheck
+from headrace.repository.model_config import InputConfig
 
 
 def check(raw, datatype, shape, rules=None):
@@ -29,7 +29,7 @@ def floats(*values, dtype="<f4"):
 def test_numbers_without_rules_are_not_looked_at():
     for datatype in set(DATATYPES) - {"BOOL", "BYTES"}:
         assert checks_for(TensorSpec("x", datatype, (2,)), (1, 2), None, "m") == []
-        assert checks_for(TensorSpec("x", datatype, (2,)), (1, 2), InputCheck(), "m") == []
+        assert checks_for(TensorSpec("x", datatype, (2,)), (1, 2), InputConfig(), "m") == []
 
 
 def test_a_bool_is_0_or_1():
@@ -59,7 +59,7 @@ def test_text_is_utf8():
 
 
 def test_finite():
-    rules = InputCheck(finite=True)
+    rules = InputConfig(finite=True)
     assert check(floats(1, -2, 3e38), "FP32", (3,), rules) is None
     for bad, shown in ((math.nan, "nan"), (math.inf, "inf"), (-math.inf, "-inf")):
         for at in range(3):
@@ -71,22 +71,22 @@ def test_finite():
 
 
 def test_a_range():
-    rules = InputCheck(min=0, max=16)
+    rules = InputConfig(min=0, max=16)
     assert check(floats(0, 16, 8), "FP32", (3,), rules) is None
     text = "element 1 of input 'x' for model 'm' is 17.0, expected a value from 0 to 16"
     assert check(floats(3, 17, -1), "FP32", (3,), rules) == text
     assert check(floats(1, math.nan), "FP32", (2,), rules) == (
         "element 1 of input 'x' for model 'm' is nan, expected a value from 0 to 16"
     )
-    assert check(floats(-5), "FP32", (1,), InputCheck(max=0)) is None
-    assert check(floats(100), "FP32", (1,), InputCheck(max=0)) == (
+    assert check(floats(-5), "FP32", (1,), InputConfig(max=0)) is None
+    assert check(floats(100), "FP32", (1,), InputConfig(max=0)) == (
         "element 0 of input 'x' for model 'm' is 100.0, expected a value from -inf to 0"
     )
     assert check(b"", "FP32", (0,), rules) is None
 
 
 def test_integers_and_halves_have_a_range_too():
-    rules = InputCheck(min=-1, max=5, finite=True)
+    rules = InputConfig(min=-1, max=5, finite=True)
     assert check(np.array([-1, 5], "<i8").tobytes(), "INT64", (2,), rules) is None
     assert check(np.array([-1, 6], "<i8").tobytes(), "INT64", (2,), rules) == (
         "element 1 of input 'x' for model 'm' is 6, expected a value from -1 to 5"
@@ -110,5 +110,5 @@ def test_the_quick_look_agrees_with_a_look_at_each_value(values, finite, low, hi
             bad |= ~(values >= low)
         if high is not None:
             bad |= ~(values <= high)
-    message = check(values.tobytes(), "FP32", (len(values),), InputCheck(finite=finite, min=low, max=high))
+    message = check(values.tobytes(), "FP32", (len(values),), InputConfig(finite=finite, min=low, max=high))
     assert (message is not None) == bad.any()

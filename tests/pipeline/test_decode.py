@@ -8,10 +8,19 @@ from hypothesis import strategies as st
 from headrace.datatypes import DATATYPES
 from headrace.engine.shared_memory import NoSharedMemory, Registered, SharedMemoryRegions
 from headrace.errors import InvalidRequest, RegionNotFound, Unimplemented
-from headrace.messages import InferMessage, InputTensor, Region, ReplyOutput, RequestedOutput, Signature, TensorSpec
+from headrace.messages import (
+    InferMessage,
+    InputTensor,
+    QueuePolicy,
+    Region,
+    ReplyOutput,
+    RequestedOutput,
+    Signature,
+    TensorSpec,
+)
 from headrace.pipeline.decode import ModelView, build_template
 from headrace.pipeline.wire import length_prefixed
-from headrace.repository.model_config import InputCheck
+from headrace.repository.model_config import InputConfig
 from headrace.testing.requests import FakeOwner
 
 NOTE = (
@@ -146,7 +155,7 @@ def test_typed_contents_take_the_place_of_raw_ones():
 
 
 def test_checks_of_values_run_when_a_request_is_bound():
-    template = build(message(x()), view(rules={"x": InputCheck(min=0, max=16)}))
+    template = build(message(x()), view(rules={"x": InputConfig(min=0, max=16)}))
     assert not template.plain
     assert template.bind([np.full(4, 16, "<f4").tobytes()], b"")
     assert bind_refusal(template, np.array([0, 0, 17, 0], "<f4").tobytes()) == (
@@ -160,6 +169,19 @@ def test_checks_of_values_run_when_a_request_is_bound():
 def test_timeout_is_in_microseconds():
     assert build(message(x(), parameters={"timeout": 1500})).timeout_ns == 1_500_000
     assert build(message(x(), parameters={"timeout": 0})).timeout_ns == 0
+
+
+def test_the_policy_of_the_level_bounds_the_timeout():
+    high, others = QueuePolicy(timeout_ns=1000, delays=True), QueuePolicy(timeout_ns=7000, override=False)
+    model = view(priority_levels=2, default_level=2, policy=others, policies={0: high})
+    for parameters, policy, timeout in [
+        ({"priority": 1}, high, 1000),
+        ({"timeout": 5, "priority": 1}, high, 1000),
+        ({}, others, 7000),
+        ({"timeout": 5}, others, 7000),
+    ]:
+        template = build(message(x(), parameters=parameters), model)
+        assert (template.policy, template.timeout_ns) == (policy, timeout)
 
 
 @pytest.mark.parametrize(("asked", "level"), [(None, 2), (0, 2), (1, 1), (3, 3), (4, 2), (1 << 63, 2)])

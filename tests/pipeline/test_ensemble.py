@@ -61,11 +61,15 @@ def test_a_model_without_a_batch_dimension_leaves_the_whole_without():
     assert graph.signature == Signature((spec("begin", -1, 3),), (spec("end"),), 0)
 
 
+def test_without_a_batch_those_of_the_models_are_dimensions():
+    signature = build_graph(CHAIN, [simple(4, 3), simple(8, 3)], (), 0).signature
+    assert signature == Signature((spec("begin", -1, 3),), (spec("end", -1, 3),), 0)
+
+
 def test_the_largest_batch():
     assert build_graph(CHAIN, [simple(4), simple(8)], (), 3).signature.max_batch == 3
-    for rows in (5, 0):
-        text = refusal(CHAIN, [simple(4), simple(8)], (), rows)
-        assert text == f"max_batch = {rows}, expected 1 to 4, which is the least of the models"
+    text = refusal(CHAIN, [simple(4), simple(8)], (), 5)
+    assert text == "max_batch = 5, expected 1 to 4, which is the least of the models"
     assert "no batch dimension" in refusal(CHAIN, [simple(0), simple(0)], (), 1)
 
 

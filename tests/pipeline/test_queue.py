@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.pipeline.queue import NO_DEADLINE_HORIZON_NS, PRIORITY_STEP, RequestQueue, order_of
+from headrace.messages import QueuePolicy
+from headrace.pipeline.queue import NO_DEADLINE_HORIZON_NS, PRIORITY_STEP, RequestQueue, is_over, order_of
 from headrace.testing.requests import make_request
 
 
@@ -186,3 +187,56 @@ def test_it_behaves_as_a_sorted_list(steps):
         assert set(queue) == set(model)
         assert_consistent(queue)
     assert [r.order for r in everything(queue)] == sorted(r.order for r in model)
+
+
+PATIENT = QueuePolicy(timeout_ns=10, delays=True)
+
+
+def test_a_timeout_that_delays_puts_behind_all_others_of_the_level():
+    late = [make_request(expires=10, policy=PATIENT), make_request(expires=11, policy=PATIENT)]
+    later, patient = make_request(expires=10**12, policy=PATIENT), make_request(now=5)
+    for_ever = make_request(expires=1 << 70)
+    lower = make_request(expires=20, priority=1, policy=PATIENT)
+    queue = queue_of(*late, later, patient, for_ever, lower)
+    assert queue.pop_expired(15) == []
+    assert queue.next_expiry == 20
+    assert_consistent(queue)
+    new = make_request(now=15, expires=10**15)
+    queue.push(new)
+    assert everything(queue) == [patient, later, new, for_ever, *late, lower]
+
+
+def test_the_deadline_of_the_call_is_no_matter_of_patience():
+    over = make_request(expires=10, rpc_deadline=12, policy=PATIENT)
+    waits = make_request(expires=10, rpc_deadline=40, policy=PATIENT)
+    queue = queue_of(over, waits)
+    assert queue.pop_expired(10) == []
+    assert (over.expires, waits.expires, queue.next_expiry) == (12, 40, 12)
+    assert queue.pop_expired(12) == [over]
+    assert queue.remove(waits)
+    assert_consistent(queue)
+
+
+def test_whom_a_timeout_ends():
+    assert is_over(make_request(expires=10), 10)
+    assert not is_over(make_request(expires=10, policy=PATIENT), 10)
+    assert not is_over(make_request(expires=10, rpc_deadline=11, policy=PATIENT), 10)
+    assert is_over(make_request(expires=10, rpc_deadline=10, policy=PATIENT), 10)
+
+
+def test_how_many_of_a_priority_wait():
+    queue = queue_of(
+        *(make_request(priority=priority, key=key, expires=5) for priority in (0, 0, 2) for key in "ab"),
+        make_request(priority=1, expires=1 << 70),
+        make_request(priority=1),
+    )
+    assert [queue.waiting(priority) for priority in range(4)] == [4, 2, 2, 0]
+    queue.pop_expired(5)
+    assert [queue.waiting(priority) for priority in range(4)] == [0, 2, 0, 0]
+
+
+def test_how_long_a_request_may_wait():
+    assert [QueuePolicy().limit_ns(own) for own in (0, 7)] == [0, 7]
+    assert [QueuePolicy(timeout_ns=5).limit_ns(own) for own in (0, 3, 7)] == [5, 3, 5]
+    assert [QueuePolicy(timeout_ns=5, override=False).limit_ns(own) for own in (0, 3, 7)] == [5, 5, 5]
+    assert QueuePolicy(override=False).limit_ns(3) == 0

@@ -1,7 +1,11 @@
+import re
+from typing import get_args
+
 import pytest
 
+from headrace.datatypes import DATATYPES
 from headrace.errors import ConfigError
-from headrace.repository.model_config import InputCheck, ModelConfig, load_model_config
+from headrace.repository.model_config import Datatype, InputConfig, ModelConfig, load_model_config
 
 
 @pytest.fixture
@@ -43,7 +47,7 @@ def test_everything_at_once(load):
         max = 16.0
     """)
     assert (config.max_batch, config.slo_ms, config.versions, config.warmup) == (8, 50.0, (1, 3), (1, 8))
-    assert config.inputs == {"image/raw": InputCheck(finite=True, min=0.0, max=16.0)}
+    assert config.inputs == {"image/raw": InputConfig(finite=True, min=0.0, max=16.0)}
     assert (config.batching.policy, config.batching.delay_us, config.queue.max_rows) == ("delay", 500, 16)
     assert (config.backend_options, config.default_level) == ({"arena": False}, 2)
 
@@ -84,3 +88,79 @@ def test_problems_name_key_value_allowed_and_file(load, tmp_path, text, message)
     with pytest.raises(ConfigError) as error:
         load(text.format())
     assert str(error.value) == message.format(file=tmp_path / "model.toml")
+
+
+def test_tensors_queue_policies_and_warm_up(load):
+    config = load("""
+        priority_levels = 2
+        serve_outputs = ["y"]
+        [inputs.x]
+        datatype = "FP32"
+        dims = [1, -1]
+        reshape = [-1]
+        [outputs.y]
+        labels = "labels.txt"
+        [batching]
+        preferred_sizes = [4, 8]
+        [queue]
+        timeout_us = 500
+        on_timeout = "delay"
+        [queue.levels.1]
+        timeout_override = false
+        [[warmup_data]]
+        rows = 4
+        inputs.x = { dims = [1, 3], file = "x.bin" }
+    """)
+    assert (config.inputs["x"].dims, config.inputs["x"].reshape) == ((1, -1), (-1,))
+    assert (config.outputs["y"].labels, config.serve_outputs) == ("labels.txt", ("y",))
+    assert config.batching.preferred_sizes == (4, 8)
+    assert (config.queue.timeout_us, config.queue.on_timeout, config.queue.timeout_override) == (500, "delay", True)
+    assert config.queue.levels["1"].timeout_override is False
+    assert config.queue.levels["1"].timeout_us is None
+    (data,) = config.warmup_data
+    assert (data.rows, data.runs, data.inputs["x"].dims, data.inputs["x"].file) == (4, 1, (1, 3), "x.bin")
+
+
+def test_datatypes_are_those_of_the_protocol():
+    assert set(get_args(Datatype)) == set(DATATYPES)
+
+
+@pytest.mark.parametrize(
+    ("dims", "reshape"),
+    [([1], []), ([4], [2, 2]), ([2, -1, 6], [2, -1, 3, 2]), ([-1, 4], [1, -1, 2, 2]), ([-1, 1, -1], [-1, -1])],
+)
+def test_reshapes(load, dims, reshape):
+    assert load(f"inputs.x = {{dims = {dims}, reshape = {reshape}}}").inputs["x"].reshape == tuple(reshape)
+
+
+@pytest.mark.parametrize(
+    ("dims", "reshape"), [([2], []), ([4], [2, 3]), ([-1, 4], [4, -1]), ([-1], [-1, -1]), ([2, -1], [-1])]
+)
+def test_reshapes_that_would_change_the_size(load, dims, reshape):
+    with pytest.raises(ConfigError, match=re.escape(f"inputs.x: dims {dims} and reshape {reshape} do not hold")):
+        load(f"inputs.x = {{dims = {dims}, reshape = {reshape}}}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("inputs.x = {{reshape = [1]}}", "inputs.x: dims none and reshape [1] do not hold the same number of elements"),
+        ("inputs.x.dims = [0]", "inputs.x.dims: [0] has a dimension of 0, expected integers of at least 1, or -1"),
+        ('inputs.x.datatype = "INT"', 'inputs.x.datatype = "INT" (in {file}): expected one of "BOOL", '),
+        ('inputs.x = {{dims = [2], format = "NHWC"}}', "inputs.x: format NHWC needs three dims"),
+        ('outputs.y.labels = "../x"', "outputs.y.labels: '../x' leaves the model's directory"),
+        ("queue.levels.2.timeout_us = 1", "queue.levels.2 is above priority_levels = 1"),
+        ("queue.levels.x.timeout_us = 1", "queue.levels.x: 'x' is no priority level"),
+        ("queue.levels.1.timeout = 1", "unknown key 'queue.levels.1.timeout' (in {file}); did you mean 'timeout_us'?"),
+        ("slo_ms = 1\nqueue.timeout_us = 1", "slo_ms has no effect beside queue.timeout_us"),
+        ("max_batch = 4\nbatching.preferred_sizes = [8]", "batching.preferred_sizes has 8, which is above max_batch"),
+        ("batching.preferred_sizes = []", "batching.preferred_sizes = [] (in {file}): expected a list"),
+        ("warmup_data = {{}}", "warmup_data = {{}} (in {file}): expected a list (each a table)"),
+        ("warmup_data = [{{}}, {{row = 1}}]", "unknown key 'warmup_data.1.row' (in {file}); did you mean 'rows'?"),
+        ("warmup_data = [{{rows = 0}}]", "warmup_data.0.rows = 0 (in {file}): expected an integer of at least 1"),
+    ],
+)
+def test_problems_of_tensors_queues_and_warm_up(load, tmp_path, text, message):
+    with pytest.raises(ConfigError) as error:
+        load(text.format())
+    assert str(error.value).startswith(message.format(file=tmp_path / "model.toml"))

@@ -23,6 +23,7 @@ NEWER = {
     "ModelOutput.is_non_linear_format_io",
     "ModelConfig.runtime",
     "ModelConfig.model_metrics",
+    "ModelEnsembling.max_inflight_responses",
     "ModelMetrics",
 }
 
@@ -79,6 +80,7 @@ def test_newer_fields_have_their_published_numbers():
     durations = inference_pb2.InferResponseStatistics.DESCRIPTOR.fields
     assert statistics["response_stats"].number == 9
     assert (config["runtime"].number, config["model_metrics"].number) == (25, 26)
+    assert model_config_pb2.ModelEnsembling.DESCRIPTOR.fields_by_name["max_inflight_responses"].number == 2
     assert [(d.number, d.name) for d in durations] == [
         (1, "compute_infer"),
         (2, "compute_output"),

@@ -33,6 +33,7 @@ class FakeServed:
     signature: Signature = SIGNATURE
     config: ModelConfig = field(default_factory=ModelConfig)
     recorded: Statistics = field(default_factory=Statistics)
+    stated: mc.ModelConfig | None = None
 
     def statistics(self):
         return self.recorded

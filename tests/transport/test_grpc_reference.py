@@ -37,6 +37,7 @@ class FakeServed:
     platform = "onnxruntime_onnx"
     signature = Signature((TensorSpec("x", "FP32", (4,)),), (TensorSpec("y", "FP32", (2,)),), 8)
     config = ModelConfig()
+    stated = None
 
     def statistics(self):
         return Statistics()

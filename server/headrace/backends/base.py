@@ -72,6 +72,7 @@ class Backend(Protocol):
         """Opens the version directory `path`.
 
         max_batch: rows a batch may hold, None to derive it, 0 for no batching. threads: intra-op threads of an
-        instance. options: the backend's own, from model.toml; an unknown one is a ModelLoadError.
+        instance, 0: as many as the backend chooses. options: the backend's own, from model.toml; an unknown one is a
+        ModelLoadError.
         """
         ...

@@ -11,11 +11,12 @@ from __future__ import annotations
 import ctypes
 import logging
 import math
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import onnxruntime as ort
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from headrace import settings_sources as sources
 from headrace.backends.quicker import Quicker
@@ -69,6 +70,12 @@ _OPTIMIZATION = {
 }
 
 
+_EXECUTION = {
+    "sequential": ort.ExecutionMode.ORT_SEQUENTIAL,
+    "parallel": ort.ExecutionMode.ORT_PARALLEL,
+}
+
+
 class Options(BaseModel):
     """`[backend_options]` of model.toml."""
 
@@ -80,7 +87,24 @@ class Options(BaseModel):
     arena: bool = Field(
         True, description="keep freed memory for the next run; false: give it back, at the cost of speed"
     )
+    memory_pattern: bool = Field(True, description="plan the memory of a run from that of the last of equal shapes")
+    execution_mode: Literal["sequential", "parallel"] = Field(
+        "sequential", description="parallel: run branches of the graph at the same time"
+    )
+    inter_op_threads: int = Field(1, ge=0, description="threads for branches; 0: one for each core")
+    share_session: bool = Field(False, description="one session for all instances: their weights are in memory once")
+    file: str = Field(MODEL_FILE, description="the model file's name within the version")
+    op_libraries: tuple[str, ...] = Field((), strict=False, description="libraries of custom operators to load")
     session: dict[str, str] = Field({}, description="ONNX Runtime's own session options, by their keys")
+    run: dict[str, str] = Field({}, description="ONNX Runtime's own options of each run, by their keys")
+
+    @field_validator("file")
+    @classmethod
+    def _inside(cls, file: str) -> str:
+        path = PurePosixPath(file)
+        if path.is_absolute() or ".." in path.parts or not path.name:
+            raise ValueError(f"{file!r} is no file within the version directory")
+        return file
 
 
 class OnnxRuntimeBackend:
@@ -92,7 +116,9 @@ class OnnxRuntimeBackend:
             checked = sources.build(Options, [sources.Source(dict(options), {(): "in backend_options of model.toml"})])
         except ConfigError as error:
             raise ModelLoadError(str(error)) from error
-        file = path / MODEL_FILE
+        file = path / checked.file
+        if file.is_dir():  # a model of several files
+            file /= MODEL_FILE
         if not file.is_file():
             raise ModelLoadError(f"there is no {file}")
         return OnnxModel(file, max_batch, threads, checked)
@@ -117,7 +143,9 @@ class OnnxModel:
             session = self._spare.pop()
         except IndexError:
             session = _open_session(self._file, self._threads, self._options)
-        return OnnxInstance(session, self.signature)
+        if self._options.share_session:
+            self._spare.append(session)
+        return OnnxInstance(session, self.signature, run_options=_run_options(self._options))
 
     def __repr__(self) -> str:
         return f"<OnnxModel {self._file} max_batch {self.signature.max_batch}>"
@@ -127,10 +155,15 @@ class OnnxInstance:
     """One session with its buffers. Not for two threads at once."""
 
     def __init__(
-        self, session: ort.InferenceSession, signature: Signature, clock: Callable[[], int] = monotonic_ns
+        self,
+        session: ort.InferenceSession,
+        signature: Signature,
+        clock: Callable[[], int] = monotonic_ns,
+        run_options: ort.RunOptions | None = None,
     ) -> None:
         self._session = session
         self._signature = signature
+        self._run_options = run_options
         self._bindings: dict[tuple[object, ...], _Binding] = {}
         self._clock = clock
         self._quicker = Quicker(2)
@@ -175,7 +208,7 @@ class OnnxInstance:
                 view[:] = parts[0] if len(parts) == 1 else b"".join(parts)
             else:
                 _copy_parts(view, parts)
-        self._session.run_with_iobinding(binding.binding)
+        self._session.run_with_iobinding(binding.binding, self._run_options)
         return binding.outputs
 
     def _run_each(
@@ -191,7 +224,7 @@ class OnnxInstance:
             binding = self._binding(start, own, outputs).binding
             for spec, part, shape in zip(specs, parts, own, strict=True):
                 binding.bind_ortvalue_input(spec.name, _ort_value(_array(spec, part, shape), spec))
-            self._session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(binding, self._run_options)
             binding.clear_binding_inputs()  # it would keep the request's memory
             start += rows
         if start != shapes[0][0]:
@@ -258,8 +291,8 @@ class OnnxInstance:
         names = [spec.name for spec in specs]
         if any(spec.datatype == "BF16" for spec in specs):
             values = {k: v if isinstance(v, ort.OrtValue) else _ort_value(v) for k, v in feeds.items()}
-            return [_to_numpy(value) for value in self._session.run_with_ort_values(names, values)]
-        results: list[Array] = self._session.run(names, feeds)
+            return [_to_numpy(value) for value in self._session.run_with_ort_values(names, values, self._run_options)]
+        results: list[Array] = self._session.run(names, feeds, self._run_options)
         return results
 
 
@@ -277,9 +310,11 @@ class _Binding:
 def _open_session(file: Path, threads: int, options: Options) -> ort.InferenceSession:
     configured = ort.SessionOptions()
     configured.intra_op_num_threads = threads
-    configured.inter_op_num_threads = 1
+    configured.inter_op_num_threads = options.inter_op_threads
+    configured.execution_mode = _EXECUTION[options.execution_mode]
     configured.graph_optimization_level = _OPTIMIZATION[options.graph_optimization_level]
     configured.enable_cpu_mem_arena = options.arena
+    configured.enable_mem_pattern = options.memory_pattern
     configured.log_severity_level = _ort_severity()
     configured.logid = f"{file.parent.parent.name}/{file.parent.name}"
     # Idle threads that spin take a full core between requests; 500 us of it keep most of the latency it buys.
@@ -288,9 +323,20 @@ def _open_session(file: Path, threads: int, options: Options) -> ort.InferenceSe
     try:
         for key, value in (serving | options.session).items():
             configured.add_session_config_entry(key, value)
+        for library in options.op_libraries:
+            configured.register_custom_ops_library(library)
         return ort.InferenceSession(file, configured, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions have no common base
         raise ModelLoadError(f"ONNX Runtime cannot load {file}: {error}") from error
+
+
+def _run_options(options: Options) -> ort.RunOptions | None:
+    if not options.run:
+        return None
+    made = ort.RunOptions()
+    for key, value in options.run.items():
+        made.add_run_config_entry(key, value)
+    return made
 
 
 def _signature(session: ort.InferenceSession, max_batch: int | None) -> Signature:

@@ -46,6 +46,7 @@ class CachedModel:
         self.platform = scheduler.platform
         self.signature = scheduler.signature
         self.config = scheduler.config
+        self.stated = scheduler.stated
         self.view = dataclasses.replace(scheduler.view, owner=self)
         self.statistics: Callable[[], Statistics]
         self.lookups: CacheObserver

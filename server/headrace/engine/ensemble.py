@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from headrace.messages import InferRequest
     from headrace.pipeline.ensemble import Graph, Step
     from headrace.repository.model_config import ModelConfig
+    from headrace.rpc import model_config_pb2 as mc
     from headrace.telemetry.observer import ModelObserver
     from headrace.telemetry.statistics import Statistics
 
@@ -53,6 +54,7 @@ class Ensemble:
         self.name = name
         self.version = version
         self.config = config
+        self.stated: mc.ModelConfig | None = None
         self.signature = graph.signature
         self.graph = graph
         self.level = level

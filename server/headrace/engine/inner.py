@@ -113,7 +113,9 @@ class InnerClient:
         template = self._templates.get(look)
         if template is None:
             template = self._build(tensors)
-            template.priority, template.timeout_ns, template.timing = outer.priority, outer.timeout_ns, outer.timing
+            template.priority, template.timing = outer.priority, outer.timing
+            template.policy = self.model.view.policy_of(outer.priority)
+            template.timeout_ns = template.policy.limit_ns(outer.timeout_ns)
             if len(self._templates) >= _MAX_TEMPLATES:
                 self._templates.clear()
             self._templates[look] = template

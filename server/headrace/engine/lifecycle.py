@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from headrace.backends import registry
-from headrace.datatypes import DATATYPES
 from headrace.engine.background import in_background
 from headrace.engine.cached import CachedModel
 from headrace.engine.ensemble import Ensemble
+from headrace.engine.presented import check_described, present
 from headrace.engine.scheduler import Scheduler
+from headrace.engine.warmup import read_samples, run_samples, zeros
 from headrace.errors import HeadraceError, ModelLoadError
 from headrace.pipeline.cost import CostModel
 from headrace.pipeline.ensemble import BadGraph, build_graph
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from headrace.clock import Clock
     from headrace.engine.served import Served
     from headrace.engine.turn import Turn
-    from headrace.messages import TensorSpec
+    from headrace.engine.warmup import Sample
     from headrace.pipeline.response_cache import ResponseCache
     from headrace.repository.catalog import Catalog
     from headrace.repository.model_config import ModelConfig
@@ -130,6 +131,8 @@ class Engine:
         if key not in self._schedulers:
             self.catalog.loading(*key)
         began = self._clock()
+        for warning in found.configuration.warnings if found.configuration else ():
+            logger.warning("model %s version %d: %s", found.name, found.version, warning)
         try:
             async with self._one_at_a_time:
                 model, instances, cost = await in_background(
@@ -204,6 +207,7 @@ class Engine:
     def _serve(self, found: Found, served: Served, seconds: float) -> None:
         """Publishes a version in the place of one that may have served before; seconds: that loading took."""
         key = found.name, found.version
+        served.stated = found.configuration.stated if found.configuration else None
         served.observer = self._observer.model(found.name, served.version, served.depth)
         recorder = self._metrics.recorder(found.name, served.version)
         assert recorder is not None
@@ -237,7 +241,7 @@ class Engine:
             graph = build_graph(
                 steps, [model.signature for model in models], found.config.ensemble.outputs, found.config.max_batch
             )
-            _check_names(found.config, graph.signature.inputs)
+            graph = replace(graph, signature=check_described(graph.signature, found.config))
         except (HeadraceError, BadGraph, ModelLoadError) as error:
             reason = f"a model of its steps does not serve: {error}" if isinstance(error, HeadraceError) else str(error)
             if self.catalog.state(*key) is not State.UNAVAILABLE:
@@ -316,7 +320,8 @@ def open_model(found: Found, clock: Clock, inline_below_ns: int) -> tuple[Loaded
     config = found.config
     backend = registry.get(config.backend)
     model = backend.load(found.path, max_batch=config.max_batch, threads=config.threads, options=config.backend_options)
-    _check_names(config, model.signature.inputs)
+    model = present(model, config, found.path.parent)
+    samples = read_samples(config, model.signature, found.path.parent)
     cost = CostModel(model.signature.max_batch, config.batching.quantile, inline_below_ns)
     sizes = warm_sizes(config, model.signature.max_batch)
     instances: list[Instance] = []
@@ -325,21 +330,14 @@ def open_model(found: Found, clock: Clock, inline_below_ns: int) -> tuple[Loaded
             instances.append(model.make_instance(index))
             unless_all_succeed.callback(instances[-1].close)
         for instance in instances:
-            _warm(found, model, instance, sizes, cost, clock)
+            run_samples(samples, model.signature, instance)
+            _warm(found, model, instance, sizes, samples[0] if samples else zeros(model.signature), cost, clock)
         unless_all_succeed.pop_all()
     return model, instances, cost
 
 
 def _is_ensemble(found: Found) -> bool:
     return bool(found.config.ensemble.steps)
-
-
-def _check_names(config: ModelConfig, inputs: Sequence[TensorSpec]) -> None:
-    """Raises ModelLoadError for a check of an input that the model does not have."""
-    names = [spec.name for spec in inputs]
-    unknown = sorted(set(config.inputs) - set(names))
-    if unknown:
-        raise ModelLoadError(f"model.toml has checks for {unknown}, but the inputs of the model are {names}")
 
 
 def warm_sizes(config: ModelConfig, max_batch: int) -> list[int]:
@@ -355,35 +353,30 @@ def warm_sizes(config: ModelConfig, max_batch: int) -> list[int]:
 
 
 def _warm(
-    found: Found, model: LoadedModel, instance: Instance, sizes: Sequence[int], cost: CostModel, clock: Clock
+    found: Found,
+    model: LoadedModel,
+    instance: Instance,
+    sizes: Sequence[int],
+    row: Sample,
+    cost: CostModel,
+    clock: Clock,
 ) -> None:
-    """Runs each size on rows of zeros, each in a buffer of its own, as requests bring them.
-
-    An input of unknown dimensions is tried with 1 in their place, and need not succeed. Sizes that would take very much
-    memory are left out.
-    """
+    """Runs each size on so many copies of a row. Sizes that would take very much memory are left out."""
     signature = model.signature
-    fixed = all(spec.fixed for spec in signature.inputs)
-    dims = [tuple(max(dim, 1) for dim in spec.shape) for spec in signature.inputs]
-    row_bytes = [
-        math.prod(shape) * (DATATYPES[spec.datatype].itemsize or 4)
-        for shape, spec in zip(dims, signature.inputs, strict=True)
-    ]
-    row_limit = max(_WARM_BYTES // max(sum(row_bytes), 1), 1)
-    rows_made = min(max(sizes, default=0), row_limit)
-    parts = [[bytes(bytearray(size)) for _ in range(rows_made)] for size in row_bytes]
+    row_limit = max(_WARM_BYTES // max(row.row_bytes, 1), 1)
+    parts = row.repeated(min(max(sizes, default=0), row_limit))
     end = clock() + int(_WARM_SECONDS * 1e9)
     for rows in (size for size in sizes if size <= row_limit):
-        shapes = [(rows, *shape) if signature.max_batch else shape for shape in dims]
+        shapes = row.shapes(signature, rows)
         elapsed = 0
         for _ in range(_RUNS):
             began = clock()
             try:
                 instance.run([part[:rows] for part in parts], shapes, range(len(signature.outputs)))
             except Exception as error:
-                if fixed:
-                    raise ModelLoadError(f"a first run on zeros, batch size {rows}, failed: {error}") from error
-                logger.warning("model %s is not warmed: zeros of %s failed: %s", found.name, shapes, error)
+                if row.certain:
+                    raise ModelLoadError(f"a first run on {row.name}, batch size {rows}, failed: {error}") from error
+                logger.warning("model %s is not warmed: %s of %s failed: %s", found.name, row.name, shapes, error)
                 return
             elapsed = clock() - began
         cost.observe(rows, max(elapsed, 1))

@@ -8,13 +8,13 @@ import secrets
 from collections import deque
 from typing import TYPE_CHECKING
 
+from headrace.engine.policies import batch_limits, model_view, queue_limits
 from headrace.engine.worker import Job, Worker
 from headrace.errors import BackendFailed, Cancelled, DeadlineUnreachable, ShuttingDown, reason_of
 from headrace.messages import Batch, State
-from headrace.pipeline.admission import QueueLimits, admit, admit_all, expired
-from headrace.pipeline.batching import BatchLimits, decide
-from headrace.pipeline.decode import ModelView
-from headrace.pipeline.queue import RequestQueue, order_of
+from headrace.pipeline.admission import admit, admit_all, expired
+from headrace.pipeline.batching import decide
+from headrace.pipeline.queue import RequestQueue, is_over, order_of
 from headrace.pipeline.split import Split
 from headrace.pipeline.timing import timing_parameters
 from headrace.telemetry.observer import BatchRecord
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from headrace.messages import InferRequest, Template
     from headrace.pipeline.cost import CostModel
     from headrace.repository.model_config import ModelConfig
+    from headrace.rpc import model_config_pb2 as mc
     from headrace.telemetry.observer import ModelObserver
     from headrace.telemetry.statistics import Statistics
 
@@ -68,16 +69,8 @@ class Scheduler:
         self.cost = cost
         self.observer: ModelObserver
         self.statistics: Callable[[], Statistics]
-        self.view = ModelView(
-            name,
-            version,
-            self.signature,
-            config.inputs,
-            self,
-            config.split_oversize,
-            config.priority_levels,
-            config.default_level,
-        )
+        self.stated: mc.ModelConfig | None = None  # what its config.pbtxt says, for clients that ask
+        self.view = model_view(name, version, self.signature, config, self)
         self.queue = RequestQueue()
         self.draining = False
         self._clock = clock
@@ -92,10 +85,9 @@ class Scheduler:
         self._running: dict[Worker, Batch] = {}
         self._isolated: deque[InferRequest] = deque()
         self._max_rows = max(self.signature.max_batch, 1)
-        batching = config.batching
-        self._limits = BatchLimits(self._max_rows, policy=batching.policy, delay_ns=batching.delay_us * 1000)
-        queue = config.queue
-        self._queue_limits = QueueLimits(queue.max_requests, queue.max_rows, queue.max_bytes)
+        self._limits = batch_limits(config, self._max_rows)
+        self._queue_limits = queue_limits(config)
+        self._least_batch = 1 if self._limits.policy == "single" else self._max_rows  # rows, while more wait
         self._slo_ns = int(config.slo_ms * 1e6)
         self._splits = False  # whether there ever was one: only then are batches searched for pieces
         self._dispatch_due = False
@@ -130,7 +122,7 @@ class Scheduler:
             self.queue,
             self._queue_limits,
             self.cost,
-            max_rows=self._max_rows,
+            max_rows=self._least_batch,
             draining=self.draining,
         ):
             admitted = self._clock()
@@ -186,7 +178,7 @@ class Scheduler:
             self.queue,
             self._queue_limits,
             self.cost,
-            max_rows=self._max_rows,
+            max_rows=max(self._least_batch, min(rows, self._max_rows)),
             instances=len(self._workers),
             running=self._running.values(),
             draining=self.draining,
@@ -229,7 +221,7 @@ class Scheduler:
         now = self._clock()
         while self._isolated and self._idle:
             request = self._isolated.popleft()
-            if 0 < request.expires <= now:
+            if 0 < request.expires <= now and is_over(request, now):
                 self._refuse(request, expired(request, now))
             else:
                 request.state = State.RUNNING

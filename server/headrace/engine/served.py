@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from headrace.messages import InferRequest, Signature
     from headrace.pipeline.decode import ModelView
     from headrace.repository.model_config import ModelConfig
+    from headrace.rpc import model_config_pb2 as mc
     from headrace.telemetry.observer import ModelObserver
     from headrace.telemetry.statistics import Statistics
 
@@ -18,13 +19,15 @@ class Served(Protocol):
     """A model version that takes requests, on the event loop.
 
     name, version: as on the wire. platform: what ModelMetadata reports. signature: as clients see it. view: for
-    decoding. level: 0, or one more than the highest of the models that its requests run through.
+    decoding. stated: what its config.pbtxt says, if there is one. level: 0, or one more than the highest of the models
+    that its requests run through.
     """
 
     name: str
     version: str
     signature: Signature
     config: ModelConfig
+    stated: mc.ModelConfig | None
     view: ModelView
     observer: ModelObserver
     statistics: Callable[[], Statistics]

@@ -25,11 +25,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """What may wait for one model version: requests, rows and raw input bytes."""
+    """What may wait for one model version: requests, rows and raw input bytes.
+
+    by_level: whether a policy limits the requests of a priority level as well.
+    """
 
     max_requests: int = 4096
     max_rows: int = 65536
     max_bytes: int = 256 << 20
+    by_level: bool = False
 
 
 def expired(request: InferRequest, now: int) -> HeadraceError:
@@ -90,6 +94,7 @@ def admit_all(
     """
     if (
         draining
+        or limits.by_level
         or queue.requests + requests > limits.max_requests
         or queue.rows + rows > limits.max_rows
         or queue.nbytes + nbytes > limits.max_bytes
@@ -131,7 +136,14 @@ def admit(
             f"at most {limits.max_requests} requests, {limits.max_rows} rows and {limits.max_bytes} bytes may",
             retry_after_ms=max(wait // 1_000_000, 1),
         )
-    expires = request.expires
+    most = template.policy.max_requests
+    if most and queue.waiting(template.priority) >= most:
+        wait = wait_ns(queue.rows_ahead(request.order) // max_rows, now, max_rows, instances, running, cost)
+        return QueueFull(
+            f"Exceeds maximum queue size: {most} requests of priority level {template.priority + 1} wait, no more may",
+            retry_after_ms=max(wait // 1_000_000, 1),
+        )
+    expires = request.rpc_deadline if template.policy.delays else request.expires
     if expires:
         if expires <= now:
             return expired(request, now)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from headrace.pipeline.cost import CostModel
     from headrace.pipeline.queue import RequestQueue
 
-Policy = Literal["slot", "deadline", "delay"]
+Policy = Literal["slot", "deadline", "delay", "single"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +22,12 @@ class BatchLimits:
     """How batches of one model are formed.
 
     max_rows: rows of a batch. max_bytes: raw input bytes of a batch, 0 for no limit; a single request may exceed it.
-    policy: `slot` runs what has arrived as soon as an instance is idle; `deadline` lets an idle instance wait until
-    the batch is full or waiting longer would make a member late; `delay` waits until the batch is full, its first
-    request has waited `delay_ns` (as Triton's dynamic batcher does), or waiting longer would make a member late.
-    margin_ns: what is kept in hand of a deadline, for encoding and sending.
+    policy: `slot` runs what has arrived as soon as an instance is idle; `deadline` lets an idle instance wait until the
+    batch is full or waiting longer would make a member late; `delay` waits until the batch is full, its first request
+    has waited `delay_ns` (as Triton's dynamic batcher does), or waiting longer would make a member late; `single` runs
+    each request alone. preferred: ascending sizes in rows; the largest that the first requests make is run at once,
+    whatever else waits, but not a smaller batch than there can be for one who has waited `delay_ns`. margin_ns: what is
+    kept in hand of a deadline, for encoding and sending.
     """
 
     max_rows: int
@@ -33,6 +35,7 @@ class BatchLimits:
     policy: Policy = "slot"
     delay_ns: int = 0
     margin_ns: int = 500_000
+    preferred: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -59,7 +62,13 @@ def decide(
     decision = Decision(drop=queue.pop_expired(now))
     held: dict[Hashable, int] = {}
     while slots > len(decision.take) and (group := queue.head_group(held)):
+        if limits.policy == "single":
+            alone = queue.pop_front(group, 1)
+            decision.take.append(Batch(alone, alone[0].template.rows, "single", batched=now))
+            continue
         count, rows, reason = _fill(group, queue, now, limits, cost)
+        if limits.preferred and not draining:
+            count, rows, reason = _preferred(group, count, rows, reason, now, limits)
         close_at = 0 if reason != "all" or draining else _close_at(group[:count], rows, limits, cost)
         if close_at > now:
             held[group[0].template.key] = close_at
@@ -78,7 +87,8 @@ def _fill(
     """How many requests from the front of `group` form a batch, their rows, and what stopped it (`all`: nothing)."""
     rows = nbytes = 0
     max_rows = limits.max_rows
-    pays = max_rows if limits.policy == "delay" else min(max_rows, cost.efficient_rows(queue.rows))
+    told = limits.policy == "delay" or limits.preferred  # how large a batch pays
+    pays = max_rows if told else min(max_rows, cost.efficient_rows(queue.rows))
     urgent = 0 < queue.next_expiry < now + cost.predict(max_rows)  # else every deadline is met by any batch
     if queue.rows == queue.requests and not urgent and not limits.max_bytes:  # of one row each: nothing to add up
         count = min(len(group), pays)
@@ -103,6 +113,20 @@ def _fill(
     if rows >= pays:
         return len(group), rows, "full" if rows >= max_rows else "cost"
     return len(group), rows, "all"
+
+
+def _preferred(
+    group: list[InferRequest], count: int, rows: int, reason: str, now: int, limits: BatchLimits
+) -> tuple[int, int, str]:
+    """What of the first `count` requests makes the largest preferred batch; all of them, if there is none."""
+    if limits.policy == "delay" and min(request.admitted for request in group[:count]) + limits.delay_ns <= now:
+        return count, rows, reason
+    some = rows
+    for members in range(count, 0, -1):
+        if some in limits.preferred:
+            return members, some, reason if some == limits.max_rows else "preferred"
+        some -= group[members - 1].template.rows
+    return count, rows, reason
 
 
 def _close_at(members: list[InferRequest], rows: int, limits: BatchLimits, cost: CostModel) -> int:

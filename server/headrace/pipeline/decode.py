@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from headrace.datatypes import DATATYPES
 from headrace.errors import InvalidRequest
-from headrace.messages import ReplyOutput, RequestedOutput
+from headrace.messages import ANY_WAIT, ReplyOutput, RequestedOutput
 from headrace.pipeline.checks import Check, checks_for
 from headrace.pipeline.delivery import Delivery, described
 from headrace.pipeline.wire import field_text
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         InputTensor,
         Owner,
         ParameterValue,
+        QueuePolicy,
         Region,
         ReplyWriter,
         SharedMemory,
@@ -49,7 +50,8 @@ class ModelView:
 
     rules: per-input checks of model.toml. owner: who runs its requests. split_oversize: whether a request may hold more
     rows than a batch. default_level: the priority level of a request that names none, or one that does not exist.
-    labels: of the classes of an output, by its name.
+    labels: of the classes of an output, by its name. policies: how requests of a priority (from 0 on) wait; those that
+    are not there, by `policy`.
     """
 
     name: str
@@ -61,6 +63,12 @@ class ModelView:
     priority_levels: int = 1
     default_level: int = 1
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    policy: QueuePolicy = ANY_WAIT
+    policies: Mapping[int, QueuePolicy] = field(default_factory=dict)
+
+    def policy_of(self, priority: int) -> QueuePolicy:
+        """How requests of a priority wait."""
+        return self.policies.get(priority, self.policy)
 
 
 class RequestTemplate:
@@ -70,8 +78,8 @@ class RequestTemplate:
     input of the signature, its place among the request's inputs. contents: raw forms of typed contents, in the
     request's order, or None where the tensors arrive raw. regions: of the request's inputs, in its order, those that
     lie in shared `memory`, None for the others. total: bytes of all tensors, 0 where BYTES make it vary.
-    plain: one raw input of `total` bytes and nothing to check but its size. timeout_ns: the request's own `timeout`, 0
-    for none.
+    plain: one raw input of `total` bytes and nothing to check but its size. timeout_ns: the request's own `timeout` or
+    what the policy says instead, 0 for none.
     """
 
     __slots__ = (
@@ -84,6 +92,7 @@ class RequestTemplate:
         "outputs",
         "owner",
         "plain",
+        "policy",
         "positions",
         "priority",
         "regions",
@@ -115,6 +124,7 @@ class RequestTemplate:
         self.checks: tuple[tuple[int, Check], ...] = ()
         self.outputs: tuple[int, ...] = ()
         self.priority = model.default_level - 1
+        self.policy = model.policy
         self.timeout_ns = 0
         self.timing = False
         self.final = False
@@ -240,6 +250,8 @@ def _read_parameters(parameters: Mapping[str, ParameterValue], template: Request
                 "parameter keys starting with 'triton_' are reserved for Triton usage. "
                 f"Only ['{FINAL_PARAMETER}'] may be given, got '{key}'"
             )
+    template.policy = template.model.policy_of(template.priority)
+    template.timeout_ns = template.policy.limit_ns(template.timeout_ns)
 
 
 def _integer(key: str, value: ParameterValue, unit: str) -> int:

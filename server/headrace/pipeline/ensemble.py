@@ -63,12 +63,12 @@ def build_graph(
     """The graph of the steps, whose models have these signatures. Raises BadGraph.
 
     outputs: the tensors that the ensemble gives; empty for all that no step takes. max_batch: rows of a request; None
-    for as many as the least of the models takes. Where one model has no batch dimension the ensemble has none, and
-    those of the others are dimensions like any other.
+    for as many as the least of the models takes. Where one model has no batch dimension, or it is 0, the ensemble has
+    none, and those of the others are dimensions like any other.
     """
     if not steps:
         raise BadGraph("an ensemble needs at least one step")
-    batched = all(signature.max_batch for signature in signatures)
+    batched = max_batch != 0 and all(signature.max_batch for signature in signatures)
     made: dict[str, TensorSpec] = {}
     taken: dict[str, TensorSpec] = {}
     for step, signature in zip(steps, signatures, strict=True):

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 _order = attrgetter("order")
 
 PRIORITY_STEP = 1 << 64
-"""What one priority level adds to `order`: more than any monotonic clock in nanoseconds reaches."""
+"""What one priority level adds to `order`: more than twice what any monotonic clock in nanoseconds reaches."""
+
+DELAYED = PRIORITY_STEP >> 1
+"""What a timeout adds to the `order` of a request that is delayed by it: behind all others of its level."""
 
 NO_DEADLINE_HORIZON_NS = 1_000_000_000
 """A request without a deadline is queued as if it were due this long after its arrival, so that a stream of requests
@@ -23,9 +26,14 @@ with deadlines cannot starve it."""
 
 def order_of(priority: int, expires: int, now: int) -> int:
     """Sort key of a request: lower is served first. `expires` 0: no deadline."""
-    if expires >= PRIORITY_STEP:  # some clients mean "for ever" by a deadline in centuries
-        expires = PRIORITY_STEP - 1
+    if expires >= DELAYED:  # some clients mean "for ever" by a deadline in centuries
+        expires = DELAYED - 1
     return priority * PRIORITY_STEP + (expires or now + NO_DEADLINE_HORIZON_NS)
+
+
+def is_over(request: InferRequest, now: int) -> bool:
+    """Whether a request whose `expires` has come is refused: its timeout may only delay it, its deadline never."""
+    return not request.template.policy.delays or 0 < request.rpc_deadline <= now
 
 
 class RequestQueue:
@@ -96,7 +104,10 @@ class RequestQueue:
         return False
 
     def pop_expired(self, now: int) -> list[InferRequest]:
-        """Takes out what has expired by `now`, and finds the next expiry. Costs nothing before `next_expiry`."""
+        """Takes out what has expired by `now`, and finds the next expiry. Costs nothing before `next_expiry`.
+
+        What its policy delays stays, behind the others of its priority.
+        """
         if not 0 < self._next_expiry <= now:
             return []
         expired: list[InferRequest] = []
@@ -105,7 +116,8 @@ class RequestQueue:
             gone = [r for r in group if 0 < r.expires <= now]
             if gone:
                 group[:] = [r for r in group if not 0 < r.expires <= now]
-                expired += gone
+                expired += [r for r in gone if is_over(r, now)]
+                _delay(group, [r for r in gone if not is_over(r, now)])
             if not group:
                 del self._groups[key]
             soonest = min((r.expires for r in group if r.expires), default=0)
@@ -153,9 +165,26 @@ class RequestQueue:
             requests += len(group) if group[-1].order <= order else bisect_right(group, order, key=_order)
         return requests * self.rows // self.requests if requests else 0
 
+    def waiting(self, priority: int) -> int:
+        """How many requests of one priority wait."""
+        start = priority * PRIORITY_STEP
+        bounds = (start, start + PRIORITY_STEP)
+        cuts = [[bisect_left(group, bound, key=_order) for bound in bounds] for group in self._groups.values()]
+        return sum(stop - start for start, stop in cuts)
+
     def _uncount(self, request: InferRequest) -> None:
         self.requests -= 1
         self.rows -= request.template.rows
         self.nbytes -= request.nbytes
         if not self.requests:
             self._next_expiry = 0
+
+
+def _delay(group: list[InferRequest], late: list[InferRequest]) -> None:
+    """Puts requests whose timeout has come back into their group; what is left to them is the RPC's deadline."""
+    for request in late:
+        request.order += DELAYED
+        request.expires = request.rpc_deadline
+    if late:
+        group += late
+        group.sort(key=_order)

@@ -42,6 +42,7 @@ class PieceTemplate:
         "key",
         "outputs",
         "owner",
+        "policy",
         "priority",
         "reply",
         "rows",
@@ -58,6 +59,7 @@ class PieceTemplate:
         self.shapes = template.shapes
         self.outputs = template.outputs
         self.priority = template.priority
+        self.policy = template.policy
         self.timeout_ns = template.timeout_ns
         self.timing = template.timing
         self.final = False

@@ -1,4 +1,4 @@
-"""What is on disk: `NAME/VERSION/<model file>`, with an optional `NAME/model.toml`. Opens no model file."""
+"""What is on disk: `NAME/VERSION/<model file>`, and an optional model.toml or config.pbtxt. Opens no model file."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from headrace.errors import ConfigError
-from headrace.repository.model_config import CONFIG_FILE, ModelConfig, load_model_config
+from headrace.repository.configuration import Configuration, read_configuration
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator
+    from collections.abc import Hashable, Iterable, Iterator
     from pathlib import Path
+
+    from headrace.repository.model_config import ModelConfig
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +31,8 @@ _NOT_MODELS = {"__pycache__", "lost+found"}
 class Found:
     """A version to be served. `path` is its directory, the model file in it is the backend's to open.
 
-    stamp: of the version's files; it differs when one of them was changed.
+    stamp: of the version's files, and those that the configuration names; it differs when one of them was changed.
+    configuration: what `config`, how it is served, is from.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Found:
     path: Path
     config: ModelConfig
     stamp: Hashable = ()
+    configuration: Configuration | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +88,7 @@ def _model(directory: Path) -> Iterator[Found | Broken]:
         yield Broken(name, None, "a model's name is letters, digits, '_', '-' and '.', beginning with no '-'")
         return
     try:
-        file = directory / CONFIG_FILE
-        config = load_model_config(file) if file.exists() else ModelConfig()
+        configuration = read_configuration(directory)
         versions = _versions(directory)
     except ConfigError as error:
         yield Broken(name, None, str(error))
@@ -100,8 +103,8 @@ def _model(directory: Path) -> Iterator[Found | Broken]:
             f"no version: expected a directory such as {directory / '1'} with the model file (not built yet?)",
         )
         return
-    for version in _selected(config, sorted(versions)):
-        yield _version(name, version, directory / str(version), config)
+    for version in _selected(configuration.settings, sorted(versions)):
+        yield _version(name, version, directory / str(version), configuration)
 
 
 def _versions(directory: Path) -> list[int]:
@@ -127,16 +130,28 @@ def _selected(config: ModelConfig, versions: list[int]) -> list[int]:
     return versions[-int(config.versions.removeprefix("latest:")) :]
 
 
-def _version(name: str, version: int, path: Path, config: ModelConfig) -> Found | Broken:
+def _version(name: str, version: int, path: Path, configuration: Configuration) -> Found | Broken:
     try:
         stamp = _stamp(path)
-        if stamp or config.ensemble.steps:
-            return Found(name, version, path, config, stamp)
+        if stamp or configuration.settings.ensemble.steps:
+            beside = _stamp_of(path.parent, configuration.named_files)
+            return Found(name, version, path, configuration.settings, stamp + beside, configuration)
     except FileNotFoundError:
-        return Broken(name, version, f"{CONFIG_FILE} asks for version {version}, but there is no {path}")
+        return Broken(name, version, f"{configuration.file} asks for version {version}, but there is no {path}")
     except OSError as error:
         return Broken(name, version, f"{path} cannot be read: {error.strerror or error}")
     return Broken(name, version, f"no model file in {path}")
+
+
+def _stamp_of(directory: Path, names: Iterable[str]) -> tuple[_File, ...]:
+    """Those of these files that are there."""
+    files = [(name, directory / name) for name in names]
+    return tuple((name, *_facts(file)) for name, file in files if file.exists())
+
+
+def _facts(file: Path) -> tuple[int, int, int]:
+    status = file.stat()
+    return status.st_size, status.st_ino, status.st_mtime_ns
 
 
 def _stamp(path: Path) -> tuple[_File, ...]:
@@ -148,6 +163,5 @@ def _stamp(path: Path) -> tuple[_File, ...]:
         if entry.is_dir():
             files += [(f"{entry.name}/{name}", *facts) for name, *facts in _stamp(entry)]  # type: ignore[misc]
         else:
-            status = entry.stat()
-            files.append((entry.name, status.st_size, status.st_ino, status.st_mtime_ns))
+            files.append((entry.name, *_facts(entry)))
     return tuple(files)

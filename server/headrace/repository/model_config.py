@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from math import prod
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from headrace import settings_sources as sources
 
@@ -20,6 +23,34 @@ VersionLabel = Annotated[
 ]
 # TOML knows lists only, and a frozen model wants tuples: strict mode would refuse the one for the other
 IntegerTuple = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, min_length=1)]
+Datatype = Literal[
+    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BF16",
+    "BYTES",
+]  # fmt: skip
+
+
+def _level(text: str) -> str:
+    if not (text.isascii() and text.isdecimal()) or text.startswith("0"):
+        raise ValueError(f"{text!r} is no priority level, expected a number of at least 1")
+    return text
+
+
+def _not_zero(dims: tuple[int, ...]) -> tuple[int, ...]:
+    if 0 in dims:
+        raise ValueError(f"{list(dims)} has a dimension of 0, expected integers of at least 1, or -1 for any size")
+    return dims
+
+
+def _inside(name: str) -> str:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"{name!r} leaves the model's directory, expected a path within it")
+    return name
+
+
+Dims = Annotated[tuple[Annotated[int, Field(ge=-1)], ...], Field(strict=False), AfterValidator(_not_zero)]
+FileName = Annotated[str, AfterValidator(_inside)]
+Level = Annotated[str, AfterValidator(_level)]
 
 
 class _Table(BaseModel):
@@ -29,28 +60,65 @@ class _Table(BaseModel):
 class BatchingConfig(_Table):
     """When a batch is closed."""
 
-    policy: Literal["slot", "deadline", "delay"] = Field(
+    policy: Literal["slot", "deadline", "delay", "single"] = Field(
         "slot",
         description="slot: as soon as an instance is idle; deadline: wait for more as long as all members still make "
-        "theirs; delay: wait delay_us",
+        "theirs; delay: wait delay_us; single: each request runs alone",
     )
     delay_us: int = Field(0, ge=0, description="how long policy `delay` waits for more, in microseconds")
+    preferred_sizes: IntegerTuple | None = Field(
+        None, description="rows of a batch that runs at once, the largest that what waits can make"
+    )
     quantile: float = Field(
         0.95, gt=0, lt=1, description="share of batches that must not run longer than the cost model predicts"
     )
 
 
+class LevelConfig(_Table):
+    """The queue of one priority level, where it differs from what `[queue]` says for all."""
+
+    timeout_us: int | None = Field(None, ge=0, description="see queue.timeout_us")
+    on_timeout: Literal["reject", "delay"] | None = Field(None, description="see queue.on_timeout")
+    timeout_override: bool | None = Field(None, description="see queue.timeout_override")
+    max_level_requests: int | None = Field(None, ge=0, description="see queue.max_level_requests")
+
+
 class QueueConfig(_Table):
-    """How much may wait. What would exceed any of these is refused."""
+    """How much may wait, and how long. What would exceed the former is refused."""
 
     max_requests: int = Field(4096, ge=1, description="requests that may wait")
     max_rows: int = Field(65_536, ge=1, description="rows that may wait")
     max_bytes: int = Field(256 << 20, ge=1, description="input bytes that may wait")
+    max_level_requests: int = Field(0, ge=0, description="requests of one priority level that may wait; 0: any number")
+    timeout_us: int = Field(0, ge=0, description="longest wait of any request, in microseconds; 0: any")
+    on_timeout: Literal["reject", "delay"] = Field(
+        "reject",
+        description="reject: a request that has waited so long is refused; delay: it goes behind all of its level that "
+        "have not",
+    )
+    timeout_override: bool = Field(True, description="whether a request's own `timeout` counts, where it is sooner")
+    levels: dict[Level, LevelConfig] = Field({}, description="what differs for a priority level, by its number")
 
 
-class InputCheck(_Table):
-    """What the values of a numeric input must be; a request that has others is refused."""
+class TensorConfig(_Table):
+    """How clients see an input or output; what is not given is as in the model file."""
 
+    datatype: Datatype | None = Field(None, description="its datatype, which must be the model file's")
+    dims: Dims | None = Field(None, description="its dimensions but the batch's; -1: any size")
+    reshape: Dims | None = Field(None, description="the dimensions in the model file, if they are not dims")
+
+    @model_validator(mode="after")
+    def _same_size(self) -> Self:
+        if self.reshape is not None and (self.dims is None or _runs(self.dims) != _runs(self.reshape)):
+            dims = "none" if self.dims is None else list(self.dims)
+            raise ValueError(f"dims {dims} and reshape {list(self.reshape)} do not hold the same number of elements")
+        return self
+
+
+class InputConfig(TensorConfig):
+    """An input, and what the values of a numeric one must be; a request that has others is refused."""
+
+    format: Literal["NHWC", "NCHW"] | None = Field(None, description="how clients lay out an image; for them to read")
     finite: bool = Field(False, description="refuse NaN and infinity")
     min: float | None = Field(None, allow_inf_nan=False, description="smallest value allowed")
     max: float | None = Field(None, allow_inf_nan=False, description="largest value allowed")
@@ -59,7 +127,33 @@ class InputCheck(_Table):
     def _ordered(self) -> Self:
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError(f"min = {self.min:g} is above max = {self.max:g}")
+        if self.format is not None and (self.dims is None or len(self.dims) != 3):
+            raise ValueError(f"format {self.format} needs three dims")
         return self
+
+
+class OutputConfig(TensorConfig):
+    """An output."""
+
+    labels: FileName = Field("", description="file in the model's directory with the name of a class in each line")
+
+
+class WarmupInput(_Table):
+    """One input of a warm-up request: zeros, unless it says otherwise."""
+
+    datatype: Datatype | None = Field(None, description="its datatype, which must be the input's")
+    dims: IntegerTuple | None = Field(None, description="its dimensions but the batch's; default: the input's")
+    fill: Literal["zeros", "random"] = Field("zeros", description="what its values are")
+    file: FileName = Field("", description="file in `warmup/` with the bytes of one row, in place of `fill`")
+
+
+class WarmupData(_Table):
+    """A request that each instance runs before the model serves."""
+
+    name: str = Field("", description="what the log calls it")
+    rows: int = Field(1, ge=1, description="how often its row is repeated")
+    runs: int = Field(1, ge=1, description="how often it runs")
+    inputs: dict[str, WarmupInput] = Field({}, description="its inputs; zeros for those left out")
 
 
 class EnsembleStep(_Table):
@@ -94,7 +188,9 @@ class ModelConfig(_Table):
         description="rows a batch may hold; 0: no batching; default: by the model file, 64 where it can batch",
     )
     instances: int = Field(1, ge=1, le=1024, description="batches that run at the same time")
-    threads: int = Field(1, ge=1, le=1024, description="threads that one instance computes with")
+    threads: int = Field(
+        1, ge=0, le=1024, description="threads that one instance computes with; 0: as the backend chooses"
+    )
     backend: str = Field(
         "onnxruntime", min_length=1, description="a backend's name, or your own as package.module:attr"
     )
@@ -110,6 +206,9 @@ class ModelConfig(_Table):
     warmup: bool | IntegerTuple = Field(
         True, description="batch sizes to run before serving; true: those that can occur"
     )
+    warmup_data: Annotated[tuple[WarmupData, ...], Field(strict=False)] = Field(
+        (), description="requests to run before serving; the batch sizes of `warmup` then repeat the first one's row"
+    )
     split_oversize: bool = Field(
         True, description="split a request of more rows than a batch holds and join its replies; false: refuse it"
     )
@@ -118,7 +217,14 @@ class ModelConfig(_Table):
     backend_options: dict[str, Any] = Field({}, description="options of the backend itself")
     batching: BatchingConfig = Field(BatchingConfig(), description="when a batch is closed")
     queue: QueueConfig = Field(QueueConfig(), description="how much may wait")
-    inputs: dict[str, InputCheck] = Field({}, description="checks of input values, by input name")
+    inputs: dict[str, InputConfig] = Field({}, description="how clients see an input, and its checks, by its name")
+    outputs: dict[str, OutputConfig] = Field({}, description="how clients see an output, by its name")
+    serve_outputs: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = Field(
+        None, description="outputs that clients see, in this order; default: all"
+    )
+    unit_dims: bool = Field(
+        False, description="what has no dimension but the batch's, and no dims here, is served with dims [1]"
+    )
     response_cache: bool = Field(False, description="answer a request whose inputs were seen before without running")
     cache_ttl_s: float = Field(
         0.0,
@@ -129,7 +235,25 @@ class ModelConfig(_Table):
     ensemble: EnsembleConfig = Field(EnsembleConfig(), description="the models that run in its place")
 
     @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        too_large = [size for size in self.batching.preferred_sizes or () if size > (self.max_batch or size)]
+        if too_large:
+            raise ValueError(
+                f"batching.preferred_sizes has {too_large[0]}, which is above max_batch = {self.max_batch}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> Self:
+        if self.slo_ms and self.queue.timeout_us:
+            raise ValueError("slo_ms has no effect beside queue.timeout_us, which bounds all requests; leave one out")
+        return self
+
+    @model_validator(mode="after")
     def _priority_exists(self) -> Self:
+        unknown = [level for level in self.queue.levels if int(level) > self.priority_levels]
+        if unknown:
+            raise ValueError(f"queue.levels.{unknown[0]} is above priority_levels = {self.priority_levels}")
         if self.default_priority > self.priority_levels:
             raise ValueError(
                 f"default_priority = {self.default_priority} is above priority_levels = {self.priority_levels}"
@@ -140,6 +264,12 @@ class ModelConfig(_Table):
     def default_level(self) -> int:
         """The priority level of a request that names none, or one that does not exist."""
         return self.default_priority or self.priority_levels
+
+
+def _runs(dims: tuple[int, ...]) -> list[int]:
+    """The elements between the dimensions of any size: equal for shapes that are views of one another."""
+    cuts = [-1, *(at for at, dim in enumerate(dims) if dim < 0), len(dims)]
+    return [prod(dims[start + 1 : stop]) for start, stop in pairwise(cuts)]
 
 
 def load_model_config(path: Path) -> ModelConfig:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from headrace.messages import InferRequest
+from headrace.messages import ANY_WAIT, InferRequest
 from headrace.pipeline.queue import order_of
 from headrace.testing.sink import RecordingSink
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
-    from headrace.messages import Buffer, Owner, ReplyWriter
+    from headrace.messages import Buffer, Owner, QueuePolicy, ReplyWriter
 
 
 class FakeOwner:
@@ -51,6 +51,7 @@ class FakeTemplate:
         shapes: tuple[tuple[int, ...], ...] = ((1,),),
         outputs: tuple[int, ...] = (0,),
         priority: int = 0,
+        policy: QueuePolicy = ANY_WAIT,
         timeout_ns: int = 0,
         timing: bool = False,
         owner: Owner | None = None,
@@ -60,6 +61,7 @@ class FakeTemplate:
         self.shapes = shapes
         self.outputs = outputs
         self.priority = priority
+        self.policy = policy
         self.timeout_ns = timeout_ns
         self.timing = timing
         self.final = False

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 from headrace import __version__
 from headrace.errors import InvalidRequest, ModelNotFound, ModelNotReady
 from headrace.rpc import inference_pb2 as pb
-from headrace.rpc import model_config_pb2 as mc
+from headrace.transport.model_config import Configured, describe_model
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
-    from headrace.messages import Signature, TensorSpec
+    from headrace.messages import TensorSpec
     from headrace.repository.catalog import Catalog
-    from headrace.repository.model_config import ModelConfig
     from headrace.telemetry.statistics import Duration, Statistics
 
 EXTENSIONS = (
@@ -34,9 +33,6 @@ EXTENSIONS = (
     "logging",
 )
 """What ServerMetadata advertises of Triton's extensions: those that are implemented, in Triton's order."""
-
-MODEL_FILENAMES = {"onnxruntime_onnx": "model.onnx"}
-"""The file of a version, by platform."""
 
 DURATIONS = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")
 BATCH_DURATIONS = ("compute_input", "compute_infer", "compute_output")
@@ -56,32 +52,12 @@ class Engine(Protocol):
         ...
 
 
-class Served(Protocol):
+class Served(Configured, Protocol):
     """A model version that is ready."""
-
-    @property
-    def name(self) -> str:
-        """The model's name."""
-        ...
 
     @property
     def version(self) -> str:
         """The version's number, in decimal."""
-        ...
-
-    @property
-    def platform(self) -> str:
-        """What the backend calls its kind of model, such as `onnxruntime_onnx`."""
-        ...
-
-    @property
-    def signature(self) -> Signature:
-        """Inputs, outputs and the largest batch."""
-        ...
-
-    @property
-    def config(self) -> ModelConfig:
-        """How it is served."""
         ...
 
     def statistics(self) -> Statistics:
@@ -139,8 +115,8 @@ class Admin(Generic[ServedT]):
         )
 
     def model_config(self, request: pb.ModelConfigRequest) -> pb.ModelConfigResponse:
-        """The configuration, in Triton's terms."""
-        return pb.ModelConfigResponse(config=_config(self._catalog.resolve(request.name, request.version)))
+        """The configuration, in Triton's terms: what config.pbtxt says, if there is one, completed."""
+        return pb.ModelConfigResponse(config=describe_model(self._catalog.resolve(request.name, request.version)))
 
     def model_statistics(self, request: pb.ModelStatisticsRequest) -> pb.ModelStatisticsResponse:
         """Of one version, of all ready versions of a model, or of all models."""
@@ -189,70 +165,3 @@ def _statistics(served: Served) -> pb.ModelStatistics:
 def _durations(source: object, names: Iterable[str]) -> dict[str, pb.StatisticDuration]:
     durations: dict[str, Duration] = {name: getattr(source, name) for name in names}
     return {name: pb.StatisticDuration(count=d.count, ns=d.ns) for name, d in durations.items()}
-
-
-def _config(served: Served) -> mc.ModelConfig:
-    signature, config = served.signature, served.config
-    ensemble = bool(config.ensemble.steps)
-    return mc.ModelConfig(
-        name=served.name,
-        platform=served.platform,
-        backend="" if ensemble else config.backend,
-        version_policy=_version_policy(config),
-        max_batch_size=signature.max_batch,
-        input=(mc.ModelInput(name=spec.name, data_type=_data_type(spec), dims=spec.shape) for spec in signature.inputs),
-        output=(
-            mc.ModelOutput(name=spec.name, data_type=_data_type(spec), dims=spec.shape) for spec in signature.outputs
-        ),
-        instance_group=[]
-        if ensemble
-        else [mc.ModelInstanceGroup(name=served.name, kind=mc.ModelInstanceGroup.KIND_CPU, count=config.instances)],
-        default_model_filename=MODEL_FILENAMES.get(served.platform, ""),
-        dynamic_batching=_dynamic_batching(config) if signature.max_batch > 1 and not ensemble else None,
-        response_cache=mc.ModelResponseCache(enable=True) if config.response_cache else None,
-        ensemble_scheduling=_ensemble_scheduling(config) if ensemble else None,
-    )
-
-
-def _ensemble_scheduling(config: ModelConfig) -> mc.ModelEnsembling:
-    return mc.ModelEnsembling(
-        step=(
-            mc.ModelEnsembling.Step(
-                model_name=step.model,
-                model_version=step.version or -1,
-                input_map=step.inputs,
-                output_map=step.outputs,
-            )
-            for step in config.ensemble.steps
-        )
-    )
-
-
-def _data_type(spec: TensorSpec) -> str:
-    return "TYPE_STRING" if spec.datatype == "BYTES" else f"TYPE_{spec.datatype}"
-
-
-def _version_policy(config: ModelConfig) -> mc.ModelVersionPolicy:
-    policy = mc.ModelVersionPolicy
-    if config.versions == "all":
-        return policy(all=policy.All())
-    if isinstance(config.versions, str):
-        return policy(latest=policy.Latest(num_versions=int(config.versions.removeprefix("latest:"))))
-    return policy(specific=policy.Specific(versions=config.versions))
-
-
-def _dynamic_batching(config: ModelConfig) -> mc.ModelDynamicBatching:
-    """What of our batching Triton has a word for."""
-    delays = config.batching.policy == "delay"
-    prioritised = config.priority_levels > 1
-    return mc.ModelDynamicBatching(
-        max_queue_delay_microseconds=config.batching.delay_us if delays else 0,
-        priority_levels=config.priority_levels if prioritised else 0,
-        default_priority_level=config.default_level if prioritised else 0,
-        default_queue_policy=mc.ModelQueuePolicy(
-            timeout_action=mc.ModelQueuePolicy.REJECT,
-            default_timeout_microseconds=round(config.slo_ms * 1000),
-            allow_timeout_override=True,
-            max_queue_size=config.queue.max_requests,
-        ),
-    )

@@ -1,0 +1,56 @@
+"""A model's settings in the terms of the pipeline."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from headrace.messages import QueuePolicy
+from headrace.pipeline.admission import QueueLimits
+from headrace.pipeline.batching import BatchLimits
+from headrace.pipeline.decode import ModelView
+
+if TYPE_CHECKING:
+    from headrace.messages import Owner, Signature
+    from headrace.repository.model_config import LevelConfig, ModelConfig, QueueConfig
+
+
+def model_view(name: str, version: str, signature: Signature, config: ModelConfig, owner: Owner) -> ModelView:
+    """What decoding needs to know."""
+    return ModelView(
+        name,
+        version,
+        signature,
+        config.inputs,
+        owner,
+        config.split_oversize,
+        config.priority_levels,
+        config.default_level,
+        {spec.name: spec.labels for spec in signature.outputs if spec.labels},
+        _policy(config.queue),
+        {int(level) - 1: _policy(config.queue, own) for level, own in config.queue.levels.items()},
+    )
+
+
+def batch_limits(config: ModelConfig, max_rows: int) -> BatchLimits:
+    """How batches are formed."""
+    batching = config.batching
+    preferred = tuple(sorted(batching.preferred_sizes or ()))
+    return BatchLimits(max_rows, policy=batching.policy, delay_ns=batching.delay_us * 1000, preferred=preferred)
+
+
+def queue_limits(config: ModelConfig) -> QueueLimits:
+    """How much may wait."""
+    queue = config.queue
+    by_level = bool(queue.max_level_requests or any(level.max_level_requests for level in queue.levels.values()))
+    return QueueLimits(queue.max_requests, queue.max_rows, queue.max_bytes, by_level)
+
+
+def _policy(queue: QueueConfig, level: LevelConfig | None = None) -> QueuePolicy:
+    """How requests wait: as `level` says, where it does."""
+    own = {} if level is None else level.model_dump(exclude_none=True)
+    return QueuePolicy(
+        own.get("timeout_us", queue.timeout_us) * 1000,
+        own.get("timeout_override", queue.timeout_override),
+        own.get("on_timeout", queue.on_timeout) == "delay",
+        own.get("max_level_requests", queue.max_level_requests),
+    )

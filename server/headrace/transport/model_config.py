@@ -1,0 +1,220 @@
+"""The reply of the ModelConfig RPC: how a model is served, in Triton's terms."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from headrace.rpc import model_config_pb2 as mc
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from google.protobuf.descriptor import FieldDescriptor
+
+    from headrace.messages import Signature, TensorSpec
+    from headrace.repository.model_config import LevelConfig, ModelConfig, QueueConfig, TensorConfig, WarmupData
+
+MODEL_FILENAMES = {"onnxruntime_onnx": "model.onnx"}
+"""The file of a version, by platform."""
+GRAPH_LEVELS = {"basic": -1, "all": 0, "extended": 1, "disabled": 2}
+"""Triton's numbers for ONNX Runtime's levels of optimisation."""
+
+
+class Configured(Protocol):
+    """A model version and how it is served."""
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        ...
+
+    @property
+    def platform(self) -> str:
+        """What the backend calls its kind of model, such as `onnxruntime_onnx`."""
+        ...
+
+    @property
+    def signature(self) -> Signature:
+        """Inputs, outputs and the largest batch."""
+        ...
+
+    @property
+    def config(self) -> ModelConfig:
+        """How it is served."""
+        ...
+
+    @property
+    def stated(self) -> mc.ModelConfig | None:
+        """What its config.pbtxt says, if there is one."""
+        ...
+
+
+def describe_model(served: Configured) -> mc.ModelConfig:
+    """What the model's config.pbtxt says, completed as Triton completes it; else its settings in Triton's terms."""
+    made = _from_settings(served)
+    if served.stated is None:
+        return made
+    config = mc.ModelConfig()
+    config.CopyFrom(served.stated)
+    for field, value in made.ListFields():
+        if not _says(config, field):
+            config.MergeFrom(mc.ModelConfig(**{field.name: value}))
+    _complete(config)
+    return config
+
+
+def _says(config: mc.ModelConfig, field: FieldDescriptor) -> bool:
+    """Whether it says anything about a field, or about one that excludes it."""
+    if field.containing_oneof is not None:
+        return config.WhichOneof(field.containing_oneof.name) is not None
+    return config.HasField(field.name) if field.has_presence else bool(getattr(config, field.name))
+
+
+def _complete(config: mc.ModelConfig) -> None:
+    """Fills what Triton fills: names and counts of instance groups, the preferred size."""
+    for at, group in enumerate(config.instance_group):
+        group.name = group.name or f"{config.name}_{at}"
+        group.count = max(group.count, 1)
+        if group.kind == mc.ModelInstanceGroup.KIND_AUTO:
+            group.kind = mc.ModelInstanceGroup.KIND_CPU
+    dynamic = config.dynamic_batching
+    if config.HasField("dynamic_batching") and not dynamic.preferred_batch_size and config.max_batch_size:
+        dynamic.preferred_batch_size.append(config.max_batch_size)
+
+
+def _from_settings(served: Configured) -> mc.ModelConfig:
+    signature, config = served.signature, served.config
+    ensemble = bool(config.ensemble.steps)
+    return mc.ModelConfig(
+        name=served.name,
+        platform=served.platform,
+        backend="" if ensemble else config.backend,
+        version_policy=_version_policy(config),
+        max_batch_size=signature.max_batch,
+        input=(_input(spec, config) for spec in signature.inputs),
+        output=(_output(spec, config) for spec in signature.outputs),
+        instance_group=[]
+        if ensemble
+        else [mc.ModelInstanceGroup(name=served.name, kind=mc.ModelInstanceGroup.KIND_CPU, count=config.instances)],
+        default_model_filename=config.backend_options.get("file", MODEL_FILENAMES.get(served.platform, "")),
+        optimization=_optimization(config),
+        dynamic_batching=_dynamic_batching(config) if signature.max_batch > 1 and not ensemble else None,
+        ensemble_scheduling=_ensemble_scheduling(config) if ensemble else None,
+        model_warmup=(_warmup(data) for data in config.warmup_data),
+        response_cache=mc.ModelResponseCache(enable=True) if config.response_cache else None,
+    )
+
+
+def _input(spec: TensorSpec, config: ModelConfig) -> mc.ModelInput:
+    said = config.inputs.get(spec.name)
+    layout = "FORMAT_NONE" if said is None or said.format is None else f"FORMAT_{said.format}"
+    return mc.ModelInput(
+        name=spec.name,
+        data_type=_data_type(spec.datatype),
+        dims=spec.shape,
+        format=layout,
+        reshape=_reshape(said),
+    )
+
+
+def _output(spec: TensorSpec, config: ModelConfig) -> mc.ModelOutput:
+    said = config.outputs.get(spec.name)
+    return mc.ModelOutput(
+        name=spec.name,
+        data_type=_data_type(spec.datatype),
+        dims=spec.shape,
+        label_filename="" if said is None else said.labels,
+        reshape=_reshape(said),
+    )
+
+
+def _reshape(said: TensorConfig | None) -> mc.ModelTensorReshape | None:
+    return None if said is None or said.reshape is None else mc.ModelTensorReshape(shape=said.reshape)
+
+
+def _ensemble_scheduling(config: ModelConfig) -> mc.ModelEnsembling:
+    return mc.ModelEnsembling(
+        step=(
+            mc.ModelEnsembling.Step(
+                model_name=step.model,
+                model_version=step.version or -1,
+                input_map=step.inputs,
+                output_map=step.outputs,
+            )
+            for step in config.ensemble.steps
+        )
+    )
+
+
+def _data_type(datatype: str) -> str:
+    return "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"
+
+
+def _version_policy(config: ModelConfig) -> mc.ModelVersionPolicy:
+    policy = mc.ModelVersionPolicy
+    if config.versions == "all":
+        return policy(all=policy.All())
+    if isinstance(config.versions, str):
+        return policy(latest=policy.Latest(num_versions=int(config.versions.removeprefix("latest:"))))
+    return policy(specific=policy.Specific(versions=config.versions))
+
+
+def _optimization(config: ModelConfig) -> mc.ModelOptimizationPolicy | None:
+    level = GRAPH_LEVELS.get(config.backend_options.get("graph_optimization_level", "all"), 0)
+    policy = mc.ModelOptimizationPolicy
+    return policy(graph=policy.Graph(level=level)) if level else None
+
+
+def _dynamic_batching(config: ModelConfig) -> mc.ModelDynamicBatching | None:
+    """What of our batching Triton has a word for."""
+    if config.batching.policy == "single":
+        return None
+    delays = config.batching.policy == "delay"
+    prioritised = config.priority_levels > 1 or bool(config.queue.levels)
+    return mc.ModelDynamicBatching(
+        preferred_batch_size=config.batching.preferred_sizes or (),
+        max_queue_delay_microseconds=config.batching.delay_us if delays else 0,
+        priority_levels=config.priority_levels if prioritised else 0,
+        default_priority_level=config.default_level if prioritised else 0,
+        default_queue_policy=_default_policy(config, prioritised=prioritised),
+        priority_queue_policy=dict(_level_policies(config.queue)) if prioritised else None,
+    )
+
+
+def _default_policy(config: ModelConfig, *, prioritised: bool) -> mc.ModelQueuePolicy:
+    queue = config.queue
+    return mc.ModelQueuePolicy(
+        timeout_action=queue.on_timeout.upper(),
+        default_timeout_microseconds=queue.timeout_us or round(config.slo_ms * 1000),
+        allow_timeout_override=queue.timeout_override,
+        max_queue_size=(queue.max_level_requests if prioritised else 0) or queue.max_requests,
+    )
+
+
+def _level_policies(queue: QueueConfig) -> Iterator[tuple[int, mc.ModelQueuePolicy]]:
+    for level, own in queue.levels.items():
+        yield int(level), _level_policy(queue, own)
+
+
+def _level_policy(queue: QueueConfig, own: LevelConfig) -> mc.ModelQueuePolicy:
+    override = queue.timeout_override if own.timeout_override is None else own.timeout_override
+    return mc.ModelQueuePolicy(
+        timeout_action=(own.on_timeout or queue.on_timeout).upper(),
+        default_timeout_microseconds=queue.timeout_us if own.timeout_us is None else own.timeout_us,
+        allow_timeout_override=override,
+        max_queue_size=queue.max_level_requests if own.max_level_requests is None else own.max_level_requests,
+    )
+
+
+def _warmup(data: WarmupData) -> mc.ModelWarmup:
+    made = mc.ModelWarmup(name=data.name, batch_size=data.rows, count=data.runs if data.runs > 1 else 0)
+    for name, given in data.inputs.items():
+        target = made.inputs[name]
+        if given.datatype:
+            target.MergeFrom(mc.ModelWarmup.Input(data_type=_data_type(given.datatype)))
+        target.dims.extend(given.dims or ())
+        if given.file:
+            target.input_data_file = given.file
+        else:
+            setattr(target, "random_data" if given.fill == "random" else "zero_data", True)
+    return made

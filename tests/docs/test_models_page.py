@@ -1,0 +1,59 @@
+"""What can be configured is documented: each key of model.toml, and each field of config.pbtxt."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from headrace.backends.onnxruntime import Options
+from headrace.repository.model_config import (
+    EnsembleConfig,
+    EnsembleStep,
+    InputConfig,
+    LevelConfig,
+    ModelConfig,
+    OutputConfig,
+    WarmupData,
+    WarmupInput,
+)
+from headrace.repository.triton.backend import _PARAMETERS
+from headrace.repository.triton.fields import DECISIONS, Taken
+from headrace.settings_sources import leaves
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def words(page):
+    return set(re.findall(r"[a-zA-Z_.]+", (DOCS / page).read_text()))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        ModelConfig,
+        InputConfig,
+        OutputConfig,
+        LevelConfig,
+        WarmupData,
+        WarmupInput,
+        EnsembleConfig,
+        EnsembleStep,
+        Options,
+    ],
+)
+def test_keys_of_model_toml(model):
+    known = words("models.md") | {word.rpartition(".")[2] for word in words("models.md")}
+    assert {setting.path[-1] for setting in leaves(model)} <= known
+
+
+def test_fields_of_config_pbtxt():
+    known = words("triton.md") | {part for word in words("triton.md") for part in word.split(".")}
+    names = {name.rpartition(".")[2] for name, decision in DECISIONS.items()}
+    inside = {"data_type", "shape", "latest", "all", "specific", "num_versions", "versions", "kind", "count", "inputs",
+              "string_value", "enable", "zero_data", "random_data", "input_data_file", "op_library_filename",
+              "gpu_execution_accelerator", "cpu_execution_accelerator", "batch_size", "dims"}  # fmt: skip
+    assert names - inside <= known
+    assert not [name for name in inside if any(
+        key.rpartition(".")[2] == name and not isinstance(decision, Taken) and "Accelerator" not in key
+        for key, decision in DECISIONS.items())]  # fmt: skip
+    assert set(_PARAMETERS) <= known

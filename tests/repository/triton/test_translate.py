@@ -1,0 +1,464 @@
+import pytest
+from google.protobuf import text_format
+
+from headrace.errors import ConfigError
+from headrace.repository.model_config import ModelConfig
+from headrace.repository.triton.translate import translate
+from headrace.rpc import model_config_pb2 as mc
+
+TENSORS = """
+    input { name: "x" data_type: TYPE_FP32 dims: [ 4 ] }
+    output { name: "y" data_type: TYPE_INT64 dims: [ 1 ] }
+"""
+
+
+def translated(text, *, name="m", files=(), tensors=TENSORS):
+    return translate(text_format.Parse(text + tensors, mc.ModelConfig()), name, "m/config.pbtxt", files)
+
+
+def settings(text, **more):
+    """What is not at its default, without the tensors that every text has."""
+    values = translated(text, **more).config.model_dump(exclude_defaults=True)
+    return {key: values[key] for key in values if key not in ("inputs", "outputs", "serve_outputs")}
+
+
+def problems(text, **more):
+    with pytest.raises(ConfigError) as raised:
+        translated(text, **more)
+    lines = str(raised.value).splitlines()
+    assert all(line.startswith("m/config.pbtxt: ") for line in lines)
+    return [line.removeprefix("m/config.pbtxt: ") for line in lines]
+
+
+def warnings(text, **more):
+    return translated(text, **more).warnings
+
+
+# --- which model, which backend ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'backend: "onnxruntime"',
+        'platform: "onnxruntime_onnx"',
+        'platform: "onnxruntime_onnx" backend: "onnxruntime" name: "m" default_model_filename: "model.onnx"',
+        "",
+    ],
+)
+def test_onnx_runtime_is_the_backend(text):
+    assert settings(text) == {"max_batch": 0}
+
+
+@pytest.mark.parametrize(
+    ("text", "files", "message"),
+    [
+        ('platform: "tensorrt_plan"', (), "backend: 'tensorrt' is not supported: there is no GPU backend yet"),
+        ('backend: "tensorrt"', (), "backend: 'tensorrt' is not supported"),
+        ('default_model_filename: "model.plan"', (), "backend: 'tensorrt' is not supported"),
+        ("", ("model.plan",), "backend: 'tensorrt' is not supported"),
+        ('backend: "python"', (), "backend: 'python' is not supported: expected onnxruntime, or one of your own"),
+        ("", ("model.py", "x.txt"), "backend: 'python' is not supported"),
+        ('platform: "caffe2"', (), "platform: unexpected platform type 'caffe2', expected onnxruntime_onnx"),
+        (
+            'platform: "tensorrt_plan" backend: "onnxruntime"',
+            (),
+            "platform: unexpected 'platform' and 'backend' pair, got: tensorrt_plan, onnxruntime",
+        ),
+        ('platform: "ensemble"', (), "platform: ensemble scheduling must be set"),
+        (
+            'name: "other"',
+            (),
+            "name: unexpected directory name 'm' for model 'other', directory name must equal model name",
+        ),
+    ],
+)
+def test_what_is_no_model_of_ours(text, files, message):
+    (problem,) = problems(text, files=files)
+    assert problem.startswith(message)
+
+
+def test_the_file_in_the_version_decides_only_where_nothing_else_does():
+    assert settings('backend: "onnxruntime"', files=("model.plan",)) == {"max_batch": 0}
+    assert settings("", files=("model.onnx", "model.plan")) == {"max_batch": 0}
+    named = settings('default_model_filename: "net.onnx"', files=("model.plan",))
+    assert named["backend_options"] == {"file": "net.onnx"}
+
+
+def test_a_backend_of_ones_own_gets_the_parameters():
+    text = """
+        backend: "package.module:Backend" default_model_filename: "x.bin" optimization { graph { level: 1 } }
+        parameters { key: "dims" value { string_value: "3" } }
+    """
+    found = translated(text)
+    assert (found.config.backend, found.config.backend_options) == ("package.module:Backend", {"dims": "3"})
+    assert [line.partition(":")[0] for line in found.warnings] == ["default_model_filename", "optimization.graph"]
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("sequence_batching { }", "sequence_batching"),
+        ("model_transaction_policy { decoupled: true }", "model_transaction_policy.decoupled"),
+        ('model_repository_agents { agents { name: "checksum" } }', "model_repository_agents"),
+        ("batch_input { kind: BATCH_ELEMENT_COUNT }", "batch_input"),
+        ("instance_group { passive: true }", "instance_group[0].passive"),
+        ('instance_group { name: "g" profile: "0" }', "instance_group[g].profile"),
+        ('input { name: "z" data_type: TYPE_FP32 dims: 1 optional: true }', "input[z].optional"),
+    ],
+)
+def test_what_is_refused_by_name(text, field):
+    (problem,) = problems(text)
+    assert problem.startswith(f"{field}: not supported: ")
+
+
+def test_all_problems_are_told_at_once():
+    assert [line.partition(":")[0] for line in problems("max_batch_size: -1 sequence_batching { }", name="other")] == [
+        "sequence_batching",
+        "max_batch = -1",
+    ]
+
+
+# --- inputs and outputs -----------------------------------------------------------------------------------------------
+
+
+def test_tensors():
+    text = """
+        input { name: "b" data_type: TYPE_STRING dims: [ 1 ] reshape: { shape: [ ] } }
+        input { name: "a" data_type: TYPE_FP16 dims: [ 3, -1, 2 ] format: FORMAT_NCHW }
+        output { name: "z" data_type: TYPE_BF16 dims: [ 2, -1 ] reshape { shape: [ 2, 1, -1 ] } }
+        output { name: "c" data_type: TYPE_BOOL dims: [ 5 ] label_filename: "labels.txt" }
+    """
+    config = translated(text, tensors="").config
+    values = config.model_dump(exclude_defaults=True)
+    assert list(values["inputs"].items()) == [
+        ("b", {"datatype": "BYTES", "dims": (1,), "reshape": ()}),
+        ("a", {"datatype": "FP16", "dims": (3, -1, 2), "format": "NCHW"}),
+    ]
+    assert list(values["outputs"].items()) == [
+        ("z", {"datatype": "BF16", "dims": (2, -1), "reshape": (2, 1, -1)}),
+        ("c", {"datatype": "BOOL", "dims": (5,), "labels": "labels.txt"}),
+    ]
+    assert config.serve_outputs == ("z", "c")
+    assert config.unit_dims is False
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ("input { data_type: TYPE_FP32 dims: 1 }", "input[0]: model input must specify 'name'"),
+        ('output { name: "y" dims: 1 }', "output[y]: must specify 'data_type'"),
+        ('output { name: "y" data_type: TYPE_FP32 }', "output[y]: must specify 'dims'"),
+        ('input { name: "x" data_type: TYPE_FP32 dims: 0 }', "inputs.x.dims: [0] has a dimension of 0"),
+        ('input { name: "x" data_type: TYPE_FP32 dims: -2 }', "inputs.x.dims = [-2]: expected a list"),
+        (
+            'input { name: "x" data_type: TYPE_FP32 dims: [ 2, 3 ] reshape { shape: [ 5 ] } }',
+            "inputs.x: dims [2, 3] and reshape [5] do not hold the same number of elements",
+        ),
+        (
+            'input { name: "x" data_type: TYPE_FP32 dims: [ 2, -1 ] reshape { shape: [ -1, 2 ] } }',
+            "inputs.x: dims [2, -1] and reshape [-1, 2] do not hold",
+        ),
+        (
+            'input { name: "x" data_type: TYPE_FP32 dims: [ 2 ] reshape { shape: [ ] } }',
+            "inputs.x: dims [2] and reshape [] do not hold",
+        ),
+        ('input { name: "x" data_type: TYPE_FP32 dims: 1 format: FORMAT_NHWC }', "inputs.x: format NHWC needs three"),
+        (
+            'output { name: "y" data_type: TYPE_FP32 dims: 1 label_filename: "../../secret" }',
+            "outputs.y.labels: '../../secret' leaves the model's directory",
+        ),
+        (2 * 'input { name: "x" data_type: TYPE_FP32 dims: 1 }', "input[x]: is there twice"),
+    ],
+)
+def test_bad_tensors(tensors, message):
+    (problem,) = problems("", tensors=tensors)
+    assert problem.startswith(message)
+
+
+def test_the_rest_is_taken_from_the_file_where_inputs_or_outputs_are_not_given():
+    for tensors in ("", TENSORS.splitlines()[1], TENSORS.splitlines()[2]):
+        config = translated("", tensors=tensors).config
+        assert (config.max_batch, config.unit_dims, config.batching.policy) == (None, True, "slot")
+    assert translated("max_batch_size: 4", tensors="").config.max_batch == 4
+    assert translated("").config.max_batch == 0
+
+
+# --- versions, instances, the rest ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "versions"),
+    [
+        ("", "latest:1"),
+        ("version_policy { latest { } }", "latest:1"),
+        ("version_policy { latest { num_versions: 3 } }", "latest:3"),
+        ("version_policy { all { } }", "all"),
+        ("version_policy { }", "all"),
+        ("version_policy { specific { versions: [ 3, 1 ] } }", (3, 1)),
+    ],
+)
+def test_version_policies(text, versions):
+    assert translated(text).config.versions == versions
+
+
+def test_instances_are_added_up():
+    text = "instance_group [ { count: 2 kind: KIND_CPU }, { kind: KIND_AUTO }, { count: 3 kind: KIND_MODEL } ]"
+    found = translated(text)
+    assert (found.config.instances, found.warnings) == (6, ())
+
+
+def test_a_group_for_gpus_runs_on_the_cpu_with_a_warning():
+    found = translated('instance_group [ { name: "g" count: 2 kind: KIND_GPU gpus: [ 0, 1 ] } ]')
+    assert found.config.instances == 2
+    assert [line.partition(":")[0] for line in found.warnings] == ["instance_group[g].gpus", "instance_group[g].kind"]
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ('runtime: "libx.so"', "runtime"),
+        ('cc_model_filenames { key: "8.0" value: "x" }', "cc_model_filenames"),
+        ('metric_tags { key: "a" value: "b" }', "metric_tags"),
+        ("model_metrics { }", "model_metrics"),
+        ("optimization { priority: PRIORITY_MAX }", "optimization.priority"),
+        ("optimization { cuda { graphs: true } }", "optimization.cuda"),
+        ("optimization { input_pinned_memory { enable: true } }", "optimization.input_pinned_memory"),
+        ("optimization { eager_batching: true }", "optimization.eager_batching"),
+        (
+            'optimization { execution_accelerators { gpu_execution_accelerator { name: "tensorrt" } } }',
+            "optimization.execution_accelerators.gpu_execution_accelerator",
+        ),
+        (
+            'optimization { execution_accelerators { cpu_execution_accelerator { name: "openvino" } } }',
+            "optimization.execution_accelerators.cpu_execution_accelerator",
+        ),
+        ("instance_group { rate_limiter { priority: 2 } }", "instance_group[0].rate_limiter"),
+        ('instance_group { host_policy: "p" }', "instance_group[0].host_policy"),
+        ("dynamic_batching { preserve_ordering: true }", "dynamic_batching.preserve_ordering"),
+        ('parameters { key: "gpu_mem_limit" value { string_value: "1" } }', "parameters[gpu_mem_limit]"),
+        ('parameters { key: "frobnicate" value { string_value: "1" } }', "parameters[frobnicate]"),
+        ("optimization { graph { level: 7 } }", "optimization.graph.level"),
+    ],
+)
+def test_what_has_no_effect_is_a_warning(text, field):
+    (warning,) = warnings(text)
+    assert warning.startswith(f"{field}: ")
+
+
+def test_the_response_cache_is_kept():
+    assert settings("response_cache { enable: true }") == {"max_batch": 0, "response_cache": True}
+    assert settings("response_cache { enable: false }") == {"max_batch": 0}
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "values"),
+    [
+        ("intra_op_thread_count", "4", {"threads": 4}),
+        ("intra_op_thread_count", "0", {"threads": 0}),
+        ("inter_op_thread_count", "3", {"backend_options": {"inter_op_threads": 3}}),
+        ("execution_mode", "1", {"backend_options": {"execution_mode": "parallel"}}),
+        ("execution_mode", "0", {"backend_options": {"execution_mode": "sequential"}}),
+        ("enable_mem_arena", "0", {"backend_options": {"arena": False}}),
+        ("enable_mem_pattern", "False", {"backend_options": {"memory_pattern": False}}),
+        ("share_session_between_instances", "true", {"backend_options": {"share_session": True}}),
+        (
+            "session.use_device_allocator_for_initializers",
+            "1",
+            {"backend_options": {"session": {"session.use_device_allocator_for_initializers": "1"}}},
+        ),
+        (
+            "memory.enable_memory_arena_shrinkage",
+            "cpu:0",
+            {"backend_options": {"run": {"memory.enable_memory_arena_shrinkage": "cpu:0"}}},
+        ),
+    ],
+)
+def test_parameters_of_onnx_runtime(key, text, values):
+    text = f'parameters {{ key: "{key}" value {{ string_value: "{text}" }} }}'
+    assert settings(text) == {"max_batch": 0} | values
+    assert warnings(text) == ()
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [("intra_op_thread_count", "many"), ("inter_op_thread_count", "-1"), ("execution_mode", "2"),
+     ("enable_mem_arena", "yes")],
+)  # fmt: skip
+def test_bad_parameters(key, text):
+    (problem,) = problems(f'parameters {{ key: "{key}" value {{ string_value: "{text}" }} }}')
+    assert problem.startswith(f"parameters[{key}]: is '{text}', expected ")
+
+
+@pytest.mark.parametrize(("level", "name"), [(-1, "basic"), (1, "extended"), (2, "disabled")])
+def test_levels_of_optimisation(level, name):
+    values = settings(f"optimization {{ graph {{ level: {level} }} }}")
+    assert values["backend_options"] == {"graph_optimization_level": name}
+
+
+def test_libraries_of_operators():
+    assert settings('model_operations { op_library_filename: [ "a.so", "b.so" ] }')["backend_options"] == {
+        "op_libraries": ["a.so", "b.so"]
+    }
+
+
+# --- scheduling -------------------------------------------------------------------------------------------------------
+
+
+def test_requests_run_alone_where_triton_would_run_them_so():
+    found = translated("max_batch_size: 8")
+    assert found.config.batching.policy == "single"
+    (warning,) = found.warnings
+    assert warning.startswith("dynamic_batching: not given, so that each request runs alone, as in Triton")
+    for text in ("max_batch_size: 8 dynamic_batching { }", "max_batch_size: 1"):
+        found = translated(text)
+        assert (found.config.batching.policy, found.warnings) == ("slot", ())
+
+
+def test_delay_and_preferred_sizes():
+    text = "max_batch_size: 8 dynamic_batching { preferred_batch_size: [ 8, 2, 8 ] max_queue_delay_microseconds: 100 }"
+    assert settings(text)["batching"] == {"policy": "delay", "delay_us": 100, "preferred_sizes": (2, 8)}
+    (problem,) = problems("max_batch_size: 4 dynamic_batching { preferred_batch_size: [ 8 ] }")
+    assert problem == "batching.preferred_sizes has 8, which is above max_batch = 4"
+
+
+def policy(text):
+    return settings(f"dynamic_batching {{ {text} }}").get("queue", {})
+
+
+def test_the_policy_of_all():
+    text = "default_queue_policy { default_timeout_microseconds: 500 timeout_action: DELAY max_queue_size: 7 }"
+    assert policy(text) == {
+        "timeout_override": False,
+        "timeout_us": 500,
+        "on_timeout": "delay",
+        "max_requests": 7,
+    }
+    assert policy("default_queue_policy { allow_timeout_override: true }") == {}
+    assert policy("") == {}
+
+
+def test_the_policies_of_levels_take_nothing_from_that_of_all():
+    text = """
+        priority_levels: 3 default_priority_level: 2
+        default_queue_policy { max_queue_size: 7 allow_timeout_override: true }
+        priority_queue_policy { key: 3 value { default_timeout_microseconds: 9 } }
+        priority_queue_policy { key: 1 value { timeout_action: DELAY max_queue_size: 2 allow_timeout_override: true } }
+    """
+    config = translated(f"dynamic_batching {{ {text} }}").config
+    assert (config.priority_levels, config.default_level) == (3, 2)
+    assert (config.queue.max_requests, config.queue.max_level_requests) == (4096, 7)
+    assert {level: own.model_dump() for level, own in config.queue.levels.items()} == {
+        "1": {"timeout_us": 0, "on_timeout": "delay", "timeout_override": True, "max_level_requests": 2},
+        "3": {"timeout_us": 9, "on_timeout": "reject", "timeout_override": False, "max_level_requests": 0},
+    }
+
+
+def test_levels_that_are_not_there():
+    (problem,) = problems("dynamic_batching { priority_levels: 2 }")
+    assert problem == ("dynamic_batching.default_priority_level: default priority level must be in range [1, 2]")
+    assert problems("dynamic_batching { priority_levels: 2 default_priority_level: 3 }") == [
+        "default_priority = 3 is above priority_levels = 2"
+    ]
+    text = "priority_levels: 2 default_priority_level: 1 priority_queue_policy { key: 3 value { max_queue_size: 1 } }"
+    assert problems(f"dynamic_batching {{ {text} }}") == ["queue.levels.3 is above priority_levels = 2"]
+    (warning,) = warnings("dynamic_batching { default_priority_level: 1 }")
+    assert warning.startswith("dynamic_batching.priority_levels: not given")
+
+
+# --- ensembles --------------------------------------------------------------------------------------------------------
+
+STEPS = """
+    ensemble_scheduling {
+      step [ { model_name: "a" model_version: -1 input_map { key: "x" value: "x" } output_map { key: "o" value: "t" } },
+             { model_name: "b" model_version: 3 input_map { key: "i" value: "t" } output_map { key: "o" value: "y" } } ]
+    }
+"""
+
+
+def test_ensembles():
+    found = translated('platform: "ensemble" max_batch_size: 4' + STEPS)
+    values = found.config.model_dump(exclude_defaults=True)
+    assert values["ensemble"] == {
+        "steps": (
+            {"model": "a", "inputs": {"x": "x"}, "outputs": {"o": "t"}},
+            {"model": "b", "version": 3, "inputs": {"i": "t"}, "outputs": {"o": "y"}},
+        ),
+        "outputs": ("y",),
+    }
+    assert values["max_batch"] == 4
+    assert set(values) == {"max_batch", "ensemble", "inputs", "outputs"}
+    assert found.warnings == ()
+    assert translated('platform: "ensemble"' + STEPS, tensors="").config.max_batch == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ('platform: "ensemble" ensemble_scheduling { }', "ensemble_scheduling: must specify 'step'"),
+        (STEPS, "platform: an ensemble must have platform 'ensemble'"),
+        ('platform: "ensemble" backend: "onnxruntime"' + STEPS, "platform: an ensemble must have platform 'ensemble'"),
+        ('platform: "ensemble" instance_group { }' + STEPS, "instance_group: an ensemble cannot have it"),
+        ('platform: "ensemble" optimization { }' + STEPS, "optimization: an ensemble cannot have it"),
+        ('platform: "ensemble" model_warmup { batch_size: 1 }' + STEPS, "model_warmup: an ensemble cannot have it"),
+        (
+            'platform: "ensemble" ensemble_scheduling { step { model_name: "a" model_namespace: "n" '
+            'output_map { key: "o" value: "y" } } }',
+            "ensemble_scheduling.step[0].model_namespace: not supported",
+        ),
+    ],
+)
+def test_bad_ensembles(text, field):
+    (problem,) = problems(text)
+    assert problem.startswith(field)
+
+
+def test_what_an_ensemble_does_not_do():
+    text = """
+        platform: "ensemble" response_cache { enable: true } default_model_filename: "x"
+        output { name: "z" data_type: TYPE_FP32 dims: 1 label_filename: "l" }
+    """
+    assert [line.partition(":")[0] for line in warnings(text + STEPS)] == [
+        "default_model_filename",
+        "output[z].label_filename",
+        "response_cache",
+    ]
+
+
+# --- warm-up ----------------------------------------------------------------------------------------------------------
+
+
+def test_warm_up_requests():
+    text = """
+        model_warmup {
+          name: "images" batch_size: 4 count: 3
+          inputs { key: "x" value { data_type: TYPE_FP32 dims: [ 4 ] input_data_file: "x.bin" } }
+          inputs { key: "s" value { data_type: TYPE_STRING dims: [ 1 ] random_data: false } }
+        }
+        model_warmup { batch_size: 1 inputs { key: "x" value { zero_data: true } } }
+    """
+    assert settings(text)["warmup_data"] == (
+        {
+            "name": "images",
+            "rows": 4,
+            "runs": 3,
+            "inputs": {
+                "s": {"datatype": "BYTES", "dims": (1,), "fill": "random"},
+                "x": {"datatype": "FP32", "dims": (4,), "file": "x.bin"},
+            },
+        },
+        {"inputs": {"x": {}}},
+    )
+
+
+def test_bad_warm_up_requests():
+    (warning,) = warnings('model_warmup { name: "w" }')
+    assert warning == "model_warmup[w]: ignored, as in Triton: batch_size is 0"
+    (problem,) = problems('model_warmup { name: "w" batch_size: 1 inputs { key: "x" value { dims: 1 } } }')
+    assert problem == "model_warmup[w].inputs[x]: must specify 'zero_data', 'random_data' or 'input_data_file'"
+    (problem,) = problems('model_warmup { batch_size: 1 inputs { key: "x" value { input_data_file: "/etc/x" } } }')
+    assert problem.startswith("warmup_data.0.inputs.x.file: '/etc/x' leaves the model's directory")
+
+
+def test_the_least_is_nothing():
+    assert translated("", tensors="").config == ModelConfig(unit_dims=True)
