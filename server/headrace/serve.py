@@ -116,7 +116,9 @@ async def serve(settings: Settings, severities: Severities) -> int:
         health,
         InferService(catalog, turn, refused, regions or NoSharedMemory()),
         SharedMemoryAdmin(regions),
-        RepositoryAdmin(control, catalog),
+        RepositoryAdmin(
+            control, catalog, allow_config=settings.allow_config_override, allow_files=settings.allow_file_override
+        ),
         RuntimeSettings(severities, metrics.tracer, catalog),
     )
     async with AsyncExitStack() as stack:

@@ -1,5 +1,6 @@
 """The repository control of tritonclient: load, unload, index, and reloads while others are being served."""
 
+import json
 import threading
 
 import pytest
@@ -71,8 +72,31 @@ def test_load_unload_and_index(explicit):
 
 def test_a_client_may_not_bring_a_configuration(explicit):
     _, client, _ = explicit
-    with pytest.raises(InferenceServerException, match="a configuration or files from a client are not taken"):
+    with pytest.raises(InferenceServerException, match="'config' of a load is switched off"):
         client.load_model("m", config="{}", client_timeout=SECONDS)
+
+
+def test_a_client_may_bring_a_configuration_and_files_where_that_is_allowed(serve, tmp_path):
+    write(tmp_path, "m", 2)
+    flags = ("--model-control-mode", "explicit", "--load-models", "m")
+    server = serve(tmp_path, *flags, "--allow-config-override", "true", "--allow-file-override", "true")
+    with triton.InferenceServerClient(server.address) as client:
+        config = json.dumps({"backend": "onnxruntime", "maxBatchSize": 3})
+        client.load_model("m", config=config, client_timeout=SECONDS)
+        assert client.get_model_config("m", client_timeout=SECONDS).config.max_batch_size == 3
+        assert ask(client) == (2, "1")
+        client.load_model("m", config=config, files={"file:7/model.onnx": scale(9, "N", 1)}, client_timeout=SECONDS)
+        assert ask(client) == (9, "7")
+        client.load_model("m", client_timeout=SECONDS)
+        assert ask(client) == (2, "1")
+        assert client.get_model_config("m", client_timeout=SECONDS).config.max_batch_size == 64
+        for wrong, text in (("{", "not a ModelConfig in JSON"), ('{"max_batch": 3}', "max_batch")):
+            with pytest.raises(InferenceServerException, match=text):
+                client.load_model("m", config=wrong, client_timeout=SECONDS)
+        for path in ("file:../1/model.onnx", "file:model.onnx", "file:1/../../x", "file:/etc/x"):
+            with pytest.raises(InferenceServerException, match="expected 'file:<version>/<file>'"):
+                client.load_model("m", config=config, files={path: b"x"}, client_timeout=SECONDS)
+        assert ask(client) == (2, "1")
 
 
 def test_control_is_off_by_default(client):

@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from headrace.errors import Unimplemented
+from headrace.errors import InvalidRequest, Unimplemented
 from headrace.repository.catalog import Catalog
 from headrace.rpc import inference_pb2 as pb
 from headrace.transport.repository import RepositoryAdmin
@@ -15,8 +15,8 @@ class FakeControl:
     async def index(self):
         self.asked.append("index")
 
-    async def load(self, name):
-        self.asked.append(("load", name))
+    async def load(self, name, config, files):
+        self.asked.append(("load", name, config, files))
 
     async def unload(self, name, *, dependents):
         self.asked.append(("unload", name, dependents))
@@ -63,7 +63,7 @@ def test_load_and_unload(admin, control):
     request.parameters["unload_dependents"].bool_param = True
     assert asyncio.run(admin.unload(request)) == pb.RepositoryModelUnloadResponse()
     asyncio.run(admin.unload(pb.RepositoryModelUnloadRequest(model_name="n")))
-    assert control.asked == [("load", "m"), ("unload", "m", True), ("unload", "n", False)]
+    assert control.asked == [("load", "m", "", {}), ("unload", "m", True), ("unload", "n", False)]
 
 
 @pytest.mark.parametrize(
@@ -78,3 +78,25 @@ def test_there_is_one_repository(admin, control, method, request_class):
     with pytest.raises(Unimplemented, match=r"^'repository_name' specification is not supported$"):
         asyncio.run(getattr(admin, method)(request_class(repository_name="r")))
     assert control.asked == []
+
+
+def loading(**parameters):
+    request = pb.RepositoryModelLoadRequest(model_name="m")
+    for key, value in parameters.items():
+        setattr(request.parameters[key], "string_param" if isinstance(value, str) else "bytes_param", value)
+    return request
+
+
+def test_what_a_client_brings_is_switched_off(admin, control):
+    for request in (loading(config="{}"), loading(**{"file:1/model.onnx": b"x"})):
+        with pytest.raises(Unimplemented, match=r"is switched off. Start the server with '--allow-\w+-override true'"):
+            asyncio.run(admin.load(request))
+    assert control.asked == []
+
+
+def test_what_a_client_brings_is_handed_on(control, catalog):
+    admin = RepositoryAdmin(control, catalog, allow_config=True, allow_files=True)
+    asyncio.run(admin.load(loading(config="{}", **{"file:1/model.onnx": b"x"})))
+    assert control.asked == [("load", "m", "{}", {"1/model.onnx": b"x"})]
+    with pytest.raises(InvalidRequest, match="unknown parameter 'priority' of a load"):
+        asyncio.run(admin.load(loading(priority="1")))

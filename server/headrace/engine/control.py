@@ -6,14 +6,16 @@ import asyncio
 import logging
 from collections import defaultdict
 from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from headrace.errors import ConfigError, LoadFailed, ModelControlDisabled, ModelNotInRepository
-from headrace.repository.discovery import Broken, Found, names, scan, scan_model
+from headrace.repository.discovery import Broken, Found, is_name, names, scan, scan_model
+from headrace.repository.overrides import stage
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable, Sequence
-    from pathlib import Path
+    from collections.abc import Coroutine, Iterable, Mapping, Sequence
 
     from headrace.engine.lifecycle import Engine
 
@@ -56,14 +58,26 @@ class ModelControl:
             except (ModelNotInRepository, LoadFailed) as error:
                 logger.error("%s", error)
 
-    async def load(self, name: str) -> None:
+    async def load(self, name: str, config: str = "", files: Mapping[str, bytes] | None = None) -> None:
         """Loads a model as the repository has it now, or loads it again, and returns when it serves.
 
-        What served before does so until then, and if the load fails. Cancelled, it goes on by itself. Raises
-        ModelControlDisabled, ModelNotInRepository, LoadFailed.
+        What served before does so until then, and if the load fails. Cancelled, it goes on by itself. config, files:
+        see `repository.overrides`; they hold for this load. Raises ModelControlDisabled, ModelNotInRepository,
+        LoadFailed, InvalidRequest.
         """
         self._check_mode()
-        await self._to_its_end(self._load(name))
+        if config or files:
+            await self._to_its_end(self._load_overridden(name, config, files or {}))
+        else:
+            await self._to_its_end(self._load(name))
+
+    async def _load_overridden(self, name: str, config: str, files: Mapping[str, bytes]) -> None:
+        if not is_name(name):
+            raise ModelNotInRepository(f"failed to load '{name}', failed to poll from model repository")
+        with TemporaryDirectory(prefix="headrace-load-") as directory:
+            staged = Path(directory)
+            await asyncio.to_thread(stage, self._root, name, config, files, staged)
+            await self._load(name, root=staged)
 
     async def _to_its_end(self, work: Coroutine[Any, Any, None]) -> None:
         """Awaits work that goes on when whoever asked for it has gone away."""
@@ -72,9 +86,9 @@ class ModelControl:
         task.add_done_callback(self._at_work.discard)
         await asyncio.shield(task)
 
-    async def _load(self, name: str, users: tuple[str, ...] = ()) -> None:
+    async def _load(self, name: str, users: tuple[str, ...] = (), root: Path | None = None) -> None:
         """Loads a model and, if it is an ensemble, first those of its models that do not serve. users: for whom."""
-        entries = await asyncio.to_thread(scan_model, self._root, name)
+        entries = await asyncio.to_thread(scan_model, root or self._root, name)
         if not entries:
             raise ModelNotInRepository(f"failed to load '{name}', failed to poll from model repository")
         for step in _steps(entries):

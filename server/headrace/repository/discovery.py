@@ -63,9 +63,14 @@ def scan(root: Path) -> list[Found | Broken]:
 def scan_model(root: Path, name: str) -> list[Found | Broken]:
     """The same of one model; empty if there is none of that name."""
     directory = root / name
-    if not _NAME.fullmatch(name) or not _is_model(directory):
+    if not is_name(name) or not _is_model(directory):
         return []
     return list(_model(directory))
+
+
+def is_name(name: str) -> bool:
+    """Whether a model may have this name: it is part of paths."""
+    return _NAME.fullmatch(name) is not None
 
 
 def names(root: Path) -> list[str]:
@@ -84,7 +89,7 @@ def _is_model(entry: Path) -> bool:
 
 def _model(directory: Path) -> Iterator[Found | Broken]:
     name = directory.name
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         yield Broken(name, None, "a model's name is letters, digits, '_', '-' and '.', beginning with no '-'")
         return
     try:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from headrace.errors import Unimplemented
+from headrace.errors import InvalidRequest, Unimplemented
 from headrace.repository.catalog import State
+from headrace.repository.overrides import FILE_PREFIX
 from headrace.rpc import inference_pb2 as pb
 
 if TYPE_CHECKING:
@@ -14,11 +15,18 @@ if TYPE_CHECKING:
 
 
 class RepositoryAdmin:
-    """Lists, loads and unloads models."""
+    """Lists, loads and unloads models.
 
-    def __init__(self, control: ModelControl, catalog: Catalog[Any]) -> None:
+    allow_config, allow_files: whether a client may bring a configuration, or the files of a model, along with a load.
+    """
+
+    def __init__(
+        self, control: ModelControl, catalog: Catalog[Any], *, allow_config: bool = False, allow_files: bool = False
+    ) -> None:
         self._control = control
         self._catalog = catalog
+        self._allow_config = allow_config
+        self._allow_files = allow_files
 
     async def index(self, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:
         """Every version that there is with its state, or only what is ready."""
@@ -38,14 +46,20 @@ class RepositoryAdmin:
         )
 
     async def load(self, request: pb.RepositoryModelLoadRequest) -> pb.RepositoryModelLoadResponse:
-        """Answers when the model serves. Raises ModelControlDisabled, ModelNotInRepository, LoadFailed."""
+        """Answers when the model serves. Raises what `ModelControl.load` does, and Unimplemented."""
         _refuse_repository(request.repository_name)
-        if request.parameters:
-            raise Unimplemented(
-                f"load of '{request.model_name}' with the parameters {sorted(request.parameters)}: a configuration or "
-                "files from a client are not taken"
-            )
-        await self._control.load(request.model_name)
+        config = ""
+        files: dict[str, bytes] = {}
+        for key, value in request.parameters.items():
+            if key == "config":
+                _refuse_unless(self._allow_config, key, "--allow-config-override")
+                config = value.string_param
+            elif key.startswith(FILE_PREFIX):
+                _refuse_unless(self._allow_files, key, "--allow-file-override")
+                files[key.removeprefix(FILE_PREFIX)] = value.bytes_param
+            else:
+                raise InvalidRequest(f"unknown parameter '{key}' of a load, expected 'config' or '{FILE_PREFIX}...'")
+        await self._control.load(request.model_name, config, files)
         return pb.RepositoryModelLoadResponse()
 
     async def unload(self, request: pb.RepositoryModelUnloadRequest) -> pb.RepositoryModelUnloadResponse:
@@ -54,6 +68,13 @@ class RepositoryAdmin:
         dependents = request.parameters["unload_dependents"].bool_param
         await self._control.unload(request.model_name, dependents=dependents)
         return pb.RepositoryModelUnloadResponse()
+
+
+def _refuse_unless(allowed: bool, key: str, flag: str) -> None:
+    if not allowed:
+        raise Unimplemented(
+            f"parameter '{key}' of a load is switched off. Start the server with '{flag} true' to enable."
+        )
 
 
 def _refuse_repository(name: str) -> None:

@@ -1,0 +1,64 @@
+"""A load in which the client brings the configuration, or the model's files: laid out as a repository of one model.
+
+Source: Triton's model repository extension, the parameters `config` and `file:<version>/<name>` of a load.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from google.protobuf import json_format, text_format
+
+from headrace.errors import InvalidRequest
+from headrace.repository.configuration import PBTXT_FILE
+from headrace.repository.model_config import CONFIG_FILE
+from headrace.rpc import model_config_pb2 as mc
+from headrace.rpc.pool import POOL
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+FILE_PREFIX = "file:"
+
+
+def stage(root: Path, name: str, config: str, files: Mapping[str, bytes], into: Path) -> None:
+    """Makes `into / name`: the model as the repository `root` has it, but for what the client brings.
+
+    config: a ModelConfig message as JSON, which replaces the model's own. files: contents by `<version>/<name>`; they
+    replace all of the model's. Raises InvalidRequest, OSError.
+    """
+    if not config:
+        raise InvalidRequest(f"load of '{name}': parameter 'config' is needed beside '{FILE_PREFIX}' parameters")
+    message = _message(name, config)
+    directory = into / name
+    directory.mkdir()
+    if files:
+        for path, content in files.items():
+            file = directory / _checked(path)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+    elif (root / name).is_dir():
+        for entry in (root / name).iterdir():
+            if entry.name not in (CONFIG_FILE, PBTXT_FILE):
+                (directory / entry.name).symlink_to(entry.resolve())
+    (directory / PBTXT_FILE).write_text(text_format.MessageToString(message), encoding="utf-8")
+
+
+def _message(name: str, config: str) -> mc.ModelConfig:
+    try:
+        message = json_format.Parse(config, mc.ModelConfig(), descriptor_pool=POOL)
+    except json_format.ParseError as error:
+        raise InvalidRequest(f"load of '{name}': parameter 'config' is not a ModelConfig in JSON: {error}") from None
+    if message.HasField("model_operations"):
+        raise InvalidRequest(f"load of '{name}': model_operations loads libraries, which a client may not choose")
+    return message
+
+
+def _checked(path: str) -> PurePosixPath:
+    """A path below the model's directory that begins with a version. Raises InvalidRequest."""
+    parts = PurePosixPath(path)
+    if len(parts.parts) < 2 or not parts.parts[0].isdecimal() or ".." in parts.parts or "\0" in path:
+        raise InvalidRequest(f"parameter '{FILE_PREFIX}{path[:200]}': expected '{FILE_PREFIX}<version>/<file>'")
+    return parts
