@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import grpc
@@ -80,6 +81,12 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         help="deadline of a call (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    tls = parser.add_argument_group("TLS")
+    tls.add_argument("--tls", action="store_true", help="speak TLS; each of the following flags implies it")
+    tls.add_argument("--ca", metavar="FILE", help="PEM file of the authorities to trust (default: those of grpcio)")
+    tls.add_argument("--certificate", metavar="FILE", help="PEM file of a client certificate and its chain")
+    tls.add_argument("--key", metavar="FILE", help="PEM file of its private key (default: the certificate's file)")
+    tls.add_argument("--server-name", metavar="NAME", help="name to find in the server's certificate, if not HOST")
 
 
 def _milliseconds(text: str) -> int:
@@ -88,13 +95,45 @@ def _milliseconds(text: str) -> int:
     return int(text)
 
 
+def _channel(arguments: argparse.Namespace) -> grpc.Channel:
+    # grpcio would send even loopback addresses to the proxy that http_proxy names.
+    options: list[tuple[str, str | int]] = [
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.enable_http_proxy", 0),
+    ]
+    ca, certificate, key, name = (getattr(arguments, flag) for flag in ("ca", "certificate", "key", "server_name"))
+    if key and not certificate:
+        raise UsageError("--key goes with --certificate")
+    if not (arguments.tls or ca or certificate or name):
+        return grpc.insecure_channel(arguments.url, options)
+    if name:
+        options.append(("grpc.ssl_target_name_override", name))
+    credentials = grpc.ssl_channel_credentials(
+        root_certificates=_pem("--ca", ca),
+        private_key=_pem("--key", key) or _pem("--certificate", certificate),
+        certificate_chain=_pem("--certificate", certificate),
+    )
+    return grpc.secure_channel(arguments.url, credentials, options)
+
+
+def _pem(flag: str, name: str | None) -> bytes | None:
+    if name is None:
+        return None
+    try:
+        pem = Path(name).read_bytes()
+    except OSError as error:
+        raise UsageError(f"{flag} {name}: cannot be read: {error.strerror or error}") from error
+    if b"-----BEGIN " not in pem:
+        raise UsageError(f"{flag} {name}: expected a PEM file")
+    return pem
+
+
 class _Server:
     """A channel to a server, and the calls made on it, each with the same deadline."""
 
-    def __init__(self, url: str, timeout_ms: int) -> None:
-        unlimited = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-        # grpcio would send even loopback addresses to the proxy that http_proxy names.
-        self._channel = grpc.insecure_channel(url, [*unlimited, ("grpc.enable_http_proxy", 0)])
+    def __init__(self, channel: grpc.Channel, timeout_ms: int) -> None:
+        self._channel = channel
         self._timeout = timeout_ms / 1000
 
     def __enter__(self) -> _Server:
@@ -118,7 +157,7 @@ def _asks(command: Callable[[argparse.Namespace, _Server], None]) -> Callable[[a
 
     def run(arguments: argparse.Namespace) -> int:
         try:
-            with _Server(arguments.url, arguments.timeout_ms) as server:
+            with _Server(_channel(arguments), arguments.timeout_ms) as server:
                 command(arguments, server)
         except grpc.RpcError as error:
             call = cast("grpc.Call", error)

@@ -7,7 +7,9 @@ the environment.
 
 from __future__ import annotations
 
+import json
 import os
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -98,6 +100,41 @@ class Http2Settings(_Settings):
     )
 
 
+class TlsSettings(_Settings):
+    """TLS on the ports. It is on where `certificate` is set."""
+
+    certificate: str = Field(
+        "", description="PEM file of the server's certificate and its chain; with it the ports speak TLS"
+    )
+    key: str = Field("", description="PEM file of its private key; without, it is in the certificate's file")
+    key_password_file: str = Field("", description="file whose first line is the password of an encrypted key")
+    client_ca: str = Field(
+        "", description="PEM file of the authorities of client certificates; with it clients are asked for one"
+    )
+    client_certificates: Literal["required", "optional"] = Field(
+        "required", description="whether a client without one is refused; one that is shown is checked in any case"
+    )
+    minimum_version: Literal["1.2", "1.3"] = Field("1.2", description="oldest version of TLS that is spoken")
+    ports: Literal["both", "grpc", "http"] = Field("both", description="which ports speak it")
+    handshake_timeout_s: float = Field(10.0, gt=0, allow_inf_nan=False, description="time for a handshake, in seconds")
+    reload_s: float = Field(
+        10.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="how often the files are looked at for a change, in seconds; 0: only on SIGHUP",
+    )
+    require: bool = Field(
+        False, description="do not start where a port would speak plain text on an address beyond this machine"
+    )
+
+    @model_validator(mode="after")
+    def _belongs_to_a_certificate(self) -> Self:
+        for name in ("key", "key_password_file", "client_ca"):
+            if getattr(self, name) and not self.certificate:
+                raise ValueError(f"{name} = {json.dumps(getattr(self, name))} without a certificate")
+        return self
+
+
 class Settings(_Settings):
     """All that can be set for `headrace serve`."""
 
@@ -151,6 +188,41 @@ class Settings(_Settings):
         description="longest wait of a thread for the interpreter lock (sys.setswitchinterval), in microseconds",
     )
     http2: Http2Settings = Field(Http2Settings(), description="limits of a connection of the native transport")
+    tls: TlsSettings = Field(TlsSettings(), description="TLS on the ports")
+
+    def secures(self, port: Literal["grpc", "http"]) -> bool:
+        """Whether this port speaks TLS."""
+        return bool(self.tls.certificate) and self.tls.ports in ("both", port)
+
+    @property
+    def local(self) -> bool:
+        """Whether only this machine can reach `host`."""
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"  # RFC 6761, 6.3
+
+    @model_validator(mode="after")
+    def _plain_text_stays_here(self) -> Self:
+        if self.tls.require and not self.local and not (self.secures("grpc") and self.secures("http")):
+            raise ValueError(
+                f"tls.require = true and host = {json.dumps(self.host)}: expected tls.certificate, and tls.ports = "
+                '"both", or a host of this machine alone'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _grpcio_can_do_it(self) -> Self:
+        if self.transport == "reference" and self.secures("grpc"):
+            beyond = {
+                "tls.minimum_version": self.tls.minimum_version == "1.3",
+                "tls.client_certificates": bool(self.tls.client_ca) and self.tls.client_certificates == "optional",
+                "tls.key_password_file": bool(self.tls.key_password_file),
+            }
+            for name, used in beyond.items():
+                if used:
+                    raise ValueError(f'transport = "reference": grpcio cannot do what {name} asks for')
+        return self
 
     @model_validator(mode="after")
     def _a_message_fits(self) -> Self:

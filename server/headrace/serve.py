@@ -38,6 +38,7 @@ from headrace.transport.repository import RepositoryAdmin
 from headrace.transport.runtime_settings import RuntimeSettings
 from headrace.transport.service import service_table
 from headrace.transport.shared_memory import SharedMemoryAdmin
+from headrace.transport.tls.security import Security
 
 if TYPE_CHECKING:
     from headrace.config import Settings
@@ -91,6 +92,7 @@ async def serve(settings: Settings, severities: Severities) -> int:
     metrics = Metrics(registry)
     server_metrics = ServerMetrics(registry)
     register_process_metrics(registry)
+    security = Security(settings, registry)
     catalog: Catalog[Served] = Catalog()
     turn = Turn(asyncio.get_running_loop())
     engine = Engine(
@@ -123,20 +125,25 @@ async def serve(settings: Settings, severities: Severities) -> int:
     )
     async with AsyncExitStack() as stack:
         stack.callback(engine.close)
-        http = rest.HttpServer(rest.make_app(lambda: status, registry), _listen(settings.host, settings.http_port))
+        security.start()
+        stack.push_async_callback(security.close)
+        http = rest.HttpServer(
+            rest.make_app(lambda: status, registry), _listen(settings.host, settings.http_port), security.http
+        )
         http_port = await http.start()
         stack.push_async_callback(http.close)
         _check_grpc_port(settings)
         if not await _load(control, stop.first):
             logger.info("stopped before all models were loaded")
             return 0
-        grpc = _transport(settings, table, turn, server_metrics)
+        grpc = _transport(settings, table, turn, server_metrics, security)
         try:
             grpc_port = await grpc.start()
         except OSError as error:
             raise _no_grpc_port(settings, error) from error
         stack.push_async_callback(grpc.close)
         _settle()
+        security.announce()
         status.ready = True
         health.set_serving(True)
         logger.info(
@@ -198,10 +205,16 @@ def _new_event_loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
-def _transport(settings: Settings, table: ServiceTable, turn: Turn, counts: ServerMetrics) -> GrpcTransport:
+def _transport(
+    settings: Settings, table: ServiceTable, turn: Turn, counts: ServerMetrics, security: Security
+) -> GrpcTransport:
     if settings.transport == "reference":
         return ReferenceTransport(
-            table, settings.host, settings.grpc_port, max_message_bytes=settings.max_message_bytes
+            table,
+            settings.host,
+            settings.grpc_port,
+            max_message_bytes=settings.max_message_bytes,
+            security=security if settings.secures("grpc") else None,
         )
     return NativeTransport(
         table,
@@ -211,6 +224,7 @@ def _transport(settings: Settings, table: ServiceTable, turn: Turn, counts: Serv
         http2=settings.http2,
         max_message_bytes=settings.max_message_bytes,
         counts=counts,
+        tls=security.grpc,
     )
 
 

@@ -1,24 +1,39 @@
-"""The native transport over real sockets, on both event loops."""
+"""The native transport over real sockets, on both event loops, in plain text and over TLS."""
 
 import asyncio
 import contextlib
 
 import pytest
 import uvloop
+from prometheus_client import CollectorRegistry
 from transport.http2 import bench as benches
 from transport.http2 import wire
 from transport.http2.bench import COUNT, ECHO, INFER, WATCH, Infer
 from transport.http2.wire import data, grpc_call, grpc_head, message, ping, rst
+from transport.tls.certificates import client_context, issue
 
 from headrace.clock import monotonic_ns
+from headrace.config import TlsSettings
+from headrace.telemetry.tls import TlsMetrics
+from headrace.transport.tls.files import load
+from headrace.transport.tls.layer import TlsPort
 
 LEAVING = "PING headrace"
 LEFT = ping(b"headrace", wire.ACK)
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
+@pytest.fixture(params=[False, True], ids=["plain", "tls"])
+def tls(request, tmp_path):
+    """What the transport under test is made with for TLS; None: plain text."""
+    if not request.param:
+        return None
+    context = load(TlsSettings(**issue(tmp_path, "server").settings())).context("h2")
+    return TlsPort("grpc", context, TlsMetrics(CollectorRegistry()), alpn="h2", timeout_s=10)
+
+
 @pytest.fixture(params=LOOPS)
-def run(request):
+def run(request, tls):
     """Runs a scenario with a transport that listens; nothing may be left over, nothing may go wrong unseen."""
 
     def run(scenario, **settings):
@@ -27,11 +42,11 @@ def run(request):
         async def main():
             asyncio.get_running_loop().set_exception_handler(lambda loop, context: problems.append(context))
             infer = Infer()
-            transport = benches.native(asyncio.get_running_loop(), monotonic_ns, infer, **settings)
+            transport = benches.native(asyncio.get_running_loop(), monotonic_ns, infer, tls=tls, **settings)
             port = await transport.start()
             try:
                 async with asyncio.timeout(30):
-                    await scenario(Port(port, transport, infer))
+                    await scenario(Port(port, transport, infer, tls and client_context()))
             finally:
                 await transport.close()
                 await transport.close()
@@ -44,12 +59,12 @@ def run(request):
 
 
 class Port:
-    def __init__(self, port, transport, infer):
-        self.port, self.transport, self.infer = port, transport, infer
+    def __init__(self, port, transport, infer, context):
+        self.port, self.transport, self.infer, self.context = port, transport, infer, context
 
     @contextlib.asynccontextmanager
     async def connect(self, hello=benches.HELLO):
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=self.context)
         client = SocketClient(reader, writer)
         try:
             writer.write(hello)
@@ -213,7 +228,8 @@ def test_clients_that_go_away(run):
             async with port.connect() as client:
                 client.writer.write(octets)
                 await client.until("SETTINGS ACK")
-                client.writer.write_eof()
+                # over TLS, asyncio's clients cannot end one half alone
+                client.writer.write_eof() if port.context is None else client.writer.close()
                 await client.until("never")
         await port.transport.drain(20)
         assert not port.transport.peers

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from headrace.transport.http2.stream import Stream
     from headrace.transport.pace import Flow
     from headrace.transport.service import ServiceTable
+    from headrace.transport.tls.layer import TlsPort
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,8 @@ _SPARE_FILES = 100
 class NativeTransport:
     """A `GrpcTransport`.
 
-    turn: when replies are written. counts: telemetry's counters of connections, octets and protocol errors.
+    turn: when replies are written. counts: telemetry's counters of connections, octets and protocol errors. tls: if the
+    port speaks TLS.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class NativeTransport:
         http2: Http2Settings,
         max_message_bytes: int,
         counts: ServerMetrics,
+        tls: TlsPort | None = None,
         clock: Clock = monotonic_ns,
     ) -> None:
         self.table = table
@@ -84,6 +87,7 @@ class NativeTransport:
         self.read_buffer = memoryview(bytearray(_READ_BUFFER))
         self.peers: set[Peer] = set()
         self._turn = turn
+        self._tls = tls
         self._dirty: list[Peer] = []
         self._host = host
         self._port = port
@@ -97,7 +101,12 @@ class NativeTransport:
     async def start(self) -> int:
         """See `base.GrpcTransport`."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: Peer(self, loop), self._host, self._port, backlog=1024)
+
+        def connection() -> asyncio.BaseProtocol:
+            peer = Peer(self, loop)
+            return peer if self._tls is None else self._tls.protect(peer)
+
+        self._server = await loop.create_server(connection, self._host, self._port, backlog=1024)
         self._port = self._server.sockets[0].getsockname()[1]
         self._ticker = loop.call_later(_TICK_SECONDS, self._tick)
         return self._port
@@ -122,6 +131,8 @@ class NativeTransport:
             self._ticker = None
         if self._server is not None:
             self._server.close()
+        if self._tls is not None:
+            self._tls.close()
         for peer in list(self.peers):
             peer.abort()
         if self._server is not None:

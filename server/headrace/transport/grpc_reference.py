@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from headrace.messages import Buffer, Cancellable
+    from headrace.transport.tls.files import Credentials
+    from headrace.transport.tls.security import Security
 
     Context = aio.ServicerContext[bytes, bytes]
     Handler = grpc.RpcMethodHandler[bytes, bytes]
@@ -37,15 +39,26 @@ CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class ReferenceTransport:
-    """A `GrpcTransport` on grpcio. max_message_bytes bounds a request message; replies have no bound."""
+    """A `GrpcTransport` on grpcio.
+
+    max_message_bytes bounds a request message; replies have no bound. security: if the port speaks TLS.
+    """
 
     def __init__(
-        self, table: ServiceTable, host: str, port: int, *, max_message_bytes: int, clock: Clock = monotonic_ns
+        self,
+        table: ServiceTable,
+        host: str,
+        port: int,
+        *,
+        max_message_bytes: int,
+        security: Security | None = None,
+        clock: Clock = monotonic_ns,
     ) -> None:
         self._table = table
         self._host = host
         self._port = port
         self._max_message_bytes = max_message_bytes
+        self._security = security
         self._clock = clock
         self._server: aio.Server | None = None
         self._streams: set[asyncio.Timeout] = set()
@@ -67,7 +80,11 @@ class ReferenceTransport:
         server = aio.server(handlers=[_Router(self._handlers())], options=options)
         host = f"[{self._host}]" if ":" in self._host else self._host
         try:
-            self._port = server.add_insecure_port(f"{host}:{self._port}")
+            address = f"{host}:{self._port}"
+            if self._security is None:
+                self._port = server.add_insecure_port(address)
+            else:
+                self._port = server.add_secure_port(address, _credentials(self._security))
         except RuntimeError as error:
             raise OSError(f"cannot listen on {host}:{self._port}") from error
         await server.start()
@@ -193,6 +210,29 @@ class ReferenceTransport:
             raise ShuttingDown("the server is shutting down") from None
         finally:
             self._streams.discard(limit)
+
+
+def _credentials(security: Security) -> grpc.ServerCredentials:
+    """Those in force at each handshake: grpcio asks for them from threads of its own."""
+    first = security.credentials
+    assert first is not None
+    given = [first]
+
+    def configuration(now: Credentials) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration([(now.key, now.chain)], root_certificates=now.client_ca)
+
+    def changed() -> grpc.ServerCertificateConfiguration | None:
+        now = security.credentials
+        if now is None or now is given[0]:
+            return None
+        given[0] = now
+        return configuration(now)
+
+    return grpc.dynamic_ssl_server_credentials(
+        configuration(first),
+        changed,  # type: ignore[arg-type] # None: as before
+        require_client_authentication=bool(first.settings.client_ca),
+    )
 
 
 class _Router(Router):

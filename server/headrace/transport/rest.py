@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp
 
+    from headrace.transport.tls.layer import TlsPort
+
 MAX_CONNECTIONS = 256
 """With this many open, requests are answered 503."""
 
@@ -132,16 +134,17 @@ async def exposition(registry: Collector, accept: str) -> tuple[bytes, str]:
 class HttpServer:
     """Serves an ASGI application on a socket that is bound already, in the running event loop.
 
-    Signals, logging and the loop belong to the caller; there is no access log.
+    Signals, logging and the loop belong to the caller; there is no access log. tls: if the port speaks TLS.
     """
 
-    def __init__(self, app: ASGIApp, sock: socket.socket) -> None:
+    def __init__(self, app: ASGIApp, sock: socket.socket, tls: TlsPort | None = None) -> None:
         self._sock = sock
+        self._tls = tls
         self._server = _Server(
             uvicorn.Config(
                 app,
                 loop="none",
-                http=_Connection,
+                http=_Connection if tls is None else _protected(tls),  # type: ignore[arg-type]
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -178,6 +181,8 @@ class HttpServer:
             return
         running, self._running = self._running, None
         self._server.should_exit = True
+        if self._tls is not None:
+            self._tls.close()
         await running
         for connection in list(self._server.server_state.connections):
             connection.transport.abort()
@@ -237,6 +242,11 @@ class _Connection(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+
+def _protected(tls: TlsPort) -> Callable[..., asyncio.BaseProtocol]:
+    """Makes protocols as uvicorn does, each under TLS."""
+    return lambda **of_uvicorn: tls.protect(_Connection(**of_uvicorn))
 
 
 class _Collected:

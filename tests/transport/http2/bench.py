@@ -135,7 +135,7 @@ def service(infer):
     )
 
 
-def native(loop, clock, infer, *, table=None, max_message=MAX_MESSAGE, port=0, **http2):
+def native(loop, clock, infer, *, table=None, max_message=MAX_MESSAGE, port=0, tls=None, **http2):
     return NativeTransport(
         table or service(infer),
         "127.0.0.1",
@@ -144,6 +144,7 @@ def native(loop, clock, infer, *, table=None, max_message=MAX_MESSAGE, port=0, *
         http2=Http2Settings(**http2),
         max_message_bytes=max_message,
         counts=ServerMetrics(CollectorRegistry()),
+        tls=tls,
         clock=clock,
     )
 

@@ -1,0 +1,1 @@
+"""TLS on the ports: the layer between sockets and protocols, the files of the certificate, and their reload."""
