@@ -28,6 +28,7 @@ class Load:
     seconds: about how long; for perf_analyzer the length of each of its three windows.
     timeout: a grpc-timeout on every request (h2load), or `varying`: another one on each (frames).
     pin: the processors that the client runs on, as taskset takes them.
+    tls: whether the server speaks it (h2load, which takes any certificate).
     """
 
     client: Client
@@ -38,6 +39,7 @@ class Load:
     seconds: float = 3
     timeout: str | None = None
     pin: str | None = None
+    tls: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def pinned(command: list[str], pin: str | None) -> list[str]:
 
 
 def h2load_command(load: Load, requests: int, address: str, payload: Path) -> list[str]:
-    """One thread, cleartext HTTP/2 with prior knowledge, the same message each time, exactly so many times.
+    """One thread, HTTP/2 with prior knowledge or over TLS, the same message each time, exactly so many times.
 
     Not for a time: then h2load leaves requests uncounted that the server has answered, and the counts never agree.
     """
@@ -74,7 +76,7 @@ def h2load_command(load: Load, requests: int, address: str, payload: Path) -> li
     deadline = ["-H", f"grpc-timeout: {load.timeout}"] if load.timeout else []
     command = ["h2load", "-t", "1", "-c", str(load.connections), "-m", str(load.concurrency), *span, "-d", str(payload)]
     command += ["-H", "content-type: application/grpc", "-H", "te: trailers", *deadline]
-    return pinned([*command, f"http://{address}{METHOD}"], load.pin)
+    return pinned([*command, f"{'https' if load.tls else 'http'}://{address}{METHOD}"], load.pin)
 
 
 def perf_analyzer_command(load: Load, address: str, binary: Path) -> list[str]:

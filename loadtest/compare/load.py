@@ -31,7 +31,7 @@ def measure(server: Running, load: Load, setup: Setup) -> Sample:
     """One load on a running server: verified, warmed, measured, accounted for. Raises Unmeasured."""
     payload = setup.scratch / f"{load.model}-{load.batch}.grpc"
     payload.write_bytes(framed(load.model, load.batch))
-    with OipClient(server.address) as client:
+    with OipClient(server.address, server.ca) as client:
         reply_size = client.verify(load.model, load.batch, setup.model(load.model))
         rate = warm(load, server, payload)
         before = client.counts(load.model)
@@ -68,21 +68,24 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3, help="about how long; perf_analyzer: each of three windows")
     parser.add_argument("--timeout-header", help="h2load: a grpc-timeout, such as 10S; frames: constant or varying")
     parser.add_argument("--pin", help="the processors to run the client on, as taskset takes them")
+    parser.add_argument("--ca", type=Path, help="h2load: over TLS; who signed the server's certificate")
     parser.add_argument("--pid", type=int, help="the server's process")
     args = parser.parse_args()
     if not args.address.startswith(("127.", "localhost:", "[::1]:")):
         parser.error("only loopback addresses are loaded")
+    if args.ca and args.client != "h2load":
+        parser.error("only h2load speaks TLS")
     load = Load(
         args.client, args.model, args.concurrency, args.connections, args.batch, args.seconds,
-        args.timeout_header, args.pin,
+        args.timeout_header, args.pin, args.ca is not None,
     )  # fmt: skip
     peers = Path(os.environ.get("HEADRACE_PEERS", Path.home() / ".cache/headrace-peers"))
-    with tempfile.TemporaryDirectory() as scratch, OipClient(args.address) as client:
+    with tempfile.TemporaryDirectory() as scratch, OipClient(args.address, args.ca) as client:
         setup = Setup(peers, (), LOADTEST / "peers/triton", Path(scratch))
         try:
             if not client.ready(args.model):
                 raise Unmeasured(f"nobody at {args.address} says that {args.model} is ready")
-            sample = measure(Running("server", args.address, args.pid, client.version()), load, setup)
+            sample = measure(Running("server", args.address, args.pid, client.version(), args.ca), load, setup)
         except Unmeasured as error:
             sys.exit(str(error))
     print(json.dumps(sample.figures | sample.details | {"problems": sample.problems}))

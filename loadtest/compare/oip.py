@@ -45,10 +45,10 @@ def framed(model: str, batch: int) -> bytes:
 
 
 class Client:
-    """tritonclient's, on one address; a context manager."""
+    """tritonclient's, on one address; a context manager. ca: over TLS, trusting this authority."""
 
-    def __init__(self, address: str) -> None:
-        self._client = triton.InferenceServerClient(address)
+    def __init__(self, address: str, ca: Path | None = None) -> None:
+        self._client = triton.InferenceServerClient(address, ssl=ca is not None, root_certificates=ca and str(ca))
 
     def __enter__(self) -> Client:
         return self

@@ -82,6 +82,12 @@ def rows() -> tuple[Row, ...]:
             (Target("throughput", 8, ">="),),
         ),
         Row(
+            "tls",
+            "tab, h2load 8 x 16, over TLS against plain text",
+            (served("tls", replace(_TAB, tls=True), "over TLS"), served("headrace", _TAB, "plain text")),
+            (Target("cpu_us_per_request", 1.6, "<="),),
+        ),
+        Row(
             "mid-one-core",
             "mid, server on one core and h2load 8 x 16 on another, against bare ONNX Runtime on that core",
             _one_core(),

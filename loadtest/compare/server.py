@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import trustme
+
 from compare.clients import pinned
 from compare.figures import Unmeasured
 from compare.oip import Client
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 READY_SECONDS = 90
 STOP_SECONDS = 30
 
-Kind = Literal["headrace", "reference", "triton"]
+Kind = Literal["headrace", "reference", "tls", "triton"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,25 @@ class Setup:
             return [str(self.triton), *ports]
         ports = ["--host", "127.0.0.1", "--grpc-port", str(grpc), "--http-port", str(http)]
         command = [*self.headrace, "serve", "--model-repository", str(self.peers / "headrace"), *ports]
+        if kind == "tls":
+            command += ["--tls-certificate", str(self.certificate)]
         return [*command, "--transport", "reference"] if kind == "reference" else command
+
+    @property
+    def certificate(self) -> Path:
+        """The file of the server's certificate and its key, which `make_certificate` writes."""
+        return self.scratch / "server.pem"
+
+    @property
+    def ca(self) -> Path:
+        """The file of the authority that signed it."""
+        return self.scratch / "ca.pem"
+
+    def make_certificate(self) -> None:
+        """For loopback, by an authority of its own (ECDSA, P-256)."""
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(str(self.ca))
+        authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(self.certificate))
 
     def environment(self, kind: Kind) -> dict[str, str]:
         """Ours without any setting of Headrace: it runs on its defaults. Triton's script needs to know its place."""
@@ -61,18 +81,26 @@ class Setup:
 
 @dataclass(frozen=True)
 class Running:
-    """A server that said it was ready. pid: None when it is not ours and its processor time is unknown."""
+    """A server that said it was ready. pid: None when it is not ours and its processor time is unknown.
+
+    ca: who signed its certificate, if it speaks TLS.
+    """
 
     kind: str
     address: str
     pid: int | None
     version: str
+    ca: Path | None = None
 
 
 @contextmanager
 def serving(kind: Kind, setup: Setup, model: str, pin: str | None = None) -> Iterator[Running]:
     """Runs a server for the length of the block. Raises Unmeasured, with its log's path, when it does not get ready."""
     grpc, http, metrics = free_ports(3)
+    ca = None
+    if kind == "tls":
+        setup.make_certificate()
+        ca = setup.ca
     log = setup.scratch / f"{kind}-{grpc}.log"
     with log.open("wb") as out:
         try:
@@ -88,9 +116,9 @@ def serving(kind: Kind, setup: Setup, model: str, pin: str | None = None) -> Ite
             raise Unmeasured(f"{kind} could not be started: {error}") from error
     try:
         address = f"127.0.0.1:{grpc}"
-        with Client(address) as client:
+        with Client(address, ca) as client:
             _await_ready(process, client, model, log)
-            running = Running(kind, address, process.pid, client.version())
+            running = Running(kind, address, process.pid, client.version(), ca)
         yield running
         if process.poll() is not None:
             raise Unmeasured(f"{kind} ended under load with {process.returncode}; its log: {log}")

@@ -9,6 +9,7 @@ ISSUE = {
     "timeout-same": [("cpu_us_per_request", "<= 1.3x")],
     "timeout-varying": [("cpu_us_per_request", "<= 1.3x")],
     "reference": [("throughput", ">= 8x")],
+    "tls": [("cpu_us_per_request", "<= 1.6x")],
     "mid-one-core": [("rows_per_second", ">= 0.7x")],
     "memory": [("rss_peak_mib", "<= 1.05x")],
 }
@@ -23,5 +24,6 @@ def test_ours_comes_first():
     assert sides["tab-h2load"] == ["headrace", "triton"]
     assert sides["timeout-varying"] == ["with timeout", "without"]
     assert sides["reference"] == ["native", "reference"]
+    assert sides["tls"] == ["over TLS", "plain text"]
     assert sides["mid-one-core"] == ["headrace", "bare ORT"]
     assert sides["memory"] == ["headrace"]

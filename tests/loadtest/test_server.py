@@ -1,3 +1,4 @@
+import ssl
 from pathlib import Path
 
 from compare.server import Setup, free_ports
@@ -10,6 +11,7 @@ def test_servers_start_on_loopback_with_defaults():
     native = ["headrace", "serve", "--model-repository", "/peers/headrace", *ports]
     assert SETUP.command("headrace", 1, 2, 3) == native
     assert SETUP.command("reference", 1, 2, 3) == [*native, "--transport", "reference"]
+    assert SETUP.command("tls", 1, 2, 3) == [*native, "--tls-certificate", "/scratch/server.pem"]
     assert SETUP.command("triton", 1, 2, 3) == (
         ["/loadtest/peers/triton", "--grpc-port", "1", "--http-port", "2", "--metrics-port", "3"]
     )
@@ -22,6 +24,14 @@ def test_settings_of_the_shell_do_not_reach_a_server_under_test(monkeypatch):
     assert SETUP.environment("headrace")["KEPT"] == "1"
     assert not any(name.startswith("HEADRACE_") for name in SETUP.environment("headrace"))
     assert SETUP.environment("triton")["HEADRACE_PEERS"] == "/peers"
+
+
+def test_the_certificate_is_for_loopback(tmp_path):
+    setup = Setup(Path("/peers"), ("headrace",), Path("/loadtest/peers/triton"), tmp_path)
+    setup.make_certificate()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(setup.certificate)
+    assert len(ssl.create_default_context(cafile=setup.ca).get_ca_certs()) == 1
 
 
 def test_free_ports_differ():

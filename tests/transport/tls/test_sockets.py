@@ -43,7 +43,6 @@ STREAMED = []
 
 async def stream(request):
     async def pieces():
-        STREAMED.clear()
         for n in range(PIECES):
             STREAMED.append(n)
             yield b"x" * 65_536
@@ -100,10 +99,11 @@ class Ports:
         return {key: count for key, count in counted.items() if count}
 
     async def streamed(self):
-        """How many pieces have gone out once the loop has had its turns."""
+        """How many pieces had gone out before the loop had many a turn."""
+        before = len(STREAMED)
         for _ in range(100):
             await asyncio.sleep(0)
-        return len(STREAMED)
+        return before
 
     async def raw(self, port):
         return await asyncio.open_connection("127.0.0.1", port)
@@ -160,17 +160,18 @@ def test_a_client_that_reads_late_over_https(run):
     """What it does not read stops its reply, and nobody else's; then it reads, and nothing is lost."""
 
     async def scenario(ports):
-        with socket.create_connection(("127.0.0.1", ports.http)) as plain:
-            context = client_context(alpn=("http/1.1",))
-            late = await asyncio.to_thread(context.wrap_socket, plain, server_hostname="localhost")
+        STREAMED.clear()
+        context = client_context(alpn=("http/1.1",))
+        plain = socket.create_connection(("127.0.0.1", ports.http))
+        with await asyncio.to_thread(context.wrap_socket, plain, server_hostname="localhost") as late:
             late.sendall(b"GET /stream HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-            while not (seen := len(STREAMED)) or seen != await ports.streamed():
-                pass
+            seen = 0
+            while not seen or seen != len(STREAMED):
+                seen = await ports.streamed()
             assert seen < PIECES
             assert await ports.request("GET", "/scheme") == (200, b"https")
             body = await asyncio.to_thread(lambda: b"".join(iter(lambda: late.recv(1 << 16), b"")))
             assert body.replace(b"\r\n10000\r\n", b"").count(b"x") == PIECES << 16
-            late.close()
 
     run(scenario)
 

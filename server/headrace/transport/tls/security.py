@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+
 class Security:
     """What `[tls]` says, in force. Raises ConfigError where its files are no good.
 
