@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import numpy as np
 import pytest
+from transport.tls.certificates import issue
 
 from headrace.cli import main
 from headrace.rpc import inference_pb2 as pb
@@ -141,6 +142,65 @@ def test_no_server_is_one_line(capsys):
     assert main(["models", "--url", "127.0.0.1:1", "--timeout-ms", "5000"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("headrace: UNAVAILABLE: ")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Certificates: server, and client."""
+    directory = tmp_path_factory.mktemp("certificates")
+    return issue(directory, "server"), issue(directory, "client", "client@example.org")
+
+
+@pytest.fixture(scope="module")
+def mutual(files):
+    """The same server over mutual TLS."""
+    ours, _ = files
+    handler = Server()
+    pair = (ours.key.read_bytes(), ours.chain.read_bytes())
+    credentials = grpc.ssl_server_credentials([pair], ours.ca.read_bytes(), require_client_auth=True)
+    with ThreadPoolExecutor(1) as pool:
+        server = grpc.server(pool, handlers=[handler])
+        handler.url = f"127.0.0.1:{server.add_secure_port('127.0.0.1:0', credentials)}"
+        server.start()
+        yield handler
+        server.stop(None).wait()
+
+
+@pytest.mark.parametrize("name", [(), ("--server-name", "localhost"), ("--tls",)])
+def test_mutual_tls(mutual, files, capsys, name, tmp_path):
+    ours, client = files
+    trust = ["--url", mutual.url, "--ca", str(ours.ca), *name]
+    assert main(["models", *trust, "--certificate", str(client.chain), "--key", str(client.key)]) == 0
+    both = tmp_path / "both.pem"
+    both.write_bytes(client.key.read_bytes() + client.chain.read_bytes())
+    assert main(["models", *trust, "--certificate", str(both)]) == 0
+    assert "double" in capsys.readouterr().out
+
+
+def test_a_server_that_is_not_trusted(mutual, files, capsys):
+    """By its authority, by its name; without a certificate of the client's; in plain text."""
+    ours, client = files
+    shown = ["--certificate", str(client.chain), "--key", str(client.key)]
+    for flags in (
+        ["--tls", *shown],
+        ["--ca", str(ours.ca), "--server-name", "example.org", *shown],
+        ["--ca", str(ours.ca)],
+        [],
+    ):
+        assert main(["models", "--url", mutual.url, "--timeout-ms", "5000", *flags]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("headrace: UNAVAILABLE: ")
+
+
+def test_files_that_are_no_good(capsys, tmp_path):
+    (tmp_path / "text").write_text("text")
+    for flags, message in (
+        (["--ca", "nowhere.pem"], "--ca nowhere.pem: cannot be read: No such file or directory"),
+        (["--ca", str(tmp_path / "text")], f"--ca {tmp_path / 'text'}: expected a PEM file"),
+        (["--key", "key.pem"], "--key goes with --certificate"),
+    ):
+        assert main(["models", *flags]) == 2
+        assert capsys.readouterr().err == f"headrace: {message}\n"
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,68 @@ def test_a_message_must_fit_into_what_a_connection_may_buffer():
     assert load_settings({"max_message_bytes": "100", "http2.max_buffered_bytes": "100"}, {}).max_message_bytes == 100
 
 
+TLS = {"tls.certificate": "server.pem"}
+
+
+@pytest.mark.parametrize("name", ["key", "key_password_file", "client_ca"])
+def test_tls_begins_with_a_certificate(name):
+    with pytest.raises(ConfigError, match=rf'^tls.{name} = "x.pem": expected tls.certificate with it \(from flag'):
+        load_settings({f"tls.{name}": "x.pem"}, {})
+    assert getattr(load_settings({**TLS, f"tls.{name}": "x.pem"}, {}).tls, name) == "x.pem"
+
+
+@pytest.mark.parametrize(
+    ("ports", "secured"), [("both", (True, True)), ("grpc", (True, False)), ("http", (False, True))]
+)
+def test_which_ports_speak_tls(ports, secured):
+    settings = load_settings({**TLS, "tls.ports": ports}, {})
+    assert (settings.secures("grpc"), settings.secures("http")) == secured
+    settings = load_settings({"tls.ports": ports}, {})
+    assert (settings.secures("grpc"), settings.secures("http")) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("192.0.2.1", False),
+        ("localhost.example.org", False),
+    ],
+)
+def test_plain_text_beyond_this_machine_can_be_forbidden(host, local):
+    assert load_settings({"host": host}, {}).local is local
+    required = {"host": host, "tls.require": "true"}
+    load_settings({**required, **TLS}, {})
+    for flags in (required, {**required, **TLS, "tls.ports": "grpc"}):
+        if local:
+            load_settings(flags, {})
+            continue
+        with pytest.raises(ConfigError, match=rf'^tls.require = true and host = "{host}": expected tls.certificate'):
+            load_settings(flags, {})
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"tls.minimum_version": "1.3"},
+        {"tls.client_ca": "ca.pem", "tls.client_certificates": "optional"},
+        {"tls.key_password_file": "password"},
+    ],
+)
+def test_what_grpcio_cannot_do(flags):
+    load_settings({**TLS, **flags}, {})
+    load_settings({**TLS, **flags, "transport": "reference", "tls.ports": "http"}, {})
+    name = next(reversed(flags))
+    with pytest.raises(ConfigError, match=rf'^transport = "reference": grpcio cannot do what {name} asks for'):
+        load_settings({**TLS, **flags, "transport": "reference"}, {})
+    assert load_settings({**TLS, "transport": "reference"}, {}).secures("grpc")
+
+
 def test_settings_are_frozen():
     with pytest.raises(ValidationError, match="frozen"):
         Settings().grpc_port = 1

@@ -11,7 +11,7 @@ import json
 import os
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -100,17 +100,18 @@ class Http2Settings(_Settings):
     )
 
 
+def _file(description: str) -> Any:  # noqa: ANN401 - as pydantic's Field
+    """A file; empty: none."""
+    return Field("", description=description, json_schema_extra={"format": "path"})
+
+
 class TlsSettings(_Settings):
     """TLS on the ports. It is on where `certificate` is set."""
 
-    certificate: str = Field(
-        "", description="PEM file of the server's certificate and its chain; with it the ports speak TLS"
-    )
-    key: str = Field("", description="PEM file of its private key; without, it is in the certificate's file")
-    key_password_file: str = Field("", description="file whose first line is the password of an encrypted key")
-    client_ca: str = Field(
-        "", description="PEM file of the authorities of client certificates; with it clients are asked for one"
-    )
+    certificate: str = _file("PEM file of the server's certificate and its chain; with it the ports speak TLS")
+    key: str = _file("PEM file of its private key; without, it is in the certificate's file")
+    key_password_file: str = _file("file whose first line is the password of an encrypted key")
+    client_ca: str = _file("PEM file of the authorities of client certificates; with it clients are asked for one")
     client_certificates: Literal["required", "optional"] = Field(
         "required", description="whether a client without one is refused; one that is shown is checked in any case"
     )
@@ -126,13 +127,6 @@ class TlsSettings(_Settings):
     require: bool = Field(
         False, description="do not start where a port would speak plain text on an address beyond this machine"
     )
-
-    @model_validator(mode="after")
-    def _belongs_to_a_certificate(self) -> Self:
-        for name in ("key", "key_password_file", "client_ca"):
-            if getattr(self, name) and not self.certificate:
-                raise ValueError(f"{name} = {json.dumps(getattr(self, name))} without a certificate")
-        return self
 
 
 class Settings(_Settings):
@@ -201,6 +195,13 @@ class Settings(_Settings):
             return ip_address(self.host).is_loopback
         except ValueError:
             return self.host == "localhost"  # RFC 6761, 6.3
+
+    @model_validator(mode="after")
+    def _tls_has_a_certificate(self) -> Self:
+        for name in ("key", "key_password_file", "client_ca"):
+            if (value := getattr(self.tls, name)) and not self.tls.certificate:
+                raise ValueError(f"tls.{name} = {json.dumps(value)}: expected tls.certificate with it")
+        return self
 
     @model_validator(mode="after")
     def _plain_text_stays_here(self) -> Self:

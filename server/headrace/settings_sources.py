@@ -238,7 +238,7 @@ def shown_default(setting: Setting) -> str:
     default = setting.field.default
     if setting.path[-1].endswith("_bytes") and default >= 1 << 20 and default % (1 << 20) == 0:
         return f"{default}, {default >> 20} MiB"
-    return f"{default:g}" if isinstance(default, float) else str(default)
+    return f"{default:g}" if isinstance(default, float) else str(default) or "none"
 
 
 def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:

@@ -57,8 +57,8 @@ def serve(transport):
     """Starts servers of the test's own: `serve(repository, *flags)`."""
     servers = []
 
-    def start(repository, *flags):
-        servers.append(Server(repository, "--transport", transport, *flags))
+    def start(repository, *flags, **options):
+        servers.append(Server(repository, "--transport", transport, *flags, **options))
         return servers[-1]
 
     start.servers = servers

@@ -29,10 +29,12 @@ class Server:
     """A server on free ports of the loopback, ready when the constructor returns; a context manager that ends it.
 
     flags: as on the command line. command, environment: how to start it, if not as this environment's `headrace`.
+    context: what `get` makes connections with, if its HTTP port speaks TLS.
     """
 
-    def __init__(self, repository, *flags, command=(HEADRACE,), environment=None):
+    def __init__(self, repository, *flags, command=(HEADRACE,), environment=None, context=None):
         self.returncode = None
+        self.context = context
         self.repository = Path(repository)
         self._lines = deque(maxlen=2000)
         self._changed = threading.Condition()
@@ -55,7 +57,7 @@ class Server:
         self.transport, grpc_port, http_port = _READY.search(line).groups()
         self.address = f"127.0.0.1:{grpc_port}"
         self.port = int(grpc_port)
-        self.http = f"http://127.0.0.1:{http_port}"
+        self.http = f"{'https' if context else 'http'}://127.0.0.1:{http_port}"
 
     def __enter__(self):
         return self
@@ -105,7 +107,7 @@ class Server:
     def get(self, path):
         """(status, body) of a GET."""
         try:
-            with urllib.request.urlopen(self.http + path, timeout=WAIT_SECONDS) as response:
+            with urllib.request.urlopen(self.http + path, timeout=WAIT_SECONDS, context=self.context) as response:
                 return response.status, response.read().decode()
         except urllib.error.HTTPError as error:
             with error:

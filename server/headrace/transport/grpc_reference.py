@@ -6,6 +6,7 @@ It serves the same table of RPCs. A call costs it a task, a future and a crossin
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import TYPE_CHECKING, NoReturn
 
 import grpc
@@ -77,6 +78,9 @@ class ReferenceTransport:
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),  # else a second server on the port would silently take half of the calls
         ]
+        if self._security is not None:
+            timeout_s = self._security.settings.tls.handshake_timeout_s
+            options.append(("grpc.server_handshake_timeout_ms", math.ceil(timeout_s * 1000)))
         server = aio.server(handlers=[_Router(self._handlers())], options=options)
         host = f"[{self._host}]" if ":" in self._host else self._host
         try:

@@ -39,7 +39,7 @@ class Security:
         self.grpc: TlsPort | None = None
         self.http: TlsPort | None = None
         self.credentials: Credentials | None = None
-        self._settings = settings
+        self.settings = settings
         self._wall = wall
         self._asked = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -75,7 +75,7 @@ class Security:
 
     def announce(self) -> None:
         """Says in the log what each port speaks; plain text that others can reach is a warning."""
-        settings = self._settings
+        settings = self.settings
         clients = f", client certificates {settings.tls.client_certificates}" if settings.tls.client_ca else ""
         for secured, name in ((settings.secures("grpc"), "gRPC"), (settings.secures("http"), "HTTP")):
             if secured:
@@ -94,12 +94,12 @@ class Security:
 
         New connections get the new certificate. One that is no good is reported, and the one in use stays.
         """
-        stamp = await asyncio.to_thread(files.stamp, self._settings.tls)
+        stamp = await asyncio.to_thread(files.stamp, self.settings.tls)
         if stamp == self._stamp and not asked:
             return
         self._stamp = stamp
         try:
-            credentials, contexts = await asyncio.to_thread(_read, self._settings.tls)
+            credentials, contexts = await asyncio.to_thread(_read, self.settings.tls)
         except ConfigError as error:
             self._metrics.reloads["failed"] += 1
             logger.error("TLS files are not taken, those in use stay: %s", error)
@@ -110,7 +110,7 @@ class Security:
     async def _watch(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._settings.tls.reload_s or None):
+                async with asyncio.timeout(self.settings.tls.reload_s or None):
                     await self._asked.wait()
             asked = self._asked.is_set()
             self._asked.clear()
