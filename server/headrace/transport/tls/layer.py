@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, cast
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from headrace.messages import Buffer
     from headrace.telemetry.tls import TlsMetrics
 
 logger = logging.getLogger(__name__)
@@ -116,11 +115,7 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
         self._over = False  # nothing more is sent, and what comes is dropped
         self._reading = True
         self._timer: asyncio.TimerHandle | None = None
-        self._get_buffer: Callable[[int], Any] = self.get_buffer
-        self._hand_up: Callable[[int], None] = self._hand_up_bytes
-        if isinstance(app, asyncio.BufferedProtocol):
-            self._get_buffer = app.get_buffer
-            self._hand_up = app.buffer_updated
+        self._buffered = app if isinstance(app, asyncio.BufferedProtocol) else None
 
     def __repr__(self) -> str:
         state = "over" if self._over else repr(self._app) if self._open else "handshake"
@@ -171,10 +166,13 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
             self._timer.cancel()
         if self._open:
             self._app.connection_lost(exc)
-            return
-        if self._tls is not None and not self._over:  # who says nothing at all asks whether the port is open
+        elif self._tls is not None and not self._over:  # who says nothing at all asks whether the port is open
             self._failed("closed", "the client closed the connection")
         self._port.handshakes.discard(self)
+        self._over = True
+        # `app` and its transport hold each other, and garbage is rarely collected: OpenSSL's memory is not left to that
+        self._tls = None
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
 
     # --- the handshake ------------------------------------------------------------------------------------------------
 
@@ -240,11 +238,11 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
         """Hands up what has come, as many records at a time as the buffer above takes, until it is to wait."""
         tls = self._tls
         assert tls is not None
-        read = cast("Callable[[int, Buffer], int]", tls.read)
-        incoming = self._incoming
+        read = cast("Callable[[int, memoryview], int]", tls.read)
+        incoming, app = self._incoming, self._buffered
         left = True
         while left and self._reading and not self._over:
-            buffer = self._get_buffer(-1)
+            buffer = self._port.buffer if app is None else cast("memoryview", app.get_buffer(-1))
             size = len(buffer)
             end: Exception | None = None
             closed = False
@@ -261,16 +259,15 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
             except ssl.SSLError as error:
                 end = error
             left = incoming.pending > 0 or (count == size and tls.pending() > 0)
-            if count:
-                self._hand_up(count)
+            if count and app is not None:
+                app.buffer_updated(count)
+            elif count:
+                cast("asyncio.Protocol", self._app).data_received(bytes(self._port.buffer[:count]))
             if closed or end is not None:
                 self._ended(end)
                 return
         if self._outgoing.pending:
             self._flush()
-
-    def _hand_up_bytes(self, count: int) -> None:
-        cast("asyncio.Protocol", self._app).data_received(bytes(self._port.buffer[:count]))
 
     def _ended(self, error: Exception | None) -> None:
         """The client has said that it sends no more, or has broken the protocol."""
@@ -301,7 +298,7 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
             tls.write(data)
             self._socket.write(self._outgoing.read())
             return
-        view = memoryview(data)
+        view = memoryview(data).cast("B")
         for at in range(0, len(view), _WRITE_STEP):
             tls.write(view[at : at + _WRITE_STEP])
             self._socket.write(self._outgoing.read())
