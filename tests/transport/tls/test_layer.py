@@ -6,7 +6,7 @@ import ssl
 import weakref
 
 import pytest
-from transport.tls.bench import Buffered, benches
+from transport.tls.bench import SECOND, Buffered, benches
 from transport.tls.certificates import client_context, issue
 
 # --- what goes through ------------------------------------------------------------------------------------------------
@@ -19,6 +19,7 @@ def test_both_ways(bench, app):
     assert app.transport is client.connection
     client.send(b"a question")
     assert app.data == b"a question"
+    bench.loop.run_for(60 * SECOND)  # the handshake's time is over
     app.transport.write(b"an answer")
     assert client.pump().received == b"an answer"
     assert bench.metrics.handshakes == {("grpc", "TLSv1.3"): 1}
@@ -89,6 +90,7 @@ def test_a_pause_in_the_middle_of_a_read(bench, app):
     message = bytes(range(250)) * 400
     client.tls.write(message)
     client.put(client.outgoing.read())
+    assert len(app.data) == (1000 if isinstance(app, Buffered) else len(message))
     while len(app.data) < len(message):
         assert app.transport.is_reading() is False
         assert client.socket.reading is False
@@ -147,6 +149,17 @@ def test_the_sending_half_ends_first(bench, app):
     assert app.data == b""
     client.hang_up()
     assert app.events == ["lost"]
+
+
+@pytest.mark.parametrize("how", ["write_eof", "close", "abort"])
+def test_it_ends_in_the_middle_of_a_read(bench, how):
+    """What is left of the read is dropped."""
+    app = Buffered(1000)
+    client = bench.connect(app).shake()
+    app.script = lambda data: getattr(app.transport, how)()
+    client.tls.write(bytes(5000))
+    client.put(client.outgoing.read())
+    assert app.pieces == [1000]
 
 
 def test_it_is_closed_here(bench, app):

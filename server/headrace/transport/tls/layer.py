@@ -139,8 +139,7 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
             return
         self._incoming.write(self._port.buffer[:nbytes])
         if self._open:
-            if self._reading:
-                self._decrypt()
+            self._decrypt()
         else:
             self._handshake()
 
@@ -209,7 +208,7 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
         self._port.counts.handshakes[self._port.name, self._tls.version() or ""] += 1
         self._open = True
         self._app.connection_made(self)
-        if self._incoming.pending and self._reading:
+        if self._incoming.pending:
             self._decrypt()
 
     def _give_up(self) -> None:
@@ -283,7 +282,7 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
             self._socket.close()
 
     def _go_on(self) -> None:
-        if self._reading and not self._socket.is_closing():
+        if not self._socket.is_closing():
             self._decrypt()
 
     # --- a transport to the protocol above ----------------------------------------------------------------------------
