@@ -83,6 +83,8 @@ class NativeTransport:
         self.counts = counts
         self.counts.http2_limits.update(dict.fromkeys(Limit, 0))  # a series that appears at its first event has no rate
         self.max_connections = _most_connections(http2.max_connections)
+        if tls is not None:
+            tls.most = self.max_connections
         self.clock = clock
         self.read_buffer = memoryview(bytearray(_READ_BUFFER))
         self.peers: set[Peer] = set()

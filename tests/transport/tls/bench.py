@@ -128,6 +128,7 @@ class Client:
 class Bench:
     def __init__(self, directory, alpn="h2", **settings):
         self.loop = VirtualTimeLoop()
+        self.clients = []
         self.metrics = TlsMetrics(CollectorRegistry())
         self.files = issue(directory, "server")
         self.credentials = load(TlsSettings(**self.files.settings(**settings)))
@@ -137,7 +138,8 @@ class Bench:
         async def made():
             return Client(self.port, app or Buffered(), self.loop, context or client_context())
 
-        return self.loop.run_until_complete(made())
+        self.clients.append(self.loop.run_until_complete(made()))
+        return self.clients[-1]
 
     @property
     def failures(self):
@@ -152,8 +154,11 @@ def benches(directory, **settings):
     try:
         yield made
         made.port.close()
+        for client in made.clients:
+            client.socket.abort()
         made.loop.run_for(2 * SECOND)
         assert not made.port.handshakes
+        assert made.port.open == 0
         assert not problems, problems
     finally:
         made.loop.close()

@@ -149,6 +149,21 @@ def test_a_client_that_goes_away(bench, sent):
     assert not bench.port.handshakes
 
 
+def test_too_many_handshakes(bench):
+    """The oldest makes room, so that those who do nothing keep nobody out; open connections leave fewer places."""
+    bench.port.most = 50
+    idle = [bench.connect() for _ in range(50)]
+    for _ in range(60):
+        bench.connect().shake()
+    bench.loop.run_until_idle()
+    assert [client.socket.lost for client in idle] == [True] * 19 + [False] * 31  # and one more may always begin
+    assert bench.failures == {"crowded": 19}
+    assert bench.port.open == 60
+    idle[-1].shake()
+    assert idle[-1].app.transport is not None
+    assert "61 connections, 30 handshakes" in repr(bench.port)
+
+
 def test_one_connections_failure_leaves_the_others_alone(bench):
     apps = [Buffered() for _ in range(3)]
     clients = [bench.connect(app) for app in apps]

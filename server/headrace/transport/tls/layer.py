@@ -26,6 +26,8 @@ _HANDSHAKE_RECORD = 0x16
 _LINGER_SECONDS = 1.0
 """After a failure, the client gets this long to close: closing first may destroy the alert that tells it why."""
 _LOG_SECONDS = 60.0
+_FEW = 32
+"""Handshakes that are let begin however many connections are open: who has too many of those is told so in HTTP/2."""
 _TOLD = "this port speaks TLS"
 PLAIN_TEXT_ANSWER = (
     "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-type: text/plain\r\n"
@@ -42,7 +44,7 @@ FAILURES = {
     "CERTIFICATE_VERIFY_FAILED": "client_certificate",
 }
 """Why a handshake failed, by OpenSSL's name for it."""
-REASONS = (*dict.fromkeys(FAILURES.values()), "alert", "alpn", "closed", "plain_text", "protocol", "timeout")
+REASONS = (*dict.fromkeys(FAILURES.values()), "alert", "alpn", "closed", "crowded", "plain_text", "protocol", "timeout")
 """All that a failure is counted under."""
 
 
@@ -50,7 +52,8 @@ class TlsPort:
     """What the TLS connections of one port have in common.
 
     name: of the port, in the log and in metrics. context: what new connections are made with. alpn: the only protocol
-    spoken; a client that does not choose it is refused. Without, nothing is asked. timeout_s: for the handshake.
+    spoken; a client that does not choose it is refused. Without, nothing is asked. timeout_s: for the handshake. most:
+    connections, those in their handshake included.
     """
 
     def __init__(
@@ -61,19 +64,22 @@ class TlsPort:
         *,
         alpn: str | None = None,
         timeout_s: float,
+        most: int = 512,
     ) -> None:
         self.name = name
         self.context = context
         self.counts = counts
         self.alpn = alpn
         self.timeout_s = timeout_s
+        self.most = most
+        self.open = 0
         self.buffer = memoryview(bytearray(_READ_BUFFER))
-        self.handshakes: set[TlsConnection] = set()
+        self.handshakes: dict[TlsConnection, None] = {}  # the oldest first
         self._logged: dict[str, float] = {}
         counts.failures.update({(name, reason): 0 for reason in REASONS})  # an increase is seen from a zero alone
 
     def __repr__(self) -> str:
-        return f"<TlsPort {self.name}, {len(self.handshakes)} handshakes>"
+        return f"<TlsPort {self.name}, {self.open} connections, {len(self.handshakes)} handshakes>"
 
     def protect(self, app: asyncio.BaseProtocol) -> TlsConnection:
         """The protocol to put on a new socket so that `app` speaks over TLS; `app` begins when the handshake is done.
@@ -87,6 +93,12 @@ class TlsPort:
         for connection in list(self.handshakes):
             connection.abort()
         self.handshakes.clear()
+
+    def begins(self, connection: TlsConnection) -> None:
+        """A handshake is due. Where there are too many, the oldest makes room: it is one that does not go on."""
+        self.handshakes[connection] = None
+        if len(self.handshakes) > max(_FEW, self.most - self.open):
+            next(iter(self.handshakes)).give_up("crowded", f"{len(self.handshakes)} handshakes at a time")
 
     def failed(self, reason: str, peer: object, detail: str, now: float) -> None:
         """A handshake has failed: counts it. The log hears of each reason once a minute; `now` is in seconds."""
@@ -126,8 +138,9 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio.BufferedProtocol."""
         self._socket = cast("asyncio.Transport", transport)
-        self._port.handshakes.add(self)
-        self._timer = self._loop.call_later(self._port.timeout_s, self._give_up)
+        detail = f"not done within {self._port.timeout_s:g} s"
+        self._timer = self._loop.call_later(self._port.timeout_s, self.give_up, "timeout", detail)
+        self._port.begins(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """See asyncio.BufferedProtocol. What is read is copied to OpenSSL at once, so all connections share it."""
@@ -164,10 +177,11 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
         if self._open:
+            self._port.open -= 1
             self._app.connection_lost(exc)
         elif self._tls is not None and not self._over:  # who says nothing at all asks whether the port is open
             self._failed("closed", "the client closed the connection")
-        self._port.handshakes.discard(self)
+        self._port.handshakes.pop(self, None)
         self._over = True
         # `app` and its transport hold each other, and garbage is rarely collected: OpenSSL's memory is not left to that
         self._tls = None
@@ -204,17 +218,20 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
         assert self._tls is not None
         self._timer.cancel()
         self._timer = None
-        self._port.handshakes.discard(self)
+        self._port.handshakes.pop(self, None)
+        self._port.open += 1
         self._port.counts.handshakes[self._port.name, self._tls.version() or ""] += 1
         self._open = True
         self._app.connection_made(self)
         if self._incoming.pending:
             self._decrypt()
 
-    def _give_up(self) -> None:
-        self._failed("timeout", f"not done within {self._port.timeout_s:g} s")
-        self._over = True
-        self._socket.abort()
+    def give_up(self, reason: str, detail: str) -> None:
+        """Ends a handshake that is not done."""
+        if not self._over:
+            self._failed(reason, detail)
+        self._port.handshakes.pop(self, None)
+        self.abort()
 
     def _fail(self, reason: str, detail: str) -> None:
         """The handshake has failed and the client has been told; it gets time to read that."""
