@@ -20,6 +20,7 @@ from headrace.testing.backend import FakeModel
 from headrace.testing.client import ClientCall, InProcessServer, infer_request
 from headrace.testing.loop import VirtualTimeLoop
 from headrace.transport import infer as infer_module
+from headrace.transport import intake
 from headrace.transport.infer_message import infer_message
 
 TWO = Signature(
@@ -68,7 +69,7 @@ class World:
     def opened(self, message):
         """What the service makes of a message, known or not: template, tensors and id field. None: it is refused."""
         try:
-            return self.service._open(message)
+            return self.service._open(message, None)
         except HeadraceError:
             return None
 
@@ -304,7 +305,7 @@ def test_who_goes_away_before_it_is_taken_is_not_run(world):
 
 
 def test_a_large_message_does_not_wait(world):
-    rows = infer_module._LARGE // 8
+    rows = intake._LARGE // 8
     small, large = ClientCall(one().SerializeToString()), ClientCall(one(rows).SerializeToString())
     world.service(small)
     assert small.under_way is None

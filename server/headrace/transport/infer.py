@@ -8,38 +8,33 @@ copied to the reply as it is, the tensors are cut out. Messages of any other ord
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
 
-from headrace.errors import InvalidRequest, reason_of
-from headrace.messages import InferRequest
+from headrace.errors import InvalidRequest
 from headrace.pipeline.decode import build_template
 from headrace.pipeline.encode import ReplyEncoder
 from headrace.pipeline.wire import Malformed, length_prefixed, read_varint, skip_field, varint
 from headrace.rpc import inference_pb2 as pb
 from headrace.transport.infer_message import infer_message
+from headrace.transport.intake import Intake
+from headrace.transport.service import InferCall
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from headrace.engine.served import Served
     from headrace.engine.turn import Turn
-    from headrace.messages import Buffer, ReplySink, SharedMemory
+    from headrace.messages import Buffer, SharedMemory
     from headrace.pipeline.decode import RequestTemplate
     from headrace.repository.catalog import Catalog
-    from headrace.transport.service import InferCall
-
-logger = logging.getLogger(__name__)
 
 NAME_TAG, VERSION_TAG, ID_TAG, RAW_TAG = 0x0A, 0x12, 0x1A, 0x3A
 _LEAD = 4096
 """How much of a message is searched for its head, id and look."""
 _LONGEST_ID = 2 + 0x7F
 """What the id field of a recognised message may take of it."""
-_LARGE = 64 << 10
-"""A message that is not left waiting for others: it would push them out of the processor's cache, and they it."""
 _LOOKS = 1024
 """Looks that are kept, a few kilobytes each; with one more all are forgotten, so that nobody can fill the memory."""
 
@@ -54,84 +49,26 @@ class _Looks:
         self.templates: dict[bytes, RequestTemplate] = {}
 
 
-class InferService:
-    """The `Infer` of all transports.
+class InferService(Intake[InferCall]):
+    """The `Infer` of the gRPC transports.
 
-    What arrives in one turn of the loop is taken together at its end: each step does the next request while it is
-    still in the processor's cache, and what requests of one look have in common is done once for all of them.
-
-    catalog: resolves a name and version to the scheduler that serves it. turn: at whose end requests are taken.
-    refused: hears the reason of each request that did not get as far as a model. memory: of tensors that are not in
-    the messages.
+    catalog, turn, refused: see `Intake`. memory: of tensors that are not in the messages.
     """
 
     def __init__(
         self, catalog: Catalog[Served], turn: Turn, refused: Callable[[str], None], memory: SharedMemory
     ) -> None:
-        self._catalog = catalog
-        self._turn = turn
-        self._refused = refused
+        super().__init__(catalog, turn, refused)
         self._memory = memory
-        self._arrived: list[InferCall] = []
         self._heads: dict[bytes, _Looks] = {}
         self._looks = 0
         self._openings: dict[bytes, RequestTemplate] = {}  # see _remember
         self._opening = 0  # length of that of the last message that had one
-        self._generation = catalog.generation
 
     def __repr__(self) -> str:
         return f"<InferService {len(self._heads)} heads, {self._looks} looks, generation {self._generation}>"
 
-    def __call__(self, call: InferCall) -> None:
-        """See `service.Infer`."""
-        arrived = self._arrived
-        if not arrived:
-            self._turn.take(self.take)
-        arrived.append(call)
-        if len(call.request or b"") >= _LARGE:  # while it is in the processor's cache
-            self.take()
-
-    def take(self) -> None:
-        """Hands what has arrived to the schedulers, the requests of one look together as long as no other comes."""
-        calls, self._arrived = self._arrived, []
-        if self._generation != self._catalog.generation:
-            self._forget()
-            self._generation = self._catalog.generation
-        requests: list[InferRequest] = []
-        alike: RequestTemplate | None = None
-        for call in calls:
-            message = call.request
-            if message is None:  # its caller has gone away
-                continue
-            call.request = None
-            try:
-                template, parts, id_field = self._open(message)
-            except Exception as error:  # a bug of ours must not take the connection along
-                self._refuse(call, error)
-                continue
-            if template is not alike:
-                self._submit(requests)
-                requests = []
-                alike = template
-            nbytes = template.total or sum(map(len, parts))
-            requests.append(InferRequest(template, parts, nbytes, call, id_field, call.received, call.deadline))
-        self._submit(requests)
-
-    def _submit(self, requests: list[InferRequest]) -> None:
-        if not requests:
-            return
-        scheduler: Served = requests[0].template.owner  # type: ignore[assignment]
-        try:
-            scheduler.submit(requests)
-        except Exception as error:
-            for request in requests:
-                self._refuse(request.sink, error)
-
-    def _refuse(self, sink: ReplySink, error: Exception) -> None:
-        self._refused(reason_of(error))
-        sink.fail(error)
-
-    def _open(self, message: Buffer) -> tuple[RequestTemplate, Sequence[Buffer], bytes]:
+    def _open(self, message: Buffer, call: InferCall) -> tuple[RequestTemplate, Sequence[Buffer], bytes]:
         """Template, checked tensors and id field of a message. Raises InvalidRequest, ModelNotFound, ModelNotReady."""
         if type(message) is bytes:
             size = self._opening

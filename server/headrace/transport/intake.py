@@ -1,0 +1,99 @@
+"""From calls that have arrived to the queues of their models: what is the same for every protocol."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from headrace.errors import reason_of
+from headrace.messages import InferRequest
+from headrace.transport.service import InferCall
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from headrace.engine.served import Served
+    from headrace.engine.turn import Turn
+    from headrace.messages import Buffer, ReplySink
+    from headrace.pipeline.decode import RequestTemplate
+    from headrace.repository.catalog import Catalog
+
+_LARGE = 64 << 10
+"""A message that is not left waiting for others: it would push them out of the processor's cache, and they it."""
+
+CallT = TypeVar("CallT", bound=InferCall)
+
+
+class Intake(ABC, Generic[CallT]):
+    """An `Infer` for the calls of one protocol, which says how a request of it is opened.
+
+    What arrives in one turn of the loop is taken together at its end: each step does the next request while it is
+    still in the processor's cache, and what requests of one look have in common is done once for all of them.
+
+    catalog: resolves a name and version to what serves it. turn: at whose end requests are taken.
+    refused: hears the reason of each request that did not get as far as a model.
+    """
+
+    def __init__(self, catalog: Catalog[Served], turn: Turn, refused: Callable[[str], None]) -> None:
+        self._catalog = catalog
+        self._turn = turn
+        self._refused = refused
+        self._arrived: list[CallT] = []
+        self._generation = catalog.generation
+
+    @abstractmethod
+    def _open(self, message: Buffer, call: CallT) -> tuple[RequestTemplate, Sequence[Buffer], bytes]:
+        """Template, checked tensors and id field of a request. Raises HeadraceError."""
+
+    @abstractmethod
+    def _forget(self) -> None:
+        """Drops what is known of looks: the models are others than they were."""
+
+    def __call__(self, call: CallT) -> None:
+        """See `service.Infer`."""
+        arrived = self._arrived
+        if not arrived:
+            self._turn.take(self.take)
+        arrived.append(call)
+        if len(call.request or b"") >= _LARGE:  # while it is in the processor's cache
+            self.take()
+
+    def take(self) -> None:
+        """Hands what has arrived to the schedulers, the requests of one look together as long as no other comes."""
+        calls, self._arrived = self._arrived, []
+        if self._generation != self._catalog.generation:
+            self._forget()
+            self._generation = self._catalog.generation
+        requests: list[InferRequest] = []
+        alike: RequestTemplate | None = None
+        for call in calls:
+            message = call.request
+            if message is None:  # its caller has gone away
+                continue
+            call.request = None
+            try:
+                template, parts, id_field = self._open(message, call)
+            except Exception as error:  # a bug of ours must not take the connection along
+                self._refuse(call, error)
+                continue
+            if template is not alike:
+                self._submit(requests)
+                requests = []
+                alike = template
+            nbytes = template.total or sum(map(len, parts))
+            requests.append(InferRequest(template, parts, nbytes, call, id_field, call.received, call.deadline))
+        self._submit(requests)
+
+    def _submit(self, requests: list[InferRequest]) -> None:
+        if not requests:
+            return
+        scheduler: Served = requests[0].template.owner  # type: ignore[assignment]
+        try:
+            scheduler.submit(requests)
+        except Exception as error:
+            for request in requests:
+                self._refuse(request.sink, error)
+
+    def _refuse(self, sink: ReplySink, error: Exception) -> None:
+        self._refused(reason_of(error))
+        sink.fail(error)
