@@ -129,6 +129,42 @@ class TlsSettings(_Settings):
     )
 
 
+class HttpSettings(_Settings):
+    """Limits of the HTTP port."""
+
+    max_connections: int = Field(512, ge=1, le=MAX_INT32, description="connections open at a time; more are told so")
+    max_head_bytes: int = Field(
+        64 << 10, ge=1024, le=MAX_INT32, description="request line and headers of one request, in bytes"
+    )
+    max_buffered_bytes: int = Field(
+        256 * MIB,
+        ge=1,
+        description="requests of all connections that have not arrived whole or wait for their turn, in bytes",
+    )
+    max_json_depth: int = Field(100, ge=4, le=1000, description="JSON arrays and objects inside one another")
+    max_json_elements: int = Field(
+        4 * MIB, ge=1, le=MAX_INT32, description="elements of the JSON of one request; binary tensors are none"
+    )
+    head_timeout_s: float = Field(
+        10.0, gt=0, allow_inf_nan=False, description="time for the request line and headers to arrive, in seconds"
+    )
+    body_timeout_s: float = Field(
+        60.0, gt=0, allow_inf_nan=False, description="time for the body of a request to arrive, in seconds"
+    )
+    keep_alive_s: float = Field(
+        60.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="a connection without a request for this long is closed, in seconds",
+    )
+    stalled_timeout_s: float = Field(
+        60.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="a client that does not read its replies for this long is dropped, in seconds",
+    )
+
+
 class Settings(_Settings):
     """All that can be set for `headrace serve`."""
 
@@ -154,7 +190,9 @@ class Settings(_Settings):
     )
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0: all of this machine's")
     grpc_port: int = Field(8001, ge=0, le=65_535, description="port of the gRPC service; 0: any free one")
-    http_port: int = Field(8000, ge=0, le=65_535, description="port of health and metrics; 0: any free one")
+    http_port: int = Field(
+        8000, ge=0, le=65_535, description="port of the HTTP service, health and metrics; 0: any free one"
+    )
     transport: Literal["native", "reference"] = Field(
         "native", description="gRPC by Headrace's own HTTP/2, or by grpcio: slower, for comparison and as a way out"
     )
@@ -182,6 +220,7 @@ class Settings(_Settings):
         description="longest wait of a thread for the interpreter lock (sys.setswitchinterval), in microseconds",
     )
     http2: Http2Settings = Field(Http2Settings(), description="limits of a connection of the native transport")
+    http: HttpSettings = Field(HttpSettings(), description="limits of the HTTP port")
     tls: TlsSettings = Field(TlsSettings(), description="TLS on the ports")
 
     def secures(self, port: Literal["grpc", "http"]) -> bool:
@@ -227,11 +266,12 @@ class Settings(_Settings):
 
     @model_validator(mode="after")
     def _a_message_fits(self) -> Self:
-        if self.http2.max_buffered_bytes < self.max_message_bytes:
-            raise ValueError(
-                f"http2.max_buffered_bytes = {self.http2.max_buffered_bytes} is below max_message_bytes = "
-                f"{self.max_message_bytes}: a message of that size could not be received"
-            )
+        for table, limit in (("http2", self.http2.max_buffered_bytes), ("http", self.http.max_buffered_bytes)):
+            if limit < self.max_message_bytes:
+                raise ValueError(
+                    f"{table}.max_buffered_bytes = {limit} is below max_message_bytes = {self.max_message_bytes}: "
+                    "a message of that size could not be received"
+                )
         return self
 
 

@@ -28,13 +28,16 @@ from headrace.repository.catalog import Catalog
 from headrace.telemetry import logs
 from headrace.telemetry.guard import ObserverGuard
 from headrace.telemetry.metrics import Metrics, ServerMetrics, register_process_metrics
-from headrace.transport import rest
 from headrace.transport.admin import Admin
 from headrace.transport.grpc_native import NativeTransport
 from headrace.transport.grpc_reference import ReferenceTransport
 from headrace.transport.health import Health
 from headrace.transport.infer import InferService
 from headrace.transport.repository import RepositoryAdmin
+from headrace.transport.rest.app import make_app
+from headrace.transport.rest.infer import RestInfer
+from headrace.transport.rest.json_text import JsonLimits
+from headrace.transport.rest.server import HttpServer
 from headrace.transport.runtime_settings import RuntimeSettings
 from headrace.transport.service import service_table
 from headrace.transport.shared_memory import SharedMemoryAdmin
@@ -113,22 +116,30 @@ async def serve(settings: Settings, severities: Severities) -> int:
         server_metrics.refused[reason] += 1
 
     regions = SharedMemoryRegions() if settings.allow_client_shm else None
+    memory = regions or NoSharedMemory()
     table = service_table(
         Admin(status, catalog, without=() if regions else ("system_shared_memory",)),
         health,
-        InferService(catalog, turn, refused, regions or NoSharedMemory()),
+        InferService(catalog, turn, refused, memory),
         SharedMemoryAdmin(regions),
         RepositoryAdmin(
             control, catalog, allow_config=settings.allow_config_override, allow_files=settings.allow_file_override
         ),
         RuntimeSettings(severities, metrics.tracer, catalog),
     )
+    limits = JsonLimits(settings.http.max_json_depth, settings.http.max_json_elements)
     async with AsyncExitStack() as stack:
         stack.callback(engine.close)
         security.start()
         stack.push_async_callback(security.close)
-        http = rest.HttpServer(
-            rest.make_app(lambda: status, registry), _listen(settings.host, settings.http_port), security.http
+        http = HttpServer(
+            make_app(status, registry, table, limits, server_metrics.http_requests),
+            _listen(settings.host, settings.http_port),
+            RestInfer(catalog, turn, refused, memory, status, limits, settings.max_message_bytes),
+            settings=settings.http,
+            max_message_bytes=settings.max_message_bytes,
+            counts=server_metrics,
+            tls=security.http,
         )
         http_port = await http.start()
         stack.push_async_callback(http.close)

@@ -182,7 +182,8 @@ class ServerMetrics(Collector):
 
     protocol_errors: by error code, such as PROTOCOL_ERROR. http2_limits: what was closed, refused or given up because a
     peer asked too much, by the limit that it met. refused: requests that ended before their model was known,
-    by `HeadraceError.reason`. Keys become label values: they come from fixed sets, never from a client.
+    by `HeadraceError.reason`. http_requests: replies of the HTTP port, by route and status. Keys become label values:
+    they come from fixed sets, never from a client.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -195,6 +196,9 @@ class ServerMetrics(Collector):
         self.protocol_errors: Counter[str] = Counter()
         self.http2_limits: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
+        self.http_connections_open = 0
+        self.http_connections_total = 0
+        self.http_requests: Counter[tuple[str, int]] = Counter()
         registry.register(self)
 
     def __repr__(self) -> str:
@@ -228,6 +232,18 @@ class ServerMetrics(Collector):
         for reason, count in sorted(self.refused.items()):
             refused.add_metric([reason], count)
         yield refused
+        yield GaugeMetricFamily(
+            "headrace_http_connections", "Connections of the HTTP port that are open", self.http_connections_open
+        )
+        yield CounterMetricFamily(
+            "headrace_http_connections_opened", "Connections that it accepted", self.http_connections_total
+        )
+        requests = CounterMetricFamily(
+            "headrace_http_requests", "Replies of the HTTP port, by route and status", labels=["route", "status"]
+        )
+        for (route, status), count in sorted(self.http_requests.items()):
+            requests.add_metric([route, str(status)], count)
+        yield requests
 
 
 def register_process_metrics(registry: CollectorRegistry) -> None:

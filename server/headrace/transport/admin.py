@@ -34,6 +34,9 @@ EXTENSIONS = (
 )
 """What ServerMetadata advertises of Triton's extensions: those that are implemented, in Triton's order."""
 
+NOT_READY = "Server not ready"
+"""What is said before all models are loaded, and while the server leaves."""
+
 DURATIONS = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")
 BATCH_DURATIONS = ("compute_input", "compute_infer", "compute_output")
 
@@ -97,7 +100,7 @@ class Admin(Generic[ServedT]):
         A server that leaves says no for its models too, so that a balancer that asks this way looks elsewhere.
         """
         if not self._engine.ready:
-            raise ModelNotReady("Server not ready")
+            raise ModelNotReady(NOT_READY)
         self._catalog.resolve(request.name, request.version)
         return pb.ModelReadyResponse(ready=True)
 

@@ -93,7 +93,7 @@ class MessageReader(Inside):
             raise too_large(length, self._max_message)
         self._compressed = flag == 1
         self._within = True
-        self.buffer = memoryview(bytearray(length)) if length <= _SMALL else _large_buffer(length)
+        self.buffer = memoryview(bytearray(length)) if length <= _SMALL else large_buffer(length)
 
     def _complete(self, message: memoryview) -> Buffer:
         self._within = False
@@ -116,7 +116,7 @@ class MessageReader(Inside):
         return plain
 
 
-def _large_buffer(length: int) -> memoryview:
+def large_buffer(length: int) -> memoryview:
     """Octets for a large message; untouched, so that an announced length costs nothing until octets arrive.
 
     Its end is aligned: a message ends in its last tensor, whose size is a multiple of its elements', so that the

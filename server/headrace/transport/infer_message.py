@@ -5,11 +5,10 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from headrace.datatypes import DATATYPES
 from headrace.errors import InvalidRequest
 from headrace.messages import InferMessage, InputTensor, RequestedOutput
+from headrace.transport.elements import raw_numbers
 from headrace.transport.tensor_parameters import classes_of, region_of
 
 if TYPE_CHECKING:
@@ -103,10 +102,4 @@ def _contents(tensor: pb.ModelInferRequest.InferInputTensor, model: str) -> byte
         )
     if tensor.datatype == "BYTES":
         return b"".join(len(value).to_bytes(4, "little") + value for value in values)
-    dtype = DATATYPES[tensor.datatype].numpy
-    wide = np.array(values, dtype=np.int64 if dtype.kind == "i" else np.uint64 if dtype.kind == "u" else dtype)
-    narrow = wide.astype(dtype)
-    if dtype.kind in "iu" and not np.array_equal(narrow, wide):
-        at = int(np.argmax(narrow != wide))
-        raise InvalidRequest(f"element {at} of {what} is {int(wide[at])}, which {tensor.datatype} cannot hold")
-    return narrow.tobytes()
+    return raw_numbers(values, tensor.datatype, what)

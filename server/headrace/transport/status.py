@@ -110,6 +110,19 @@ def http_status(error: BaseException) -> int:
     return _entry(error)[1]
 
 
+def http_fields(error: BaseException) -> tuple[tuple[str, str], ...]:
+    """Header fields of a reply with an error: its reason, and after how many seconds to come back (RFC 9110, 10.2.3).
+
+    Where a retry would not help, or make things worse, there is no such field.
+    """
+    if not isinstance(error, HeadraceError):
+        return ()
+    reason = ("Headrace-Reason", error.reason)
+    if isinstance(error, Overloaded) and error.retry_after_ms >= 0:
+        return (reason, ("Retry-After", str(max(-(-error.retry_after_ms // 1000), 1))))
+    return (reason,)
+
+
 def client_message(error: BaseException) -> str:
     """What the client may read of an error. An unforeseen one is logged here, with the id that the client gets."""
     if isinstance(error, HeadraceError):

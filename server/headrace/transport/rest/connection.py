@@ -1,0 +1,506 @@
+"""One connection of the HTTP port: octets to requests, in order, and replies in the same order (RFC 9112).
+
+httptools parses. A request for inference whose head has been seen before, and that came whole in one read, is
+recognised by its octets. The inside of a large body is received where it will stay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from enum import Enum
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import unquote
+
+import httptools
+from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
+
+from headrace.errors import HeadraceError, Overloaded
+from headrace.transport.rest.answer import CONTINUE, HttpError
+from headrace.transport.rest.body import IN_CHUNKS, Body, too_large
+from headrace.transport.rest.exchange import AppExchange, Exchange, InferExchange, Refusal
+from headrace.transport.rest.flow import Flow
+from headrace.transport.rest.head import read_head, read_target
+
+if TYPE_CHECKING:
+    from headrace.transport.rest.head import InferHead
+    from headrace.transport.rest.server import HttpServer
+
+_PIPELINED = 32
+"""With so many requests of a connection unanswered nothing more is read from it."""
+
+_REQUEST_COST = 1024
+"""Octets that a request takes beside its own while it waits behind another: a short one is mostly this."""
+
+_LINGER_SECONDS = 1.0
+"""After a reply to what was not read to its end, the client gets this long to read it: closing at once destroys it."""
+
+
+class Phase(Enum):
+    """What is awaited: a request's head, which may not have begun on a new connection; its body; or anything."""
+
+    HEAD = "head"
+    BODY = "body"
+    IDLE = "idle"
+
+
+class Connection(asyncio.BufferedProtocol):
+    """See the module. All connections read into one buffer of the server's.
+
+    now: of the last read, monotonic ns.
+    """
+
+    def __init__(self, server: HttpServer, loop: asyncio.AbstractEventLoop) -> None:
+        self.server = server
+        self.now = 0
+        self.transport: asyncio.Transport
+        self.flow: Flow
+        self._loop = loop
+        self._clock = server.clock
+        self._parser = httptools.HttpRequestParser(self)
+        self._phase = Phase.HEAD
+        self._since = 0  # when the head or body that is awaited began
+        self._idle_since = 0  # 0: not known to be idle
+        self._stalled_since = 0
+        self._between = True  # the octets that come next begin a request
+        self._opened = 0  # requests of the present read
+        self._head_octets = 0
+        self._head: InferHead | None = None  # the last one
+        self._url = b""
+        self._fields: list[tuple[bytes, bytes]] = []
+        self._receiving: Exchange | None = None
+        self._room: memoryview | None = None  # of the body that arrives, past the parser
+        self._expects = False  # the client waits for 100 Continue
+        self._exchanges: deque[Exchange] = deque()
+        self._begun = 0  # of these, from the first on
+        self._alone = False  # the last that has begun is not concurrent
+        self._advancing = False
+        self._surplus = False  # more connections than there may be
+        self._deaf = False  # no more requests are taken
+        self._unread = False  # and the client is perhaps still sending one
+        self._ending: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        state = "deaf" if self._deaf else self._phase.value
+        return f"<Connection {state}, {len(self._exchanges)} exchanges, {self._begun} begun>"
+
+    # --- asyncio.BufferedProtocol -------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio.BufferedProtocol."""
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's does not derive from asyncio's
+        self.flow = Flow(self.transport)
+        self.now = self._since = self._clock()
+        self._surplus = not self.server.admit(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """See asyncio.BufferedProtocol."""
+        return self.server.read_buffer if self._room is None else self._room
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """See asyncio.BufferedProtocol."""
+        self.now = self._clock()
+        self._idle_since = 0
+        if self._deaf:
+            return
+        if self._room is not None:
+            self._filled(nbytes)
+            return
+        data = bytes(self.server.read_buffer[:nbytes])
+        if not self._between or not self._recognise(data):
+            self._parse(data)
+
+    def eof_received(self) -> bool:
+        """See asyncio.BufferedProtocol: a client that half-closes is taken to have gone, or its leaving went unseen."""
+        self._cancel_all()
+        return False
+
+    def pause_writing(self) -> None:
+        """See asyncio.BufferedProtocol: the client does not read. Nothing more is taken from it until it does."""
+        self._stalled_since = self._clock()
+        self.flow.pause_writing()
+        self._regulate()
+
+    def resume_writing(self) -> None:
+        """See asyncio.BufferedProtocol."""
+        self._stalled_since = 0
+        self.flow.resume_writing()
+        self._regulate()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio.BufferedProtocol."""
+        self._deaf = True
+        self._room = None
+        if self._ending is not None:
+            self._ending.cancel()
+        self._cancel_all()
+        self.flow.resume_writing()
+        self.server.forget(self)
+
+    # --- from octets to requests --------------------------------------------------------------------------------------
+
+    def _recognise(self, data: bytes) -> bool:
+        """Takes a request that is all of `data`, if its head is known and it may begin at once."""
+        end = data.find(b"\r\n\r\n") + 4
+        head = self.server.heads.get(data[:end])
+        if head is None or len(data) - end != head.length or self._alone or self._begun != len(self._exchanges):
+            return False
+        self._phase = Phase.IDLE
+        exchange = InferExchange(self, head, None, self.now, data[end:])
+        self._queue(exchange)
+        self._completed(exchange)
+        return True
+
+    def _parse(self, data: bytes) -> None:
+        between = self._between
+        self._opened = 0
+        try:
+            self._feed(data)
+        except httptools.HttpParserCallbackError as error:  # a bug of ours
+            self._refuse(error.__context__ or error)
+        except httptools.HttpParserError as error:
+            self._refuse(HttpError(400, f"this is not a valid HTTP/1.1 request: {error}"))
+        if self._deaf:
+            return
+        if self._phase is Phase.HEAD and not self._opened:
+            self._head_octets += len(data)
+            limit = self.server.settings.max_head_bytes
+            if self._head_octets > limit:
+                self._refuse(HttpError(431, f"the request's head is larger than {limit} octets (http.max_head_bytes)"))
+        elif self._phase is Phase.BODY:
+            self._await_body()
+        elif between and self._opened == 1 and self._head is not None:
+            self._learn(data, self._head)
+
+    def _learn(self, data: bytes, head: InferHead) -> None:
+        """`data` was one whole request with this head: it is recognised from now on."""
+        end = data.find(b"\r\n\r\n") + 4
+        if end + head.length == len(data) and head.keep_alive and not head.expects:
+            self.server.remember(data[:end], head)
+
+    def _feed(self, data: bytes) -> None:
+        while True:
+            try:
+                self._parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:  # to another protocol; the request is answered in this one
+                data = data[upgrade.args[0] :]
+
+    def on_message_begin(self) -> None:
+        """Of httptools: a request begins."""
+        self._between = False
+        self._phase = Phase.HEAD
+        self._since = self.now
+        self._head_octets = 0
+        self._url = b""
+        self._fields = []
+
+    def on_url(self, url: bytes) -> None:
+        """Of httptools: (a part of) the target."""
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Of httptools."""
+        self._fields.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        """Of httptools: the head is complete."""
+        if self._deaf:
+            return
+        self._phase = Phase.BODY
+        self._since = self.now
+        self._opened += 1
+        self._head = None
+        try:
+            self._receiving = self._open()
+        except (HeadraceError, HttpError) as error:
+            self._refuse(error)
+        else:
+            self._queue(self._receiving)
+
+    def on_body(self, chunk: bytes) -> None:
+        """Of httptools."""
+        exchange = self._receiving
+        if exchange is None or self._deaf:
+            return
+        self._expects = False
+        body = cast("Body", exchange.body)
+        try:
+            body.feed(chunk)
+        except HeadraceError as error:
+            self._refuse(error)
+            return
+        if body.filled != body.length:
+            self._hold(exchange, len(chunk))
+
+    def on_message_complete(self) -> None:
+        """Of httptools: the request is complete."""
+        exchange, self._receiving = self._receiving, None
+        if exchange is None or self._deaf:
+            return
+        self._between = True
+        self._phase = Phase.IDLE
+        self._expects = False
+        if not exchange.keep_alive:
+            self._deaf = True
+        self._completed(exchange)
+
+    def _open(self) -> Exchange:
+        """The exchange of the head that is complete. Raises HeadraceError, HttpError."""
+        server = self.server
+        if self._surplus:
+            raise Overloaded(
+                f"{server.settings.max_connections} connections are open, no more are taken (http.max_connections)",
+                1000,
+            )
+        keep_alive = self._parser.get_http_version() == "1.1" and self._parser.should_keep_alive()
+        length = 0
+        for name, value in self._fields:
+            if name == b"content-length":
+                length = int(value)
+            elif name == b"transfer-encoding":
+                length = IN_CHUNKS
+                break
+        if length > server.max_message:
+            raise too_large(server.max_message)
+        body = Body(length, server.max_message)
+        method, url = self._parser.get_method(), self._url
+        if not url.startswith(b"/"):
+            url = _origin_form(url)
+        target = read_target(url) if method == b"POST" else None
+        if target is not None:
+            head = self._head = read_head(target, self._fields, length, keep_alive=keep_alive)
+            self._expects = head.expects
+            return InferExchange(self, head, body, self.now)
+        self._expects = (b"expect", b"100-continue") in self._fields
+        return AppExchange(self, self._scope(method, url), body, keep_alive=keep_alive)
+
+    def _scope(self, method: bytes, url: bytes) -> dict[str, Any]:
+        """ASGI's."""
+        path, _, query = url.partition(b"?")
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": self._parser.get_http_version(),
+            "server": get_local_addr(self.transport),
+            "client": get_remote_addr(self.transport),
+            "scheme": "https" if is_ssl(self.transport) else "http",
+            "root_path": "",
+            "method": method.decode("ascii"),
+            "path": unquote(path.decode("latin-1"), errors="replace"),
+            "raw_path": path,
+            "query_string": query,
+            "headers": self._fields,
+            "state": {},
+        }
+
+    def _await_body(self) -> None:
+        """The rest of a body comes with later reads."""
+        if self._expects and len(self._exchanges) == 1:
+            self._expects = False
+            self.transport.write(CONTINUE)
+        if self._receiving is not None and self._receiving.body is not None:
+            self._room = self._receiving.body.room
+
+    def _filled(self, octets: int) -> None:
+        """So many octets have been laid into the body. The parser knows nothing of them: another one goes on behind."""
+        exchange = cast("Exchange", self._receiving)
+        body = cast("Body", exchange.body)
+        body.filled += octets
+        if not self._hold(exchange, octets):
+            return
+        self._room = body.room
+        if self._room is None:
+            self._parser = httptools.HttpRequestParser(self)
+            self.on_message_complete()
+
+    # --- in order -----------------------------------------------------------------------------------------------------
+
+    def _queue(self, exchange: Exchange) -> None:
+        if self._exchanges:
+            exchange.cost = _REQUEST_COST
+            self.server.buffered += _REQUEST_COST
+        self._exchanges.append(exchange)
+        if len(self._exchanges) == _PIPELINED:
+            self._regulate()
+
+    def _completed(self, exchange: Exchange) -> None:
+        """The exchange, which is the last one, is complete."""
+        exchange.complete = True
+        if not self._alone and self._begun == len(self._exchanges) - 1 and (exchange.concurrent or not self._begun):
+            self._begin(exchange)
+        elif exchange.body is not None:
+            self._hold(exchange, exchange.body.filled - exchange.held)
+
+    def _begin(self, exchange: Exchange) -> None:
+        self._begun += 1
+        self._alone = not exchange.concurrent
+        self._release(exchange)
+        exchange.begin()
+
+    def answered(self, exchange: Exchange, answer: bytes) -> None:
+        """Sends the reply of an exchange that has begun, or keeps it until those before it are sent."""
+        exchanges = self._exchanges
+        if not exchanges or exchanges[0] is not exchange:
+            exchange.answer = answer
+            return
+        exchanges.popleft()
+        self._begun -= 1
+        self._send(exchange, answer)
+        if exchanges:
+            self._advance()
+
+    def _send(self, exchange: Exchange, answer: bytes) -> None:
+        if not exchange.concurrent:
+            self._alone = False
+        self.server.buffered -= exchange.cost
+        if answer and not self.transport.is_closing():
+            self.transport.write(answer)
+        if not exchange.keep_alive:
+            self._end()
+
+    def _advance(self) -> None:
+        """Sends what is ready in its turn, and begins what may."""
+        if self._advancing:
+            return
+        self._advancing = True
+        while self._exchanges:
+            first = self._exchanges[0]
+            if first.answer is not None:
+                self._exchanges.popleft()
+                self._begun -= 1
+                self._send(first, first.answer)
+                continue
+            if self._begun == len(self._exchanges) or self._alone:
+                break
+            following = self._exchanges[self._begun]
+            if not following.complete or not (following.concurrent or not self._begun):
+                break
+            self._begin(following)
+        self._advancing = False
+        if self._expects:
+            self._await_body()
+        self._regulate()
+
+    def _refuse(self, error: BaseException) -> None:
+        """Answers the request that is being received, in its turn, and takes no more."""
+        if self._deaf:
+            return
+        self._deaf = self._unread = True
+        self._room = None
+        receiving, self._receiving = self._receiving, None
+        if receiving is not None:
+            self._exchanges.remove(receiving)
+            self._drop(receiving)
+        refusal = Refusal(self, error)
+        self._queue(refusal)
+        self._completed(refusal)
+
+    def _hold(self, exchange: Exchange, octets: int) -> bool:
+        """Accounts for so many more octets of a body; False: the port keeps too much, and the request is refused."""
+        server = self.server
+        exchange.held += octets
+        server.buffered += octets
+        limit = server.settings.max_buffered_bytes
+        if server.buffered <= limit:
+            return True
+        self._receiving = exchange
+        self._refuse(
+            Overloaded(f"the requests that arrive hold more than {limit} octets (http.max_buffered_bytes)", 1000)
+        )
+        return False
+
+    def _release(self, exchange: Exchange) -> None:
+        self.server.buffered -= exchange.held
+        exchange.held = 0
+
+    def _drop(self, exchange: Exchange) -> None:
+        self._release(exchange)
+        self.server.buffered -= exchange.cost
+        exchange.cost = 0
+        exchange.cancel()
+
+    def _cancel_all(self) -> None:
+        self._receiving = None
+        self._room = None
+        self._deaf = True
+        exchanges, self._exchanges = self._exchanges, deque()
+        self._begun = 0
+        for exchange in exchanges:
+            self._drop(exchange)
+
+    def _regulate(self) -> None:
+        """Reads if there is a use for it. What is dropped anyway is read: the client would not see our reply."""
+        if self.transport.is_closing():
+            return
+        if self._deaf or not (self.flow.write_paused or len(self._exchanges) >= _PIPELINED):
+            self.flow.resume_reads()
+        else:
+            self.flow.pause_reads()
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def _end(self) -> None:
+        """The last reply is on its way."""
+        self._cancel_all()
+        if self.transport.is_closing() or self._ending is not None:
+            return
+        if self._unread and self.transport.can_write_eof():
+            self._ending = self._loop.call_later(_LINGER_SECONDS, self.transport.abort)
+            self.transport.write_eof()
+            self._regulate()
+        else:
+            self.transport.close()
+
+    def shutdown(self) -> None:
+        """The server leaves: closes as soon as what has begun is answered."""
+        for exchange in [exchange for exchange in self._exchanges if not exchange.complete]:
+            self._exchanges.remove(exchange)
+            self._drop(exchange)
+        self._receiving = None
+        self._room = None
+        self._deaf = True
+        if not self._exchanges:
+            self.transport.close()
+        else:
+            self._exchanges[-1].keep_alive = False
+
+    def tick(self, now: int) -> None:
+        """Once a second: does the client behave? now: monotonic ns."""
+        settings = self.server.settings
+        if self._stalled_since:
+            if now - self._stalled_since > settings.stalled_timeout_s * 1e9:
+                self.transport.abort()
+        elif self._deaf:
+            return
+        elif self._phase is Phase.HEAD:
+            if now - self._since > settings.head_timeout_s * 1e9:
+                self._late("head", settings.head_timeout_s)
+        elif self._phase is Phase.BODY:
+            if now - self._since > settings.body_timeout_s * 1e9:
+                self._late("body", settings.body_timeout_s)
+        elif self._exchanges:
+            return
+        elif not self._idle_since:
+            self._idle_since = now
+        elif now - self._idle_since > settings.keep_alive_s * 1e9:
+            self.transport.close()
+
+    def _late(self, part: str, seconds: float) -> None:
+        if part == "head" and not self._head_octets:
+            self.transport.close()
+        else:
+            self._refuse(HttpError(408, f"the request's {part} has not arrived within {seconds:g} s"))
+
+
+def _origin_form(url: bytes) -> bytes:
+    """Path and query of a target in absolute form (RFC 9112, 3.2.2). Raises HttpError."""
+    try:
+        parsed = httptools.parse_url(url)
+    except httptools.HttpParserInvalidURLError:
+        parsed = None
+    if parsed is None or not parsed.path:
+        if url == b"*":
+            return url
+        raise HttpError(400, "the request's target is neither a path nor a URL")
+    return parsed.path + (b"?" + parsed.query if parsed.query else b"")

@@ -1,0 +1,124 @@
+"""What the head of an inference request says: the model, how its body is made up, and how it wants to be answered."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import unquote_to_bytes
+
+from headrace.errors import InvalidRequest, Unimplemented
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_PATH = re.compile(rb"/v2/models/([^/?#]+)(?:/versions/([^/?#]+))?/infer(?:\?[^#]*)?")
+_COUNT = re.compile(rb"[0-9]{1,18}")
+_WAIT = re.compile(rb"(?:^|[,;])\s*wait\s*=\s*\"?([0-9]{1,9})\"?\s*(?:$|[,;])", re.IGNORECASE)
+_CODINGS = (b"gzip", b"deflate")
+_ALIASES = {b"x-gzip": b"gzip"}
+"""RFC 9110, 8.4.1.3."""
+
+WHOLE_JSON = -1
+
+
+class Target(NamedTuple):
+    """The model that a path names, and its version in decimal or a label of it; none is the newest."""
+
+    name: str
+    version: str
+
+
+class InferHead(NamedTuple):
+    """Of one request; the same for all requests whose heads are the same octets.
+
+    length: octets of the body, -1 if they come in chunks. json_length: octets of JSON at its beginning, `WHOLE_JSON`
+    for all of it, 0 for none: it is then the model's only input. coding: what the body is compressed with, empty for
+    nothing. reply_coding: what the reply may be compressed with. timeout_ns: how long the client waits, 0: it does not
+    say. expects: it waits for 100 Continue before it sends its body.
+    """
+
+    target: Target
+    length: int
+    json_length: int
+    coding: bytes
+    reply_coding: bytes
+    keep_alive: bool
+    timeout_ns: int
+    expects: bool
+
+
+def read_target(url: bytes) -> Target | None:
+    """The model of a path that asks for inference; None for any other path. Raises InvalidRequest."""
+    match = _PATH.fullmatch(url)
+    if match is None:
+        return None
+    try:
+        return Target(unquote_to_bytes(match[1]).decode(), unquote_to_bytes(match[2] or b"").decode())
+    except UnicodeDecodeError:
+        raise InvalidRequest("the path is not UTF-8") from None
+
+
+def read_head(target: Target, fields: Iterable[tuple[bytes, bytes]], length: int, *, keep_alive: bool) -> InferHead:
+    """The head from header fields with names in lower case. Raises InvalidRequest, Unimplemented.
+
+    Source of `Prefer: wait`: RFC 7240, 4.3, in seconds; of the other deadline: Envoy, which sets it to how long it will
+    wait itself. The sooner of them counts.
+    """
+    json_length, coding, reply_coding, waits, expects = WHOLE_JSON, b"", b"", [], False
+    for name, value in fields:
+        if name == b"inference-header-content-length":
+            json_length = _json_length(value)
+        elif name == b"content-encoding":
+            coding = _coding(value)
+        elif name == b"accept-encoding":
+            reply_coding = accepted(value)
+        elif name == b"expect":
+            expects = value.strip().lower() == b"100-continue"
+        elif name == b"prefer" and (match := _WAIT.search(value)):
+            waits.append(int(match[1]) * 10**9)
+        elif name == b"x-envoy-expected-rq-timeout-ms" and _COUNT.fullmatch(value.strip()):
+            waits.append(int(value) * 10**6)
+    timeout = min((wait for wait in waits if wait), default=0)
+    return InferHead(target, length, json_length, coding, reply_coding, keep_alive, timeout, expects)
+
+
+def accepted(value: bytes) -> bytes:
+    """The coding to use by an Accept-Encoding field: gzip or deflate, whichever has the greater weight; or none.
+
+    Source: RFC 9110, 12.5.3; a weight of 0 is a refusal. `*` alone asks for nothing in particular: nothing is done.
+    """
+    best, most = b"", 0.0
+    for item in value.lower().split(b","):
+        name, _, weight = item.partition(b";")
+        coding = _ALIASES.get(name.strip(), name.strip())
+        _, given, number = weight.replace(b" ", b"").partition(b"q=")
+        try:
+            quality = float(number) if given else 1.0
+        except ValueError:
+            continue
+        if coding in _CODINGS and quality > most:
+            best, most = coding, quality
+    return best
+
+
+def _json_length(value: bytes) -> int:
+    value = value.strip()
+    if not _COUNT.fullmatch(value):
+        raise InvalidRequest(
+            f"Unable to parse Inference-Header-Content-Length, got: {value[:40].decode(errors='replace')!r}, "
+            "expected a number of octets"
+        )
+    return int(value)
+
+
+def _coding(value: bytes) -> bytes:
+    coding = value.strip().lower()
+    coding = _ALIASES.get(coding, coding)
+    if coding in (b"", b"identity"):
+        return b""
+    if coding not in _CODINGS:
+        raise Unimplemented(
+            f"Unsupported compression type: Content-Encoding {coding[:40].decode(errors='replace')!r}, "
+            "expected gzip or deflate"
+        )
+    return coding
