@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,7 +53,7 @@ def _raw_floats(values: Sequence[float], datatype: str, what: str) -> bytes:
     try:
         wide = np.array(values, dtype=np.float64)
     except OverflowError:  # an int beyond all floats
-        at = next(at for at, value in enumerate(values) if not -(1 << 1023) < value < 1 << 1023)
+        at = next(at for at, value in enumerate(values) if isinstance(value, int) and abs(value) > sys.float_info.max)
         raise _cannot_hold(at, values[at], datatype, what) from None
     with np.errstate(over="ignore"):
         if datatype == "BF16":

@@ -35,7 +35,7 @@ class Body:
         return f"<Body {self.filled} of {self.length if self.length >= 0 else 'unknown'} octets>"
 
     def feed(self, chunk: bytes) -> None:
-        """Takes octets. Raises MessageTooLarge."""
+        """Takes octets, one at least. Raises MessageTooLarge."""
         size = len(chunk)
         if size == self.length:  # all of it in one piece, as most are
             self._whole = chunk

@@ -23,8 +23,7 @@ from headrace.transport.admin import NOT_READY
 from headrace.transport.intake import Intake
 from headrace.transport.rest.compression import inflate
 from headrace.transport.rest.head import WHOLE_JSON, InferHead, Target
-from headrace.transport.rest.infer_json import Described, InputForm, describe, take_out
-from headrace.transport.rest.json_tensors import raw_of
+from headrace.transport.rest.infer_json import BINARY_SIZE, IN_JSON, Described, describe, take_out
 from headrace.transport.rest.json_text import JsonLimits, dump, parse
 from headrace.transport.rest.reply import RestReplies
 from headrace.transport.service import InferCall
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from headrace.messages import Buffer, SharedMemory, TensorSpec
     from headrace.pipeline.decode import RequestTemplate
     from headrace.repository.catalog import Catalog
+    from headrace.transport.rest.infer_json import InputForm
 
     Opened = tuple[RequestTemplate, Sequence[Buffer], bytes]
 
@@ -68,44 +68,37 @@ class RestCall(InferCall, Protocol):
 class _Look:
     """What requests have in common whose JSON is the same but for the id and the elements of tensors.
 
-    forms: of the inputs, in the request's order. octets: of all that come in binary form.
+    forms: of the inputs, in the request's order. octets: of all that come in binary form. single: that is the only one.
+    parsed: whether the JSON of such a request holds elements.
     """
 
-    __slots__ = ("forms", "octets", "single", "template")
+    __slots__ = ("forms", "octets", "parsed", "single", "template")
 
     def __init__(self, template: RequestTemplate, forms: tuple[InputForm, ...]) -> None:
         self.template = template
         self.forms = forms
-        self.octets = sum(form.size for form in forms if form.size is not None and form.size > 0)
-        self.single = len(forms) == 1 and forms[0].size is not None and forms[0].size >= 0
+        self.octets = sum(max(form.size, 0) for form in forms)
+        self.single = len(forms) == 1 and forms[0].size >= 0
+        self.parsed = any(form.size == IN_JSON for form in forms)
 
-    @property
-    def parsed(self) -> bool:
-        """Whether the JSON of such a request holds elements."""
-        return any(form.size == WHOLE_JSON for form in self.forms)
+    def raw(self, body: Buffer, at: int, data: Sequence[object] = ()) -> list[Buffer]:
+        """The tensors that are not in shared memory; those in binary form fill the body from `at` on.
 
-    def cut(self, body: Buffer, at: int) -> list[Buffer]:
-        """The tensors in binary form, which fill the body from `at` on. Raises InvalidRequest."""
-        return self.raw(body, at, [None] * len(self.forms))
-
-    def raw(self, body: Buffer, at: int, data: Sequence[list[Any] | None]) -> list[Buffer]:
-        """All tensors that are not in shared memory. data: elements of those that came in JSON."""
+        data: elements of each input, None where the JSON has none. Raises InvalidRequest.
+        """
         if at + self.octets != len(body):
-            name = self.template.model.name
+            wrong = "unexpected additional" if at + self.octets < len(body) else "missing"
             raise InvalidRequest(
-                f"{'unexpected additional input data' if at + self.octets < len(body) else 'missing input data'} for "
-                f"model '{name}': {len(body) - at} octets follow the JSON, expected {self.octets} by the "
-                "'binary_data_size' of its inputs"
+                f"{wrong} input data for model '{self.template.model.name}': {len(body) - at} octets follow the JSON, "
+                f"expected {self.octets} by the '{BINARY_SIZE}' of its inputs"
             )
         tensors: list[Buffer] = []
-        for form, elements in zip(self.forms, data, strict=True):
-            if form.size is None:
-                continue
-            if form.size < 0:
-                tensors.append(raw_of(elements or [], form.datatype, form.shape, form.what))
-            else:
-                tensors.append(body[at : at + form.size])
-                at += form.size
+        for form, elements in zip(self.forms, data or [None] * len(self.forms), strict=True):
+            size = max(form.size, 0)
+            tensor = form.raw(body[at : at + size], elements)
+            at += size
+            if tensor is not None:
+                tensors.append(tensor)
         return tensors
 
 
@@ -161,7 +154,7 @@ class RestInfer(Intake[RestCall]):
                 look, id_field = _recognise(looks, text)
                 if look is not None:
                     whole = look.single and at + look.octets == len(message)
-                    raw = (message[at:],) if whole else look.cut(message, at)
+                    raw = (message[at:],) if whole else look.raw(message, at)
                     return look.template, look.template.bind(raw, id_field), id_field
         return self._parse(message, at, head.target)
 
@@ -174,7 +167,7 @@ class RestInfer(Intake[RestCall]):
         form = _form(request) if at <= _LEAD else b""
         look = self._targets.get(target, {}).get(form)
         if look is None:
-            described = describe(request, data, request_id, *target)
+            described = describe(request, request_id, *target)
             look = _Look(self._template(described), described.inputs)
             self._remember(target, form, look)
         if not look.parsed and at <= _LEAD:

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from headrace.errors import InvalidRequest
 from headrace.messages import InferMessage, InputTensor, RequestedOutput
 from headrace.transport.infer_message import MAX_DIMS, MAX_TENSORS
+from headrace.transport.rest.json_tensors import raw_of
 from headrace.transport.tensor_parameters import classes_of, region_of
 
 if TYPE_CHECKING:
-    from headrace.messages import ParameterValue
+    from headrace.messages import Buffer, ParameterValue
 
+IN_JSON, IN_MEMORY = -1, -2
 BINARY_SIZE, BINARY, ALL_BINARY = "binary_data_size", "binary_data", "binary_data_output"
 
 T = TypeVar("T", str, dict[str, Any], list[Any], bool)
@@ -23,15 +25,34 @@ _NAMES: dict[type, str] = {str: "a string", dict: "an object", list: "an array",
 
 
 class InputForm(NamedTuple):
-    """How an input of a request is given.
+    """How an input of a request is given. size: octets in binary form, or `IN_JSON`, or `IN_MEMORY`."""
 
-    size: octets in binary form; -1: its elements are in the JSON; None: it lies in shared memory. what: names it.
-    """
-
-    what: str
+    name: str
+    model: str
     datatype: str
     shape: tuple[int, ...]
-    size: int | None
+    size: int
+
+    def raw(self, binary: Buffer, elements: object) -> Buffer | None:
+        """The raw tensor; None: it lies in shared memory. elements: None if the JSON has none. Raises InvalidRequest.
+
+        binary: the octets, if it is in binary form.
+        """
+        what = f"input '{self.name}' for model '{self.model}'"
+        if self.size != IN_JSON:
+            if elements is not None:
+                other = "a shared memory region" if self.size == IN_MEMORY else f"'{BINARY_SIZE}'"
+                raise InvalidRequest(f"{what} has 'data' and {other}, expected one of them")
+            return None if self.size == IN_MEMORY else binary
+        if elements is None:
+            if 0 in self.shape:
+                return b""
+            raise InvalidRequest(
+                f"unable to find data for input tensor '{self.name}' for model '{self.model}' in request."
+            )
+        if not isinstance(elements, list):
+            raise InvalidRequest(f"Unable to parse 'data' of {what}: it is {_name(elements)}, expected an array")
+        return raw_of(elements, self.datatype, self.shape, what)
 
 
 class Described(NamedTuple):
@@ -57,26 +78,23 @@ def take_out(request: Any) -> tuple[str, list[Any]]:  # noqa: ANN401
     return request_id, [tensor.pop("data", None) if isinstance(tensor, dict) else None for tensor in inputs]
 
 
-def describe(request: dict[str, Any], data: list[Any], request_id: str, name: str, version: str) -> Described:
+def describe(request: dict[str, Any], request_id: str, name: str, version: str) -> Described:
     """What is left of a request when `take_out` has been there. name, version: the model's. Raises InvalidRequest."""
     parameters = _parameters(request, "the request")
     binary = _get(parameters, ALL_BINARY, bool, "the request")
     parameters.pop(ALL_BINARY, None)
     requested = _get(request, "outputs", list, "the request") or []
-    most = max(len(data), len(requested), len(parameters))
+    most = max(len(request["inputs"]), len(requested), len(parameters))
     if most > MAX_TENSORS:
         raise InvalidRequest(f"the request has {most} inputs, outputs or parameters, at most {MAX_TENSORS} are taken")
-    inputs = [
-        _input(tensor, at, elements, name)
-        for at, (tensor, elements) in enumerate(zip(request["inputs"], data, strict=True))
-    ]
+    inputs = [_input(tensor, at, name) for at, tensor in enumerate(request["inputs"])]
     outputs = tuple(_output(output, at, name, bool(binary)) for at, output in enumerate(requested))
     tensors = tuple(tensor for tensor, _ in inputs)
     message = InferMessage(name, version, request_id, parameters, tensors, outputs)
     return Described(message, tuple(form for _, form in inputs), bool(binary))
 
 
-def _input(tensor: object, at: int, data: object, model: str) -> tuple[InputTensor, InputForm]:
+def _input(tensor: object, at: int, model: str) -> tuple[InputTensor, InputForm]:
     what = f"input {at} of the request to model '{model}'"
     if not isinstance(tensor, dict):
         raise InvalidRequest(f"Unable to parse 'inputs': {what} is {_name(tensor)}, expected an object")
@@ -89,24 +107,10 @@ def _input(tensor: object, at: int, data: object, model: str) -> tuple[InputTens
     size = parameters.get(BINARY_SIZE)
     if size is not None and (type(size) is not int or size < 0):
         raise InvalidRequest(f"Unable to parse '{BINARY_SIZE}' of {what}: got {size!r}, expected a number of bytes")
-    given = [
-        form
-        for form, there in (
-            ("'data'", data is not None),
-            (f"'{BINARY_SIZE}'", size is not None),
-            ("a shared memory region", region is not None),
-        )
-        if there
-    ]
-    if len(given) > 1:
-        raise InvalidRequest(f"{what} has {' and '.join(given)}, expected one of them")
-    if not given and 0 not in shape:
-        raise InvalidRequest(f"unable to find data for input tensor '{name}' for model '{model}' in request.")
-    if region is not None:
-        size = None
-    elif size is None:
-        size = -1
-    return InputTensor(name, datatype, shape, None, region), InputForm(what, datatype, shape, size)
+    if region is not None and size is not None:
+        raise InvalidRequest(f"{what} has '{BINARY_SIZE}' and a shared memory region, expected one of them")
+    form = IN_MEMORY if region is not None else IN_JSON if size is None else size
+    return InputTensor(name, datatype, shape, None, region), InputForm(name, model, datatype, shape, form)
 
 
 def _output(output: object, at: int, model: str, binary: bool) -> RequestedOutput:

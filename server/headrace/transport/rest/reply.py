@@ -120,4 +120,5 @@ def _binary_fields(text: int, tensors: int) -> bytes:
 def _parameters(encoded: bytes) -> bytes:
     """JSON of parameters that `pipeline/encode.py` wrote for a ModelInferResponse."""
     parameters = pb.ModelInferResponse.FromString(encoded).parameters
-    return dump({key: getattr(value, value.WhichOneof("parameter_choice")) for key, value in parameters.items()})
+    named = [(key, parameters[key]) for key in sorted(parameters)]
+    return dump({key: getattr(value, value.WhichOneof("parameter_choice")) for key, value in named})

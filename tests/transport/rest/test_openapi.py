@@ -1,0 +1,70 @@
+import json
+import re
+from html.parser import HTMLParser
+
+from headrace import __version__
+from headrace.transport.rest import openapi
+from headrace.transport.rest.routes import INFER_PATHS, ROUTES
+
+DOCUMENT = openapi.document(ROUTES)
+
+
+def test_every_route_is_described():
+    json.dumps(DOCUMENT)
+    assert DOCUMENT["openapi"] == "3.1.0"
+    assert DOCUMENT["info"]["version"] == __version__
+    described = {(verb.upper(), path) for path, operations in DOCUMENT["paths"].items() for verb in operations}
+    assert described >= {(route.verb, route.path) for route in ROUTES} | {("POST", path) for path in INFER_PATHS}
+    for path, operations in DOCUMENT["paths"].items():
+        for operation in operations.values():
+            named = [one["name"] for one in operation["parameters"] if one["in"] == "path"]
+            assert named == re.findall(r"{(\w+)}", path)
+            assert operation["summary"]
+            assert {"200", "default"} == operation["responses"].keys()
+
+
+def test_schemas_are_those_of_the_messages_as_the_routes_shape_them():
+    def reply(path, verb="get"):
+        return (
+            DOCUMENT["paths"][path][verb]["responses"]["200"]
+            .get("content", {})
+            .get("application/json", {})
+            .get("schema")
+        )
+
+    assert reply("/v2")["properties"] == {
+        "name": {"type": "string"},
+        "version": {"type": "string"},
+        "extensions": {"type": "array", "items": {"type": "string"}},
+    }
+    index = reply("/v2/repository/index", "post")
+    assert (index["type"], set(index["items"]["properties"])) == ("array", {"name", "version", "state", "reason"})
+    assert "max_batch_size" in reply("/v2/models/{model}/config")["properties"]
+    assert reply("/v2/systemsharedmemory/unregister", "post") is None
+    body = DOCUMENT["paths"]["/v2/systemsharedmemory/region/{region}/register"]["post"]["requestBody"]
+    assert set(body["content"]["application/json"]["schema"]["properties"]) == {"key", "offset", "byte_size"}
+
+
+def test_references_lead_somewhere():
+    for reference in re.findall(r'"#/([^"]+)"', json.dumps(DOCUMENT)):
+        found = DOCUMENT
+        for part in reference.split("/"):
+            found = found[part]
+        assert found["type"] == "object"
+
+
+def test_the_page_needs_nothing_else_and_is_well_formed():
+    outside, tags = [], []
+
+    class Page(HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            tags.append(tag)
+            outside.extend(value for name, value in attributes if name in ("src", "href") and not value.startswith("/"))
+
+    page = openapi.page(DOCUMENT)
+    Page().feed(page)
+    assert outside == []
+    assert not {"script", "link", "img"} & set(tags)
+    for path in DOCUMENT["paths"]:
+        assert f"<code>{path}</code>" in page
+    assert "binary_data" not in page or "&" in page
