@@ -227,7 +227,7 @@ def test_while_it_loads_it_lives_and_is_not_ready(settings, monkeypatch):
         await gate.wait()
         return await load_all(self, root)
 
-    start = serve.rest.HttpServer.start
+    start = serve.HttpServer.start
 
     async def remember(self):
         port = await start(self)
@@ -235,7 +235,7 @@ def test_while_it_loads_it_lives_and_is_not_ready(settings, monkeypatch):
         return port
 
     monkeypatch.setattr(serve.Engine, "load_all", slow_load)
-    monkeypatch.setattr(serve.rest.HttpServer, "start", remember)
+    monkeypatch.setattr(serve.HttpServer, "start", remember)
 
     async def main():
         server = Server(settings(), monkeypatch)

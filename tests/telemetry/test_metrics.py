@@ -234,6 +234,9 @@ def test_server_wide_counts(registry):
     server.protocol_errors["FRAME_SIZE_ERROR"] += 1
     server.http2_limits.update({"rapid_reset": 3, "streams": 0})
     server.refused["model_not_found"] += 4
+    server.http_connections_open, server.http_connections_total = 1, 9
+    server.http_requests["infer", 200] += 6
+    server.http_requests["/v2", 405] += 1
     assert samples(registry) == {
         ("headrace_connections", ()): 2,
         ("headrace_connections_opened_total", ()): 5,
@@ -245,5 +248,9 @@ def test_server_wide_counts(registry):
         ("headrace_http2_limits_total", (("limit", "rapid_reset"),)): 3,
         ("headrace_http2_limits_total", (("limit", "streams"),)): 0,
         ("headrace_unrouted_total", (("reason", "model_not_found"),)): 4,
+        ("headrace_http_connections", ()): 1,
+        ("headrace_http_connections_opened_total", ()): 9,
+        ("headrace_http_requests_total", (("route", "infer"), ("status", "200"))): 6,
+        ("headrace_http_requests_total", (("route", "/v2"), ("status", "405"))): 1,
     }
     assert repr(server) == "<ServerMetrics connections=2 streams=3>"

@@ -59,9 +59,10 @@ def test_a_large_one_is_received_where_it_stays(first):
     assert whole == first + b"defgh" + rest
 
 
-def test_a_small_one_has_no_room():
-    assert Body(SMALL, 1 << 20).room is None
+def test_only_an_announced_one_has_room():
+    assert len(Body(5, 1 << 20).room) == 5
     assert Body(IN_CHUNKS, 1 << 20).room is None
+    assert Body(0, 1 << 20).room is None
 
 
 def test_a_large_one_in_chunks_is_not_copied_again():

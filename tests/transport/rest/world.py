@@ -185,6 +185,9 @@ class World:
         return self
 
     def __exit__(self, *_):
+        for task in asyncio.all_tasks(self.loop):
+            task.cancel()
+        self.loop.run_until_idle()
         self.loop.close()
 
 
@@ -198,7 +201,7 @@ def request(body=b"", path="/v2/models/m/infer", method="POST", **fields):
 def with_binary(header, *tensors, **fields):
     """An inference with these tensors behind its JSON."""
     text = json.dumps(header).encode()
-    return request(text + b"".join(tensors), inference_header_content_length=len(text), **fields)
+    return request(text + b"".join(tensors), **{"inference_header_content_length": len(text)} | fields)
 
 
 def with_json(header, **fields):

@@ -53,8 +53,8 @@ class Body:
 
     @property
     def room(self) -> memoryview | None:
-        """Where the rest of a large body may be received without a detour; who lays it there adds to `filled`."""
-        if self.length <= SMALL or self.filled >= self.length:
+        """Where the rest of an announced body may be received without a detour; who lays it there adds to `filled`."""
+        if self.filled >= self.length:
             return None
         if self._buffer is None:
             self._buffer = _buffer(self.length)

@@ -17,7 +17,7 @@ from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 
 from headrace.errors import HeadraceError, Overloaded
 from headrace.transport.rest.answer import CONTINUE, HttpError
-from headrace.transport.rest.body import IN_CHUNKS, Body, too_large
+from headrace.transport.rest.body import IN_CHUNKS, SMALL, Body, too_large
 from headrace.transport.rest.exchange import AppExchange, Exchange, InferExchange, Refusal
 from headrace.transport.rest.flow import Flow
 from headrace.transport.rest.head import read_head, read_target
@@ -55,7 +55,7 @@ class Connection(asyncio.BufferedProtocol):
         self.now = 0
         self.transport: asyncio.Transport
         self.flow: Flow
-        self._loop = loop
+        self.loop = loop
         self._clock = server.clock
         self._parser = httptools.HttpRequestParser(self)
         self._phase = Phase.HEAD
@@ -71,6 +71,7 @@ class Connection(asyncio.BufferedProtocol):
         self._receiving: Exchange | None = None
         self._room: memoryview | None = None  # of the body that arrives, past the parser
         self._expects = False  # the client waits for 100 Continue
+        self._upgrades = False  # it offers another protocol, and the parser leaves the body to that
         self._exchanges: deque[Exchange] = deque()
         self._begun = 0  # of these, from the first on
         self._alone = False  # the last that has begun is not concurrent
@@ -185,6 +186,14 @@ class Connection(asyncio.BufferedProtocol):
                 return
             except httptools.HttpParserUpgrade as upgrade:  # to another protocol; the request is answered in this one
                 data = data[upgrade.args[0] :]
+                if self._receiving is not None:  # its body, which the parser takes for that other protocol
+                    body = cast("Body", self._receiving.body)
+                    chunk, data = data[: body.length - body.filled], data[body.length - body.filled :]
+                    if chunk:
+                        self.on_body(chunk)
+                    if body.filled < body.length:
+                        return
+                    self._complete()
 
     def on_message_begin(self) -> None:
         """Of httptools: a request begins."""
@@ -234,7 +243,11 @@ class Connection(asyncio.BufferedProtocol):
             self._hold(exchange, len(chunk))
 
     def on_message_complete(self) -> None:
-        """Of httptools: the request is complete."""
+        """Of httptools: the request is complete, unless it offers another protocol: then its head is."""
+        if not self._upgrades:
+            self._complete()
+
+    def _complete(self) -> None:
         exchange, self._receiving = self._receiving, None
         if exchange is None or self._deaf:
             return
@@ -263,6 +276,9 @@ class Connection(asyncio.BufferedProtocol):
                 break
         if length > server.max_message:
             raise too_large(server.max_message)
+        self._upgrades = length != 0 and self._parser.should_upgrade()
+        if self._upgrades and length == IN_CHUNKS:
+            raise HttpError(501, "a request that offers another protocol must announce the length of its body")
         body = Body(length, server.max_message)
         method, url = self._parser.get_method(), self._url
         if not url.startswith(b"/"):
@@ -299,8 +315,9 @@ class Connection(asyncio.BufferedProtocol):
         if self._expects and len(self._exchanges) == 1:
             self._expects = False
             self.transport.write(CONTINUE)
-        if self._receiving is not None and self._receiving.body is not None:
-            self._room = self._receiving.body.room
+        body = None if self._receiving is None else self._receiving.body
+        if body is not None and (body.length > SMALL or self._upgrades):
+            self._room = body.room
 
     def _filled(self, octets: int) -> None:
         """So many octets have been laid into the body. The parser knows nothing of them: another one goes on behind."""
@@ -312,7 +329,7 @@ class Connection(asyncio.BufferedProtocol):
         self._room = body.room
         if self._room is None:
             self._parser = httptools.HttpRequestParser(self)
-            self.on_message_complete()
+            self._complete()
 
     # --- in order -----------------------------------------------------------------------------------------------------
 
@@ -446,11 +463,16 @@ class Connection(asyncio.BufferedProtocol):
         if self.transport.is_closing() or self._ending is not None:
             return
         if self._unread and self.transport.can_write_eof():
-            self._ending = self._loop.call_later(_LINGER_SECONDS, self.transport.abort)
+            self._ending = self.loop.call_later(_LINGER_SECONDS, self.transport.abort)
             self.transport.write_eof()
             self._regulate()
         else:
             self.transport.close()
+
+    def close_after(self, exchange: Exchange) -> None:
+        """The server leaves, and the exchange is about to be answered: the last one closes the connection."""
+        if self._exchanges[-1] is exchange:
+            exchange.keep_alive = False
 
     def shutdown(self) -> None:
         """The server leaves: closes as soon as what has begun is answered."""

@@ -94,7 +94,7 @@ class InferExchange(Exchange):
         server = self.connection.server
         server.counts.http_requests[_OK] += 1
         if server.leaving:
-            self.keep_alive = False
+            self.connection.close_after(self)
         openings = server.openings
         self.connection.answered(self, (openings.ok if self.keep_alive else openings.ok_close) + message)
 
@@ -109,7 +109,7 @@ class InferExchange(Exchange):
         status, message, fields = refusal_of(error)
         server.counts.http_requests["infer", status] += 1
         if server.leaving:
-            self.keep_alive = False
+            self.connection.close_after(self)
         self.connection.answered(self, server.openings.refusal(status, message, fields, close=not self.keep_alive))
 
     def cancel(self) -> None:
@@ -155,7 +155,7 @@ class AppExchange(Exchange):
         server = self.connection.server
         assert self.body is not None
         if server.leaving:
-            self.keep_alive = False
+            self.connection.close_after(self)
         cycle = self._cycle = RequestResponseCycle(
             scope=self._scope,  # type: ignore[arg-type]
             transport=self.connection.transport,
@@ -173,7 +173,7 @@ class AppExchange(Exchange):
         cycle.more_body = False
         cycle.message_event.set()
         self.body = None
-        server.run(cycle.run_asgi(server.app))
+        server.run(self.connection.loop, cycle.run_asgi(server.app))
 
     def _on_response(self) -> None:
         self.keep_alive = self.keep_alive and self._cycle is not None and self._cycle.keep_alive

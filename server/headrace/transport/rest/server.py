@@ -139,9 +139,9 @@ class HttpServer:
             self.heads.clear()
         self.heads[octets] = head
 
-    def run(self, call: Coroutine[Any, Any, None]) -> None:
+    def run(self, loop: asyncio.AbstractEventLoop, call: Coroutine[Any, Any, None]) -> None:
         """Runs a call of the application."""
-        task = asyncio.get_running_loop().create_task(call)
+        task = loop.create_task(call)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
