@@ -5,7 +5,7 @@ import pytest
 
 from headrace import errors
 from headrace.errors import HeadraceError
-from headrace.transport.status import STATUS, Code, client_message, grpc_status, http_status
+from headrace.transport.status import STATUS, Code, client_message, grpc_status, http_fields, http_status
 
 EXPECTED = {
     "InvalidRequest": (3, 400),
@@ -75,6 +75,21 @@ def test_a_subclass_from_elsewhere_takes_the_status_of_its_base():
 )
 def test_refusals_under_load_say_whether_to_retry(error, pushback):
     assert dict(grpc_status(error).trailers)["grpc-retry-pushback-ms"] == pushback
+
+
+@pytest.mark.parametrize(
+    ("error", "fields"),
+    [
+        (errors.QueueFull("full", retry_after_ms=1), {"Headrace-Reason": "queue_full", "Retry-After": "1"}),
+        (errors.QueueFull("full", retry_after_ms=2001), {"Headrace-Reason": "queue_full", "Retry-After": "3"}),
+        (errors.QueueFull("full"), {"Headrace-Reason": "queue_full"}),
+        (errors.ShuttingDown("bye"), {"Headrace-Reason": "shutting_down"}),
+        (errors.InvalidRequest("bad"), {"Headrace-Reason": "invalid_request"}),
+        (KeyError("secret"), {}),
+    ],
+)
+def test_over_http_a_retry_is_asked_for_only_where_it_helps(error, fields):
+    assert dict(http_fields(error)) == fields
 
 
 @pytest.mark.parametrize("error", [errors.ModelNotReady("loading"), errors.InvalidRequest("bad")])
