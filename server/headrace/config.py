@@ -149,7 +149,7 @@ class HttpSettings(_Settings):
         10.0, gt=0, allow_inf_nan=False, description="time for the request line and headers to arrive, in seconds"
     )
     body_timeout_s: float = Field(
-        60.0, gt=0, allow_inf_nan=False, description="time for the body of a request to arrive, in seconds"
+        120.0, gt=0, allow_inf_nan=False, description="time for the body of a request to arrive, in seconds"
     )
     keep_alive_s: float = Field(
         60.0,

@@ -12,7 +12,7 @@ def test_health(server):
     assert server.get_json("/v2/health/ready") == (200, {"ready": True})
 
 
-@pytest.mark.parametrize("path", ["/nothing", "/v2/health", "/v2/health/live/", "/v2/models/digits"])
+@pytest.mark.parametrize("path", ["/nothing", "/v2/health", "/v2/health/live/", "/v2/models"])
 def test_an_unknown_path(server, path):
     status, body = server.get(path)
     assert status == 404

@@ -251,11 +251,27 @@ def test_shared_memory(client):
         memory.unlink()
 
 
-@pytest.mark.parametrize("call", ["get_trace_settings", "get_log_settings"])
-def test_settings_that_are_not_there(client, call):
-    with pytest.raises(InferenceServerException, match="is not implemented by this server") as caught:
-        getattr(client, call)()
-    assert caught.value.status() == "501"
+def test_settings_of_the_log(client):
+    before = client.get_log_settings()
+    assert (before["log_info"], before["log_file"], before["log_format"]) == (True, "", "ISO8601")
+    changed = client.update_log_settings({"log_warning": False, "log_format": "ISO8601"})
+    assert changed == before | {"log_warning": False}
+    assert client.update_log_settings({"log_warning": True}) == before
+    with pytest.raises(InferenceServerException, match="unknown log setting 'log_colour'"):
+        client.update_log_settings({"log_colour": "red"})
+
+
+def test_settings_of_tracing(client):
+    before = client.get_trace_settings()
+    assert before["trace_level"] == ["OFF"]
+    assert {type(value) for key, value in before.items() if key != "trace_level"} == {str}
+    changed = client.update_trace_settings("pair", {"trace_level": ["TIMESTAMPS"], "trace_rate": "5"})
+    assert (changed["trace_level"], changed["trace_rate"]) == (["TIMESTAMPS"], "5")
+    assert client.get_trace_settings("pair") == changed
+    assert client.update_trace_settings("pair", {"trace_level": None, "trace_rate": None}) == before
+    with pytest.raises(InferenceServerException, match="'nobody' is not found") as caught:
+        client.get_trace_settings("nobody")
+    assert caught.value.status() == "404"
 
 
 # --- others -----------------------------------------------------------------------------------------------------------

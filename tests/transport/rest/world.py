@@ -32,6 +32,10 @@ class Wire(asyncio.Transport):
         assert self.state != "aborted"
         self.sent += data
 
+    def writelines(self, parts):
+        for part in parts:
+            self.write(part)
+
     def can_write_eof(self):
         return True
 

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import httptools
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 
-from headrace.errors import HeadraceError, Overloaded
+from headrace.errors import HeadraceError, Overloaded, RequestTooSlow
 from headrace.transport.rest.answer import CONTINUE, HttpError
 from headrace.transport.rest.body import IN_CHUNKS, SMALL, Body, too_large
 from headrace.transport.rest.exchange import AppExchange, Exchange, InferExchange, Refusal
@@ -25,6 +25,9 @@ from headrace.transport.rest.head import read_head, read_target
 if TYPE_CHECKING:
     from headrace.transport.rest.head import InferHead
     from headrace.transport.rest.server import HttpServer
+
+Answer = bytes | tuple[bytes, bytes]
+"""The octets of a reply, in one piece or two."""
 
 _PIPELINED = 32
 """With so many requests of a connection unanswered nothing more is read from it."""
@@ -355,7 +358,7 @@ class Connection(asyncio.BufferedProtocol):
         self._release(exchange)
         exchange.begin()
 
-    def answered(self, exchange: Exchange, answer: bytes) -> None:
+    def answered(self, exchange: Exchange, answer: Answer) -> None:
         """Sends the reply of an exchange that has begun, or keeps it until those before it are sent."""
         exchanges = self._exchanges
         if not exchanges or exchanges[0] is not exchange:
@@ -367,12 +370,15 @@ class Connection(asyncio.BufferedProtocol):
         if exchanges:
             self._advance()
 
-    def _send(self, exchange: Exchange, answer: bytes) -> None:
+    def _send(self, exchange: Exchange, answer: Answer) -> None:
         if not exchange.concurrent:
             self._alone = False
         self.server.buffered -= exchange.cost
         if answer and not self.transport.is_closing():
-            self.transport.write(answer)
+            if isinstance(answer, bytes):
+                self.transport.write(answer)
+            else:
+                self.transport.writelines(answer)
         if not exchange.keep_alive:
             self._end()
 
@@ -512,7 +518,7 @@ class Connection(asyncio.BufferedProtocol):
         if part == "head" and not self._head_octets:
             self.transport.close()
         else:
-            self._refuse(HttpError(408, f"the request's {part} has not arrived within {seconds:g} s"))
+            self._refuse(RequestTooSlow(f"the request's {part} has not arrived within {seconds:g} s"))
 
 
 def _origin_form(url: bytes) -> bytes:

@@ -14,10 +14,12 @@ from headrace.transport.rest.compression import compress
 if TYPE_CHECKING:
     from headrace.messages import Buffer, Cancellable
     from headrace.transport.rest.body import Body
-    from headrace.transport.rest.connection import Connection
+    from headrace.transport.rest.connection import Answer, Connection
     from headrace.transport.rest.head import InferHead
 
 _OK = ("infer", 200)
+_LARGE = 32 << 10
+"""Octets of a reply that are not copied once more to stand behind its first line."""
 
 
 class Exchange:
@@ -37,7 +39,7 @@ class Exchange:
         self.body = body
         self.keep_alive = keep_alive
         self.complete = body is None
-        self.answer: bytes | None = None
+        self.answer: Answer | None = None
         self.held = 0
         self.cost = 0
 
@@ -95,8 +97,8 @@ class InferExchange(Exchange):
         server.counts.http_requests[_OK] += 1
         if server.leaving:
             self.connection.close_after(self)
-        openings = server.openings
-        self.connection.answered(self, (openings.ok if self.keep_alive else openings.ok_close) + message)
+        opening = server.openings.ok if self.keep_alive else server.openings.ok_close
+        self.connection.answered(self, opening + message if len(message) < _LARGE else (opening, message))
 
     def fail(self, error: BaseException) -> None:
         """See `messages.ReplySink`."""

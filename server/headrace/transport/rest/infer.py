@@ -31,7 +31,7 @@ from headrace.transport.service import InferCall
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from headrace.engine.scheduler import Scheduler
+    from headrace.engine.served import Served
     from headrace.engine.turn import Turn
     from headrace.messages import Buffer, SharedMemory, TensorSpec
     from headrace.pipeline.decode import RequestTemplate
@@ -111,7 +111,7 @@ class RestInfer(Intake[RestCall]):
 
     def __init__(
         self,
-        catalog: Catalog[Scheduler],
+        catalog: Catalog[Served],
         turn: Turn,
         refused: Callable[[str], None],
         memory: SharedMemory,
