@@ -1,7 +1,7 @@
 """The load generators: their command lines, and what they print. Pure.
 
-perf_analyzer is NVIDIA's own (C++ gRPC, times every reply); h2load is a C HTTP/2 client, far cheaper per request, so
-that the server and not the client is the bottleneck.
+perf_analyzer is NVIDIA's own (C++ gRPC, times every reply); h2load is a C client of HTTP/2 and HTTP/1.1, far cheaper
+per request, so that the server and not the client is the bottleneck.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Load:
     timeout: a grpc-timeout on every request (h2load), or `varying`: another one on each (frames).
     pin: the processors that the client runs on, as taskset takes them.
     tls: whether the server speaks it (h2load, which takes any certificate).
+    http: h2load speaks HTTP/1.1 in the place of gRPC, with tensors in this form. fields: of every request, then.
     """
 
     client: Client
@@ -40,6 +41,8 @@ class Load:
     timeout: str | None = None
     pin: str | None = None
     tls: bool = False
+    http: Literal["binary", "json"] | None = None
+    fields: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,15 +71,21 @@ def pinned(command: list[str], pin: str | None) -> list[str]:
 
 
 def h2load_command(load: Load, requests: int, address: str, payload: Path) -> list[str]:
-    """One thread, HTTP/2 with prior knowledge or over TLS, the same message each time, exactly so many times.
+    """One thread, the same message each time, exactly so many times, on HTTP/2 (prior knowledge or TLS) or HTTP/1.1.
 
     Not for a time: then h2load leaves requests uncounted that the server has answered, and the counts never agree.
     """
-    span = ["-n", str(requests)]
-    deadline = ["-H", f"grpc-timeout: {load.timeout}"] if load.timeout else []
-    command = ["h2load", "-t", "1", "-c", str(load.connections), "-m", str(load.concurrency), *span, "-d", str(payload)]
-    command += ["-H", "content-type: application/grpc", "-H", "te: trailers", *deadline]
-    return pinned([*command, f"{'https' if load.tls else 'http'}://{address}{METHOD}"], load.pin)
+    command = ["h2load", "-t", "1", "-c", str(load.connections), "-m", str(load.concurrency)]
+    command += ["-n", str(requests), "-d", str(payload)]
+    if load.http:
+        path, fields = f"/v2/models/{load.model}/infer", list(load.fields)
+        command.insert(1, "--h1")
+    else:
+        path, fields = METHOD, ["content-type: application/grpc", "te: trailers"]
+        fields += [f"grpc-timeout: {load.timeout}"] if load.timeout else []
+    for field in fields:
+        command += ["-H", field]
+    return pinned([*command, f"{'https' if load.tls else 'http'}://{address}{path}"], load.pin)
 
 
 def perf_analyzer_command(load: Load, address: str, binary: Path) -> list[str]:

@@ -16,22 +16,27 @@ import json
 import os
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 from compare.clients import Client, Load
 from compare.drivers import DRIVERS, LOADTEST, warm
 from compare.figures import Sample, Unmeasured, unsound
-from compare.oip import ROWS, Counts, framed
+from compare.oip import ROWS, Counts
 from compare.oip import Client as OipClient
+from compare.rest import RestClient
 from compare.server import Running, Setup
 
 
 def measure(server: Running, load: Load, setup: Setup) -> Sample:
     """One load on a running server: verified, warmed, measured, accounted for. Raises Unmeasured."""
-    payload = setup.scratch / f"{load.model}-{load.batch}.grpc"
-    payload.write_bytes(framed(load.model, load.batch))
-    with OipClient(server.address, server.ca) as client:
+    payload = setup.scratch / f"{load.model}-{load.batch}.{load.http or 'grpc'}"
+    if load.http:
+        server = replace(server, address=server.http)
+    with RestClient(server.http, load.http) if load.http else OipClient(server.address, server.ca) as client:
+        payload.write_bytes(client.payload(load.model, load.batch))
+        load = replace(load, fields=client.fields(load.model, load.batch))
         reply_size = client.verify(load.model, load.batch, setup.model(load.model))
         rate = warm(load, server, payload)
         before = client.counts(load.model)

@@ -44,6 +44,13 @@ def framed(model: str, batch: int) -> bytes:
     return b"\0" + len(message).to_bytes(4, "big") + message
 
 
+def expected(model: str, batch: int, onnx: Path) -> np.ndarray[Any, Any]:
+    """ONNX Runtime's own output for the input that every load sends."""
+    session = onnxruntime.InferenceSession(str(onnx), providers=["CPUExecutionProvider"])
+    output: np.ndarray[Any, Any] = session.run(None, {"INPUT": rows(model, batch)})[0]
+    return output
+
+
 class Client:
     """tritonclient's, on one address; a context manager. ca: over TLS, trusting this authority."""
 
@@ -55,6 +62,14 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         self._client.close()
+
+    def payload(self, model: str, batch: int) -> bytes:
+        """What the load sends with each request."""
+        return framed(model, batch)
+
+    def fields(self, model: str, batch: int) -> tuple[str, ...]:
+        """The header fields of each request, beside gRPC's."""
+        return ()
 
     def ready(self, model: str) -> bool:
         """Whether the server answers and says that it is live and ready, and the model too."""
@@ -97,9 +112,7 @@ class Client:
         except InferenceServerException as error:
             raise Unmeasured(f"{model}: the server refused a request: {error}") from error
         got = result.as_numpy("OUTPUT")
-        want = onnxruntime.InferenceSession(str(onnx), providers=["CPUExecutionProvider"]).run(None, {"INPUT": array})[
-            0
-        ]
+        want = expected(model, batch, onnx)
         # The kernel for a batch may add in another order than that for a row: float32 noise, no more.
         if got is None or got.shape != want.shape or not np.allclose(got, want, rtol=1e-3, atol=1e-4):
             raise Unmeasured(f"{model}: a wrong reply: {got} where ONNX Runtime says {want}")

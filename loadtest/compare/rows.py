@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _TAB = Load("h2load", "tab", concurrency=16, connections=8)
 _IMG = Load("h2load", "img", concurrency=4, connections=8)
+_HTTP = Load("h2load", "tab", concurrency=1, connections=64, http="binary")
 _FRAMES = Load("frames", "tab", concurrency=16, connections=8)
 
 
@@ -56,6 +57,19 @@ def rows() -> tuple[Row, ...]:
             _IMG,
             Target("throughput", 1.8, ">="),
             Target("cpu_us_per_request", 0.5, "<="),
+        ),
+        against_triton(
+            "http-h2load",
+            "tab over HTTP/1.1, binary tensors, h2load, 64 connections",
+            _HTTP,
+            Target("throughput", 0.9, ">="),
+            Target("cpu_us_per_request", 1.0, "<="),
+        ),
+        Row(
+            "http-fastapi",
+            "tab over HTTP/1.1, JSON tensors, h2load, 64 connections, against a plain FastAPI endpoint",
+            (served("headrace", replace(_HTTP, http="json")), served("fastapi", replace(_HTTP, http="json"))),
+            (Target("throughput", 3, ">="),),
         ),
         Row(
             "timeout-same",

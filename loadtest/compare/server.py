@@ -16,6 +16,7 @@ import trustme
 from compare.clients import pinned
 from compare.figures import Unmeasured
 from compare.oip import Client
+from compare.rest import RestClient
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 READY_SECONDS = 90
 STOP_SECONDS = 30
 
-Kind = Literal["headrace", "reference", "tls", "triton"]
+Kind = Literal["headrace", "reference", "tls", "triton", "fastapi"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,10 @@ class Setup:
 
     def command(self, kind: Kind, grpc: int, http: int, metrics: int) -> list[str]:
         """What starts a server of this kind with every other setting at its default."""
+        if kind == "fastapi":
+            endpoint = self.triton.with_name("fastapi_endpoint.py")
+            python = self.peers / "fastapi/bin/python"
+            return [str(python), str(endpoint), str(self.peers / "models"), "--port", str(http)]
         if kind == "triton":
             ports = ["--grpc-port", str(grpc), "--http-port", str(http), "--metrics-port", str(metrics)]
             return [str(self.triton), *ports]
@@ -83,7 +88,7 @@ class Setup:
 class Running:
     """A server that said it was ready. pid: None when it is not ours and its processor time is unknown.
 
-    ca: who signed its certificate, if it speaks TLS.
+    address: of its gRPC port. ca: who signed its certificate, if it speaks TLS. http: address of the other port.
     """
 
     kind: str
@@ -91,6 +96,7 @@ class Running:
     pid: int | None
     version: str
     ca: Path | None = None
+    http: str = ""
 
 
 @contextmanager
@@ -115,10 +121,16 @@ def serving(kind: Kind, setup: Setup, model: str, pin: str | None = None) -> Ite
         except OSError as error:
             raise Unmeasured(f"{kind} could not be started: {error}") from error
     try:
-        address = f"127.0.0.1:{grpc}"
-        with Client(address, ca) as client:
-            _await_ready(process, client, model, log)
-            running = Running(kind, address, process.pid, client.version(), ca)
+        address, http_address = f"127.0.0.1:{grpc}", f"127.0.0.1:{http}"
+        version = "unknown"
+        if ca is None:  # Triton's HTTP port comes after the other
+            with RestClient(http_address, "json") as rest:
+                _await_ready(process, rest, model, log)
+        if kind != "fastapi":
+            with Client(address, ca) as client:
+                _await_ready(process, client, model, log)
+                version = client.version()
+        running = Running(kind, address, process.pid, version, ca, http_address)
         yield running
         if process.poll() is not None:
             raise Unmeasured(f"{kind} ended under load with {process.returncode}; its log: {log}")
@@ -136,7 +148,7 @@ def free_ports(count: int) -> list[int]:
             s.close()
 
 
-def _await_ready(process: subprocess.Popen[bytes], client: Client, model: str, log: Path) -> None:
+def _await_ready(process: subprocess.Popen[bytes], client: Client | RestClient, model: str, log: Path) -> None:
     deadline = time.monotonic() + READY_SECONDS
     while not client.ready(model):
         if process.poll() is not None:

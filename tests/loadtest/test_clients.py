@@ -92,6 +92,14 @@ def test_h2load_command_with_a_deadline_and_a_processor():
     assert command[command.index("grpc-timeout: 10S") - 1] == "-H"
 
 
+def test_h2load_command_over_http():
+    load = Load("h2load", "tab", concurrency=1, connections=64, http="binary", fields=("a: b", "c: d"))
+    command = h2load_command(load, 10, "127.0.0.1:8000", Path("/m.binary"))
+    assert command[:2] == ["h2load", "--h1"]
+    assert command[-5:] == ["-H", "a: b", "-H", "c: d", "http://127.0.0.1:8000/v2/models/tab/infer"]
+    assert not any("grpc" in word for word in command)
+
+
 def test_perf_analyzer_command_takes_its_window_in_milliseconds():
     load = Load("perf_analyzer", "mid", concurrency=32, batch=4, seconds=1.5)
     command = perf_analyzer_command(load, "127.0.0.1:8001", Path("/bin/perf_analyzer"))

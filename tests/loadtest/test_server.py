@@ -15,6 +15,9 @@ def test_servers_start_on_loopback_with_defaults():
     assert SETUP.command("triton", 1, 2, 3) == (
         ["/loadtest/peers/triton", "--grpc-port", "1", "--http-port", "2", "--metrics-port", "3"]
     )
+    assert SETUP.command("fastapi", 1, 2, 3) == (
+        ["/peers/fastapi/bin/python", "/loadtest/peers/fastapi_endpoint.py", "/peers/models", "--port", "2"]
+    )
 
 
 def test_settings_of_the_shell_do_not_reach_a_server_under_test(monkeypatch):

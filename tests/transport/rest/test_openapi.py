@@ -43,6 +43,11 @@ def test_schemas_are_those_of_the_messages_as_the_routes_shape_them():
     assert reply("/v2/systemsharedmemory/unregister", "post") is None
     body = DOCUMENT["paths"]["/v2/systemsharedmemory/region/{region}/register"]["post"]["requestBody"]
     assert set(body["content"]["application/json"]["schema"]["properties"]) == {"key", "offset", "byte_size"}
+    body = DOCUMENT["paths"]["/v2/cudasharedmemory/region/{region}/register"]["post"]["requestBody"]
+    handle = body["content"]["application/json"]["schema"]["properties"]["raw_handle"]
+    assert handle["properties"]["b64"]["contentEncoding"] == "base64"
+    for verb in ("get", "post"):
+        assert reply("/v2/logging", verb)["additionalProperties"]["type"] == ["boolean", "integer", "string"]
 
 
 def test_references_lead_somewhere():

@@ -96,8 +96,9 @@ td{{border-top:1px solid #ccc;padding:.3em 1em .3em 0;vertical-align:top}}pre{{m
 def _of_route(route: Route) -> dict[str, Any]:
     rpc = INFERENCE.methods_by_name[route.rpc]
     request = _object(rpc.input_type, leave_out={*route.variables.values(), "repository_name"})
+    request = _BODIES.get(route.rpc, request)
     example = route.shape(_example(rpc.output_type))
-    reply = None if example is None else _like(example)
+    reply = None if example is None else _REPLIES.get(route.rpc, _like(example))
     return _operation(route.path, route.summary, reply, request if route.has_body else None)
 
 
@@ -202,6 +203,33 @@ def _outline(schema: Schema, document: dict[str, Any], indent: str = "") -> str:
         return f"[{_outline(schema.get('items', {}), document, indent)}]"
     return str(schema.get("description", schema.get("type", "anything")))
 
+
+_LOG_SETTINGS: Schema = {
+    "type": "object",
+    "additionalProperties": {"type": ["boolean", "integer", "string"]},
+    "description": "settings such as log_info, by name",
+}
+_BODIES: dict[str, Schema] = {
+    "CudaSharedMemoryRegister": {
+        "type": "object",
+        "properties": {
+            "raw_handle": {
+                "type": "object",
+                "properties": {"b64": {"type": "string", "contentEncoding": "base64"}},
+            },
+            "device_id": {"type": "integer"},
+            "byte_size": {"type": "integer"},
+        },
+    },
+    "TraceSetting": {
+        "type": "object",
+        "additionalProperties": {"type": ["string", "array", "null"], "items": {"type": "string"}},
+        "description": "settings such as trace_level, by name; null takes a model's own back",
+    },
+    "LogSettings": _LOG_SETTINGS,
+}
+"""Of the RPCs whose bodies are not the members of the message."""
+_REPLIES: dict[str, Schema] = {"LogSettings": _LOG_SETTINGS}
 
 _ERROR: Schema = {"type": "object", "properties": {"error": {"type": "string"}}}
 _DATA: Schema = {"type": "array", "description": "elements in row-major order, flat or nested as the shape"}
