@@ -135,7 +135,7 @@ async def serve(settings: Settings, severities: Severities) -> int:
         http = HttpServer(
             make_app(status, registry, table, limits, server_metrics.http_requests),
             _listen(settings.host, settings.http_port),
-            RestInfer(catalog, turn, refused, memory, status, limits, settings.max_message_bytes),
+            RestInfer(catalog, turn, refused, memory, status, limits),
             settings=settings.http,
             max_message_bytes=settings.max_message_bytes,
             counts=server_metrics,
@@ -166,6 +166,7 @@ async def serve(settings: Settings, severities: Severities) -> int:
 
         status.ready, status.exiting = False, True
         health.set_serving(False)
+        http.drain()
         logger.info("draining for at most %g s; a second signal stops at once", settings.drain_seconds)
         drained = await _drain(grpc, engine, settings.drain_seconds, stop.second)
         logger.info("stopped%s", "" if drained else ": some requests were cut off")

@@ -1,7 +1,9 @@
 """HTTP/1.1 on a connection: framing, order, limits. Without sockets, on a loop that is stepped by hand."""
 
 import asyncio
+import gzip
 import json
+import zlib
 
 import numpy as np
 import pytest
@@ -109,6 +111,7 @@ def test_a_head_that_was_seen_is_recognised(world, monkeypatch):
         infer() + b"P",
         infer(content_length=None, transfer_encoding="chunked").replace(b"{", b"%x\r\n{", 1),
         get(),
+        infer(long="x" * 2048),
     ],
 )
 def test_heads_that_are_not_kept(world, octets):
@@ -527,6 +530,50 @@ def test_the_timeout_parameter(world, held):
     held.release()
 
 
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+def test_compressed(world, coding):
+    pack = {"gzip": gzip.compress, "deflate": zlib.compress}[coding]
+    text = json.dumps({"inputs": [{**TENSOR, "parameters": {"binary_data_size": 8}}]}).encode()
+    fields = {"content_encoding": coding, "inference_header_content_length": len(text)}
+    client = world.client()
+    for number in range(3):  # the last time its head is known
+        body = pack(text + np.array([number, 0], np.float32).tobytes(), 1)
+        assert value(client.ask(request(body, **fields))[0]) == number
+    answers = client.ask(request(pack(text + bytes(8)), **fields) + infer(7))
+    assert [value(answer) for answer in answers] == [0, 7]  # in order, although one of them took a detour
+    (answer,) = client.ask(request(b"nonsense", **fields))
+    assert (answer.status, answer.fields["headrace-reason"]) == (400, "protocol_error")
+    (answer,) = client.ask(request(pack(b" " * (1 << 20) + b"x"), **fields))
+    assert (answer.status, "is larger than 1048576 octets" in answer.json["error"]) == (413, True)
+    assert world.counts.refused == {"protocol_error": 1, "message_too_large": 1}
+
+
+def test_a_client_that_goes_away_while_its_request_is_inflated(world):
+    client = world.client()
+    client.send(request(gzip.compress(b"{}"), content_encoding="gzip"))
+    client.connection.connection_lost(None)
+    world.loop.run_until_idle()
+    assert world.counts.http_requests == {}
+    assert world.models.refused == {}
+
+
+@pytest.mark.parametrize("rows", [1, 300, 10_000])
+def test_replies_that_are_compressed(world, rows):
+    world.serve(FakeModel(Signature((TensorSpec("x", "FP32", (-1,)),), (TensorSpec("y", "FP32", (-1,)),), 8)), "free")
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, rows], "data": [1.5] * rows}
+    octets = with_json({"inputs": [tensor]}, path="/v2/models/free/infer", accept_encoding="br, gzip")
+    client = world.client()
+    for _ in range(2):
+        answer, other = client.ask(octets + infer(7))
+        assert value(other) == 7
+        if rows == 1:
+            assert "content-encoding" not in answer.fields
+        else:
+            assert (answer.fields["content-encoding"], answer.fields["vary"]) == ("gzip", "Accept-Encoding")
+            answer.body = gzip.decompress(answer.body)
+        assert answer.json["outputs"][0]["data"] == [1.5] * rows
+
+
 def test_a_bug_of_ours_is_a_500(world, monkeypatch, caplog):
     monkeypatch.setattr(connection_module, "read_head", lambda *_, **__: 1 / 0)
     answer = refused(world, infer())
@@ -669,6 +716,26 @@ def test_a_body_that_does_not_come(size):
         assert world.http.buffered == 0
 
 
+def test_a_client_that_waits_for_us_is_given_the_time(world, held):
+    client = world.client()
+    octets = infer(5, expect="100-continue")
+    head, body = octets[: octets.index(b"\r\n\r\n") + 4], octets[octets.index(b"\r\n\r\n") + 4 :]
+    client.ask(infer(4) + head)
+    tick(world, 1000)
+    assert client.wire.state == "open"
+    held.release()
+    world.loop.run_until_idle()
+    assert [answer.status for answer in client.replies()] == [200, 100]
+    assert value(client.ask(body)[0]) == 5
+    held.hold()
+    client.ask(infer(0) * connection_module._PIPELINED + infer(6)[:20])
+    assert not client.wire.reading
+    tick(world, 1000)
+    held.release()
+    world.loop.run_until_idle()
+    assert value(client.ask(infer(6)[20:])[-1]) == 6
+
+
 def test_an_idle_connection_is_closed_and_one_that_waits_is_not(world, held):
     idle, waiting = world.client(), world.client()
     waiting.ask(infer(1))
@@ -744,9 +811,28 @@ def test_shutdown_answers_what_has_begun(world, held):
     assert world.http.buffered == 0
 
 
-def test_no_new_connections_while_the_server_leaves(world):
-    world.http.leaving = True
+def test_drain_closes_connections_behind_their_next_reply(world):
+    client, idle = world.client(), world.client()
+    idle.ask(get())
+    assert "connection" not in client.ask(infer(1))[0].fields
+    world.http.drain()
+    first, second = client.ask(infer(2) + infer(3))
+    assert (value(second), [one.fields.get("connection") for one in (first, second)]) == (3, [None, "close"])
+    assert (client.wire.state, idle.wire.state) == ("closed", "open")
+    (answer,) = world.ask(get())  # on a new connection, as probes come
+    assert (answer.status, answer.fields["connection"]) == (200, "close")
+
+
+def test_no_new_connections_once_the_server_has_closed(world):
+    world.http._server = None
     assert world.client().wire.state == "aborted"
+
+
+def test_a_surplus_connection_is_told_even_if_its_request_is_known():
+    with World(max_connections=1) as world:
+        world.serve(FakeModel())
+        world.client().ask(infer(1))
+        assert world.ask(infer(2))[0].status == 503
 
 
 GARBAGE = st.binary(max_size=60) | st.sampled_from(

@@ -1,6 +1,5 @@
 """RestInfer without HTTP: bodies and heads in, header fields and bodies out."""
 
-import gzip
 import json
 
 import numpy as np
@@ -16,7 +15,6 @@ from headrace.errors import (
     MessageTooLarge,
     ModelNotFound,
     ModelNotReady,
-    ProtocolError,
     RegionNotFound,
     ShuttingDown,
     Unimplemented,
@@ -42,16 +40,16 @@ ALL_BINARY = {"binary_data_output": True}
 
 @pytest.fixture
 def world():
-    with World(max_message_bytes=10_000) as made:
+    with World() as made:
         made.model, made.observer = made.serve(FakeModel())
         made.serve(FakeModel(TWO), "two", 3)
         yield made
 
 
-def call(world, body, json_length=WHOLE_JSON, model="m", version="", coding=b""):
+def call(world, body, json_length=WHOLE_JSON, model="m", version=""):
     """Has a body answered; the call."""
     made = ClientCall(body, world.loop.clock())
-    made.head = InferHead(Target(model, version), len(body), json_length, coding, b"", True, 0, False)
+    made.head = InferHead(Target(model, version), len(body), json_length, b"", b"", True, 0, False)
     world.infer(made)
     world.loop.run_until_idle()
     assert made.ended
@@ -273,17 +271,6 @@ def test_a_body_without_json_of_the_wrong_size(world, dims, max_batch, size, say
 def test_a_body_without_json_for_a_model_of_two_inputs(world):
     with pytest.raises(InvalidRequest, match="but model 'two' has 2 inputs"):
         parse_raw(world, ONE, model="two")
-
-
-def test_compressed(world):
-    text = json.dumps(binary()).encode()
-    for _ in range(2):
-        made = call(world, gzip.compress(text + ONE), len(text), coding=b"gzip")
-        assert made.message.endswith(b'"data":[1.0,2.0]}]}')
-    with pytest.raises(ProtocolError):
-        raise call(world, text + ONE, len(text), coding=b"gzip").error
-    with pytest.raises(MessageTooLarge):
-        raise call(world, gzip.compress(b" " * 10_001), coding=b"gzip").error
 
 
 @pytest.mark.parametrize(

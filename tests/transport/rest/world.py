@@ -146,6 +146,7 @@ class World:
         self._limits = limits or JsonLimits(self._settings.max_json_depth, self._settings.max_json_elements)
         self._memory = memory or NoSharedMemory()
         self.loop.run_until_complete(self._start(app, max_message_bytes))
+        self.http._server = self  # it listens, as far as connections know
 
     async def _start(self, app, max_message_bytes):
         self.models = InProcessServer(self.loop.clock, self._memory)
@@ -156,7 +157,6 @@ class World:
             self._memory,
             self.status,
             self._limits,
-            max_message_bytes,
         )
         self.http = HttpServer(
             app,

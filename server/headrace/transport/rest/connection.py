@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 Answer = bytes | tuple[bytes, bytes]
 """The octets of a reply, in one piece or two."""
 
+_KNOWN_HEAD = 2048
+"""Octets of a head that is remembered."""
+
 _PIPELINED = 32
 """With so many requests of a connection unanswered nothing more is read from it."""
 
@@ -147,7 +150,9 @@ class Connection(asyncio.BufferedProtocol):
         """Takes a request that is all of `data`, if its head is known and it may begin at once."""
         end = data.find(b"\r\n\r\n") + 4
         head = self.server.heads.get(data[:end])
-        if head is None or len(data) - end != head.length or self._alone or self._begun != len(self._exchanges):
+        if head is None or len(data) - end != head.length:
+            return False
+        if self._surplus or self._alone or self._begun != len(self._exchanges):
             return False
         self._phase = Phase.IDLE
         exchange = InferExchange(self, head, None, self.now, data[end:])
@@ -179,7 +184,7 @@ class Connection(asyncio.BufferedProtocol):
     def _learn(self, data: bytes, head: InferHead) -> None:
         """`data` was one whole request with this head: it is recognised from now on."""
         end = data.find(b"\r\n\r\n") + 4
-        if end + head.length == len(data) and head.keep_alive and not head.expects:
+        if end + head.length == len(data) and end <= _KNOWN_HEAD and head.keep_alive and not head.expects:
             self.server.remember(data[:end], head)
 
     def _feed(self, data: bytes) -> None:
@@ -317,6 +322,7 @@ class Connection(asyncio.BufferedProtocol):
         """The rest of a body comes with later reads."""
         if self._expects and len(self._exchanges) == 1:
             self._expects = False
+            self._since = self._clock()
             self.transport.write(CONTINUE)
         body = None if self._receiving is None else self._receiving.body
         if body is not None and (body.length > SMALL or self._upgrades):
@@ -501,6 +507,8 @@ class Connection(asyncio.BufferedProtocol):
                 self.transport.abort()
         elif self._deaf:
             return
+        elif self._expects or not self.flow.reading:  # it waits for us
+            self._since = now
         elif self._phase is Phase.HEAD:
             if now - self._since > settings.head_timeout_s * 1e9:
                 self._late("head", settings.head_timeout_s)

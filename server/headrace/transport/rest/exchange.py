@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+from headrace.errors import reason_of
 from headrace.transport.rest.answer import refusal_of
-from headrace.transport.rest.compression import compress
+from headrace.transport.rest.compression import compress, inflate
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from headrace.messages import Buffer, Cancellable
     from headrace.transport.rest.body import Body
     from headrace.transport.rest.connection import Answer, Connection
@@ -19,7 +23,7 @@ if TYPE_CHECKING:
 
 _OK = ("infer", 200)
 _LARGE = 32 << 10
-"""Octets of a reply that are not copied once more to stand behind its first line."""
+"""Octets of a reply that are not copied once more to stand behind its first line, and not compressed in passing."""
 
 
 class Exchange:
@@ -82,17 +86,32 @@ class InferExchange(Exchange):
             self.request = self.body.take()
             self.body = None
             self.received = self.connection.now
-        self.connection.server.infer(self)
+        if self.head.coding:
+            packed, self.request = self.request or b"", None
+            limit = self.connection.server.max_message
+            self._in_thread(partial(inflate, packed, self.head.coding, limit), self._inflated)
+        else:
+            self.connection.server.infer(self)
 
     def reply(self, message: Any) -> None:  # noqa: ANN401
         """See `messages.ReplySink`. message: header fields and body."""
+        self.under_way = None
+        coding = self.head.reply_coding
+        if not coding:
+            self._reply(message)
+        elif len(message) < _LARGE:
+            self._reply(compress(message, coding))
+        else:
+            self._in_thread(partial(compress, message, coding), self._reply)
+
+    def _inflated(self, body: bytes) -> None:
+        self.request = body
+        self.connection.server.infer(self)
+
+    def _reply(self, message: bytes) -> None:
         if self._ended:
             return
         self._ended = True
-        self.under_way = None
-        head = self.head
-        if head.reply_coding:
-            message = compress(message, head.reply_coding)
         server = self.connection.server
         server.counts.http_requests[_OK] += 1
         if server.leaving:
@@ -113,6 +132,21 @@ class InferExchange(Exchange):
         if server.leaving:
             self.connection.close_after(self)
         self.connection.answered(self, server.openings.refusal(status, message, fields, close=not self.keep_alive))
+
+    def _in_thread(self, call: Callable[[], bytes], then: Callable[[bytes], None]) -> None:
+        """Goes on with the result of a call that takes its time and leaves the interpreter to others meanwhile."""
+
+        def back(future: asyncio.Future[bytes]) -> None:
+            error = future.exception()
+            if self._ended:
+                return
+            if error is None:
+                then(future.result())
+            else:
+                self.connection.server.counts.refused[reason_of(error)] += 1
+                self.fail(error)
+
+        self.connection.loop.run_in_executor(None, call).add_done_callback(back)
 
     def cancel(self) -> None:
         """See `Exchange`."""

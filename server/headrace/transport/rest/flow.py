@@ -12,28 +12,28 @@ if TYPE_CHECKING:
 class Flow:
     """The state of both directions, in the place of uvicorn's `FlowControl`: reading is not the application's."""
 
-    __slots__ = ("_reads", "_transport", "_writable", "write_paused")
+    __slots__ = ("_transport", "_writable", "reading", "write_paused")
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._reads = True
+        self.reading = True
         self._writable = asyncio.Event()
         self._writable.set()
         self.write_paused = False
 
     def __repr__(self) -> str:
-        return f"<Flow {'reads' if self._reads else 'does not read'}, write_paused={self.write_paused}>"
+        return f"<Flow {'reads' if self.reading else 'does not read'}, write_paused={self.write_paused}>"
 
     def pause_reads(self) -> None:
         """Takes nothing more from the client."""
-        if self._reads:
-            self._reads = False
+        if self.reading:
+            self.reading = False
             self._transport.pause_reading()
 
     def resume_reads(self) -> None:
         """Goes on."""
-        if not self._reads:
-            self._reads = True
+        if not self.reading:
+            self.reading = True
             self._transport.resume_reading()
 
     def pause_writing(self) -> None:

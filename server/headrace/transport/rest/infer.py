@@ -21,7 +21,6 @@ from headrace.pipeline.decode import build_template
 from headrace.pipeline.wire import length_prefixed
 from headrace.transport.admin import NOT_READY
 from headrace.transport.intake import Intake
-from headrace.transport.rest.compression import inflate
 from headrace.transport.rest.head import WHOLE_JSON, InferHead, Target
 from headrace.transport.rest.infer_json import BINARY_SIZE, IN_JSON, Described, describe, take_out
 from headrace.transport.rest.json_text import JsonLimits, dump, parse
@@ -60,7 +59,7 @@ class Availability(Protocol):
 
 
 class RestCall(InferCall, Protocol):
-    """An inference request whose body has arrived, as `request`."""
+    """An inference request whose body has arrived, as `request`, and is not compressed any more."""
 
     head: InferHead
 
@@ -106,7 +105,7 @@ class RestInfer(Intake[RestCall]):
     """The `Infer` of the HTTP port.
 
     catalog, turn, refused: see `Intake`. memory: of tensors that are not in the bodies. available: asked at each
-    request. limits: of JSON. max_message: octets of a body that was compressed.
+    request. limits: of JSON.
     """
 
     def __init__(
@@ -117,13 +116,11 @@ class RestInfer(Intake[RestCall]):
         memory: SharedMemory,
         available: Availability,
         limits: JsonLimits,
-        max_message: int,
     ) -> None:
         super().__init__(catalog, turn, refused)
         self._memory = memory
         self._available = available
         self._limits = limits
-        self._max_message = max_message
         self._targets: dict[Target, dict[bytes, _Look]] = {}
         self._looks = 0
 
@@ -135,8 +132,6 @@ class RestInfer(Intake[RestCall]):
         head = call.head
         if not self._available.ready and not self._available.exiting:
             raise ModelNotReady(NOT_READY)
-        if head.coding:
-            message = inflate(message, head.coding, self._max_message)
         at = head.json_length
         if at == 0:
             return self._open_raw(message, head.target)

@@ -89,6 +89,10 @@ class HttpServer:
         port: int = self._sock.getsockname()[1]
         return port
 
+    def drain(self) -> None:
+        """Has connections closed behind their next reply, so that clients look elsewhere. New ones are still taken."""
+        self.leaving = True
+
     async def close(self) -> None:
         """Stops listening, finishes what is being answered within `DRAIN_SECONDS`, and cuts off the rest."""
         if self._server is None:
@@ -122,7 +126,7 @@ class HttpServer:
         self.counts.http_connections_open += 1
         self.counts.http_connections_total += 1
         surplus = len(self._connections) - self.settings.max_connections
-        if surplus > _SURPLUS or self.leaving:
+        if surplus > _SURPLUS or self._server is None:
             connection.transport.abort()
         return surplus <= 0
 
