@@ -15,6 +15,7 @@ from e2e.rest_calls import Raw, ask, infer, octets
 from e2e.server_process import Server, eventually
 from tritonclient.grpc import service_pb2_grpc
 from tritonclient.http import InferenceServerClient
+from tritonclient.utils import InferenceServerException
 
 X = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}
 GOOD = {"inputs": [X]}
@@ -370,3 +371,18 @@ def test_models_come_and_go(serve, tmp_path):
         write(tmp_path, "m", scale(5, "N", 1), version=2)
         client.load_model("m")
         assert infer(server, "m", one(3)).json["outputs"][0]["data"] == [15]
+        with pytest.raises(InferenceServerException, match="parameter 'config' of a load is switched off") as caught:
+            client.load_model("m", config="{}")
+        assert caught.value.status() == "501"
+
+
+def test_a_model_that_comes_with_the_request(serve, tmp_path):
+    """Files in base64, as tritonclient sends them."""
+    server = serve(
+        tmp_path, "--model-control-mode", "explicit", "--allow-file-override", "true", "--allow-config-override", "true"
+    )
+    with InferenceServerClient(server.http.removeprefix("http://")) as client:
+        config = json.dumps({"name": "m", "backend": "onnxruntime", "max_batch_size": 4})
+        client.load_model("m", config=config, files={"file:1/model.onnx": scale(7, "N", 1)})
+        assert infer(server, "m", one(3)).json["outputs"][0]["data"] == [21]
+        assert client.get_model_config("m")["max_batch_size"] == 4

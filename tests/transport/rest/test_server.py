@@ -7,13 +7,9 @@ import socket
 
 import pytest
 import uvloop
-from prometheus_client import CollectorRegistry
-from transport.rest.world import hello, parse, request
+from transport.rest.world import answer, hello, make_server, parse, request
 
-from headrace.config import HttpSettings
-from headrace.telemetry.metrics import ServerMetrics
 from headrace.transport.rest import server as server_module
-from headrace.transport.rest.server import HttpServer
 
 LIMIT_SECONDS = 15
 GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -25,28 +21,11 @@ def bind():
     return sock
 
 
-def answer(call):
-    """An inference that is answered at once, with its body's length."""
-    body = b"%d" % len(call.request)
-    call.reply(b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
-
-
-def make(app, sock, infer=answer, max_message_bytes=64 << 20, **settings):
-    return HttpServer(
-        app,
-        sock,
-        infer,
-        settings=HttpSettings(**settings),
-        max_message_bytes=max_message_bytes,
-        counts=ServerMetrics(CollectorRegistry()),
-    )
-
-
 def serve(scenario, app=hello, **options):
     """Runs `scenario(port, server)` against a served application and returns what it returns."""
 
     async def main():
-        server = make(app, bind(), **options)
+        server = make_server(app, bind(), **{"infer": answer} | options)
         port = await server.start()
         try:
             async with asyncio.timeout(LIMIT_SECONDS):
@@ -225,7 +204,7 @@ def test_a_socket_that_cannot_listen_says_so():
     async def main():
         sock = bind()
         sock.close()
-        await make(hello, sock).start()
+        await make_server(hello, sock).start()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, pytest.raises(OSError, match="file descriptor"):
         runner.run(main())

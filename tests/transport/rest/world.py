@@ -135,6 +135,25 @@ async def hello(scope, receive, send):
     await send({"type": "http.response.body", "body": body})
 
 
+def answer(call):
+    """An inference that is answered at once, with its body's length."""
+    body = b"%d" % len(call.request)
+    call.reply(b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
+
+
+def make_server(app, sock, infer=None, max_message_bytes=64 << 20, tls=None, **settings):
+    """An HttpServer with the defaults but for these settings."""
+    return HttpServer(
+        app,
+        sock,
+        infer,
+        settings=HttpSettings(**settings),
+        max_message_bytes=max_message_bytes,
+        counts=ServerMetrics(CollectorRegistry()),
+        tls=tls,
+    )
+
+
 class World:
     """Everything, on a loop that is stepped by hand."""
 

@@ -17,11 +17,11 @@ from transport.http2 import bench as benches
 from transport.http2 import wire
 from transport.http2.bench import ECHO, Infer
 from transport.http2.wire import grpc_call
+from transport.rest.world import answer, make_server
 from transport.tls.certificates import client_context, issue
 
 from headrace.clock import monotonic_ns
 from headrace.config import Settings
-from headrace.transport.rest import HttpServer
 from headrace.transport.tls.layer import PLAIN_TEXT_ANSWER
 from headrace.transport.tls.security import Security
 
@@ -69,7 +69,7 @@ def run(request, files):
             loop.set_exception_handler(lambda loop, context: problems.append(context))
             security = Security(Settings(tls=files.settings(**tls)), CollectorRegistry())
             grpc = benches.native(loop, monotonic_ns, Infer(), tls=security.grpc)
-            http = HttpServer(APP, socket.create_server(("127.0.0.1", 0)), security.http)
+            http = make_server(APP, socket.create_server(("127.0.0.1", 0)), answer, tls=security.http)
             ports = Ports(security, grpc, http)
             ports.grpc, ports.http = await grpc.start(), await http.start()
             try:
@@ -152,6 +152,14 @@ def test_large_bodies_over_https(run):
         status, content = await ports.request("POST", "/echo", body)
         assert status == 200
         assert content == body
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("size", [10, 5_000_000])
+def test_inference_over_https(run, size):
+    async def scenario(ports):
+        assert await ports.request("POST", "/v2/models/m/infer", b"x" * size) == (200, b"%d" % size)
 
     run(scenario)
 
@@ -244,7 +252,7 @@ def test_tls_on_a_port_that_speaks_plain_text(files):
 
     async def main():
         grpc = benches.native(asyncio.get_running_loop(), monotonic_ns, Infer())
-        http = HttpServer(APP, socket.create_server(("127.0.0.1", 0)))
+        http = make_server(APP, socket.create_server(("127.0.0.1", 0)))
         for port in (await grpc.start(), await http.start()):
             with pytest.raises((ssl.SSLError, ConnectionError)):
                 await asyncio.wait_for(asyncio.open_connection("127.0.0.1", port, ssl=client_context()), 20)

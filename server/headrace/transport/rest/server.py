@@ -39,7 +39,8 @@ _HEADS = 1024
 class HttpServer:
     """Serves inference and an ASGI application on a socket that is bound already, in the running event loop.
 
-    There is no access log. infer: takes `RestCall`s. max_message: octets of a body. counts: telemetry's. tls: if the port speaks TLS.
+    There is no access log. infer: takes `RestCall`s. max_message: octets of a body. counts: telemetry's. tls: if the
+    port speaks TLS.
 
     buffered: octets of the requests of all connections that have not begun. leaving: connections are to close.
     """
@@ -69,6 +70,8 @@ class HttpServer:
         self.buffered = 0
         self.leaving = False
         self._tls = tls
+        if tls is not None:
+            tls.most = settings.max_connections
         self._wall = wall
         self._sock = sock
         self._server: asyncio.Server | None = None
@@ -84,7 +87,12 @@ class HttpServer:
     async def start(self) -> int:
         """Returns the port once connections are accepted. OSError: the socket cannot listen."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: Connection(self, loop), sock=self._sock, backlog=_BACKLOG)
+
+        def protocol() -> asyncio.BaseProtocol:
+            connection = Connection(self, loop)
+            return connection if self._tls is None else self._tls.protect(connection)
+
+        self._server = await loop.create_server(protocol, sock=self._sock, backlog=_BACKLOG)
         self._tick()
         port: int = self._sock.getsockname()[1]
         return port
@@ -100,6 +108,8 @@ class HttpServer:
         server, self._server = self._server, None
         self.leaving = True
         server.close()
+        if self._tls is not None:
+            self._tls.close()
         for connection in list(self._connections):
             connection.shutdown()
         try:
