@@ -90,87 +90,111 @@ def run(settings: Settings) -> int:
 async def serve(settings: Settings, severities: Severities) -> int:
     """Start, wait for a signal, stop. See `run`. severities: of what is logged."""
     stop = _Signals()
-    status = Status()
-    registry = CollectorRegistry()
-    metrics = Metrics(registry)
-    server_metrics = ServerMetrics(registry)
-    register_process_metrics(registry)
-    security = Security(settings, registry)
-    catalog: Catalog[Served] = Catalog()
-    turn = Turn(asyncio.get_running_loop())
-    engine = Engine(
-        catalog,
-        ObserverGuard(metrics),
-        metrics,
-        monotonic_ns,
-        turn,
-        settings.inline_below_us * 1000,
-        settings.drain_seconds,
-        ResponseCache(settings.response_cache_bytes) if settings.response_cache_bytes else None,
-    )
-    startup = [name.strip() for name in settings.load_models.split(",") if name.strip()]
-    control = ModelControl(settings.model_repository, settings.model_control_mode, engine, startup)
-    health = Health()
-
-    def refused(reason: str) -> None:
-        server_metrics.refused[reason] += 1
-
-    regions = SharedMemoryRegions() if settings.allow_client_shm else None
-    memory = regions or NoSharedMemory()
-    table = service_table(
-        Admin(status, catalog, without=() if regions else ("system_shared_memory",)),
-        health,
-        InferService(catalog, turn, refused, memory),
-        SharedMemoryAdmin(regions),
-        RepositoryAdmin(
-            control, catalog, allow_config=settings.allow_config_override, allow_files=settings.allow_file_override
-        ),
-        RuntimeSettings(severities, metrics.tracer, catalog),
-    )
-    limits = JsonLimits(settings.http.max_json_depth, settings.http.max_json_elements)
+    parts = _Parts(settings, severities)
     async with AsyncExitStack() as stack:
-        stack.callback(engine.close)
-        security.start()
-        stack.push_async_callback(security.close)
-        http = HttpServer(
-            make_app(status, registry, table, limits, server_metrics.http_requests),
-            _listen(settings.host, settings.http_port),
-            RestInfer(catalog, turn, refused, memory, status, limits),
-            settings=settings.http,
-            max_message_bytes=settings.max_message_bytes,
-            counts=server_metrics,
-            tls=security.http,
-        )
+        stack.callback(parts.engine.close)
+        parts.security.start()
+        stack.push_async_callback(parts.security.close)
+        http = parts.http()
         http_port = await http.start()
         stack.push_async_callback(http.close)
         _check_grpc_port(settings)
-        if not await _load(control, stop.first):
+        if not await _load(parts.control, stop.first):
             logger.info("stopped before all models were loaded")
             return 0
-        grpc = _transport(settings, table, turn, server_metrics, security)
+        grpc = parts.grpc()
         try:
             grpc_port = await grpc.start()
         except OSError as error:
             raise _no_grpc_port(settings, error) from error
         stack.push_async_callback(grpc.close)
         _settle()
-        security.announce()
-        status.ready = True
-        health.set_serving(True)
+        parts.security.announce()
+        parts.set_ready(True)
         logger.info(
             "ready: gRPC (%s) on %s:%d, HTTP on port %d", settings.transport, settings.host, grpc_port, http_port
         )
-        watching = asyncio.create_task(control.watch(settings.repository_poll_seconds))
+        watching = asyncio.create_task(parts.control.watch(settings.repository_poll_seconds))
         await stop.first.wait()
         watching.cancel()
 
-        status.ready, status.exiting = False, True
-        health.set_serving(False)
+        parts.status.exiting = True
+        parts.set_ready(False)
         http.drain()
         logger.info("draining for at most %g s; a second signal stops at once", settings.drain_seconds)
-        drained = await _drain(grpc, engine, settings.drain_seconds, stop.second)
+        drained = await _drain(grpc, parts.engine, settings.drain_seconds, stop.second)
         logger.info("stopped%s", "" if drained else ": some requests were cut off")
     return 0 if drained else 1
+
+
+class _Parts:
+    """What a server is made of, put together and not yet started."""
+
+    def __init__(self, settings: Settings, severities: Severities) -> None:
+        self._settings = settings
+        self._registry = CollectorRegistry()
+        metrics = Metrics(self._registry)
+        self._counts = ServerMetrics(self._registry)
+        register_process_metrics(self._registry)
+        self.status = Status()
+        self._health = Health()
+        self.security = Security(settings, self._registry)
+        self._catalog: Catalog[Served] = Catalog()
+        self._turn = Turn(asyncio.get_running_loop())
+        self.engine = Engine(
+            self._catalog,
+            ObserverGuard(metrics),
+            metrics,
+            monotonic_ns,
+            self._turn,
+            settings.inline_below_us * 1000,
+            settings.drain_seconds,
+            ResponseCache(settings.response_cache_bytes) if settings.response_cache_bytes else None,
+        )
+        startup = [name.strip() for name in settings.load_models.split(",") if name.strip()]
+        self.control = ModelControl(settings.model_repository, settings.model_control_mode, self.engine, startup)
+        regions = SharedMemoryRegions() if settings.allow_client_shm else None
+        self._memory = regions or NoSharedMemory()
+        self._table = service_table(
+            Admin(self.status, self._catalog, without=() if regions else ("system_shared_memory",)),
+            self._health,
+            InferService(self._catalog, self._turn, self._refused, self._memory),
+            SharedMemoryAdmin(regions),
+            RepositoryAdmin(
+                self.control,
+                self._catalog,
+                allow_config=settings.allow_config_override,
+                allow_files=settings.allow_file_override,
+            ),
+            RuntimeSettings(severities, metrics.tracer, self._catalog),
+        )
+
+    def http(self) -> HttpServer:
+        """The HTTP port. Raises ConfigError if it is taken."""
+        settings = self._settings
+        limits = JsonLimits(settings.http.max_json_depth, settings.http.max_json_elements)
+        return HttpServer(
+            make_app(self.status, self._registry, self._table, limits, self._counts.http_requests),
+            _listen(settings.host, settings.http_port),
+            RestInfer(self._catalog, self._turn, self._refused, self._memory, self.status, limits),
+            settings=settings.http,
+            max_message_bytes=settings.max_message_bytes,
+            counts=self._counts,
+            tls=self.security.http,
+        )
+
+    def grpc(self) -> GrpcTransport:
+        """The gRPC port, by the transport that the settings name."""
+        return _transport(self._settings, self._table, self._turn, self._counts, self.security)
+
+    def set_ready(self, ready: bool) -> None:
+        """Tells all who ask, or watch, whether requests are taken."""
+        self.status.ready = ready
+        self._health.set_serving(ready)
+
+    def _refused(self, reason: str) -> None:
+        """A request ended before its model was known."""
+        self._counts.refused[reason] += 1
 
 
 async def _load(control: ModelControl, stop: asyncio.Event) -> bool:
