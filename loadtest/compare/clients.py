@@ -30,6 +30,7 @@ class Load:
     pin: the processors that the client runs on, as taskset takes them.
     tls: whether the server speaks it (h2load, which takes any certificate).
     http: h2load speaks HTTP/1.1 in the place of gRPC, with tensors in this form. fields: of every request, then.
+    options: further ones of perf_analyzer.
     """
 
     client: Client
@@ -43,6 +44,7 @@ class Load:
     tls: bool = False
     http: Literal["binary", "json"] | None = None
     fields: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def h2load_command(load: Load, requests: int, address: str, payload: Path) -> li
 def perf_analyzer_command(load: Load, address: str, binary: Path) -> list[str]:
     """Three windows, averaged whatever their spread (-s, in per cent): the spread that is reported is over rounds."""
     command = [str(binary), "-m", load.model, "-i", "grpc", "-u", address, "-b", str(load.batch), "--async"]
-    command += ["--concurrency-range", str(load.concurrency)]
+    command += ["--concurrency-range", str(load.concurrency), *load.options]
     return pinned([*command, "-p", f"{load.seconds * 1000:.0f}", "-r", "3", "-s", "1000"], load.pin)
 
 

@@ -99,6 +99,13 @@ class Client:
         stats = [entry.inference_stats for entry in answer.model_stats]
         return Counts(sum(s.success.count for s in stats), sum(s.fail.count for s in stats))
 
+    def load(self, model: str) -> None:
+        """Has the server load a model again. Raises Unmeasured when it does not."""
+        try:
+            self._client.load_model(model, client_timeout=60)
+        except InferenceServerException as error:
+            raise Unmeasured(f"{model} could not be loaded again: {error}") from error
+
     def verify(self, model: str, batch: int, onnx: Path) -> int:
         """Sends the load's request once, compares the reply with ONNX Runtime's own output, returns its framed size.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from compare.clients import Load
 from compare.figures import Sample, Target, Unmeasured
-from compare.sides import Row, Side, bare, memory, served
+from compare.sides import Row, Side, bare, memory, reloaded, served
 
 if TYPE_CHECKING:
     from compare.server import Setup
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _TAB = Load("h2load", "tab", concurrency=16, connections=8)
 _IMG = Load("h2load", "img", concurrency=4, connections=8)
 _HTTP = Load("h2load", "tab", concurrency=1, connections=64, http="binary")
+_IN_MEMORY = ("--shared-memory", "system", "--output-shared-memory-size", "65536")
 _FRAMES = Load("frames", "tab", concurrency=16, connections=8)
 
 
@@ -100,6 +101,33 @@ def rows() -> tuple[Row, ...]:
             "tab, h2load 8 x 16, over TLS against plain text",
             (served("tls", replace(_TAB, tls=True), "over TLS"), served("headrace", _TAB, "plain text")),
             (Target("cpu_us_per_request", 1.6, "<="),),
+        ),
+        Row(
+            "shared-memory",
+            "img (602 kB a request), perf_analyzer, concurrency 16, in system shared memory against in messages",
+            (
+                served("shared_memory", replace(perf("img", 16), options=_IN_MEMORY), "in shared memory"),
+                served("shared_memory", perf("img", 16), "in messages"),
+            ),
+            (Target("throughput", 2, ">="),),
+        ),
+        against_triton(
+            "stream",
+            "tab, perf_analyzer, 128 in flight on one stream of ModelStreamInfer",
+            replace(perf("tab", 128), options=("--streaming", "--max-threads", "1")),
+            Target("throughput", 4, ">="),
+        ),
+        Row(
+            "reload",
+            "tab, perf_analyzer, concurrency 8, while the model is loaded again twice a second against steady",
+            (reloaded(perf("tab", 8), "loaded again"), served("explicit", perf("tab", 8), "steady")),
+            (Target("p99_us", 2, "<="),),
+        ),
+        Row(
+            "reload-mid",
+            "mid, perf_analyzer, concurrency 8, while the model is loaded again twice a second against steady",
+            (reloaded(perf("mid", 8), "loaded again"), served("explicit", perf("mid", 8), "steady")),
+            (Target("p99_us", 2, "<="),),
         ),
         Row(
             "mid-one-core",

@@ -25,7 +25,13 @@ if TYPE_CHECKING:
 READY_SECONDS = 90
 STOP_SECONDS = 30
 
-Kind = Literal["headrace", "reference", "tls", "triton", "fastapi"]
+Kind = Literal["headrace", "reference", "tls", "shared_memory", "explicit", "triton", "fastapi"]
+FLAGS = {
+    "reference": ("--transport", "reference"),
+    "shared_memory": ("--allow-client-shm", "true"),
+    "explicit": ("--model-control-mode", "explicit", "--load-models", "*"),
+}
+"""What kinds of our own server are started with."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class Setup:
         command = [*self.headrace, "serve", "--model-repository", str(self.peers / "headrace"), *ports]
         if kind == "tls":
             command += ["--tls-certificate", str(self.certificate)]
-        return [*command, "--transport", "reference"] if kind == "reference" else command
+        return [*command, *FLAGS.get(kind, ())]
 
     @property
     def certificate(self) -> Path:

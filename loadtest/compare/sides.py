@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
+import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 MEMORY_WARM_SHARE = 0.05
 MEMORY_STEPS = 8
+RELOAD_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,38 @@ def served(kind: Kind, load: Load, name: str | None = None, pin: str | None = No
             return measure(server, replace(load, seconds=setup.seconds), setup)
 
     return Side(name or kind, once)
+
+
+def reloaded(load: Load, name: str) -> Side:
+    """Our server, whose model is loaded again every `RELOAD_SECONDS` under this load."""
+
+    def once(setup: Setup) -> Sample:
+        with serving("explicit", setup, load.model) as server:
+            stop = threading.Event()
+            loads: list[float] = []
+            failures: list[str] = []
+
+            def again() -> None:
+                with Client(server.address) as client:
+                    while not stop.wait(RELOAD_SECONDS) and not failures:
+                        began = time.monotonic()
+                        try:
+                            client.load(load.model)
+                        except Unmeasured as error:
+                            failures.append(str(error))
+                        loads.append(time.monotonic() - began)
+
+            loader = threading.Thread(target=again)
+            loader.start()
+            try:
+                sample = measure(server, replace(load, seconds=setup.seconds), setup)
+            finally:
+                stop.set()
+                loader.join()
+        details = {"loads": len(loads), "load_seconds": sum(loads) / max(len(loads), 1)}
+        return Sample(sample.figures, [*sample.problems, *failures], sample.details | details)
+
+    return Side(name, once)
 
 
 def bare(model: str, pin: str | None) -> Side:

@@ -12,6 +12,10 @@ ISSUE = {
     "timeout-varying": [("cpu_us_per_request", "<= 1.3x")],
     "reference": [("throughput", ">= 8x")],
     "tls": [("cpu_us_per_request", "<= 1.6x")],
+    "shared-memory": [("throughput", ">= 2x")],
+    "stream": [("throughput", ">= 4x")],
+    "reload": [("p99_us", "<= 2x")],
+    "reload-mid": [("p99_us", "<= 2x")],
     "mid-one-core": [("rows_per_second", ">= 0.7x")],
     "memory": [("rss_peak_mib", "<= 1.05x")],
 }

@@ -215,3 +215,14 @@ def test_a_call_with_everything_at_once(bench, client):
     bench.infer.answer = echo
     client.send(grpc_call(INFER_STREAM, b"a"))
     assert (replies(client), client.status()) == (["a"], OK)
+
+
+def test_window_updates_for_each_message_are_borne(bench, client):
+    """As C-core sends them, while one frame of ours holds the replies of a turn."""
+    bench.infer.answer = echo
+    client.send(grpc_head(INFER_STREAM))
+    for _ in range(60):
+        request = data(1, message(b"x")) + window_update(1, 5) + window_update(0, 5)
+        client.send(request * 200)
+    assert client.send(data(1, end=True)) == [TRAILERS]
+    assert (len(replies(client)), client.status()) == (12_000, OK)

@@ -158,6 +158,8 @@ class InferStreamCall(Call):
         if not self._answered:
             self._answered = True
             outbound.headers(self, REPLY_HEAD)
+        # clients open their windows for each message, however many of them a frame holds (see `limits.SmallFrames`)
+        outbound.sent += len(messages) - 1
         outbound.data(self, b"".join([part for message in messages for part in (_prefix(len(message)), message)]))
 
     # --- the end ------------------------------------------------------------------------------------------------------

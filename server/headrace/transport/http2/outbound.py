@@ -65,7 +65,7 @@ class Outbound:
         self.initial_window = frames.DEFAULT_WINDOW
         self.max_frame = frames.MIN_MAX_FRAME
         self.pending_octets = 0
-        self.sent = 0  # HEADERS and DATA frames so far
+        self.sent = 0  # HEADERS and DATA frames so far, or messages where a frame holds several
         self.dribbles = 0  # those of them that a window cut to almost nothing (CVE-2019-9511)
         self._blocked: dict[int, Stream] = {}
         self._wake = wake
