@@ -1,8 +1,10 @@
 """HTTP/1.1 on a connection: framing, order, limits. Without sockets, on a loop that is stepped by hand."""
 
 import asyncio
+import gc
 import gzip
 import json
+import weakref
 import zlib
 
 import numpy as np
@@ -833,6 +835,21 @@ def test_a_surplus_connection_is_told_even_if_its_request_is_known():
         world.serve(FakeModel())
         world.client().ask(infer(1))
         assert world.ask(infer(2))[0].status == 503
+
+
+def test_a_connection_that_is_lost_is_gone_without_a_collection(world):
+    gc.disable()
+    try:
+        client = world.client()
+        client.ask(infer(1) + get() + infer(2))
+        connection = weakref.ref(client.connection)
+        client.connection.connection_lost(None)
+        world.loop.run_until_idle()
+        client.wire.protocol = None  # as real transports do
+        del client
+        assert connection() is None
+    finally:
+        gc.enable()
 
 
 GARBAGE = st.binary(max_size=60) | st.sampled_from(

@@ -142,6 +142,7 @@ class Connection(asyncio.BufferedProtocol):
             self._ending.cancel()
         self._cancel_all()
         self.flow.resume_writing()
+        self._parser = None  # type: ignore[assignment] # holds on to this: a circle
         self.server.forget(self)
 
     # --- from octets to requests --------------------------------------------------------------------------------------
