@@ -9,7 +9,7 @@ import grpc
 import pytest
 from e2e.calls import SECONDS, connect, occupy
 from e2e.conftest import shared
-from e2e.gated import HELD, write_gated
+from e2e.gated import HELD, let_go, write_gated
 from e2e.onnx_models import scale, write, write_slow_repository
 from e2e.rest_calls import Raw, ask, infer, octets
 from e2e.server_process import Server, eventually
@@ -327,8 +327,7 @@ def test_drain(tmp_path):
     """What was accepted is answered; what comes meanwhile is told; the health says so."""
     write_gated(tmp_path, "slow")
     with Server(tmp_path, "--transport", "native", "--inline-below-us", 0) as server:
-        first = in_background(infer, server, "slow", one(HELD))
-        second = in_background(infer, server, "slow", one(2))
+        replies = [in_background(infer, server, "slow", one(HELD)) for _ in range(2)]  # whichever comes first runs
         eventually(lambda: server.waiting("slow") == 1)
         server.signal(signal.SIGTERM)
         server.await_log(lambda line: "draining for at most" in line)
@@ -336,9 +335,9 @@ def test_drain(tmp_path):
         assert (late.status, late.fields["headrace-reason"]) == (503, "shutting_down")
         assert "retry-after" not in late.fields
         assert ask(server, "/v2/health/ready").status == 503
-        with (tmp_path / "slow" / "1" / "gate").open("wb"):
-            pass
-        assert [reply().json["outputs"][0]["data"] for reply in (first, second)] == [[HELD], [2]]
+        for _ in replies:
+            let_go(tmp_path, "slow")
+        assert [reply().json["outputs"][0]["data"] for reply in replies] == [[HELD], [HELD]]
         assert server.wait() == 0
     assert "cut off" not in server.log
 
@@ -346,7 +345,7 @@ def test_drain(tmp_path):
 def test_what_cannot_be_finished_is_told(tmp_path):
     write_gated(tmp_path, "slow")
     with Server(tmp_path, "--transport", "native", "--inline-below-us", 0, "--drain-seconds", 0.5) as server:
-        replies = [in_background(infer, server, "slow", one(value)) for value in (HELD, 2)]
+        replies = [in_background(infer, server, "slow", one(HELD)) for _ in range(2)]
         eventually(lambda: server.waiting("slow") == 1)
         server.signal(signal.SIGTERM)
         for reply in replies:
