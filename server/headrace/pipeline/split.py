@@ -9,6 +9,7 @@ from headrace.datatypes import DATATYPES
 from headrace.errors import Cancelled, reason_of
 from headrace.messages import InferRequest, State
 from headrace.pipeline import bytes_tensor
+from headrace.pipeline.cropping import Crop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -39,6 +40,7 @@ class PieceTemplate:
 
     __slots__ = (
         "final",
+        "fit",
         "key",
         "outputs",
         "owner",
@@ -57,6 +59,7 @@ class PieceTemplate:
         self.rows = rows
         self.key: Hashable = template.key
         self.shapes = template.shapes
+        self.fit = template.fit
         self.outputs = template.outputs
         self.priority = template.priority
         self.policy = template.policy
@@ -64,7 +67,8 @@ class PieceTemplate:
         self.timing = template.timing
         self.final = False
         self.owner: Owner = template.owner
-        self.reply: ReplyWriter = PIECES
+        crop = template.reply
+        self.reply: ReplyWriter = crop.around(PIECES) if isinstance(crop, Crop) else PIECES
         self.whole: InferRequest | None = whole
 
 
