@@ -47,13 +47,13 @@ class Cut:
 
 
 class Crop:
-    """A `messages.ReplyWriter` that cuts each output before `inner` gets it.
+    """A `messages.ReplyWriter` that cuts each output before the writer `inner` gets it.
 
     specs: of the outputs that a reply holds. cuts: of each, what is cut.
     """
 
     def __init__(self, inner: ReplyWriter, specs: Sequence[TensorSpec], cuts: Sequence[Sequence[Cut]]) -> None:
-        self._inner = inner
+        self.inner = inner
         self._outputs = list(zip(specs, cuts, strict=True))
 
     def __repr__(self) -> str:
@@ -65,13 +65,13 @@ class Crop:
             cropped(data, shape, spec, cuts) if cuts else (data, shape)
             for data, shape, (spec, cuts) in zip(raw, shapes, self._outputs, strict=True)
         ]
-        return self._inner.encode(id_field, [data for data, _ in cut], tuple(shape for _, shape in cut), parameters)
+        return self.inner.encode(id_field, [data for data, _ in cut], tuple(shape for _, shape in cut), parameters)
 
     def opening(self, shapes: tuple[Shape, ...]) -> None:
         """See `messages.ReplyWriter`: there is none, every reply is made."""
 
     def around(self, inner: ReplyWriter) -> Crop:
-        """The same for another writer. What has been cut is not cut again."""
+        """The same before another writer."""
         return Crop(inner, [spec for spec, _ in self._outputs], [cuts for _, cuts in self._outputs])
 
 
@@ -79,15 +79,12 @@ def cropped(data: Buffer, shape: Shape, spec: TensorSpec, cuts: Sequence[Cut]) -
     """The first elements of an output along each dimension that is cut, and their shape. Raises ValueError."""
     own = list(shape)
     for cut in cuts:
-        own[cut.dim] = cut.own
-    if own == list(shape):
-        return data, shape
-    for cut in cuts:
         if shape[cut.dim] != cut.full:
             raise ValueError(
                 f"output '{spec.name}' has {shape[cut.dim]} in dimension {cut.dim}, buckets.*.outputs makes it "
                 f"{cut.full}"
             )
+        own[cut.dim] = cut.own
     where = tuple(map(slice, own))
     datatype = DATATYPES[spec.datatype]
     if datatype.itemsize:

@@ -68,6 +68,7 @@ class PieceTemplate:
         self.final = False
         self.owner: Owner = template.owner
         crop = template.reply
+        # cut each by itself: what is to be joined need not hold the padding
         self.reply: ReplyWriter = crop.around(PIECES) if isinstance(crop, Crop) else PIECES
         self.whole: InferRequest | None = whole
 
@@ -158,7 +159,10 @@ class Split:
         outputs = [b"".join(column) for column in zip(*(found[0] for found in pieces), strict=True)]
         rows = self.whole.template.rows
         shapes = tuple((rows, *shape[1:]) for shape in pieces[0][1])
-        self.whole.sink.reply(self.whole.template.reply.encode(self.whole.id_field, outputs, shapes, piece[2]))
+        writer = self.whole.template.reply
+        if isinstance(writer, Crop):  # the pieces have been cut
+            writer = writer.inner
+        self.whole.sink.reply(writer.encode(self.whole.id_field, outputs, shapes, piece[2]))
 
     def failed(self, error: BaseException) -> None:
         """One piece has failed, and with it the whole."""

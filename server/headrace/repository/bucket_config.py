@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 
 if TYPE_CHECKING:
     from typing import Self
@@ -12,6 +21,7 @@ if TYPE_CHECKING:
 MAX_SIZES = 256
 """Buckets of one length: each is warmed, and has a cost model of its own."""
 GREATEST = 1 << 24
+_FOLLOWING = "a dimension, or a table {dim = N, multiply = N, divide = N, add = N}"
 
 
 class _Table(BaseModel):
@@ -48,6 +58,8 @@ class SizeRule(_Table):
 class FollowingDim(_Table):
     """A dimension of an output that follows a length: `(multiply * length + add) // divide`, at least 0."""
 
+    model_config = ConfigDict(json_schema_extra={"allowed": _FOLLOWING})
+
     dim: int = Field(description="which one, counted from 0 with the batch's, or from the end as -1")
     multiply: int = Field(1, ge=1, le=GREATEST, description="elements of the output for `divide` of the input")
     divide: int = Field(1, ge=1, le=GREATEST, description="elements of the input for `multiply` of the output")
@@ -71,7 +83,8 @@ def _ascending(sizes: tuple[int, ...] | SizeRule) -> tuple[int, ...] | SizeRule:
 
 _Size = Annotated[int, Field(ge=1, le=GREATEST)]
 Sizes = Annotated[
-    Annotated[tuple[_Size, ...], Field(strict=False, min_length=1)] | SizeRule,
+    Annotated[tuple[_Size, ...], Field(strict=False, min_length=1), Tag("list")] | Annotated[SizeRule, Tag("rule")],
+    Discriminator(lambda value: "rule" if isinstance(value, dict | SizeRule) else "list"),
     AfterValidator(_ascending),
     Field(
         json_schema_extra={
@@ -88,12 +101,7 @@ DimsOf = Annotated[
 Following = Annotated[
     tuple[FollowingDim, ...],
     BeforeValidator(_following),
-    Field(
-        strict=False,
-        json_schema_extra={
-            "allowed": "a dimension, a table {dim = N, multiply = N, divide = N, add = N}, or a list of those"
-        },
-    ),
+    Field(strict=False, json_schema_extra={"allowed": f"{_FOLLOWING}, or a list of those"}),
 ]
 
 
