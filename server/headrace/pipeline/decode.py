@@ -54,7 +54,7 @@ class ModelView:
     rows than a batch. default_level: the priority level of a request that names none, or one that does not exist.
     labels: of the classes of an output, by its name. policies: how requests of a priority (from 0 on) wait; those that
     are not there, by `policy`. buckets: of inputs whose length varies; the signature is that of the model, clients need
-    not know of what the server fills.
+    not know of what the server fills. pads: whether the owner lays rows into buckets, or has another do it.
     """
 
     name: str
@@ -69,6 +69,7 @@ class ModelView:
     policy: QueuePolicy = ANY_WAIT
     policies: Mapping[int, QueuePolicy] = field(default_factory=dict)
     buckets: Buckets | None = None
+    pads: bool = True
 
     def policy_of(self, priority: int) -> QueuePolicy:
         """How requests of a priority wait."""
@@ -214,11 +215,12 @@ def build_template(
     requested = _outputs(message, model)
     template.outputs, template.reply = _delivery(requested, model, make_writer, memory)
     shapes, template.sizes = _shapes_and_sizes(tensors, model, prefix)
-    if model.buckets is None:
-        template.shapes = tuple(shape for shape in shapes if shape is not None)  # which none of them is
-    else:
-        template.fit, template.shapes = model.buckets.fit(shapes, model.name)
-        template.reply = model.buckets.crop(template.reply, template.fit, template.outputs)
+    template.shapes = tuple(shape or () for shape in shapes)
+    if model.buckets is not None:
+        fit, bucket_shapes = model.buckets.fit(shapes, model.name)
+        if model.pads:
+            template.fit, template.shapes = fit, bucket_shapes
+            template.reply = model.buckets.crop(template.reply, fit, template.outputs)
     template.total = 0 if -1 in template.sizes else sum(template.sizes)
     template.key = (template.shapes, template.outputs)
     template.contents = _contents(message, model)

@@ -253,6 +253,12 @@ class ModelConfig(_Table):
         return self
 
     @model_validator(mode="after")
+    def _models_pad(self) -> Self:
+        if self.buckets and self.ensemble.steps:
+            raise ValueError("buckets have no effect in an ensemble; its models may have some")
+        return self
+
+    @model_validator(mode="after")
     def _priority_exists(self) -> Self:
         unknown = [level for level in self.queue.levels if int(level) > self.priority_levels]
         if unknown:
