@@ -273,6 +273,7 @@ def bucket_costs(**elapsed):
     for size, each in elapsed.items():
         for rows in (1, 8):
             cost.observe(rows, rows * each, of_bucket(int(size[1:])).template.fit)
+    cost.spread = 1.0
     return cost
 
 

@@ -56,7 +56,8 @@ def test_everything_is_passed_on(caplog):
     observer = Broken()
     drive(observer)
     turn = [
-        ("batch", "record"), ("refused", "queue_full", 1), ("refused", "cancelled", 3), ("wasted", 1, 2), ("padded", 3, 4)
+        ("batch", "record"), ("refused", "queue_full", 1), ("refused", "cancelled", 3), ("wasted", 1, 2),
+        ("padded", 3, 4),
     ]  # fmt: skip
     assert observer.calls == [("model", "m", "1"), *turn, *turn, ("forget", "m", "1")]
     assert caplog.records == []

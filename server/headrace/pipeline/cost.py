@@ -106,13 +106,11 @@ class CostModel:
         """The cost of batches of such requests: the same of all, where rows are alike."""
         return self
 
-    def scaled(self, factor: float) -> CostModel:
-        """What it would have learned had everything taken `factor` times as long."""
-        other = CostModel(self._max_rows, self._quantile, self._inline_below_ns)
-        other._buckets = {index: bucket.scaled(factor) for index, bucket in self._buckets.items()}
-        other.observed = self.observed
-        other._stale = bool(other._buckets)
-        return other
+    def learn_from(self, other: CostModel, factor: float) -> None:
+        """Takes over what another has learned, as if everything had taken `factor` times as long."""
+        self._buckets = {index: bucket.scaled(factor) for index, bucket in other._buckets.items()}
+        self.observed = other.observed
+        self._stale = True
 
     def observe(self, rows: int, elapsed: int, fit: Fit | None = None) -> None:
         """Learns from one run: `rows` rows took `elapsed` ns."""
