@@ -53,6 +53,7 @@ class BucketCosts(CostModel):
         super().observe(rows, elapsed)
         if fit is None:
             return
+        self._stale = self._stale or self.observed % _REFRESH == 0
         own = self._by_sizes.get(fit.sizes)
         if own is None:
             own = self._by_sizes[fit.sizes] = self._new()
