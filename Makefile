@@ -32,9 +32,10 @@ unit: .venv/test.done
 protos: .venv/test.done ## write server/headrace/rpc from protos/ again
 	.venv/bin/python scripts/generate_protos.py
 
-models: .venv/test.done ## train digits again, and fetch filetype
+models: .venv/test.done ## train digits again, and fetch filetype and textline
 	.venv/bin/python models/digits/train.py
 	.venv/bin/python models/filetype/fetch.py
+	.venv/bin/python models/textline/fetch.py
 
 loadtest: .venv/test.done ## a minute of locust users; ARGS="--host 127.0.0.1:8001" for a server that runs
 	loadtest/run_locust $(ARGS)
@@ -57,10 +58,12 @@ clean: ## remove the environment and what was built
 	$(PYTHON) -m venv .venv
 	$(PIP) install -q -c constraints.txt pip
 
-.venv/serve.done: .venv/bin/python pyproject.toml constraints.txt models/filetype/fetch.py
+.venv/serve.done: .venv/bin/python pyproject.toml constraints.txt models/filetype/fetch.py models/textline/fetch.py
 	$(PIP) install -q -c constraints.txt -e . --group client
-	$(PIP) install -q --no-deps -c constraints.txt magika
+	@# only files are copied out of these two: neither what they need nor the Python that they are for matters
+	$(PIP) install -q --no-deps --ignore-requires-python -c constraints.txt magika rapidocr-onnxruntime
 	.venv/bin/python models/filetype/fetch.py
+	.venv/bin/python models/textline/fetch.py
 	@touch $@
 
 .venv/test.done: .venv/serve.done

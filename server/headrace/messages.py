@@ -78,6 +78,27 @@ ANY_WAIT = QueuePolicy()
 
 
 @dataclass(frozen=True, slots=True)
+class Fit:
+    """How rows of variable length lie in the bucket that they are padded to (`pipeline/buckets.py`).
+
+    lengths: their own, in each dimension that model.toml names. sizes: those of the bucket, on which the cost of a
+    batch depends. shapes: of each input of the signature, the row's own; None: the server fills it. elements, padding:
+    of a row, how many its caller has sent and how many were added, in all inputs that are padded.
+    """
+
+    lengths: tuple[int, ...]
+    sizes: tuple[int, ...]
+    shapes: tuple[tuple[int, ...] | None, ...]
+    elements: int
+    padding: int
+
+    @property
+    def padding_percent(self) -> int:
+        """The share of padding in what runs, rounded."""
+        return round(100 * self.padding / max(self.elements + self.padding, 1))
+
+
+@dataclass(frozen=True, slots=True)
 class InputTensor:
     """One input as a request describes it. `contents` are typed contents already turned into raw bytes, or None.
 
@@ -212,7 +233,7 @@ class Template(Protocol):
     requests of that priority wait. timeout_ns: how long such a request may, from its receipt, 0 for any time. timing:
     whether the reply shall carry its Timeline. final: whether a reply on a stream shall say that it is the last to its
     request. owner: who runs such requests. reply: what writes their replies. whole: the request that such a request is
-    a piece of, if it is one.
+    a piece of, if it is one. fit: how it is padded to `shapes`, None for a model without buckets.
     """
 
     rows: int
@@ -227,6 +248,7 @@ class Template(Protocol):
     owner: Owner
     reply: ReplyWriter
     whole: InferRequest | None
+    fit: Fit | None
 
 
 class State(IntEnum):
@@ -242,8 +264,9 @@ class State(IntEnum):
 class InferRequest:
     """One request under way, or one piece of a split one.
 
-    parts: for each input of the model, in the signature's order, the raw bytes of this request's rows; nbytes: their
-    sum. id_field: the request's id as it stood on the wire (tag, length, text), which the reply repeats; may be empty.
+    parts: for each input of the model, in the signature's order, the raw bytes of this request's rows, not padded, and
+    empty where the server fills an input; nbytes: their sum. id_field: the request's id as it stood on the wire (tag,
+    length, text), which the reply repeats; may be empty.
     order: sorts the queue; earliest deadline first within a priority level; the scheduler sets it.
     expires: monotonic ns after which the request must not start; 0: never. rpc_deadline: the part of it that came
     from the RPC, which decides the status of an expiry; 0: none.
@@ -312,6 +335,11 @@ class Batch:
     batched: int = 0
     started: int = 0
     finished: int = 0
+
+    @property
+    def fit(self) -> Fit | None:
+        """That of its first request: the bucket is the same for all."""
+        return self.requests[0].template.fit if self.requests else None
 
     def __repr__(self) -> str:
         return f"<Batch {len(self.requests)} requests, {self.rows} rows, closed: {self.reason}>"

@@ -312,6 +312,8 @@ def _value_at(values: object, path: KeyPath) -> object:
     for key in path:
         if isinstance(values, list):
             values = values[int(key)]
-        else:
-            values = values[key] if isinstance(values, Mapping) and key in values else None
+        elif isinstance(values, Mapping) and key in values:
+            values = values[key]
+        elif key != "0":  # else it may be one value, where a list of such is taken too
+            values = None
     return values

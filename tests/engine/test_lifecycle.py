@@ -233,7 +233,7 @@ def test_dimensions_of_any_size_are_tried_with_1_and_need_not_succeed(tmp_path, 
 
 
 def test_sizes_that_would_take_very_much_memory_are_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(lifecycle, "_WARM_BYTES", 65)
+    monkeypatch.setattr(lifecycle, "WARM_BYTES", 65)
     model, _, _ = open_model(found(tmp_path, backend_options={"dims": [4]}), FakeClock(), 0)
     assert {run.rows for run in model.runs} == {1, 2, 3, 4}
 

@@ -19,6 +19,7 @@ TIMING = {
     "headrace_total_us": 21,
     "headrace_batch_rows": 8,
     "headrace_close_reason": "idle",
+    "headrace_padding_percent": 9,
 }
 
 

@@ -3,8 +3,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.errors import DeadlineExceeded, DeadlineUnreachable, InvalidRequest, QueueFull, QueueTimeout, ShuttingDown
-from headrace.messages import Batch, QueuePolicy
+from headrace.messages import Batch, Fit, QueuePolicy
 from headrace.pipeline.admission import QueueLimits, admit, admit_all, expired, reply_ns, wait_ns
+from headrace.pipeline.bucket_cost import BucketCosts
 from headrace.pipeline.cost import CostModel
 from headrace.pipeline.queue import RequestQueue
 from headrace.testing.requests import make_request
@@ -257,3 +258,61 @@ def test_a_timeout_that_only_delays_refuses_nobody():
     assert type(ask(request(expires=NOW + MS), cost=flat())) is DeadlineUnreachable
     both = request(expires=NOW + MS, rpc_deadline=NOW + 2 * MS, policy=patient)
     assert type(ask(both, cost=flat())) is DeadlineUnreachable
+
+
+# --- buckets: rows of different cost ---
+
+
+def of_bucket(size, rows=1, **more):
+    return request(rows, key=size, fit=Fit((size,), (size,), ((size,),), 1, 0), **more)
+
+
+def bucket_costs(**elapsed):
+    """ns of a row, by the size of the bucket."""
+    cost = BucketCosts(8)
+    for size, each in elapsed.items():
+        for rows in (1, 8):
+            cost.observe(rows, rows * each, of_bucket(int(size[1:])).template.fit)
+    cost.spread = 1.0
+    return cost
+
+
+@pytest.mark.parametrize(
+    ("size", "waiting", "busy", "need"),
+    [
+        (2, [], 0, 1),
+        (4, [], 0, 10),
+        (2, [(2, 3)], 1, 10 + 4),  # what runs, of bucket 4; then with the three
+        (2, [(4, 3)], 1, 10 + 30 + 1),  # the three run by themselves
+        (2, [(4, 19), (2, 1)], 1, 10 + (80 + 80 + 30) + 2),
+        (4, [(2, 8), (4, 1)], 1, 10 + 8 + 20),
+    ],
+)
+def test_what_is_ahead_counts_by_the_cost_of_its_bucket(size, waiting, busy, need):
+    cost = bucket_costs(b2=MS, b4=10 * MS)
+    ahead = [of_bucket(other, expires=NOW + MS) for other, rows in waiting for _ in range(rows)]
+    runs = [Batch([of_bucket(4)], 1, "full", batched=NOW)] * busy
+    late, made = (of_bucket(size, expires=NOW + need * MS - less) for less in (1, 0))
+    assert isinstance(ask(late, *ahead, cost=cost, busy=runs), DeadlineUnreachable)
+    assert ask(made, *ahead, cost=cost, busy=runs) is None
+
+
+def test_instances_share_what_is_ahead_in_other_buckets():
+    cost = bucket_costs(b2=MS, b4=10 * MS)
+    ahead = [of_bucket(4, 4, expires=NOW + MS)]
+    request = of_bucket(2, expires=NOW + 21 * MS)
+    assert isinstance(ask(request, *ahead, cost=cost), DeadlineUnreachable)
+    assert ask(request, *ahead, cost=cost, instances=2) is None
+
+
+@given(st.lists(st.tuples(st.sampled_from([2, 4, 8]), st.integers(1, 8)), min_size=1, max_size=12))
+def test_the_quick_look_counts_a_batch_for_each_bucket(waiting):
+    """What it lets in is never late by what was learned, were every bucket to run its batches one after another."""
+    cost = bucket_costs(b2=MS, b4=10 * MS, b8=20 * MS)
+    queue = RequestQueue()
+    for size, rows in waiting:
+        queue.push(of_bucket(size, rows, expires=NOW + 10**12))
+    totals = {size: sum(rows for other, rows in waiting if other == size) for size, _ in waiting}
+    batches = sum(-(-rows // 8) for rows in totals.values()) + 1  # and one that runs
+    soonest = NOW + batches * cost.slowest - 1
+    assert not admit_all(1, 0, 0, soonest, NOW, queue, QueueLimits(), cost, max_rows=8, draining=False)

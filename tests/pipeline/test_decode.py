@@ -18,8 +18,10 @@ from headrace.messages import (
     Signature,
     TensorSpec,
 )
+from headrace.pipeline.buckets import Buckets
 from headrace.pipeline.decode import ModelView, build_template
 from headrace.pipeline.wire import length_prefixed
+from headrace.repository.bucket_config import BucketConfig
 from headrace.repository.model_config import InputConfig
 from headrace.testing.requests import FakeOwner
 
@@ -416,3 +418,68 @@ def test_what_a_reply_states_of_its_outputs():
         ("y", "BYTES"),
     ]
     assert made()[2] == [ReplyOutput(spec) for spec in ONE.outputs]
+
+
+# --- buckets ---
+
+MASKED = Signature(
+    (TensorSpec("x", "FP32", (-1,)), TensorSpec("mask", "INT64", (-1,)), TensorSpec("n", "INT64", (1,))),
+    (TensorSpec("y", "FP32", (-1,)),),
+    8,
+)
+
+
+def masked(**more):
+    rules = {
+        "w": BucketConfig.model_validate({"sizes": [4], "inputs": {"x": 1}, "masks": {"mask": 1}, "outputs": {"y": 1}})
+    }
+    return view(MASKED, buckets=Buckets(rules, MASKED, {}), **more)
+
+
+def mask(*shape, region=None):
+    return InputTensor("mask", "INT64", shape, None, region)
+
+
+def test_what_the_server_fills_may_be_left_out_or_given():
+    model = masked()
+    left_out = build(message(n(2, 1), x(2, 3)), model)
+    assert (left_out.positions, left_out.sizes, left_out.total) == ((1, -1, 0), (24, 0, 16), 40)
+    assert left_out.bind([b"n" * 16, b"x" * 24], b"") == [b"x" * 24, b"", b"n" * 16]
+    given = build(message(mask(2, 3), x(2, 3), n(2, 1)), model)
+    assert given.sizes == (24, 48, 16)
+    assert given.bind([b"m" * 48, b"x" * 24, b"n" * 16], b"") == [b"x" * 24, b"m" * 48, b"n" * 16]
+    assert left_out.key == given.key == (((4,), (4,), (1,)), (0,))
+    assert left_out.fit.shapes == ((3,), None, (1,))
+
+
+def test_what_is_missing_is_named_all_the_same():
+    template = build(message(n(2, 1), x(2, 3)), masked())
+    assert "unable to find data for input tensor 'x' for model 'm'" in bind_refusal(template, b"n" * 16)
+    assert "has 3 entries, expected one for each of the 2 inputs" in bind_refusal(template, b"", b"", b"")
+    text = refusal(message(x(2, 3)), masked())
+    assert (
+        "expected 2 inputs but got 1 inputs for model 'm'. Got input(s) ['x'], but missing required input(s) ['n']"
+        in text
+    )
+    assert "expected 3 inputs but got 2" in refusal(message(x(2, 3), mask(2, 3)), masked())
+
+
+def test_rows_agree_with_those_of_a_mask():
+    assert "input 'mask' batch size does not match" in refusal(message(x(2, 3), mask(1, 3), n(2, 1)), masked())
+
+
+def test_where_another_pads_requests_keep_their_shapes():
+    template = build(message(x(2, 3), n(2, 1)), masked(pads=False))
+    assert template.shapes == ((3,), (), (1,))
+    assert template.fit is None
+    assert template.reply[0] == "m"  # as the writer was made
+    assert "expected at most 4, the greatest bucket" in refusal(message(x(2, 5), n(2, 1)), masked(pads=False))
+
+
+def test_a_single_input_that_is_to_be_padded_is_as_plain_as_any():
+    signature = Signature(MASKED.inputs[:1], MASKED.outputs, 8)
+    rules = {"w": BucketConfig.model_validate({"sizes": [4], "inputs": {"x": 1}, "outputs": {"y": 1}})}
+    template = build(message(x(2, 3)), view(signature, buckets=Buckets(rules, signature, {})))
+    assert template.plain
+    raw = [memoryview(bytes(24))]
+    assert template.bind(raw, b"") is raw

@@ -240,3 +240,11 @@ def test_how_long_a_request_may_wait():
     assert [QueuePolicy(timeout_ns=5).limit_ns(own) for own in (0, 3, 7)] == [5, 3, 5]
     assert [QueuePolicy(timeout_ns=5, override=False).limit_ns(own) for own in (0, 3, 7)] == [5, 5, 5]
     assert QueuePolicy(override=False).limit_ns(3) == 0
+
+
+def test_what_is_ahead_by_group():
+    queue = queue_of(*(make_request(2, key=key, expires=expires) for key, expires in (("a", 5), ("a", 9), ("b", 7))))
+    assert queue.groups == 2
+    assert [(template.key, rows) for template, rows in queue.groups_ahead(7)] == [("a", 2), ("b", 2)]
+    assert [(template.key, rows) for template, rows in queue.groups_ahead(4)] == [("a", 0), ("b", 0)]
+    assert list(RequestQueue().groups_ahead(7)) == []

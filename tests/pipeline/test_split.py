@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from headrace.errors import BackendFailed, QueueTimeout
 from headrace.messages import Signature, State, TensorSpec
 from headrace.pipeline import bytes_tensor
+from headrace.pipeline.cropping import Crop, Cut
 from headrace.pipeline.split import Split
-from headrace.testing.requests import FakeOwner, make_request
+from headrace.testing.requests import FakeOwner, FakeWriter, make_request
 
 
 class Owner(FakeOwner):
@@ -157,3 +158,18 @@ def test_cancelling_after_the_reply_does_nothing():
     work.cancel()
     assert work.whole.state is State.DONE
     assert not reasons
+
+
+def test_pieces_are_cut_one_by_one_and_the_whole_not_again():
+    values = np.arange(5, dtype=np.float32).repeat(2)
+    request = make_request(5, parts=[values.tobytes()], shapes=((2,),), owner=Owner())
+    request.template.reply = Crop(FakeWriter(), [TensorSpec("y", "FP32", (-1,))], [[Cut(1, 2, 1)]])
+    work = Split(request, Signature((TensorSpec("x", "FP32", (2,)),), (), 2), 2, lambda reason: None)
+    for piece in work.pieces:
+        rows = piece.template.rows
+        message = piece.template.reply.encode(b"", [bytes(piece.parts[0])], ((rows, 2),))
+        assert (len(message[0][0]), message[1]) == (4 * rows, ((rows, 1),))
+        piece.sink.reply(message)
+    raw, shapes, _ = request.sink.message
+    assert np.frombuffer(raw[0], np.float32).tolist() == [0, 1, 2, 3, 4]
+    assert shapes == ((5, 1),)

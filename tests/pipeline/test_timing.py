@@ -1,7 +1,8 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.messages import PHASES, Batch
+from headrace.messages import PHASES, Batch, Fit
 from headrace.pipeline.timing import phases_us, timing_parameters
 from headrace.rpc import inference_pb2 as pb
 from headrace.testing.requests import make_request
@@ -56,3 +57,11 @@ def test_the_parameters_on_the_wire():
         "headrace_batch_requests": 2,
         "headrace_close_reason": "full",
     }
+
+
+@pytest.mark.parametrize(("elements", "padding", "percent"), [(3, 1, 25), (4, 0, 0), (0, 4, 100), (0, 0, 0)])
+def test_a_request_of_a_model_with_buckets_hears_how_much_was_padding(elements, padding, percent):
+    request, batch, encoded = moments([0] * 6)
+    request.template.fit = Fit((1,), (1,), ((1,),), elements, padding)
+    reply = pb.ModelInferResponse.FromString(timing_parameters(request, batch, encoded))
+    assert reply.parameters["headrace_padding_percent"].int64_param == percent

@@ -153,6 +153,17 @@ def test_batches_by_size_reason_and_instance(registry, metrics):
     assert (found["headrace_queue_requests", ()], found["headrace_queue_rows", ()]) == (2, 5)
 
 
+def test_padding_is_counted_for_models_with_buckets_alone(registry, metrics):
+    metrics.model("plain", "1", lambda: (0, 0)).batch(record())
+    model = metrics.model("m", "1", lambda: (0, 0))
+    model.padded(30, 0)
+    model.padded(12, 6)
+    found = samples(registry, model="m", version="1")
+    assert found["headrace_elements_total", ()] == 42
+    assert found["headrace_padding_elements_total", ()] == 6
+    assert ("headrace_elements_total", ()) not in samples(registry, model="plain")
+
+
 def test_queue_depth_is_pulled_at_scrape_time_until_forgotten(registry, metrics):
     depth, pulled = [1, 2], []
 

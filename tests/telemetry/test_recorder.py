@@ -191,12 +191,15 @@ def test_refusals_waste_load_time_and_queue_depth():
     recorder.refused("backend_failed", 4)
     recorder.wasted(rows=2, execute_ns=500)
     recorder.wasted(rows=1, execute_ns=250)
+    recorder.padded(elements=5, padding=3)
+    recorder.padded(elements=1, padding=0)
     recorder.loaded(1.5)
     reading = recorder.read()
     assert reading.refused == {"queue_full": 1, "backend_failed": 4}
     assert reading.statistics.fail == Duration(5, 0)
     assert reading.statistics.success == Duration(0, 0)
     assert (reading.wasted_rows, reading.wasted_ns, reading.load_seconds, reading.queue) == (3, 750, 1.5, (3, 7))
+    assert (reading.elements, reading.padding) == (6, 3)
 
 
 @pytest.mark.parametrize("column", ["received", "decoded", "admitted"])

@@ -47,7 +47,9 @@ class CachedModel:
         self.signature = scheduler.signature
         self.config = scheduler.config
         self.stated = scheduler.stated
-        self.view = dataclasses.replace(scheduler.view, owner=self)
+        self.view = dataclasses.replace(scheduler.view, owner=self, pads=False)
+        buckets = self.view.buckets
+        self._optional = buckets.optional if buckets is not None else frozenset()
         self.statistics: Callable[[], Statistics]
         self.lookups: CacheObserver
         self._scheduler = scheduler
@@ -139,7 +141,8 @@ class CachedModel:
         batched = (template.rows,) if self.signature.max_batch else ()
         tensors = [
             Tensor(spec.name, spec.datatype, (*batched, *dims), part)
-            for spec, dims, part in zip(self.signature.inputs, template.shapes, request.parts, strict=True)
+            for spec, dims, part in zip(self.view.signature.inputs, template.shapes, request.parts, strict=True)
+            if part or spec.name not in self._optional
         ]
         request.state = State.RUNNING
         request.sink.under_way = request

@@ -12,11 +12,12 @@ from headrace.backends import registry
 from headrace.engine.background import in_background
 from headrace.engine.cached import CachedModel
 from headrace.engine.ensemble import Ensemble
+from headrace.engine.policies import cost_model, make_buckets
 from headrace.engine.presented import check_described, present
 from headrace.engine.scheduler import Scheduler
-from headrace.engine.warmup import read_samples, run_samples, zeros
+from headrace.engine.warm_buckets import warm_buckets
+from headrace.engine.warmup import RUNS, WARM_BYTES, WARM_SECONDS, read_samples, run_samples, zeros
 from headrace.errors import HeadraceError, ModelLoadError
-from headrace.pipeline.cost import CostModel
 from headrace.pipeline.ensemble import BadGraph, build_graph
 from headrace.repository.catalog import State
 from headrace.repository.discovery import Broken, Found, scan
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from headrace.engine.served import Served
     from headrace.engine.turn import Turn
     from headrace.engine.warmup import Sample
+    from headrace.pipeline.cost import CostModel
     from headrace.pipeline.response_cache import ResponseCache
     from headrace.repository.catalog import Catalog
     from headrace.repository.model_config import ModelConfig
@@ -37,13 +39,6 @@ if TYPE_CHECKING:
     from headrace.telemetry.observer import Observer
 
 logger = logging.getLogger(__name__)
-
-_WARM_SECONDS = 2.0
-"""Warming of one instance stops here; the sizes that are left have run at least as a neighbour."""
-_WARM_BYTES = 256 << 20
-"""Inputs of a warm-up run, at most."""
-_RUNS = 3
-"""Runs of each size: the first allocates, the last is what the cost model learns from."""
 
 
 class Engine:
@@ -321,8 +316,9 @@ def open_model(found: Found, clock: Clock, inline_below_ns: int) -> tuple[Loaded
     backend = registry.get(config.backend)
     model = backend.load(found.path, max_batch=config.max_batch, threads=config.threads, options=config.backend_options)
     model = present(model, config, found.path.parent)
+    buckets = make_buckets(config, model.signature)
     samples = read_samples(config, model.signature, found.path.parent)
-    cost = CostModel(model.signature.max_batch, config.batching.quantile, inline_below_ns)
+    cost = cost_model(config, model.signature, inline_below_ns)
     sizes = warm_sizes(config, model.signature.max_batch)
     instances: list[Instance] = []
     with ExitStack() as unless_all_succeed:
@@ -331,7 +327,10 @@ def open_model(found: Found, clock: Clock, inline_below_ns: int) -> tuple[Loaded
             unless_all_succeed.callback(instances[-1].close)
         for instance in instances:
             run_samples(samples, model.signature, instance)
-            _warm(found, model, instance, sizes, samples[0] if samples else zeros(model.signature), cost, clock)
+            if buckets is not None:
+                warm_buckets(found.name, model.signature, buckets, instance, sizes, cost, clock)
+            else:
+                _warm(found, model, instance, sizes, samples[0] if samples else zeros(model.signature), cost, clock)
         unless_all_succeed.pop_all()
     return model, instances, cost
 
@@ -363,13 +362,13 @@ def _warm(
 ) -> None:
     """Runs each size on so many copies of a row. Sizes that would take very much memory are left out."""
     signature = model.signature
-    row_limit = max(_WARM_BYTES // max(row.row_bytes, 1), 1)
+    row_limit = max(WARM_BYTES // max(row.row_bytes, 1), 1)
     parts = row.repeated(min(max(sizes, default=0), row_limit))
-    end = clock() + int(_WARM_SECONDS * 1e9)
+    end = clock() + int(WARM_SECONDS * 1e9)
     for rows in (size for size in sizes if size <= row_limit):
         shapes = row.shapes(signature, rows)
         elapsed = 0
-        for _ in range(_RUNS):
+        for _ in range(RUNS):
             began = clock()
             try:
                 instance.run([part[:rows] for part in parts], shapes, range(len(signature.outputs)))

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 from headrace.messages import QueuePolicy
 from headrace.pipeline.admission import QueueLimits
 from headrace.pipeline.batching import BatchLimits
+from headrace.pipeline.bucket_cost import BucketCosts
+from headrace.pipeline.buckets import Buckets
+from headrace.pipeline.cost import CostModel
 from headrace.pipeline.decode import ModelView
 
 if TYPE_CHECKING:
@@ -14,7 +17,9 @@ if TYPE_CHECKING:
     from headrace.repository.model_config import LevelConfig, ModelConfig, QueueConfig
 
 
-def model_view(name: str, version: str, signature: Signature, config: ModelConfig, owner: Owner) -> ModelView:
+def model_view(
+    name: str, version: str, signature: Signature, config: ModelConfig, owner: Owner, buckets: Buckets | None = None
+) -> ModelView:
     """What decoding needs to know."""
     return ModelView(
         name,
@@ -28,7 +33,20 @@ def model_view(name: str, version: str, signature: Signature, config: ModelConfi
         {spec.name: spec.labels for spec in signature.outputs if spec.labels},
         _policy(config.queue),
         {int(level) - 1: _policy(config.queue, own) for level, own in config.queue.levels.items()},
+        buckets,
     )
+
+
+def make_buckets(config: ModelConfig, signature: Signature) -> Buckets | None:
+    """What rows of variable length are padded to; None: nothing is. Raises ModelLoadError."""
+    pads = {name: said.pad for name, said in config.inputs.items() if said.pad is not None}
+    return Buckets(config.buckets, signature, pads) if config.buckets or pads else None
+
+
+def cost_model(config: ModelConfig, signature: Signature, inline_below_ns: int) -> CostModel:
+    """What is to learn how long a batch runs."""
+    kind = BucketCosts if config.buckets else CostModel
+    return kind(signature.max_batch, config.batching.quantile, inline_below_ns)
 
 
 def batch_limits(config: ModelConfig, max_rows: int) -> BatchLimits:

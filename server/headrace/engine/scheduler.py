@@ -6,14 +6,16 @@ import asyncio
 import logging
 import secrets
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING
 
-from headrace.engine.policies import batch_limits, model_view, queue_limits
+from headrace.engine.policies import batch_limits, make_buckets, model_view, queue_limits
 from headrace.engine.worker import Job, Worker
 from headrace.errors import BackendFailed, Cancelled, DeadlineUnreachable, ShuttingDown, reason_of
 from headrace.messages import Batch, State
 from headrace.pipeline.admission import admit, admit_all, expired
 from headrace.pipeline.batching import decide
+from headrace.pipeline.buckets import elements_of, members_of
 from headrace.pipeline.queue import RequestQueue, is_over, order_of
 from headrace.pipeline.split import Split
 from headrace.pipeline.timing import timing_parameters
@@ -64,13 +66,15 @@ class Scheduler:
         self.name = name
         self.version = version
         self.platform = model.platform
-        self.signature = model.signature
+        self._takes = model.signature
+        self._buckets = make_buckets(config, model.signature)
+        self.signature = model.signature if self._buckets is None else self._buckets.offered
         self.config = config
         self.cost = cost
         self.observer: ModelObserver
         self.statistics: Callable[[], Statistics]
         self.stated: mc.ModelConfig | None = None  # what its config.pbtxt says, for clients that ask
-        self.view = model_view(name, version, self.signature, config, self)
+        self.view = model_view(name, version, self._takes, config, self, self._buckets)
         self.queue = RequestQueue()
         self.draining = False
         self._clock = clock
@@ -185,13 +189,13 @@ class Scheduler:
         )
         if refusal is not None:
             if not self._running and not self.queue.requests and isinstance(refusal, DeadlineUnreachable):
-                self.cost.doubt(rows)
+                self.cost.of(request.template.fit).doubt(rows)
             self._refuse(request, refusal)
             return
         request.admitted = self._clock()
         if rows > self._max_rows:
             self._splits = True
-            split = Split(request, self.signature, self._max_rows, self.observer.refused)
+            split = Split(request, self._takes, self._max_rows, self.observer.refused)
             request.sink.under_way = split
             for piece in split.pieces:
                 piece.admitted = request.admitted
@@ -262,8 +266,10 @@ class Scheduler:
         inputs = [[request.parts[index] for request in requests] for index in range(len(shapes))]
         specs = [self.signature.outputs[index] for index in template.outputs]
         job = Job(batch, inputs, shapes, template.outputs, specs)
+        if self._buckets is not None:
+            job.pack = partial(self._buckets.pack, members_of(batch))
         self._running[worker] = batch
-        if self.cost.inline(batch.rows):
+        if self.cost.of(template.fit).inline(batch.rows):
             worker.run(job)
             self._on_done(worker, job)
         else:
@@ -282,7 +288,9 @@ class Scheduler:
         if job.error is not None:
             self._fail(job, job.error)
         else:
-            self.cost.observe(batch.rows, batch.finished - batch.started)
+            self.cost.observe(batch.rows, batch.finished - batch.started, batch.fit)
+            if self._buckets is not None:
+                self.observer.padded(*elements_of(members_of(batch)))
             self._reply(worker, job)
         self._check_quiet()
 

@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+WARM_SECONDS = 2.0
+"""Warming of one instance stops here; the sizes that are left have run at least as a neighbour."""
+WARM_BYTES = 256 << 20
+"""Inputs of a warm-up run, at most."""
+RUNS = 3
+"""Runs of each size: the first allocates, the last is what the cost model learns from."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from headrace.clock import Clock
     from headrace.messages import Batch, Buffer, TensorSpec
 
+    Inputs = Sequence[Sequence[Buffer]]
+    Pack = Callable[[Inputs, Sequence[tuple[int, ...]]], Inputs]
+
 THREAD_NAME = "headrace-instance"
 """What the names of the threads that run models begin with."""
 
@@ -78,9 +81,12 @@ class OutputRows:
 
 
 class Job:
-    """A batch as an instance runs it, and what came of it: `outputs`, or `error`."""
+    """A batch as an instance runs it, and what came of it: `outputs`, or `error`.
 
-    __slots__ = ("batch", "error", "indices", "inputs", "outputs", "shapes", "specs")
+    pack: makes of `inputs` and `shapes` what the instance is given, where that is not the requests' own bytes.
+    """
+
+    __slots__ = ("batch", "error", "indices", "inputs", "outputs", "pack", "shapes", "specs")
 
     def __init__(
         self,
@@ -89,12 +95,14 @@ class Job:
         shapes: Sequence[tuple[int, ...]],
         indices: Sequence[int],
         specs: Sequence[TensorSpec],
+        pack: Pack | None = None,
     ) -> None:
         self.batch = batch
         self.inputs = inputs
         self.shapes = shapes
         self.indices = indices
         self.specs = specs
+        self.pack = pack
         self.outputs: list[OutputRows] = []
         self.error: Exception | None = None
 
@@ -132,7 +140,11 @@ class Worker:
         batch = job.batch
         batch.started = batch.finished = self._clock()
         try:
-            arrays = self.instance.run(job.inputs, job.shapes, job.indices)
+            inputs = job.inputs
+            if job.pack is not None:
+                inputs = job.pack(inputs, job.shapes)
+                batch.started = self._clock()
+            arrays = self.instance.run(inputs, job.shapes, job.indices)
             batch.finished = self._clock()
             rows = batch.rows
             job.outputs = [

@@ -18,7 +18,7 @@ from headrace.errors import (
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from headrace.messages import Batch, InferRequest
+    from headrace.messages import Batch, Fit, InferRequest
     from headrace.pipeline.cost import CostModel
     from headrace.pipeline.queue import RequestQueue
 
@@ -44,15 +44,24 @@ def expired(request: InferRequest, now: int) -> HeadraceError:
 
 
 def wait_ns(
-    batches_ahead: int, now: int, max_rows: int, instances: int, running: Collection[Batch], cost: CostModel
+    batches_ahead: int,
+    now: int,
+    max_rows: int,
+    instances: int,
+    running: Collection[Batch],
+    cost: CostModel,
+    fit: Fit | None = None,
 ) -> int:
-    """Predicted time until the batch behind so many others starts, on the instance that is free first."""
+    """Predicted time until the batch behind so many others starts, on the instance that is free first.
+
+    fit: of those others; None: the mix of what there is.
+    """
     if batches_ahead + len(running) < instances:
         return 0
     free_in = [0] * (instances - len(running))
-    free_in += sorted(max(batch.batched + cost.mean(batch.rows) - now, 0) for batch in running)
+    free_in += sorted(max(batch.batched + cost.of(batch.fit).mean(batch.rows) - now, 0) for batch in running)
     turns, place = divmod(batches_ahead, instances)
-    return free_in[place] + turns * cost.mean(max_rows)
+    return free_in[place] + turns * cost.of(fit).mean(max_rows)
 
 
 def reply_ns(
@@ -63,16 +72,37 @@ def reply_ns(
     instances: int,
     running: Collection[Batch],
     cost: CostModel,
+    fit: Fit | None = None,
+    others_ns: int = 0,
 ) -> int:
     """Predicted time until the batch with (the last of) `rows` new rows has run.
 
     What is ahead is taken to run in full batches, and the new rows together with what is left over of it.
+    fit: of both. others_ns: run time of batches of other buckets that are ahead.
     """
-    if not rows_ahead and len(running) < instances and rows <= max_rows:
-        return cost.predict(rows)
+    own = cost.of(fit)
+    if not rows_ahead and not others_ns and len(running) < instances and rows <= max_rows:
+        return own.predict(rows)
     batches_ahead = (rows_ahead + rows - 1) // max_rows
     batch = max(rows_ahead + rows - batches_ahead * max_rows, min(rows, max_rows))
-    return wait_ns(batches_ahead, now, max_rows, instances, running, cost) + cost.predict(batch)
+    wait = wait_ns(batches_ahead, now, max_rows, instances, running, cost, fit) + others_ns // instances
+    return wait + own.predict(batch)
+
+
+def ahead_of(request: InferRequest, queue: RequestQueue, max_rows: int, cost: CostModel) -> tuple[int, int]:
+    """About what would be served before a request: rows that run like its own, and ns of other buckets' batches."""
+    template = request.template
+    if template.fit is None:
+        return queue.rows_ahead(request.order), 0
+    rows = others_ns = 0
+    for other, ahead in queue.groups_ahead(request.order):
+        if other.key == template.key:
+            rows = ahead
+        else:
+            own = cost.of(other.fit)
+            full, rest = divmod(ahead, max_rows)
+            others_ns += full * own.mean(max_rows) + own.mean(rest)
+    return rows, others_ns
 
 
 def admit_all(
@@ -100,8 +130,11 @@ def admit_all(
         or queue.nbytes + nbytes > limits.max_bytes
     ):
         return False
+    if not soonest:
+        return True
     # at the worst the last of them waits for a batch that runs and all that is in the queue, each at its slowest
-    return not soonest or now < soonest >= now + ((queue.rows + rows) // max_rows + 2) * cost.slowest
+    batches = (queue.rows + rows) // max_rows + max(queue.groups, 1) + 1
+    return now < soonest >= now + batches * cost.slowest
 
 
 def admit(
@@ -147,8 +180,8 @@ def admit(
     if expires:
         if expires <= now:
             return expired(request, now)
-        ahead = queue.rows_ahead(request.order)
-        need = reply_ns(template.rows, ahead, now, max_rows, instances, running, cost)
+        ahead, others_ns = ahead_of(request, queue, max_rows, cost)
+        need = reply_ns(template.rows, ahead, now, max_rows, instances, running, cost, template.fit, others_ns)
         if now + need > expires:
             return DeadlineUnreachable(
                 f"The deadline is {(expires - now) / 1e6:.3f} ms away and the reply is expected to take "

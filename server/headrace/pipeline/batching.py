@@ -66,10 +66,11 @@ def decide(
             alone = queue.pop_front(group, 1)
             decision.take.append(Batch(alone, alone[0].template.rows, "single", batched=now))
             continue
-        count, rows, reason = _fill(group, queue, now, limits, cost)
+        own_cost = cost.of(group[0].template.fit)
+        count, rows, reason = _fill(group, queue, now, limits, own_cost)
         if limits.preferred and not draining:
             count, rows, reason = _preferred(group, count, rows, reason, now, limits)
-        close_at = 0 if reason != "all" or draining else _close_at(group[:count], rows, limits, cost)
+        close_at = 0 if reason != "all" or draining else _close_at(group[:count], rows, limits, own_cost)
         if close_at > now:
             held[group[0].template.key] = close_at
             continue

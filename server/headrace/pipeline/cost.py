@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:
+    from headrace.messages import Fit
 
 _RATE = 0.1
 """Step of the running estimates: a change of speed is followed within some dozen batches."""
@@ -34,6 +39,12 @@ class _Bucket:
         self.mean = self.upper = self.median = float(elapsed)
         self.row_cost = elapsed / rows
         self.seen = seen
+
+    def scaled(self, factor: float) -> _Bucket:
+        other = _Bucket(1, 1, self.seen)
+        other.rows, other.mean, other.row_cost = self.rows, self.mean * factor, self.row_cost * factor
+        other.upper, other.median = self.upper * factor, self.median * factor
+        return other
 
     def observe(self, rows: int, elapsed: int, quantile: float, seen: int) -> None:
         self.rows += _RATE * (rows - self.rows)
@@ -91,7 +102,17 @@ class CostModel:
         known = f"1 row {self.predict(1)} ns, {rows} rows {self.predict(rows)} ns"
         return f"<CostModel {self.observed} batches, {known}, sizes that pay {self._efficient}>"
 
-    def observe(self, rows: int, elapsed: int) -> None:
+    def of(self, fit: Fit | None) -> CostModel:
+        """The cost of batches of such requests: the same of all, where rows are alike."""
+        return self
+
+    def learn_from(self, other: CostModel, factor: float) -> None:
+        """Takes over what another has learned, as if everything had taken `factor` times as long."""
+        self._buckets = {index: bucket.scaled(factor) for index, bucket in other._buckets.items()}
+        self.observed = other.observed
+        self._stale = True
+
+    def observe(self, rows: int, elapsed: int, fit: Fit | None = None) -> None:
         """Learns from one run: `rows` rows took `elapsed` ns."""
         elapsed = max(elapsed, 1)  # the estimates are multiplied: none would leave 0 again
         self.observed += 1

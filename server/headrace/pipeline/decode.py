@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from headrace.messages import (
         Buffer,
+        Fit,
         InferMessage,
         InferRequest,
         InputTensor,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         Signature,
         TensorSpec,
     )
+    from headrace.pipeline.buckets import Buckets
     from headrace.pipeline.checks import InputRules
 
     MakeWriter = Callable[[str, str, Sequence[ReplyOutput]], ReplyWriter]
@@ -51,7 +53,8 @@ class ModelView:
     rules: per-input checks of model.toml. owner: who runs its requests. split_oversize: whether a request may hold more
     rows than a batch. default_level: the priority level of a request that names none, or one that does not exist.
     labels: of the classes of an output, by its name. policies: how requests of a priority (from 0 on) wait; those that
-    are not there, by `policy`.
+    are not there, by `policy`. buckets: of inputs whose length varies; the signature is that of the model, clients need
+    not know of what the server fills. pads: whether the owner lays rows into buckets, or has another do it.
     """
 
     name: str
@@ -65,6 +68,8 @@ class ModelView:
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     policy: QueuePolicy = ANY_WAIT
     policies: Mapping[int, QueuePolicy] = field(default_factory=dict)
+    buckets: Buckets | None = None
+    pads: bool = True
 
     def policy_of(self, priority: int) -> QueuePolicy:
         """How requests of a priority wait."""
@@ -75,17 +80,19 @@ class RequestTemplate:
     """A `messages.Template` for requests off the wire; `build_template` fills it.
 
     sizes: for each input of the signature, the raw bytes that a request must bring, -1 for BYTES. positions: for each
-    input of the signature, its place among the request's inputs. contents: raw forms of typed contents, in the
-    request's order, or None where the tensors arrive raw. regions: of the request's inputs, in its order, those that
-    lie in shared `memory`, None for the others. total: bytes of all tensors, 0 where BYTES make it vary.
-    plain: one raw input of `total` bytes and nothing to check but its size. timeout_ns: the request's own `timeout` or
-    what the policy says instead, 0 for none.
+    input of the signature, its place among the `given` inputs of the request, -1 for one that the server fills.
+    contents: raw forms of typed contents, in the request's order, or None where the tensors arrive raw. regions: of the
+    request's inputs, in its order, those that lie in shared `memory`, None for the others. total: bytes of all tensors,
+    0 where BYTES make it vary. plain: one raw input of `total` bytes and nothing to check but its size. timeout_ns: the
+    request's own `timeout` or what the policy says instead, 0 for none.
     """
 
     __slots__ = (
         "checks",
         "contents",
         "final",
+        "fit",
+        "given",
         "key",
         "memory",
         "model",
@@ -118,6 +125,7 @@ class RequestTemplate:
         self.sizes: tuple[int, ...] = ()
         self.total = 0
         self.positions: tuple[int, ...] = ()
+        self.given = 0
         self.contents: tuple[bytes, ...] | None = None
         self.memory: SharedMemory
         self.regions: tuple[Region | None, ...] | None = None
@@ -128,6 +136,7 @@ class RequestTemplate:
         self.timeout_ns = 0
         self.timing = False
         self.final = False
+        self.fit: Fit | None = None
 
     def bind(self, raw: Sequence[Buffer], id_field: bytes) -> Sequence[Buffer]:
         """The request's tensors in the signature's order, each of the right size and content.
@@ -146,9 +155,9 @@ class RequestTemplate:
             raw = self.contents
         if self.regions is not None:
             raw = self._with_regions(raw)
-        elif len(raw) != len(self.positions):
-            self._wrong_count(raw, len(self.positions))
-        parts = [raw[at] for at in self.positions]
+        elif len(raw) != self.given:
+            self._wrong_count(raw, self.given)
+        parts = [raw[at] if at >= 0 else b"" for at in self.positions]
         for index, size in enumerate(self.sizes):
             if size >= 0 and len(parts[index]) != size:
                 request_id = field_text(id_field) or "<id_unknown>"
@@ -174,7 +183,7 @@ class RequestTemplate:
 
     def _wrong_count(self, raw: Sequence[Buffer], expected: int) -> None:
         if len(raw) < expected:
-            regions = self.regions or (None,) * len(self.positions)
+            regions = self.regions or (None,) * self.given
             places = [place for place, region in enumerate(regions) if region is None]
             missing = self._name(self.positions.index(places[len(raw)]))
             raise InvalidRequest(
@@ -199,12 +208,19 @@ def build_template(
     _read_parameters(message.parameters, template)
     _match_inputs(message, model, prefix)
     by_name = {tensor.name: at for at, tensor in enumerate(message.inputs)}
-    template.positions = tuple(by_name[spec.name] for spec in model.signature.inputs)
-    tensors = [message.inputs[at] for at in template.positions]
+    template.positions = tuple(by_name.get(spec.name, -1) for spec in model.signature.inputs)
+    template.given = len(message.inputs)
+    tensors = [message.inputs[at] if at >= 0 else None for at in template.positions]
     template.rows = _rows(tensors, model, prefix)
     requested = _outputs(message, model)
     template.outputs, template.reply = _delivery(requested, model, make_writer, memory)
-    template.shapes, template.sizes = _shapes_and_sizes(tensors, model, prefix)
+    shapes, template.sizes = _shapes_and_sizes(tensors, model, prefix)
+    template.shapes = tuple(shape or () for shape in shapes)
+    if model.buckets is not None:
+        fit, bucket_shapes = model.buckets.fit(shapes, model.name)
+        if model.pads:
+            template.fit, template.shapes = fit, bucket_shapes
+            template.reply = model.buckets.crop(template.reply, fit, template.outputs)
     template.total = 0 if -1 in template.sizes else sum(template.sizes)
     template.key = (template.shapes, template.outputs)
     template.contents = _contents(message, model)
@@ -216,8 +232,9 @@ def build_template(
             memory.view(region)  # known, and large enough, or refused now
     template.checks = tuple(
         (index, check)
-        for index, (spec, shape) in enumerate(zip(model.signature.inputs, (t.shape for t in tensors), strict=True))
-        for check in checks_for(spec, shape, model.rules.get(spec.name), model.name)
+        for index, (spec, tensor) in enumerate(zip(model.signature.inputs, tensors, strict=True))
+        if tensor is not None
+        for check in checks_for(spec, tensor.shape, model.rules.get(spec.name), model.name)
     )
     template.plain = (
         len(template.sizes) == 1
@@ -270,7 +287,7 @@ def _check_sequence(key: str, value: ParameterValue) -> None:
 
 
 def _match_inputs(message: InferMessage, model: ModelView, prefix: str) -> None:
-    """Each input of the model is there once, and nothing else; datatypes agree."""
+    """Each input of the model is there once, but for those that the server fills, and nothing else; datatypes agree."""
     expected = {spec.name: spec for spec in model.signature.inputs}
     got: set[str] = set()
     for tensor in message.inputs:
@@ -282,10 +299,10 @@ def _match_inputs(message: InferMessage, model: ModelView, prefix: str) -> None:
         if tensor.name in got:
             raise InvalidRequest(f"{prefix}input '{tensor.name}' already exists in request")
         got.add(tensor.name)
-    if len(got) != len(expected):
-        missing = [name for name in expected if name not in got]
+    optional = model.buckets.optional if model.buckets is not None else frozenset()
+    if missing := [name for name in expected if name not in got and name not in optional]:
         raise InvalidRequest(
-            f"{prefix}expected {len(expected)} inputs but got {len(got)} inputs for model '{model.name}'. "
+            f"{prefix}expected {len(got) + len(missing)} inputs but got {len(got)} inputs for model '{model.name}'. "
             f"Got input(s) {sorted(got)}, but missing required input(s) {missing}. "
             "Please provide all required input(s)."
         )
@@ -299,13 +316,15 @@ def _match_inputs(message: InferMessage, model: ModelView, prefix: str) -> None:
             )
 
 
-def _rows(tensors: Sequence[InputTensor], model: ModelView, prefix: str) -> int:
+def _rows(tensors: Sequence[InputTensor | None], model: ModelView, prefix: str) -> int:
     """The batch size that all inputs agree upon; 1 for a model without batching."""
     limit = model.signature.max_batch
     if not limit:
         return 1
     rows = 0
     for spec, tensor in zip(model.signature.inputs, tensors, strict=True):
+        if tensor is None:
+            continue
         if not tensor.shape or tensor.shape[0] < 1:
             raise InvalidRequest(prefix + _unexpected_shape(spec, tensor, model))
         if rows and tensor.shape[0] != rows:
@@ -321,10 +340,16 @@ def _rows(tensors: Sequence[InputTensor], model: ModelView, prefix: str) -> int:
 
 
 def _shapes_and_sizes(
-    tensors: Sequence[InputTensor], model: ModelView, prefix: str
-) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]:
-    shapes, sizes = [], []
+    tensors: Sequence[InputTensor | None], model: ModelView, prefix: str
+) -> tuple[tuple[tuple[int, ...] | None, ...], tuple[int, ...]]:
+    """Of each input of the signature, the non-batch dimensions and the bytes; None and 0 of one that is left out."""
+    shapes: list[tuple[int, ...] | None] = []
+    sizes: list[int] = []
     for spec, tensor in zip(model.signature.inputs, tensors, strict=True):
+        if tensor is None:
+            shapes.append(None)
+            sizes.append(0)
+            continue
         dims = tensor.shape[1:] if model.signature.max_batch else tensor.shape
         fits = len(dims) == len(spec.shape) and all(
             got >= 0 if want < 0 else got == want for got, want in zip(dims, spec.shape, strict=True)

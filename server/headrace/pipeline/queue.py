@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable, Iterator, Sequence
 
-    from headrace.messages import InferRequest
+    from headrace.messages import InferRequest, Template
 
 _order = attrgetter("order")
 
@@ -157,6 +157,17 @@ class RequestQueue:
         if not self.requests:
             self._next_expiry = 0
         return taken
+
+    @property
+    def groups(self) -> int:
+        """How many batch keys wait."""
+        return len(self._groups)
+
+    def groups_ahead(self, order: int) -> Iterator[tuple[Template, int]]:
+        """The same as `rows_ahead` for each group by itself, with the template of one of its requests."""
+        for group in self._groups.values():
+            requests = bisect_right(group, order, key=_order)
+            yield group[0].template, requests * self.rows // self.requests
 
     def rows_ahead(self, order: int) -> int:
         """About how many rows would be served before a request of this order, were it admitted now."""

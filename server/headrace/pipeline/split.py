@@ -9,6 +9,7 @@ from headrace.datatypes import DATATYPES
 from headrace.errors import Cancelled, reason_of
 from headrace.messages import InferRequest, State
 from headrace.pipeline import bytes_tensor
+from headrace.pipeline.cropping import Crop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -39,6 +40,7 @@ class PieceTemplate:
 
     __slots__ = (
         "final",
+        "fit",
         "key",
         "outputs",
         "owner",
@@ -57,6 +59,7 @@ class PieceTemplate:
         self.rows = rows
         self.key: Hashable = template.key
         self.shapes = template.shapes
+        self.fit = template.fit
         self.outputs = template.outputs
         self.priority = template.priority
         self.policy = template.policy
@@ -64,7 +67,9 @@ class PieceTemplate:
         self.timing = template.timing
         self.final = False
         self.owner: Owner = template.owner
-        self.reply: ReplyWriter = PIECES
+        crop = template.reply
+        # cut each by itself: what is to be joined need not hold the padding
+        self.reply: ReplyWriter = crop.around(PIECES) if isinstance(crop, Crop) else PIECES
         self.whole: InferRequest | None = whole
 
 
@@ -154,7 +159,10 @@ class Split:
         outputs = [b"".join(column) for column in zip(*(found[0] for found in pieces), strict=True)]
         rows = self.whole.template.rows
         shapes = tuple((rows, *shape[1:]) for shape in pieces[0][1])
-        self.whole.sink.reply(self.whole.template.reply.encode(self.whole.id_field, outputs, shapes, piece[2]))
+        writer = self.whole.template.reply
+        if isinstance(writer, Crop):  # the pieces have been cut
+            writer = writer.inner
+        self.whole.sink.reply(writer.encode(self.whole.id_field, outputs, shapes, piece[2]))
 
     def failed(self, error: BaseException) -> None:
         """One piece has failed, and with it the whole."""

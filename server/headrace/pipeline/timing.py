@@ -27,11 +27,17 @@ def phases_us(request: InferRequest, batch: Batch, encoded: int) -> dict[str, in
 
 
 def timing_parameters(request: InferRequest, batch: Batch, encoded: int) -> bytes:
-    """Reply parameters, all `headrace_`: `<phase>_us`, `total_us`, `batch_rows`, `batch_requests`, `close_reason`."""
+    """Reply parameters, all `headrace_`: `<phase>_us`, `total_us`, `batch_rows`, `batch_requests`, `close_reason`.
+
+    `padding_percent`, where the model has buckets: how much of what ran for the request was padding.
+    """
     phases = phases_us(request, batch, encoded)
     values: dict[str, int | str] = {f"headrace_{phase}_us": spent for phase, spent in phases.items()}
     values["headrace_total_us"] = sum(phases.values())
     values["headrace_batch_rows"] = batch.rows
     values["headrace_batch_requests"] = len(batch.requests)
     values["headrace_close_reason"] = batch.reason
+    fit = request.template.fit
+    if fit is not None:
+        values["headrace_padding_percent"] = fit.padding_percent
     return encode_parameters(values)

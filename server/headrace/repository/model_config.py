@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from headrace import settings_sources as sources
+from headrace.repository.bucket_config import BucketConfig  # noqa: TC001 - pydantic reads the annotation
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -122,6 +123,7 @@ class InputConfig(TensorConfig):
     finite: bool = Field(False, description="refuse NaN and infinity")
     min: float | None = Field(None, allow_inf_nan=False, description="smallest value allowed")
     max: float | None = Field(None, allow_inf_nan=False, description="largest value allowed")
+    pad: float | None = Field(None, description="what fills a bucket up, 0 by default; see `buckets`")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -219,6 +221,7 @@ class ModelConfig(_Table):
     queue: QueueConfig = Field(QueueConfig(), description="how much may wait")
     inputs: dict[str, InputConfig] = Field({}, description="how clients see an input, and its checks, by its name")
     outputs: dict[str, OutputConfig] = Field({}, description="how clients see an output, by its name")
+    buckets: dict[str, BucketConfig] = Field({}, description="lengths that vary, by a name of your own")
     serve_outputs: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = Field(
         None, description="outputs that clients see, in this order; default: all"
     )
@@ -247,6 +250,12 @@ class ModelConfig(_Table):
     def _one_limit(self) -> Self:
         if self.slo_ms and self.queue.timeout_us:
             raise ValueError("slo_ms has no effect beside queue.timeout_us, which bounds all requests; leave one out")
+        return self
+
+    @model_validator(mode="after")
+    def _models_pad(self) -> Self:
+        if self.buckets and self.ensemble.steps:
+            raise ValueError("buckets have no effect in an ensemble; its models may have some")
         return self
 
     @model_validator(mode="after")

@@ -78,6 +78,12 @@ class _GuardedModel:
         except Exception as error:
             self._report("wasted", error)
 
+    def padded(self, elements: int, padding: int) -> None:
+        try:
+            self._model.padded(elements, padding)
+        except Exception as error:
+            self._report("padded", error)
+
 
 class _Deaf:
     def batch(self, record: BatchRecord) -> None:
@@ -87,4 +93,7 @@ class _Deaf:
         pass
 
     def wasted(self, rows: int, execute_ns: int) -> None:
+        pass
+
+    def padded(self, elements: int, padding: int) -> None:
         pass

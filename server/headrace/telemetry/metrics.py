@@ -326,6 +326,12 @@ def _batch_families(readings: Sequence[Reading]) -> Iterator[Metric]:
         "headrace_wasted_rows", "Rows computed although their caller had gone away", labels=LABELS
     )
     wasted = CounterMetricFamily("headrace_wasted_seconds", "Compute time of the wasted rows", labels=LABELS)
+    elements = CounterMetricFamily(
+        "headrace_elements", "Input elements of callers that ran in buckets, padding not counted", labels=LABELS
+    )
+    padding = CounterMetricFamily(
+        "headrace_padding_elements", "Input elements that were added to fill buckets", labels=LABELS
+    )
     for reading in readings:
         labels = (reading.model, reading.version)
         sizes = [(batch.batch_size, batch.compute_infer.count) for batch in reading.statistics.batches]
@@ -336,7 +342,10 @@ def _batch_families(readings: Sequence[Reading]) -> Iterator[Metric]:
             closed.add_metric((*labels, reason, str(instance)), count)
         wasted_rows.add_metric(labels, reading.wasted_rows)
         wasted.add_metric(labels, reading.wasted_ns / 1e9)
-    yield from (rows, closed, wasted_rows, wasted)
+        if reading.elements or reading.padding:  # it has buckets
+            elements.add_metric(labels, reading.elements)
+            padding.add_metric(labels, reading.padding)
+    yield from (rows, closed, wasted_rows, wasted, elements, padding)
 
 
 def _add_histogram(

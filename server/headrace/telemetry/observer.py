@@ -50,6 +50,10 @@ class ModelObserver(Protocol):
         """Rows that were computed although their caller had gone away, and the compute time that they took."""
         ...
 
+    def padded(self, elements: int, padding: int) -> None:
+        """A batch of a model with buckets was run on so many input elements of its callers, and so many of padding."""
+        ...
+
 
 class Observer(Protocol):
     """Makes one `ModelObserver` per model version when it is loaded."""

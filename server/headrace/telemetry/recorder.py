@@ -93,7 +93,7 @@ class Reading:
     """All that is known of one model version at one moment. It does not change while it is being written out.
 
     phases: by name (`messages.PHASES`). refused: requests by `HeadraceError.reason`. closed: batches by close reason
-    and instance. queue: requests and rows that wait now.
+    and instance. queue: requests and rows that wait now. elements, padding: of inputs with buckets, as they ran.
     """
 
     model: str
@@ -106,6 +106,8 @@ class Reading:
     queue: tuple[int, int]
     wasted_rows: int
     wasted_ns: int
+    elements: int
+    padding: int
     load_seconds: float
 
 
@@ -116,8 +118,8 @@ class ModelRecorder:
     """
 
     __slots__ = (
-        "_admitted", "_batches", "_clock", "_closed", "_decoded", "_executions", "_hit_lookups", "_hits", "_last_ms",
-        "_load_seconds", "_misses", "_phases", "_received", "_refused", "_request", "_rows",
+        "_admitted", "_batches", "_clock", "_closed", "_decoded", "_elements", "_executions", "_hit_lookups", "_hits",
+        "_last_ms", "_load_seconds", "_misses", "_padding", "_phases", "_received", "_refused", "_request", "_rows",
         "_wall_ms", "_wasted_ns", "_wasted_rows", "model", "queue_depth", "trace", "version",
     )  # fmt: skip
 
@@ -150,6 +152,8 @@ class ModelRecorder:
         self._last_ms = 0
         self._wasted_rows = 0
         self._wasted_ns = 0
+        self._elements = 0
+        self._padding = 0
         self._load_seconds = 0.0
         self.trace: Callable[[BatchRecord], None] | None = None
         self._hits: list[int] = []  # the time of each request that the cache answered, not folded yet
@@ -199,6 +203,11 @@ class ModelRecorder:
         """A request was looked up in vain."""
         self._misses = Duration(self._misses.count + 1, self._misses.ns + lookup_ns)
 
+    def padded(self, elements: int, padding: int) -> None:
+        """A batch of a model with buckets was run on so many input elements of its callers, and so many of padding."""
+        self._elements += elements
+        self._padding += padding
+
     def loaded(self, seconds: float) -> None:
         """The version has become ready; loading and warming it took this long."""
         self._load_seconds = seconds
@@ -240,6 +249,8 @@ class ModelRecorder:
             queue=self.queue_depth(),
             wasted_rows=self._wasted_rows,
             wasted_ns=self._wasted_ns,
+            elements=self._elements,
+            padding=self._padding,
             load_seconds=self._load_seconds,
         )
 

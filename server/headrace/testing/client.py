@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headrace.datatypes import DATATYPES
+from headrace.engine.policies import cost_model
 from headrace.engine.scheduler import Scheduler
 from headrace.engine.shared_memory import NoSharedMemory
 from headrace.engine.turn import Turn
 from headrace.pipeline import bytes_tensor
-from headrace.pipeline.cost import CostModel
 from headrace.repository.catalog import Catalog
 from headrace.repository.model_config import ModelConfig
 from headrace.rpc import inference_pb2 as pb
@@ -169,7 +169,7 @@ class InProcessServer:
     ) -> tuple[Scheduler, RecordingObserver]:
         """Publishes a model. learn: (rows, nanoseconds) that its cost model begins with."""
         config = config or ModelConfig()
-        cost = CostModel(model.signature.max_batch, config.batching.quantile, inline_below_ns)
+        cost = cost_model(config, model.signature, inline_below_ns)
         for rows, elapsed in learn:
             cost.observe(rows, elapsed)
         instances = [model.make_instance(index) for index in range(config.instances)]

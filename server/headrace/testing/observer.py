@@ -17,6 +17,8 @@ class RecordingObserver:
         self.reasons: Counter[str] = Counter()
         self.wasted_rows = 0
         self.wasted_ns = 0
+        self.elements = 0
+        self.padding = 0
 
     def __repr__(self) -> str:
         return f"<RecordingObserver {self.requests} requests in {len(self.batches)} batches, {dict(self.reasons)}>"
@@ -45,3 +47,8 @@ class RecordingObserver:
         """See `ModelObserver`."""
         self.wasted_rows += rows
         self.wasted_ns += execute_ns
+
+    def padded(self, elements: int, padding: int) -> None:
+        """See `ModelObserver`."""
+        self.elements += elements
+        self.padding += padding

@@ -11,7 +11,7 @@ from headrace.testing.sink import RecordingSink
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
-    from headrace.messages import Buffer, Owner, QueuePolicy, ReplyWriter
+    from headrace.messages import Buffer, Fit, Owner, QueuePolicy, ReplyWriter
 
 
 class FakeOwner:
@@ -55,6 +55,7 @@ class FakeTemplate:
         timeout_ns: int = 0,
         timing: bool = False,
         owner: Owner | None = None,
+        fit: Fit | None = None,
     ) -> None:
         self.rows = rows
         self.key = key
@@ -65,6 +66,7 @@ class FakeTemplate:
         self.timeout_ns = timeout_ns
         self.timing = timing
         self.final = False
+        self.fit = fit
         self.owner: Owner = owner or FakeOwner()
         self.reply: ReplyWriter = FakeWriter()
 

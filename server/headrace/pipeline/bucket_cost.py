@@ -1,0 +1,120 @@
+"""The cost of a model whose rows are padded to buckets: a row of another bucket is another amount of work."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from headrace.pipeline.cost import CostModel
+
+if TYPE_CHECKING:
+    from headrace.messages import Fit
+
+_RATE = 0.1
+"""Step of the running estimate of the spread, as in `CostModel`."""
+_FIRST_SPREAD = 1.25
+"""What a batch may take of its mean, before anything is known."""
+_REFRESH = 16
+"""Batches of a bucket between two looks at what it has learned: there are fewer of each than of a model without."""
+
+
+class BucketCosts(CostModel):
+    """One `CostModel` for each bucket; itself, it is that of the mix.
+
+    How time grows with length is the model's affair (a convolution's does in proportion, attention's with the square,
+    what is small not at all), so that the mean is learned for each bucket. How far a run may exceed its mean is the
+    machine's, and a quantile takes many runs to learn: that is learned from the runs of all buckets together. A bucket
+    that has not run yet is taken to cost as the one next to it in size, in proportion to the elements.
+    """
+
+    __slots__ = ("_by_sizes", "_guesses", "spread")
+
+    def __init__(self, max_rows: int, quantile: float = 0.95, inline_below_ns: int = 0) -> None:
+        super().__init__(max_rows, quantile, inline_below_ns)
+        self.spread = _FIRST_SPREAD
+        self._by_sizes: dict[tuple[int, ...], _OneBucket] = {}
+        self._guesses: dict[tuple[int, ...], _OneBucket] = {}
+
+    def __repr__(self) -> str:
+        known = ", ".join(f"{list(sizes)} {cost.mean(1)} ns" for sizes, cost in sorted(self._by_sizes.items()))
+        return f"<BucketCosts {self.observed} batches, spread {self.spread:.2f}, 1 row of {known or 'nothing yet'}>"
+
+    def of(self, fit: Fit | None) -> CostModel:
+        """That of the bucket."""
+        if fit is None:
+            return self
+        known = self._by_sizes.get(fit.sizes)
+        return self._guess(fit.sizes) if known is None else known
+
+    def observe(self, rows: int, elapsed: int, fit: Fit | None = None) -> None:
+        """See `CostModel`; of the bucket of `fit`, and so of the mix."""
+        super().observe(rows, elapsed)
+        if fit is None:
+            return
+        self._stale = self._stale or self.observed % _REFRESH == 0
+        own = self._by_sizes.get(fit.sizes)
+        if own is None:
+            own = self._by_sizes[fit.sizes] = self._new()
+            self._guesses.clear()
+        else:
+            # Robbins and Monro, on a logarithmic scale: see `CostModel`
+            exceeded = elapsed > own.mean(rows) * self.spread
+            self.spread *= 1.0 + _RATE * self._quantile if exceeded else 1.0 - _RATE * (1.0 - self._quantile)
+        own.observe(rows, elapsed)
+
+    @property
+    def slowest(self) -> int:
+        """See `CostModel`: of all buckets that have run."""
+        return max((cost.slowest for cost in self._by_sizes.values()), default=0)
+
+    def _new(self) -> _OneBucket:
+        return _OneBucket(self, self._max_rows, self._quantile, self._inline_below_ns)
+
+    def _guess(self, sizes: tuple[int, ...]) -> CostModel:
+        guess = self._guesses.get(sizes)
+        if guess is None:
+            if not self._by_sizes:
+                return self
+            volume = prod(sizes)
+            near = min(self._by_sizes, key=lambda known: max(prod(known) / volume, volume / prod(known)))
+            guess = self._guesses[sizes] = self._new()
+            guess.learn_from(self._by_sizes[near], volume / prod(near))
+        return guess  # the same each time: it may be doubted
+
+
+class _OneBucket(CostModel):
+    """The cost of batches of one bucket: its own mean, times the spread of all."""
+
+    __slots__ = ("_all", "_doubt")
+
+    def __init__(self, everything: BucketCosts, max_rows: int, quantile: float, inline_below_ns: int) -> None:
+        super().__init__(max_rows, quantile, inline_below_ns)
+        self._all = everything
+        self._doubt = 1.0
+
+    def observe(self, rows: int, elapsed: int, fit: Fit | None = None) -> None:
+        """See `CostModel`."""
+        super().observe(rows, elapsed)
+        self._doubt = 1.0
+        if self.observed < _REFRESH or self.observed % _REFRESH == 0:
+            self._stale = True
+
+    def doubt(self, rows: int) -> None:
+        """See `CostModel`: of all sizes, until there is a run."""
+        self._doubt *= 1.0 - _RATE * (1.0 - self._quantile)
+
+    def predict(self, rows: int) -> int:
+        """See `CostModel`."""
+        return int(super().predict(rows) * self._all.spread * self._doubt)
+
+    @property
+    def slowest(self) -> int:
+        """See `CostModel`."""
+        return max(self.predict(self._max_rows), super().slowest)
+
+    def _tabulate(self) -> None:
+        super()._tabulate()
+        self._upper = np.maximum.accumulate(self._mean).tolist()  # a larger batch is never predicted to be quicker
+        self._slowest = self._upper[-1]
