@@ -9,6 +9,19 @@ Clock = Callable[[], int]
 monotonic_ns: Clock = time.monotonic_ns
 
 
+Rest = Callable[[int], None]
+"""Lets so many nanoseconds pass on the calling thread, never on the event loop's."""
+
+
+def rest_ns(nanoseconds: int) -> None:
+    """A `Rest` in real time."""
+    time.sleep(nanoseconds / 1e9)
+
+
+def no_rest(nanoseconds: int) -> None:
+    """A `Rest` where nobody needs the time."""
+
+
 def wall_ms() -> int:
     """Milliseconds since the Unix epoch: for timestamps that leave the process (`last_inference`), never for delays."""
     return time.time_ns() // 1_000_000

@@ -224,6 +224,22 @@ def test_warming_teaches_the_cost_model_and_stops_in_time(tmp_path, monkeypatch)
     assert len(instances) == 2
 
 
+def test_warming_rests_for_as_long_as_it_runs(tmp_path, monkeypatch):
+    """Half of the processor is left to those who serve meanwhile; what is learned are the runs alone."""
+    clock = FakeClock()
+    monkeypatch.setattr(FakeBackend, "latency_ns", 1_000_000)
+    monkeypatch.setattr(FakeBackend, "spend", clock.advance)
+    rests = []
+
+    def rest(nanoseconds):
+        rests.append(nanoseconds)
+        clock.advance(nanoseconds)
+
+    model, _, cost = open_model(found(tmp_path), clock, 0, rest)
+    assert rests == [1_000_000] * len(model.runs)
+    assert cost.mean(1) == 1_000_000
+
+
 def test_dimensions_of_any_size_are_tried_with_1_and_need_not_succeed(tmp_path, caplog):
     options = {"dims": [-1, 3], "run_error": "needs at least 16"}
     model, _, cost = open_model(found(tmp_path, backend_options=options), FakeClock(), 0)

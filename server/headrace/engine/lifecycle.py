@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from headrace.backends import registry
+from headrace.clock import no_rest, rest_ns
 from headrace.engine.background import in_background
 from headrace.engine.cached import CachedModel
 from headrace.engine.ensemble import Ensemble
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from headrace.backends.base import Instance, LoadedModel
-    from headrace.clock import Clock
+    from headrace.clock import Clock, Rest
     from headrace.engine.served import Served
     from headrace.engine.turn import Turn
     from headrace.engine.warmup import Sample
@@ -128,10 +129,12 @@ class Engine:
         began = self._clock()
         for warning in found.configuration.warnings if found.configuration else ():
             logger.warning("model %s version %d: %s", found.name, found.version, warning)
+        # others serve meanwhile: warming leaves them half of the processor that it would take
+        rest = rest_ns if self._schedulers else no_rest
         try:
             async with self._one_at_a_time:
                 model, instances, cost = await in_background(
-                    lambda: open_model(found, self._clock, self._inline_below_ns)
+                    lambda: open_model(found, self._clock, self._inline_below_ns, rest)
                 )
         except ModelLoadError as error:
             logger.error("model %s version %d cannot be served: %s", *key, error)
@@ -310,8 +313,13 @@ class Engine:
         self._loaded.clear()
 
 
-def open_model(found: Found, clock: Clock, inline_below_ns: int) -> tuple[LoadedModel, list[Instance], CostModel]:
-    """Opens a version and its instances, and warms them. Blocks, so it runs on a thread. Raises ModelLoadError."""
+def open_model(
+    found: Found, clock: Clock, inline_below_ns: int, rest: Rest = no_rest
+) -> tuple[LoadedModel, list[Instance], CostModel]:
+    """Opens a version and its instances, and warms them. Blocks, so it runs on a thread. Raises ModelLoadError.
+
+    rest: between the runs, for as long as they take.
+    """
     config = found.config
     backend = registry.get(config.backend)
     model = backend.load(found.path, max_batch=config.max_batch, threads=config.threads, options=config.backend_options)
@@ -328,9 +336,10 @@ def open_model(found: Found, clock: Clock, inline_below_ns: int) -> tuple[Loaded
         for instance in instances:
             run_samples(samples, model.signature, instance)
             if buckets is not None:
-                warm_buckets(found.name, model.signature, buckets, instance, sizes, cost, clock)
+                warm_buckets(found.name, model.signature, buckets, instance, sizes, cost, clock, rest)
             else:
-                _warm(found, model, instance, sizes, samples[0] if samples else zeros(model.signature), cost, clock)
+                row = samples[0] if samples else zeros(model.signature)
+                _warm(found, model, instance, sizes, row, cost, clock, rest)
         unless_all_succeed.pop_all()
     return model, instances, cost
 
@@ -359,6 +368,7 @@ def _warm(
     row: Sample,
     cost: CostModel,
     clock: Clock,
+    rest: Rest,
 ) -> None:
     """Runs each size on so many copies of a row. Sizes that would take very much memory are left out."""
     signature = model.signature
@@ -378,6 +388,7 @@ def _warm(
                 logger.warning("model %s is not warmed: %s of %s failed: %s", found.name, row.name, shapes, error)
                 return
             elapsed = clock() - began
+            rest(elapsed)
         cost.observe(rows, max(elapsed, 1))
         if clock() > end:
             return

@@ -6,6 +6,7 @@ import logging
 from math import prod
 from typing import TYPE_CHECKING
 
+from headrace.clock import no_rest
 from headrace.datatypes import DATATYPES
 from headrace.engine.warmup import RUNS, WARM_BYTES, WARM_SECONDS
 from headrace.errors import ModelLoadError
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from headrace.backends.base import Instance
-    from headrace.clock import Clock
+    from headrace.clock import Clock, Rest
     from headrace.messages import Fit, Signature
     from headrace.pipeline.buckets import Buckets
     from headrace.pipeline.cost import CostModel
@@ -35,6 +36,7 @@ def warm_buckets(
     sizes: Sequence[int],
     cost: CostModel,
     clock: Clock,
+    rest: Rest = no_rest,
 ) -> None:
     """Runs rows of zeros, unpadded: one row of each bucket, the longest first, then the other batch sizes of each.
 
@@ -59,6 +61,7 @@ def warm_buckets(
                     raise ModelLoadError(f"a first run on {what}, failed: {error}") from error
                 logger.warning("model %s is not warmed: %s, failed: %s", name, what, error)
                 return
+            rest(RUNS * elapsed)
             cost.observe(rows, max(elapsed, 1), fit)
 
 
