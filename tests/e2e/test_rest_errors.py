@@ -4,6 +4,7 @@ import json
 import signal
 import threading
 import time
+from contextlib import contextmanager
 
 import grpc
 import pytest
@@ -323,21 +324,31 @@ def test_a_client_that_goes_away_is_not_served(busy_server, stub):
 # --- the end ----------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def two_accepted(server):
+    """A connection with two requests on it: the first runs until it is let go, the second waits."""
+    with Raw(server) as raw:
+        raw.send(b"".join(octets("/v2/models/slow/infer", json.dumps(one(value)).encode()) for value in (HELD, 2)))
+        eventually(lambda: server.waiting("slow") == 1)
+        yield raw
+
+
 def test_drain(tmp_path):
     """What was accepted is answered; what comes meanwhile is told; the health says so."""
     write_gated(tmp_path, "slow")
     with Server(tmp_path, "--transport", "native", "--inline-below-us", 0) as server:
-        replies = [in_background(infer, server, "slow", one(HELD)) for _ in range(2)]  # whichever comes first runs
-        eventually(lambda: server.waiting("slow") == 1)
-        server.signal(signal.SIGTERM)
-        server.await_log(lambda line: "draining for at most" in line)
-        late = infer(server, "slow", one(3))
-        assert (late.status, late.fields["headrace-reason"]) == (503, "shutting_down")
-        assert "retry-after" not in late.fields
-        assert ask(server, "/v2/health/ready").status == 503
-        for _ in replies:
+        with two_accepted(server) as raw:
+            server.signal(signal.SIGTERM)
+            server.await_log(lambda line: "draining for at most" in line)
+            late = infer(server, "slow", one(3))
+            assert (late.status, late.fields["headrace-reason"]) == (503, "shutting_down")
+            assert "retry-after" not in late.fields
+            assert ask(server, "/v2/health/ready").status == 503
             let_go(tmp_path, "slow")
-        assert [reply().json["outputs"][0]["data"] for reply in replies] == [[HELD], [HELD]]
+            for value in (HELD, 2):
+                status, _, body = raw.reply()
+                assert (status, json.loads(body)["outputs"][0]["data"]) == (200, [value])
+            assert raw.reply() is None
         assert server.wait() == 0
     assert "cut off" not in server.log
 
@@ -345,12 +356,11 @@ def test_drain(tmp_path):
 def test_what_cannot_be_finished_is_told(tmp_path):
     write_gated(tmp_path, "slow")
     with Server(tmp_path, "--transport", "native", "--inline-below-us", 0, "--drain-seconds", 0.5) as server:
-        replies = [in_background(infer, server, "slow", one(HELD)) for _ in range(2)]
-        eventually(lambda: server.waiting("slow") == 1)
-        server.signal(signal.SIGTERM)
-        for reply in replies:
-            got = reply()
-            assert (got.status, got.fields["headrace-reason"]) == (503, "shutting_down")
+        with two_accepted(server) as raw:
+            server.signal(signal.SIGTERM)
+            for _ in range(2):
+                status, fields, _ = raw.reply()
+                assert (status, fields["headrace-reason"]) == (503, "shutting_down")
         assert server.wait() == 1
 
 
