@@ -129,3 +129,28 @@ def test_what_another_has_learned_in_proportion():
     assert not double.inline(4)
     double.observe(8, MS)
     assert cost.mean(8) == 3 * MS
+
+
+def test_what_larger_batches_gain_is_learned_of_all_buckets_together():
+    """Once one has tried what does not pay, the others need not."""
+    cost = BucketCosts(8)
+    cost.observe(1, 2 * MS, fit(16))
+    assert cost.of(fit(16)).efficient_rows(8) == 8  # who knows
+    cost.observe(1, MS, fit(8))
+    cost.observe(8, 16 * MS, fit(8))
+    cost.observe(1, 2 * MS, fit(16))
+    assert cost.gains == {0: 1.0, 3: 2.0}
+    assert cost.of(fit(16)).mean(8) == 8 * 2 * 2 * MS
+    assert cost.of(fit(16)).efficient_rows(8) == 1
+    for _ in range(60):
+        cost.observe(8, 8 * MS, fit(16))  # here it does
+    assert cost.of(fit(16)).mean(8) == 8 * MS
+    assert cost.of(fit(16)).efficient_rows(8) == 8
+
+
+def test_a_bucket_that_never_ran_a_row_alone_knows_what_one_takes():
+    cost = BucketCosts(8)
+    cost.observe(1, MS, fit(8))
+    cost.observe(8, 4 * MS, fit(8))
+    cost.observe(8, 40 * MS, fit(64))
+    assert cost.of(fit(64)).mean(1) == 10 * MS

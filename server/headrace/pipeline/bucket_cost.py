@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from headrace.pipeline.cost import CostModel
+from headrace.pipeline.cost import CostModel, SizeRange
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from headrace.messages import Fit
 
 _RATE = 0.1
@@ -24,16 +26,19 @@ class BucketCosts(CostModel):
     """One `CostModel` for each bucket; itself, it is that of the mix.
 
     How time grows with length is the model's affair (a convolution's does in proportion, attention's with the square,
-    what is small not at all), so that the mean is learned for each bucket. How far a run may exceed its mean is the
-    machine's, and a quantile takes many runs to learn: that is learned from the runs of all buckets together. A bucket
-    that has not run yet is taken to cost as the one next to it in size, in proportion to the elements.
+    what is small not at all), so that the mean is learned for each bucket. Two things are learned from the runs of all
+    buckets together, as each by itself has few. spread: how far a run may exceed its mean, which is the machine's
+    affair. gains: by range of batch sizes as in `CostModel`, the cost of a row by that of a row alone, for the sizes
+    that a bucket has not run with yet. One that has not run at all is taken to cost as the one next to it in size, in
+    proportion to the elements.
     """
 
-    __slots__ = ("_by_sizes", "_guesses", "spread")
+    __slots__ = ("_by_sizes", "_guesses", "gains", "spread")
 
     def __init__(self, max_rows: int, quantile: float = 0.95, inline_below_ns: int = 0) -> None:
         super().__init__(max_rows, quantile, inline_below_ns)
         self.spread = _FIRST_SPREAD
+        self.gains = {0: 1.0}
         self._by_sizes: dict[tuple[int, ...], _OneBucket] = {}
         self._guesses: dict[tuple[int, ...], _OneBucket] = {}
 
@@ -63,6 +68,11 @@ class BucketCosts(CostModel):
             exceeded = elapsed > own.mean(rows) * self.spread
             self.spread *= 1.0 + _RATE * self._quantile if exceeded else 1.0 - _RATE * (1.0 - self._quantile)
         own.observe(rows, elapsed)
+        gain = own.gain(rows, elapsed)
+        if gain:
+            index = (rows - 1).bit_length()
+            known = self.gains.get(index, gain)
+            self.gains[index] = known + _RATE * (gain - known)
 
     @property
     def slowest(self) -> int:
@@ -101,6 +111,11 @@ class _OneBucket(CostModel):
         if self.observed < _REFRESH or self.observed % _REFRESH == 0:
             self._stale = True
 
+    def gain(self, rows: int, elapsed: int) -> float:
+        """What a row costs in a run, by what one alone does; 0 if that is not known, or is what ran."""
+        alone = self._buckets.get(0)
+        return 0.0 if alone is None or rows == 1 else elapsed / rows / alone.row_cost
+
     def doubt(self, rows: int) -> None:
         """See `CostModel`: of all sizes, until there is a run."""
         self._doubt *= 1.0 - _RATE * (1.0 - self._quantile)
@@ -113,6 +128,20 @@ class _OneBucket(CostModel):
     def slowest(self) -> int:
         """See `CostModel`."""
         return max(self.predict(self._max_rows), super().slowest)
+
+    def _known(self) -> Mapping[int, SizeRange]:
+        """Its own ranges of sizes, and what others have learned of those that it has not run with."""
+        gains = self._all.gains
+        least = min(self._buckets, default=0)
+        if least not in gains or not self._buckets:
+            return self._buckets
+        alone = self._buckets[least].row_cost / gains[least]
+        known = dict(self._buckets)
+        for index, gain in gains.items():
+            if index not in known:
+                rows = (3 << index) / 4 if index else 1.0  # the middle of the range
+                known[index] = SizeRange(rows, alone * gain * rows, 0)
+        return known
 
     def _tabulate(self) -> None:
         super()._tabulate()

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from headrace.messages import Fit
 
 _RATE = 0.1
@@ -29,24 +31,26 @@ THREAD_OVERHEAD_NS = 150_000
 """The same for a batch that crosses to a thread and back."""
 
 
-class _Bucket:
+class SizeRange:
     """What is known of a range of sizes. Times are ns."""
 
     __slots__ = ("mean", "median", "row_cost", "rows", "seen", "upper")
 
-    def __init__(self, rows: int, elapsed: int, seen: int) -> None:
+    def __init__(self, rows: float, elapsed: float, seen: int) -> None:
         self.rows = float(rows)
         self.mean = self.upper = self.median = float(elapsed)
         self.row_cost = elapsed / rows
         self.seen = seen
 
-    def scaled(self, factor: float) -> _Bucket:
-        other = _Bucket(1, 1, self.seen)
+    def scaled(self, factor: float) -> SizeRange:
+        """The same, had everything taken `factor` times as long."""
+        other = SizeRange(1, 1, self.seen)
         other.rows, other.mean, other.row_cost = self.rows, self.mean * factor, self.row_cost * factor
         other.upper, other.median = self.upper * factor, self.median * factor
         return other
 
     def observe(self, rows: int, elapsed: int, quantile: float, seen: int) -> None:
+        """Learns from a run. seen: how many there have been, of all sizes."""
         self.rows += _RATE * (rows - self.rows)
         self.mean += _RATE * (elapsed - self.mean)
         # compared with that of other sizes: on a machine that has become slower since, an old one says nothing
@@ -89,7 +93,7 @@ class CostModel:
         self._quantile = quantile
         self._inline_below_ns = inline_below_ns
         self._max_rows = max(max_rows, 1)
-        self._buckets: dict[int, _Bucket] = {}
+        self._buckets: dict[int, SizeRange] = {}
         self._mean = self._upper = self._median = [0] * (self._max_rows + 1)
         self._slowest = 0
         self._efficient = [self._max_rows] * (self._max_rows.bit_length() + 1)
@@ -118,7 +122,7 @@ class CostModel:
         self.observed += 1
         bucket = self._buckets.get((rows - 1).bit_length())
         if bucket is None:
-            self._buckets[(rows - 1).bit_length()] = _Bucket(rows, elapsed, self.observed)
+            self._buckets[(rows - 1).bit_length()] = SizeRange(rows, elapsed, self.observed)
             self._stale = True
         else:
             bucket.observe(rows, elapsed, self._quantile, self.observed)
@@ -191,25 +195,30 @@ class CostModel:
 
     def _tabulate(self) -> None:
         self._stale = False
-        buckets = [self._buckets[index] for index in sorted(self._buckets)]
+        known = self._known()
+        buckets = [known[index] for index in sorted(known)]
         self._mean = self._table([bucket.rows for bucket in buckets], [bucket.mean for bucket in buckets])
         self._median = self._table([bucket.rows for bucket in buckets], [bucket.median for bucket in buckets])
         upper = self._table([bucket.rows for bucket in buckets], [bucket.upper for bucket in buckets])
         self._upper = np.maximum.accumulate(upper).tolist()  # a larger batch is never predicted to be quicker
         self._slowest = max(self._upper[-1], *self._mean)
-        self._efficient = self._sizes_that_pay()
+        self._efficient = self._sizes_that_pay(known)
 
-    def _sizes_that_pay(self) -> list[int]:
+    def _known(self) -> Mapping[int, SizeRange]:
+        """What there is to go by."""
+        return self._buckets
+
+    def _sizes_that_pay(self, known: Mapping[int, SizeRange]) -> list[int]:
         """For each bucket of waiting rows: the upper end of the largest cheap bucket not above it, or no bound."""
         sizes = []
         costs: list[tuple[int, float]] = []
         for index in range(self._max_rows.bit_length() + 1):
-            bucket = self._buckets.get(index)
+            bucket = known.get(index)
             if bucket is not None:
                 overhead = INLINE_OVERHEAD_NS if bucket.median < self._inline_below_ns else THREAD_OVERHEAD_NS
                 costs.append((index, bucket.row_cost + overhead / bucket.rows))
             limit = _WORTH * min((cost for _, cost in costs), default=0.0)
-            largest = max((known for known, cost in costs if cost <= limit), default=index)
+            largest = max((size for size, cost in costs if cost <= limit), default=index)
             unbounded = bucket is None or largest == index  # what was never tried may pay
             sizes.append(self._max_rows if unbounded else min(1 << largest, self._max_rows))
         return sizes
