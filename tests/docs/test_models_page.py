@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from headrace.backends.onnxruntime import Options
+from headrace.repository.bucket_config import BucketConfig, FollowingDim, SizeRule
 from headrace.repository.model_config import (
     EnsembleConfig,
     EnsembleStep,
@@ -38,6 +39,9 @@ def words(page):
         WarmupInput,
         EnsembleConfig,
         EnsembleStep,
+        BucketConfig,
+        SizeRule,
+        FollowingDim,
         Options,
     ],
 )

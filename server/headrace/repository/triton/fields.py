@@ -78,7 +78,8 @@ DECISIONS: dict[str, Decision] = {
     "ModelInput.reshape": TAKEN,
     "ModelInput.is_shape_tensor": Refused(f"a shape tensor: {TENSORRT_ONLY}"),
     "ModelInput.allow_ragged_batch": Refused(
-        "a ragged batch; without it, requests whose dimensions differ run in batches of their own"
+        "a ragged batch; without it, requests whose dimensions differ run in batches of their own, or padded in common "
+        "ones by `buckets` of a model.toml"
     ),
     "ModelInput.optional": Refused("optional inputs; leave it out, and have clients send the default"),
     "ModelInput.is_non_linear_format_io": Refused(f"a non-linear format: {TENSORRT_ONLY}"),
