@@ -1,7 +1,10 @@
 """Requests of different lengths with real clients, over real sockets, into shared batches of ONNX Runtime."""
 
+import json
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +148,23 @@ def test_a_wrong_rule_keeps_a_model_from_serving(client):
     (found,) = [entry for entry in index.models if entry.name == "wrong"]
     assert found.state == "UNAVAILABLE"
     assert "by buckets.n.outputs, dimension 1 would be 2" in found.reason
+
+
+def post(url, body):
+    with urllib.request.urlopen(urllib.request.Request(url, body), timeout=SECONDS) as response:
+        return json.loads(response.read())
+
+
+def test_over_http(server):
+    body = {"inputs": [{"name": "ids", "datatype": "INT32", "shape": [1, 3], "data": [4, 5, 6]}]}
+    found = post(f"{server.http}/v2/models/tokens/infer", json.dumps(body).encode())
+    outputs = {one["name"]: (one["shape"], one["data"]) for one in found["outputs"]}
+    assert outputs == {"each": ([1, 3], [5, 6, 7]), "told": ([1, 2], [3, 3])}
+    body["inputs"][0] |= {"shape": [1, 33], "data": list(range(33))}
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        post(f"{server.http}/v2/models/tokens/infer", json.dumps(body).encode())
+    with caught.value as refused:
+        assert "expected at most 32, the greatest bucket" in json.loads(refused.read())["error"]
 
 
 @pytest.mark.skipif(not (SHIPPED / "textline/1/model.onnx").exists(), reason="models/textline/fetch.py has not run")
