@@ -2,6 +2,8 @@
 
 import queue
 import threading
+from contextlib import ExitStack, closing
+from urllib.parse import unquote
 
 import grpc
 import numpy as np
@@ -410,22 +412,23 @@ def test_loading(ways, way):
 def test_leaving(tmp_path, way):
     write_gated(tmp_path, "held")
     transport = "native" if way == "rest" else way
-    with Server(tmp_path, "--transport", transport, "--inline-below-us", 0) as server, H2Client(server.port) as by_hand:
-        stub = Grpc(server)
-        held = occupy(server, stub.stub, "held")
+    late = request("held", x=floats(1))
+    with Server(tmp_path, "--transport", transport, "--inline-below-us", 0) as server, ExitStack() as stack:
+        by_hand = None if way == "rest" else stack.enter_context(H2Client(server.port))
+        client = stack.enter_context(closing(Grpc(server)))
+        held = occupy(server, client.stub, "held")
         server.signal()
         server.await_log(lambda line: "draining for at most" in line)
-        late = request("held", x=floats(1))
-        if way == "rest":
+        if by_hand is None:
             refused = Rest(server).infer(late)
             assert (refused.status, refused.reason) == (503, "shutting_down")
-            assert Rest(server).ask("/v2/health/ready").status == 503
-            assert Rest(server).ask("/v2/health/live").status == 200
+            assert [Rest(server).ask(f"/v2/health/{which}").status for which in ("ready", "live")] == [503, 200]
         else:
             reply = by_hand.reply(by_hand.call(late.SerializeToString()))
             assert (reply.status, reply.fields["headrace-reason"]) == (14, "shutting_down")
+            assert "shutting down and has stopped accepting new requests" in unquote(reply.fields["grpc-message"])
         assert held.result().raw_output_contents[0] == np.float32(HELD).tobytes()
-        stub.close()
+        client.close()
         assert server.wait() == 0
 
 
