@@ -66,7 +66,8 @@ clean: ## remove the environment and what was built
 	.venv/bin/python models/textline/fetch.py
 	@touch $@
 
-.venv/test.done: .venv/serve.done
+.venv/test.done: .venv/serve.done tests/interop/setup $(wildcard tests/interop/clients/*.txt tests/interop/clients/*.json)
 	$(PIP) install -q -c constraints.txt --group test
 	loadtest/peers/setup clients
+	tests/interop/setup
 	@touch $@

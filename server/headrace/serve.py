@@ -121,7 +121,6 @@ async def serve(settings: Settings, severities: Severities) -> int:
         parts.status.exiting = True
         parts.set_ready(False)
         http.drain()
-        logger.info("draining for at most %g s; a second signal stops at once", settings.drain_seconds)
         drained = await _drain(grpc, parts.engine, settings.drain_seconds, stop.second)
         logger.info("stopped%s", "" if drained else ": some requests were cut off")
     return 0 if drained else 1
@@ -216,6 +215,8 @@ async def _drain(grpc: GrpcTransport, engine: Engine, seconds: float, stop: asyn
     leaving = asyncio.create_task(grpc.drain(seconds + _LAST_WORDS_SECONDS))
     answering = asyncio.create_task(engine.drain(seconds))
     stopped = asyncio.create_task(stop.wait())
+    await asyncio.sleep(0)  # all have begun: what comes from here on is refused
+    logger.info("draining for at most %g s; a second signal stops at once", seconds)
     await asyncio.wait((answering, stopped), return_when=asyncio.FIRST_COMPLETED)
     drained = answering.done() and answering.result()
     engine.close()

@@ -68,9 +68,7 @@ def test_what_an_output_asks_for_counts(binary):
     first, second, third = told["outputs"]
     assert ("data" in first, "data" in second) == (binary, not binary)
     assert octets == (TEXTS if binary else FLOATS)
-    assert third["parameters"] == {
-        "shared_memory_region": "r", "shared_memory_byte_size": 24, "shared_memory_offset": 4,
-    }  # fmt: skip
+    assert third.keys() == {"name", "datatype", "shape"}
 
 
 def test_parameters():

@@ -11,7 +11,6 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from headrace.datatypes import DATATYPES
-from headrace.pipeline.encode import region_parameters
 from headrace.pipeline.wire import field_text
 from headrace.rpc import inference_pb2 as pb
 from headrace.transport.rest.json_tensors import text_of
@@ -97,7 +96,7 @@ class RestReplies:
         start = _description(output.spec, shape)
         if output.region is None:
             return b'%b,"data":%b}' % (start, text_of(data, output.spec, shape))
-        return b'%b,"parameters":%b}' % (start, dump(region_parameters(output.region, output.spec.datatype, shape)))
+        return start + b"}"  # without parameters, as Triton: its C++ client takes any for those of binary form
 
 
 def _description(spec: TensorSpec, shape: tuple[int, ...]) -> bytes:
