@@ -168,9 +168,8 @@ def test_over_http(server):
 
 
 @pytest.mark.skipif(not (SHIPPED / "textline/1/model.onnx").exists(), reason="models/textline/fetch.py has not run")
-def test_example_textline(serve, transport, tmp_path):
-    if transport == "reference":
-        pytest.skip("once is enough: it takes two seconds to load")
+@pytest.mark.parametrize("transport", ["native"], indirect=True)  # once is enough: it takes two seconds to load
+def test_example_textline(serve, tmp_path):
     (tmp_path / "textline").symlink_to(SHIPPED / "textline")
     server = serve(tmp_path)
     done = subprocess.run(
