@@ -14,6 +14,8 @@ from headrace.engine.cached import CachedModel
 from headrace.engine.ensemble import Ensemble
 from headrace.engine.presented import check_described, present
 from headrace.engine.scheduler import Scheduler
+from headrace.engine.sequence import SequenceScheduler
+from headrace.engine.sequence_plan import plan_sequences
 from headrace.engine.warmup import read_samples, run_samples, zeros
 from headrace.errors import HeadraceError, ModelLoadError
 from headrace.pipeline.cost import CostModel
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
     from headrace.backends.base import Instance, LoadedModel
     from headrace.clock import Clock
+    from headrace.engine.sequence_plan import SequencePlan
     from headrace.engine.served import Served
     from headrace.engine.turn import Turn
     from headrace.engine.warmup import Sample
@@ -135,8 +138,8 @@ class Engine:
             logger.warning("model %s version %d: %s", found.name, found.version, warning)
         try:
             async with self._one_at_a_time:
-                model, instances, cost = await in_background(
-                    lambda: open_model(found, self._clock, self._inline_below_ns)
+                model, instances, cost, plan = await in_background(
+                    lambda: _open_planned(found, self._clock, self._inline_below_ns)
                 )
         except ModelLoadError as error:
             logger.error("model %s version %d cannot be served: %s", *key, error)
@@ -148,16 +151,25 @@ class Engine:
             for instance in instances:
                 instance.close()
             return self._failed(*key, "the server is leaving")
-        self._publish(found, model, instances, cost, began)
+        self._publish(found, model, instances, cost, plan, began)
         return ""
 
     def _publish(
-        self, found: Found, model: LoadedModel, instances: Sequence[Instance], cost: CostModel, began: int
+        self,
+        found: Found,
+        model: LoadedModel,
+        instances: Sequence[Instance],
+        cost: CostModel,
+        plan: SequencePlan | None,
+        began: int,
     ) -> None:
         version = str(found.version)
         scheduler = Scheduler(found.name, version, model, found.config, instances, cost, self._clock, self._turn)
         seconds = (self._clock() - began) / 1e9
-        self._serve(found, self._cached(found, scheduler), seconds)
+        served: Served = self._cached(found, scheduler)
+        if plan is not None:
+            served = SequenceScheduler(scheduler, plan, self._clock, self._turn)
+        self._serve(found, served, seconds)
         self._review()
         logger.info(
             "model %s version %s serves: %s, max batch %d, %d instances, loaded in %.2f s, 1 row takes %d us",
@@ -214,6 +226,7 @@ class Engine:
         served.statistics = recorder.statistics
         if isinstance(served, CachedModel):
             served.lookups = recorder
+        recorder.sequences = served.counts if isinstance(served, SequenceScheduler) else None
         recorder.loaded(seconds)
         before = self._schedulers.get(key)
         self._schedulers[key] = served
@@ -334,6 +347,22 @@ def open_model(found: Found, clock: Clock, inline_below_ns: int) -> tuple[Loaded
             _warm(found, model, instance, sizes, samples[0] if samples else zeros(model.signature), cost, clock)
         unless_all_succeed.pop_all()
     return model, instances, cost
+
+
+def _open_planned(
+    found: Found, clock: Clock, inline_below_ns: int
+) -> tuple[LoadedModel, list[Instance], CostModel, SequencePlan | None]:
+    """The same, and the plan of a stateful model."""
+    model, instances, cost = open_model(found, clock, inline_below_ns)
+    sequence = found.config.sequence
+    if sequence is None:
+        return model, instances, cost, None
+    try:
+        return model, instances, cost, plan_sequences(sequence, model.signature, len(instances), found.path.parent)
+    except ModelLoadError:
+        for instance in instances:
+            instance.close()
+        raise
 
 
 def _is_ensemble(found: Found) -> bool:

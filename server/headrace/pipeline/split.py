@@ -46,6 +46,7 @@ class PieceTemplate:
         "priority",
         "reply",
         "rows",
+        "sequence",
         "shapes",
         "timeout_ns",
         "timing",
@@ -66,6 +67,7 @@ class PieceTemplate:
         self.owner: Owner = template.owner
         self.reply: ReplyWriter = PIECES
         self.whole: InferRequest | None = whole
+        self.sequence = template.sequence
 
 
 class _PieceSink:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from headrace import settings_sources as sources
+from headrace.repository.sequence_config import SequenceConfig  # noqa: TC001 - pydantic reads the annotation
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -232,6 +233,7 @@ class ModelConfig(_Table):
         allow_inf_nan=False,
         description="how long a reply is kept in the cache, in seconds; 0: while it fits",
     )
+    sequence: SequenceConfig | None = Field(None, description="what the model keeps from one request to the next")
     ensemble: EnsembleConfig = Field(EnsembleConfig(), description="the models that run in its place")
 
     @model_validator(mode="after")

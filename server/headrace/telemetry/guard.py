@@ -78,6 +78,12 @@ class _GuardedModel:
         except Exception as error:
             self._report("wasted", error)
 
+    def sequences_expired(self, sequences: int) -> None:
+        try:
+            self._model.sequences_expired(sequences)
+        except Exception as error:
+            self._report("sequences_expired", error)
+
 
 class _Deaf:
     def batch(self, record: BatchRecord) -> None:
@@ -87,4 +93,7 @@ class _Deaf:
         pass
 
     def wasted(self, rows: int, execute_ns: int) -> None:
+        pass
+
+    def sequences_expired(self, sequences: int) -> None:
         pass

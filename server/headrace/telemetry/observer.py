@@ -50,6 +50,10 @@ class ModelObserver(Protocol):
         """Rows that were computed although their caller had gone away, and the compute time that they took."""
         ...
 
+    def sequences_expired(self, sequences: int) -> None:
+        """Sequences of a stateful model are over because no request of theirs came for too long."""
+        ...
+
 
 class Observer(Protocol):
     """Makes one `ModelObserver` per model version when it is loaded."""

@@ -89,11 +89,20 @@ class Histogram:
 
 
 @dataclass(frozen=True, slots=True)
+class SequenceCounts:
+    """Sequences of a stateful model: active now, waiting to become active, and those that were over for being idle."""
+
+    active: int
+    waiting: int
+    expired: int
+
+
+@dataclass(frozen=True, slots=True)
 class Reading:
     """All that is known of one model version at one moment. It does not change while it is being written out.
 
     phases: by name (`messages.PHASES`). refused: requests by `HeadraceError.reason`. closed: batches by close reason
-    and instance. queue: requests and rows that wait now.
+    and instance. queue: requests and rows that wait now. sequences: of a stateful model.
     """
 
     model: str
@@ -104,6 +113,7 @@ class Reading:
     refused: Mapping[str, int]
     closed: Mapping[tuple[str, int], int]
     queue: tuple[int, int]
+    sequences: SequenceCounts | None
     wasted_rows: int
     wasted_ns: int
     load_seconds: float
@@ -113,12 +123,13 @@ class ModelRecorder:
     """Counts what happens to one model version: the `ModelObserver` behind /metrics and ModelStatistics.
 
     queue_depth: of whatever serves the version now. trace: hears of each batch too, if anybody asked for traces.
+    sequences: of a stateful model, (active, waiting to become active).
     """
 
     __slots__ = (
-        "_admitted", "_batches", "_clock", "_closed", "_decoded", "_executions", "_hit_lookups", "_hits", "_last_ms",
-        "_load_seconds", "_misses", "_phases", "_received", "_refused", "_request", "_rows",
-        "_wall_ms", "_wasted_ns", "_wasted_rows", "model", "queue_depth", "trace", "version",
+        "_admitted", "_batches", "_clock", "_closed", "_decoded", "_executions", "_expired_sequences", "_hit_lookups",
+        "_hits", "_last_ms", "_load_seconds", "_misses", "_phases", "_received", "_refused", "_request", "_rows",
+        "_wall_ms", "_wasted_ns", "_wasted_rows", "model", "queue_depth", "sequences", "trace", "version",
     )  # fmt: skip
 
     def __init__(
@@ -133,6 +144,7 @@ class ModelRecorder:
         self.model = model
         self.version = version
         self.queue_depth = queue_depth
+        self.sequences: Callable[[], tuple[int, int]] | None = None
         self._clock = clock
         self._wall_ms = wall
         # Pending: one entry per request, and BATCH_COLUMNS entries per batch.
@@ -150,6 +162,7 @@ class ModelRecorder:
         self._last_ms = 0
         self._wasted_rows = 0
         self._wasted_ns = 0
+        self._expired_sequences = 0
         self._load_seconds = 0.0
         self.trace: Callable[[BatchRecord], None] | None = None
         self._hits: list[int] = []  # the time of each request that the cache answered, not folded yet
@@ -199,6 +212,10 @@ class ModelRecorder:
         """A request was looked up in vain."""
         self._misses = Duration(self._misses.count + 1, self._misses.ns + lookup_ns)
 
+    def sequences_expired(self, sequences: int) -> None:
+        """Sequences are over because no request of theirs came for too long."""
+        self._expired_sequences += sequences
+
     def loaded(self, seconds: float) -> None:
         """The version has become ready; loading and warming it took this long."""
         self._load_seconds = seconds
@@ -238,6 +255,7 @@ class ModelRecorder:
             refused=dict(self._refused),
             closed=dict(self._closed),
             queue=self.queue_depth(),
+            sequences=None if self.sequences is None else SequenceCounts(*self.sequences(), self._expired_sequences),
             wasted_rows=self._wasted_rows,
             wasted_ns=self._wasted_ns,
             load_seconds=self._load_seconds,

@@ -17,6 +17,7 @@ class RecordingObserver:
         self.reasons: Counter[str] = Counter()
         self.wasted_rows = 0
         self.wasted_ns = 0
+        self.expired_sequences = 0
 
     def __repr__(self) -> str:
         return f"<RecordingObserver {self.requests} requests in {len(self.batches)} batches, {dict(self.reasons)}>"
@@ -45,3 +46,7 @@ class RecordingObserver:
         """See `ModelObserver`."""
         self.wasted_rows += rows
         self.wasted_ns += execute_ns
+
+    def sequences_expired(self, sequences: int) -> None:
+        """See `ModelObserver`."""
+        self.expired_sequences += sequences

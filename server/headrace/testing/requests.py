@@ -11,7 +11,7 @@ from headrace.testing.sink import RecordingSink
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
-    from headrace.messages import Buffer, Owner, QueuePolicy, ReplyWriter
+    from headrace.messages import Buffer, Owner, QueuePolicy, ReplyWriter, SequenceFlags
 
 
 class FakeOwner:
@@ -55,6 +55,7 @@ class FakeTemplate:
         timeout_ns: int = 0,
         timing: bool = False,
         owner: Owner | None = None,
+        sequence: SequenceFlags | None = None,
     ) -> None:
         self.rows = rows
         self.key = key
@@ -67,6 +68,7 @@ class FakeTemplate:
         self.final = False
         self.owner: Owner = owner or FakeOwner()
         self.reply: ReplyWriter = FakeWriter()
+        self.sequence = sequence
 
 
 def make_request(
