@@ -48,6 +48,7 @@ class Scheduler:
     """
 
     level = 0
+    plan = None
 
     def __init__(
         self,

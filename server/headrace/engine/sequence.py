@@ -43,7 +43,7 @@ class SequenceScheduler:
     """Runs the requests of one stateful model version, as requests of its own to the model's scheduler.
 
     What clients see is the model without its states and controls. model: what batches and runs; it is owned, and counts
-    what ends in it. turn: at whose end the next requests of sequences are taken.
+    what ends in it. turn: at whose end the next requests of sequences are queued.
     """
 
     def __init__(self, model: Scheduler, plan: SequencePlan, clock: Clock, turn: Turn) -> None:
@@ -62,7 +62,6 @@ class SequenceScheduler:
         limits = QueueLimits(queue.max_requests, queue.max_rows, queue.max_bytes)
         self.sequences = Sequences(self.name, plan.limits, limits)
         self._model = model
-        self._batch = (1,) if self.signature.max_batch else ()
         self._templates: dict[tuple[object, ...], RequestTemplate] = {}
         self._clock = clock
         self._turn = turn
@@ -111,7 +110,7 @@ class SequenceScheduler:
                 request.sink.under_way = request
             else:
                 self._refuse_all([(request, refusal)])
-        self._advance()
+        self._advance_soon()
 
     def cancel(self, request: InferRequest) -> None:
         """The request's caller has gone away: its reply is dropped.
@@ -133,15 +132,14 @@ class SequenceScheduler:
         return None
 
     def _advance_soon(self) -> None:
-        """Has the next requests run, if there are any, and sees to it that somebody looks when there is a reason."""
+        """Has the next requests run at the end of this turn, or looks again when it may be time."""
         if self._closed:
             return
-        if self.sequences.pending or self.draining:
-            if not self._advance_due:
-                self._advance_due = True
-                self._turn.take(self._advance)
-        elif self._timer is None:
+        if not self.sequences.pending and not self.draining:
             self._wake_at(self.sequences.wake_at)
+        elif not self._advance_due:
+            self._advance_due = True
+            self._turn.queue(self._advance)
 
     def _advance(self) -> None:
         """Runs the requests whose turn it is, and answers those whose time is over."""
@@ -207,7 +205,9 @@ class SequenceScheduler:
         template = self._templates.get(look)
         if template is None:
             plan, model = self.plan, self._model.signature
-            shapes = (*((*self._batch, *dims) for dims in outer.shapes), *kept.shapes, *plan.extra)
+            batch = (1,) if model.max_batch else ()
+            extra = [(*batch, *(1 for _ in spec.shape)) for spec in plan.extra]
+            shapes = (*((*batch, *dims) for dims in outer.shapes), *kept.shapes, *extra)
             inputs = [(spec.name, spec.datatype, shapes[at]) for spec, at in zip(model.inputs, plan.order, strict=True)]
             wanted = [plan.signature.outputs[index].name for index in outer.outputs]
             wanted += [after.name for _, after in plan.states]

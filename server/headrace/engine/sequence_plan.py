@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     Shape = tuple[int, ...]
 
 _ID_DATATYPES = ("UINT64", "INT64", "UINT32", "INT32", "BYTES")
+_LEAST, _MOST = -(1 << 31), (1 << 31) - 1  # of a flag, in Triton's terms, which ModelConfig speaks
 _PLACES = tuple((start, end) for start in (False, True) for end in (False, True))
 
 
@@ -42,7 +43,7 @@ class SequencePlan:
     signature: what clients see. states: of the model, (input, output) by state. initial: what a sequence begins with.
     order: for each input of the model its place among the client's inputs, the states, the flags and the id, one after
     another. flags: the bytes of those inputs by (start, end). id_input: what takes the id of the sequence. extra: the
-    whole shapes of the flags and the id.
+    inputs of the flags and the id.
     """
 
     signature: Signature
@@ -52,7 +53,7 @@ class SequencePlan:
     order: tuple[int, ...]
     flags: Mapping[tuple[bool, bool], tuple[bytes, ...]]
     id_input: TensorSpec | None
-    extra: tuple[Shape, ...]
+    extra: tuple[TensorSpec, ...]
 
     def controls(self, flags: SequenceFlags) -> tuple[bytes, ...]:
         """The bytes of what tells the model where it is. Raises InvalidRequest for an id that it cannot take."""
@@ -90,7 +91,7 @@ def plan_sequences(config: SequenceConfig, signature: Signature, instances: int,
         order=tuple(pool.index(spec.name) for spec in signature.inputs),
         flags={place: tuple(values[place] for _, values in flags) for place in _PLACES},
         id_input=id_input,
-        extra=tuple((*batch, *(1 for _ in spec.shape)) for spec in extra),
+        extra=tuple(extra),
     )
 
 
@@ -190,7 +191,9 @@ def _flag_bytes(value: float, spec: TensorSpec) -> bytes:
     elif dtype.kind == "f":
         fits = True
     else:
-        fits = float(value).is_integer() and np.iinfo(dtype).min <= value <= np.iinfo(dtype).max
+        fits = float(value).is_integer() and max(np.iinfo(dtype).min, _LEAST) <= value <= min(
+            np.iinfo(dtype).max, _MOST
+        )
     if not fits:
         raise ModelLoadError(
             f"sequence.controls: {value!r} is no value of input '{spec.name}', which is {spec.datatype}"

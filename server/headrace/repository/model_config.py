@@ -237,6 +237,14 @@ class ModelConfig(_Table):
     ensemble: EnsembleConfig = Field(EnsembleConfig(), description="the models that run in its place")
 
     @model_validator(mode="after")
+    def _state_is_its_own(self) -> Self:
+        if self.sequence is not None and self.response_cache:
+            raise ValueError("response_cache = true, but with [sequence] a reply depends on more than the inputs")
+        if self.sequence is not None and self.ensemble.steps:
+            raise ValueError("an ensemble has no [sequence] of its own: its models have")
+        return self
+
+    @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
         too_large = [size for size in self.batching.preferred_sizes or () if size > (self.max_batch or size)]
         if too_large:
