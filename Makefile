@@ -32,9 +32,10 @@ unit: .venv/test.done
 protos: .venv/test.done ## write server/headrace/rpc from protos/ again
 	.venv/bin/python scripts/generate_protos.py
 
-models: .venv/test.done ## train digits again, and fetch filetype
+models: .venv/test.done ## train digits again, and fetch filetype and vad
 	.venv/bin/python models/digits/train.py
 	.venv/bin/python models/filetype/fetch.py
+	.venv/bin/python models/vad/fetch.py
 
 loadtest: .venv/test.done ## a minute of locust users; ARGS="--host 127.0.0.1:8001" for a server that runs
 	loadtest/run_locust $(ARGS)
@@ -57,13 +58,15 @@ clean: ## remove the environment and what was built
 	$(PYTHON) -m venv .venv
 	$(PIP) install -q -c constraints.txt pip
 
-.venv/serve.done: .venv/bin/python pyproject.toml constraints.txt models/filetype/fetch.py
+.venv/serve.done: .venv/bin/python pyproject.toml constraints.txt models/filetype/fetch.py models/vad/fetch.py
 	$(PIP) install -q -c constraints.txt -e . --group client
-	$(PIP) install -q --no-deps -c constraints.txt magika
+	$(PIP) install -q --no-deps -c constraints.txt magika silero-vad
 	.venv/bin/python models/filetype/fetch.py
+	.venv/bin/python models/vad/fetch.py
 	@touch $@
 
 .venv/test.done: .venv/serve.done
 	$(PIP) install -q -c constraints.txt --group test
+	$(PIP) install -q --no-deps -c constraints.txt pyannote.audio
 	loadtest/peers/setup clients
 	@touch $@

@@ -55,7 +55,7 @@ def accumulate(*shape):
 
 
 def told():
-    """x FP32 [N,1], start INT32, end FP32, ready BOOL, id UINT64 [N,1] -> said FP32 [N,3] of the first three; same_id."""
+    """x FP32 [N,1], start INT32, end FP32, ready BOOL, id UINT64 [N,1] -> said FP32 [N,3] of those flags; same_id."""
     nodes = [
         helper.make_node("Cast", ["start"], ["start_as_float"], to=1),
         helper.make_node("Cast", ["ready"], ["ready_as_float"], to=1),
