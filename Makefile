@@ -32,10 +32,11 @@ unit: .venv/test.done
 protos: .venv/test.done ## write server/headrace/rpc from protos/ again
 	.venv/bin/python scripts/generate_protos.py
 
-models: .venv/test.done ## train digits again, and fetch filetype and textline
+models: .venv/test.done ## train digits again, and fetch filetype, textline and vad
 	.venv/bin/python models/digits/train.py
 	.venv/bin/python models/filetype/fetch.py
 	.venv/bin/python models/textline/fetch.py
+	.venv/bin/python models/vad/fetch.py
 
 loadtest: .venv/test.done ## a minute of locust users; ARGS="--host 127.0.0.1:8001" for a server that runs
 	loadtest/run_locust $(ARGS)
@@ -58,16 +59,18 @@ clean: ## remove the environment and what was built
 	$(PYTHON) -m venv .venv
 	$(PIP) install -q -c constraints.txt pip
 
-.venv/serve.done: .venv/bin/python pyproject.toml constraints.txt models/filetype/fetch.py models/textline/fetch.py
+.venv/serve.done: .venv/bin/python pyproject.toml constraints.txt $(wildcard models/*/fetch.py)
 	$(PIP) install -q -c constraints.txt -e . --group client
-	@# only files are copied out of these two: neither what they need nor the Python that they are for matters
-	$(PIP) install -q --no-deps --ignore-requires-python -c constraints.txt magika rapidocr-onnxruntime
+	@# only files are copied out of these: neither what they need nor the Python that they are for matters
+	$(PIP) install -q --no-deps --ignore-requires-python -c constraints.txt magika rapidocr-onnxruntime silero-vad
 	.venv/bin/python models/filetype/fetch.py
 	.venv/bin/python models/textline/fetch.py
+	.venv/bin/python models/vad/fetch.py
 	@touch $@
 
 .venv/test.done: .venv/serve.done tests/interop/setup $(wildcard tests/interop/clients/*.txt tests/interop/clients/*.json)
 	$(PIP) install -q -c constraints.txt --group test
+	$(PIP) install -q --no-deps -c constraints.txt pyannote.audio
 	loadtest/peers/setup clients
 	tests/interop/setup
 	@touch $@

@@ -111,6 +111,12 @@ class QueueFull(Overloaded):
     reason = "queue_full"
 
 
+class StateFull(Overloaded):
+    """The states of a model's sequences take as many bytes as they may; the sequence has ended."""
+
+    reason = "state_full"
+
+
 class DeadlineUnreachable(Overloaded):
     """By the cost model, the reply would come after the request's deadline."""
 

@@ -18,6 +18,9 @@ Buffer = bytes | bytearray | memoryview
 
 ParameterValue = bool | int | float | str
 
+SequenceId = int | str
+"""The correlation ID of a sequence: 0 to 2^64 - 1, or text. 0 and the empty text: none."""
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
@@ -136,6 +139,15 @@ class ReplyOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class SequenceFlags:
+    """Which sequence a request is part of, and whether it is the first or the last of it."""
+
+    id: SequenceId
+    start: bool = False
+    end: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class InferMessage:
     """All of a ModelInferRequest but its raw tensor bytes, free of the wire's types.
 
@@ -229,11 +241,10 @@ class Template(Protocol):
     shapes: for each input of the signature, its non-batch dimensions (all dimensions for a model without batching).
     outputs: indices into the signature's outputs, in the order asked for. priority: 0 is served first. policy: how
     requests of that priority wait. timeout_ns: how long such a request may, from its receipt, 0 for any time. timing:
-    outputs: indices into the signature's outputs, in the order asked for. priority: 0 is served first. policy: how
-    requests of that priority wait. timeout_ns: how long such a request may, from its receipt, 0 for any time. timing:
     whether the reply shall carry its Timeline. final: whether a reply on a stream shall say that it is the last to its
     request. owner: who runs such requests. reply: what writes their replies. whole: the request that such a request is
-    a piece of, if it is one. fit: how it is padded to `shapes`, None for a model without buckets.
+    a piece of, if it is one. fit: how it is padded to `shapes`, None for a model without buckets. sequence: None where
+    the request says nothing of one.
     """
 
     rows: int
@@ -249,6 +260,7 @@ class Template(Protocol):
     reply: ReplyWriter
     whole: InferRequest | None
     fit: Fit | None
+    sequence: SequenceFlags | None
 
 
 class State(IntEnum):

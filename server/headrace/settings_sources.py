@@ -271,6 +271,10 @@ def _wrong(key: str, value: object, allowed: str, origin: str) -> str:
 
 
 def _resolve(root: Schema, node: Schema) -> Schema:
+    """The schema that a reference, or a table that may be left out, stands for."""
+    options = [option for option in node.get("anyOf", ()) if option.get("type") != "null"]
+    if len(options) == 1 and "$ref" in options[0]:
+        node = options[0]
     if "$ref" not in node:
         return node
     target: Schema = root["$defs"][node["$ref"].rpartition("/")[2]]

@@ -39,6 +39,7 @@ class CachedModel:
     """
 
     level = 0
+    plan = None
 
     def __init__(self, scheduler: Scheduler, cache: ResponseCache, ttl_ns: int, clock: Clock) -> None:
         self.name = scheduler.name

@@ -40,6 +40,7 @@ class Ensemble:
     """
 
     platform = "ensemble"
+    plan = None
 
     def __init__(
         self,

@@ -10,10 +10,10 @@ from headrace.pipeline.decode import build_template
 from headrace.pipeline.split import PIECES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from headrace.engine.served import Served
-    from headrace.messages import Buffer, Cancellable, ReplyOutput
+    from headrace.messages import Buffer, Cancellable, ReplyOutput, Template
     from headrace.pipeline.decode import RequestTemplate
     from headrace.pipeline.split import PieceWriter
 
@@ -74,7 +74,7 @@ class InnerClient:
     def __init__(self, model: Served, outputs: Sequence[str] = ()) -> None:
         self.model = model
         known = {spec.name: spec.datatype for spec in model.signature.outputs}
-        self._requested = tuple(RequestedOutput(name) for name in outputs)
+        self._requested = outputs
         self._outputs = [(name, known[name]) for name in outputs or known]
         self._templates: dict[Look, RequestTemplate] = {}
 
@@ -112,20 +112,28 @@ class InnerClient:
         )
         template = self._templates.get(look)
         if template is None:
-            template = self._build(tensors)
-            template.priority, template.timing = outer.priority, outer.timing
-            template.policy = self.model.view.policy_of(outer.priority)
-            template.timeout_ns = template.policy.limit_ns(outer.timeout_ns)
+            template = inner_template(self.model, [tensor[:3] for tensor in tensors], self._requested, outer)
             if len(self._templates) >= _MAX_TEMPLATES:
                 self._templates.clear()
             self._templates[look] = template
-        return template
+        return template if outer.sequence is None else template.of_sequence(outer.sequence)
 
-    def _build(self, tensors: Sequence[Tensor]) -> RequestTemplate:
-        model = self.model
-        inputs = tuple(InputTensor(tensor.name, tensor.datatype, tensor.shape) for tensor in tensors)
-        message = InferMessage(model.name, model.version, "", {}, inputs, self._requested)
-        return build_template(message, model.view, _pieces, _NO_MEMORY)
+
+def inner_template(
+    model: Served, inputs: Iterable[tuple[str, str, tuple[int, ...]]], outputs: Iterable[str], outer: Template
+) -> RequestTemplate:
+    """The template of requests that the server makes of a model on behalf of requests of the template `outer`.
+
+    inputs: (name, datatype, whole shape) of each. outputs: names, all if empty. Raises InvalidRequest.
+    """
+    described = tuple(InputTensor(*tensor) for tensor in inputs)
+    requested = tuple(RequestedOutput(name) for name in outputs)
+    message = InferMessage(model.name, model.version, "", {}, described, requested)
+    template = build_template(message, model.view, _pieces, _NO_MEMORY)
+    template.priority, template.timing = outer.priority, outer.timing
+    template.policy = model.view.policy_of(outer.priority)
+    template.timeout_ns = template.policy.limit_ns(outer.timeout_ns)
+    return template
 
 
 def _pieces(name: str, version: str, outputs: Sequence[ReplyOutput]) -> PieceWriter:

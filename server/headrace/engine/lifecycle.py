@@ -16,6 +16,8 @@ from headrace.engine.ensemble import Ensemble
 from headrace.engine.policies import cost_model, make_buckets
 from headrace.engine.presented import check_described, present
 from headrace.engine.scheduler import Scheduler
+from headrace.engine.sequence import SequenceScheduler
+from headrace.engine.sequence_plan import plan_sequences
 from headrace.engine.warm_buckets import warm_buckets
 from headrace.engine.warmup import RUNS, WARM_BYTES, WARM_SECONDS, read_samples, run_samples, zeros
 from headrace.errors import HeadraceError, ModelLoadError
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
     from headrace.backends.base import Instance, LoadedModel
     from headrace.clock import Clock, Rest
+    from headrace.engine.sequence_plan import SequencePlan
     from headrace.engine.served import Served
     from headrace.engine.turn import Turn
     from headrace.engine.warmup import Sample
@@ -133,8 +136,8 @@ class Engine:
         rest = rest_ns if self._schedulers else no_rest
         try:
             async with self._one_at_a_time:
-                model, instances, cost = await in_background(
-                    lambda: open_model(found, self._clock, self._inline_below_ns, rest)
+                model, instances, cost, plan = await in_background(
+                    lambda: _open_planned(found, self._clock, self._inline_below_ns, rest)
                 )
         except ModelLoadError as error:
             logger.error("model %s version %d cannot be served: %s", *key, error)
@@ -146,16 +149,25 @@ class Engine:
             for instance in instances:
                 instance.close()
             return self._failed(*key, "the server is leaving")
-        self._publish(found, model, instances, cost, began)
+        self._publish(found, model, instances, cost, plan, began)
         return ""
 
     def _publish(
-        self, found: Found, model: LoadedModel, instances: Sequence[Instance], cost: CostModel, began: int
+        self,
+        found: Found,
+        model: LoadedModel,
+        instances: Sequence[Instance],
+        cost: CostModel,
+        plan: SequencePlan | None,
+        began: int,
     ) -> None:
         version = str(found.version)
         scheduler = Scheduler(found.name, version, model, found.config, instances, cost, self._clock, self._turn)
         seconds = (self._clock() - began) / 1e9
-        self._serve(found, self._cached(found, scheduler), seconds)
+        served: Served = self._cached(found, scheduler)
+        if plan is not None:
+            served = SequenceScheduler(scheduler, plan, self._clock, self._turn)
+        self._serve(found, served, seconds)
         self._review()
         logger.info(
             "model %s version %s serves: %s, max batch %d, %d instances, loaded in %.2f s, 1 row takes %d us",
@@ -212,6 +224,7 @@ class Engine:
         served.statistics = recorder.statistics
         if isinstance(served, CachedModel):
             served.lookups = recorder
+        recorder.sequences = served.counts if isinstance(served, SequenceScheduler) else None
         recorder.loaded(seconds)
         before = self._schedulers.get(key)
         self._schedulers[key] = served
@@ -342,6 +355,22 @@ def open_model(
                 _warm(found, model, instance, sizes, row, cost, clock, rest)
         unless_all_succeed.pop_all()
     return model, instances, cost
+
+
+def _open_planned(
+    found: Found, clock: Clock, inline_below_ns: int, rest: Rest
+) -> tuple[LoadedModel, list[Instance], CostModel, SequencePlan | None]:
+    """The same, and the plan of a stateful model."""
+    model, instances, cost = open_model(found, clock, inline_below_ns, rest)
+    sequence = found.config.sequence
+    if sequence is None:
+        return model, instances, cost, None
+    try:
+        return model, instances, cost, plan_sequences(sequence, model.signature, len(instances), found.path.parent)
+    except ModelLoadError:
+        for instance in instances:
+            instance.close()
+        raise
 
 
 def _is_ensemble(found: Found) -> bool:

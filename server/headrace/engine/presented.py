@@ -40,7 +40,8 @@ def present(model: LoadedModel, config: ModelConfig, directory: Path) -> LoadedM
     inputs = _in_order("input", inputs, list(config.inputs))
     outputs = _in_order("output", outputs, list(config.outputs))
     if config.serve_outputs is not None:
-        outputs = _chosen(outputs, config.serve_outputs)
+        states = config.sequence.state if config.sequence else ()  # which clients do not see either, but the server
+        outputs = _chosen(outputs, [*config.serve_outputs, *(state.output for state in states)])
     outputs = [_with_labels(face, config, directory) for face in outputs]
     signature = Signature(tuple(f.spec for f in inputs), tuple(f.spec for f in outputs), own.max_batch)
     if signature == own:

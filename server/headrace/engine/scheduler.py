@@ -50,6 +50,7 @@ class Scheduler:
     """
 
     level = 0
+    plan = None
 
     def __init__(
         self,
@@ -113,7 +114,7 @@ class Scheduler:
     def submit(self, requests: Sequence[InferRequest]) -> None:
         """Takes decoded requests of one template: admits each, or answers it with the reason why not."""
         now = self._clock()
-        soonest = self._set_deadlines(requests, now)
+        soonest = self.set_deadlines(requests, now)
         template = requests[0].template
         rows = template.rows * len(requests)
         nbytes = sum([request.nbytes for request in requests])
@@ -150,7 +151,7 @@ class Scheduler:
         else:
             self._dispatch_soon()
 
-    def _set_deadlines(self, requests: Sequence[InferRequest], now: int) -> int:
+    def set_deadlines(self, requests: Sequence[InferRequest], now: int) -> int:
         """Sets when requests of one template expire and what orders them; returns the first such moment, 0 for none."""
         template = requests[0].template
         own_limit, slo, priority = template.timeout_ns, self._slo_ns, template.priority
@@ -326,6 +327,7 @@ class Scheduler:
                         request.sink.reply(template.reply.encode(request.id_field, raw, shapes, parameters))
                 except Exception as error:  # whatever is wrong with this one, the others get their replies
                     lost.append(request)
+                    wasted += rows if isinstance(error, Cancelled) else 0
                     self._refuse(request, error)
             start = stop
         if wasted:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from headrace.engine.sequence_plan import SequencePlan
     from headrace.messages import InferRequest, Signature
     from headrace.pipeline.decode import ModelView
     from headrace.repository.model_config import ModelConfig
@@ -20,7 +21,7 @@ class Served(Protocol):
 
     name, version: as on the wire. platform: what ModelMetadata reports. signature: as clients see it. view: for
     decoding. stated: what its config.pbtxt says, if there is one. level: 0, or one more than the highest of the models
-    that its requests run through.
+    that its requests run through. plan: of a stateful model.
     """
 
     name: str
@@ -38,6 +39,8 @@ class Served(Protocol):
     def platform(self) -> str: ...  # noqa: D102
     @property
     def level(self) -> int: ...  # noqa: D102
+    @property
+    def plan(self) -> SequencePlan | None: ...  # noqa: D102
 
     def submit(self, requests: Sequence[InferRequest], /) -> None:
         """Takes decoded requests of one template: each is answered once, now or later."""

@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 class Turn:
     """The steps that follow the reads of a turn of `loop`. Each is called once for each time that it is asked for."""
 
-    __slots__ = ("_batches", "_due", "_intake", "_loop", "_writes")
+    __slots__ = ("_batches", "_due", "_intake", "_loop", "_queueing", "_writes")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._intake: list[Step] = []
+        self._queueing: list[Step] = []
         self._batches: list[Step] = []
         self._writes: list[Step] = []
         self._due = False
@@ -34,6 +35,11 @@ class Turn:
     def take(self, step: Step) -> None:
         """Has `step` take in what has arrived. Asked for by another step, it comes in the next turn."""
         self._intake.append(step)
+        self._wake()
+
+    def queue(self, step: Step) -> None:
+        """Has `step` queue what has become due by the intake, or by the replies of the turn before."""
+        self._queueing.append(step)
         self._wake()
 
     def run(self, step: Step) -> None:
@@ -55,6 +61,9 @@ class Turn:
         if self._intake:
             steps, self._intake = self._intake, []
             self._call(steps)
+        if self._queueing:
+            steps, self._queueing = self._queueing, []
+            self._call(steps)
         if self._writes:
             steps, self._writes = self._writes, []
             self._call(steps)
@@ -65,7 +74,7 @@ class Turn:
             steps, self._writes = self._writes, []
             self._call(steps)
         self._due = False
-        if self._intake or self._batches or self._writes:
+        if self._intake or self._queueing or self._batches or self._writes:
             self._wake()
 
     def _call(self, steps: list[Step]) -> None:

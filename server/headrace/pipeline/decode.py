@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from headrace.datatypes import DATATYPES
 from headrace.errors import InvalidRequest
-from headrace.messages import ANY_WAIT, ReplyOutput, RequestedOutput
+from headrace.messages import ANY_WAIT, ReplyOutput, RequestedOutput, SequenceFlags
 from headrace.pipeline.checks import Check, checks_for
 from headrace.pipeline.delivery import Delivery, described
 from headrace.pipeline.wire import field_text
@@ -41,6 +41,10 @@ if TYPE_CHECKING:
 TIMING_PARAMETER = "headrace_timing"
 FINAL_PARAMETER = "triton_enable_empty_final_response"
 """Of the keys that the protocol reserves, the one that clients may send; without effect but on a stream."""
+SEQUENCE_ID, SEQUENCE_START, SEQUENCE_END = SEQUENCE_PARAMETERS = ("sequence_id", "sequence_start", "sequence_end")
+
+MAX_SEQUENCE_ID = 128
+"""Characters of a sequence_id that is text; Triton's limit."""
 
 MAX_ELEMENTS = 1 << 40
 """More elements than any message can carry: a product of dimensions above it is refused before it is used."""
@@ -84,7 +88,8 @@ class RequestTemplate:
     contents: raw forms of typed contents, in the request's order, or None where the tensors arrive raw. regions: of the
     request's inputs, in its order, those that lie in shared `memory`, None for the others. total: bytes of all tensors,
     0 where BYTES make it vary. plain: one raw input of `total` bytes and nothing to check but its size. timeout_ns: the
-    request's own `timeout` or what the policy says instead, 0 for none.
+    request's own `timeout` or what the policy says instead, 0 for none. sequence: a model that keeps no state goes on
+    without looking at it.
     """
 
     __slots__ = (
@@ -105,6 +110,7 @@ class RequestTemplate:
         "regions",
         "reply",
         "rows",
+        "sequence",
         "shapes",
         "sizes",
         "timeout_ns",
@@ -137,6 +143,15 @@ class RequestTemplate:
         self.timing = False
         self.final = False
         self.fit: Fit | None = None
+        self.sequence: SequenceFlags | None = None
+
+    def of_sequence(self, sequence: SequenceFlags) -> RequestTemplate:
+        """The same, for requests that are part of a sequence."""
+        template: RequestTemplate = object.__new__(RequestTemplate)
+        for name in RequestTemplate.__slots__:
+            setattr(template, name, getattr(self, name))
+        template.sequence = sequence
+        return template
 
     def bind(self, raw: Sequence[Buffer], id_field: bytes) -> Sequence[Buffer]:
         """The request's tensors in the signature's order, each of the right size and content.
@@ -206,6 +221,7 @@ def build_template(
     prefix = f"[request id: {message.id or '<id_unknown>'}] "
     template = RequestTemplate(model)
     _read_parameters(message.parameters, template)
+    template.sequence = read_sequence(message.parameters)
     _match_inputs(message, model, prefix)
     by_name = {tensor.name: at for at, tensor in enumerate(message.inputs)}
     template.positions = tuple(by_name.get(spec.name, -1) for spec in model.signature.inputs)
@@ -260,8 +276,6 @@ def _read_parameters(parameters: Mapping[str, ParameterValue], template: Request
             template.timing = value
         elif key == FINAL_PARAMETER:
             template.final = value is True
-        elif key in ("sequence_id", "sequence_start", "sequence_end"):
-            _check_sequence(key, value)
         elif key.startswith("triton_"):
             raise InvalidRequest(
                 "parameter keys starting with 'triton_' are reserved for Triton usage. "
@@ -277,13 +291,26 @@ def _integer(key: str, value: ParameterValue, unit: str) -> int:
     return value
 
 
-def _check_sequence(key: str, value: ParameterValue) -> None:
-    """Sequences are accepted by type alone: no model here is stateful, so that the flags have no effect."""
-    if key == "sequence_id":
-        if isinstance(value, bool | float):
-            raise InvalidRequest(f"parameter '{key}' is {value!r}, expected an integer or a string")
-    elif not isinstance(value, bool):
-        raise InvalidRequest(f"parameter '{key}' is {value!r}, expected a boolean")
+def read_sequence(parameters: Mapping[str, ParameterValue]) -> SequenceFlags | None:
+    """Which sequence a request is part of; None if it says nothing of one. Raises InvalidRequest."""
+    if not any(key in parameters for key in SEQUENCE_PARAMETERS):
+        return None
+    sequence_id = parameters.get(SEQUENCE_ID, 0)
+    if isinstance(sequence_id, bool | float):
+        raise InvalidRequest(f"parameter '{SEQUENCE_ID}' is {sequence_id!r}, expected an integer or a string")
+    if isinstance(sequence_id, int):
+        sequence_id %= 1 << 64  # a signed field may carry an unsigned number
+    elif len(sequence_id) > MAX_SEQUENCE_ID:
+        raise InvalidRequest(
+            f"string correlation ID cannot be longer than {MAX_SEQUENCE_ID} characters, got {len(sequence_id)}"
+        )
+    flags = []
+    for key in (SEQUENCE_START, SEQUENCE_END):
+        flag = parameters.get(key, False)
+        if not isinstance(flag, bool):
+            raise InvalidRequest(f"parameter '{key}' is {flag!r}, expected a boolean")
+        flags.append(flag)
+    return SequenceFlags(sequence_id, *flags)
 
 
 def _match_inputs(message: InferMessage, model: ModelView, prefix: str) -> None:

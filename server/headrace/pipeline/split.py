@@ -48,6 +48,7 @@ class PieceTemplate:
         "priority",
         "reply",
         "rows",
+        "sequence",
         "shapes",
         "timeout_ns",
         "timing",
@@ -71,6 +72,7 @@ class PieceTemplate:
         # cut each by itself: what is to be joined need not hold the padding
         self.reply: ReplyWriter = crop.around(PIECES) if isinstance(crop, Crop) else PIECES
         self.whole: InferRequest | None = whole
+        self.sequence = template.sequence
 
 
 class _PieceSink:

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from headrace import settings_sources as sources
 from headrace.repository.bucket_config import BucketConfig  # noqa: TC001 - pydantic reads the annotation
+from headrace.repository.sequence_config import SequenceConfig  # noqa: TC001 - pydantic reads the annotation
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -235,7 +236,16 @@ class ModelConfig(_Table):
         allow_inf_nan=False,
         description="how long a reply is kept in the cache, in seconds; 0: while it fits",
     )
+    sequence: SequenceConfig | None = Field(None, description="what the model keeps from one request to the next")
     ensemble: EnsembleConfig = Field(EnsembleConfig(), description="the models that run in its place")
+
+    @model_validator(mode="after")
+    def _state_is_its_own(self) -> Self:
+        if self.sequence is not None and self.response_cache:
+            raise ValueError("response_cache = true, but with [sequence] a reply depends on more than the inputs")
+        if self.sequence is not None and self.ensemble.steps:
+            raise ValueError("an ensemble has no [sequence] of its own: its models have")
+        return self
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:

@@ -84,6 +84,12 @@ class _GuardedModel:
         except Exception as error:
             self._report("padded", error)
 
+    def sequences_expired(self, sequences: int) -> None:
+        try:
+            self._model.sequences_expired(sequences)
+        except Exception as error:
+            self._report("sequences_expired", error)
+
 
 class _Deaf:
     def batch(self, record: BatchRecord) -> None:
@@ -96,4 +102,7 @@ class _Deaf:
         pass
 
     def padded(self, elements: int, padding: int) -> None:
+        pass
+
+    def sequences_expired(self, sequences: int) -> None:
         pass

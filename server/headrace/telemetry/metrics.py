@@ -50,6 +50,7 @@ FAILURE_REASONS: Final = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
 
 _REJECTIONS = (
     "queue_full",
+    "state_full",
     "deadline_unreachable",
     "overloaded",
     "shutting_down",
@@ -175,6 +176,7 @@ class Metrics(Collector):
         yield from _triton_families(readings)
         yield from _request_families(readings)
         yield from _batch_families(readings)
+        yield from _sequence_families(readings)
 
 
 class ServerMetrics(Collector):
@@ -346,6 +348,22 @@ def _batch_families(readings: Sequence[Reading]) -> Iterator[Metric]:
             elements.add_metric(labels, reading.elements)
             padding.add_metric(labels, reading.padding)
     yield from (rows, closed, wasted_rows, wasted, elements, padding)
+
+
+def _sequence_families(readings: Sequence[Reading]) -> Iterator[Metric]:
+    """Of stateful models alone."""
+    active = GaugeMetricFamily("headrace_sequences_active", "Sequences that hold a state", labels=LABELS)
+    waiting = GaugeMetricFamily("headrace_sequences_waiting", "Sequences that wait to become active", labels=LABELS)
+    expired = CounterMetricFamily(
+        "headrace_sequences_expired", "Sequences that were over because no request came for too long", labels=LABELS
+    )
+    for reading in readings:
+        labels, counts = (reading.model, reading.version), reading.sequences
+        if counts is not None:
+            active.add_metric(labels, counts.active)
+            waiting.add_metric(labels, counts.waiting)
+            expired.add_metric(labels, counts.expired)
+    yield from (active, waiting, expired)
 
 
 def _add_histogram(

@@ -54,6 +54,10 @@ class ModelObserver(Protocol):
         """A batch of a model with buckets was run on so many input elements of its callers, and so many of padding."""
         ...
 
+    def sequences_expired(self, sequences: int) -> None:
+        """Sequences of a stateful model are over because no request of theirs came for too long."""
+        ...
+
 
 class Observer(Protocol):
     """Makes one `ModelObserver` per model version when it is loaded."""

@@ -89,11 +89,21 @@ class Histogram:
 
 
 @dataclass(frozen=True, slots=True)
+class SequenceCounts:
+    """Sequences of a stateful model: active now, waiting to become active, and those that were over for being idle."""
+
+    active: int
+    waiting: int
+    expired: int
+
+
+@dataclass(frozen=True, slots=True)
 class Reading:
     """All that is known of one model version at one moment. It does not change while it is being written out.
 
     phases: by name (`messages.PHASES`). refused: requests by `HeadraceError.reason`. closed: batches by close reason
-    and instance. queue: requests and rows that wait now. elements, padding: of inputs with buckets, as they ran.
+    and instance. queue: requests and rows that wait now. sequences: of a stateful model. elements, padding: of inputs
+    with buckets, as they ran.
     """
 
     model: str
@@ -104,6 +114,7 @@ class Reading:
     refused: Mapping[str, int]
     closed: Mapping[tuple[str, int], int]
     queue: tuple[int, int]
+    sequences: SequenceCounts | None
     wasted_rows: int
     wasted_ns: int
     elements: int
@@ -115,12 +126,14 @@ class ModelRecorder:
     """Counts what happens to one model version: the `ModelObserver` behind /metrics and ModelStatistics.
 
     queue_depth: of whatever serves the version now. trace: hears of each batch too, if anybody asked for traces.
+    sequences: of a stateful model, (active, waiting to become active).
     """
 
     __slots__ = (
-        "_admitted", "_batches", "_clock", "_closed", "_decoded", "_elements", "_executions", "_hit_lookups", "_hits",
-        "_last_ms", "_load_seconds", "_misses", "_padding", "_phases", "_received", "_refused", "_request", "_rows",
-        "_wall_ms", "_wasted_ns", "_wasted_rows", "model", "queue_depth", "trace", "version",
+        "_admitted", "_batches", "_clock", "_closed", "_decoded", "_elements", "_executions", "_expired_sequences",
+        "_hit_lookups", "_hits", "_last_ms", "_load_seconds", "_misses", "_padding", "_phases", "_received", "_refused",
+        "_request", "_rows", "_wall_ms", "_wasted_ns", "_wasted_rows", "model", "queue_depth", "sequences", "trace",
+        "version",
     )  # fmt: skip
 
     def __init__(
@@ -135,6 +148,7 @@ class ModelRecorder:
         self.model = model
         self.version = version
         self.queue_depth = queue_depth
+        self.sequences: Callable[[], tuple[int, int]] | None = None
         self._clock = clock
         self._wall_ms = wall
         # Pending: one entry per request, and BATCH_COLUMNS entries per batch.
@@ -154,6 +168,7 @@ class ModelRecorder:
         self._wasted_ns = 0
         self._elements = 0
         self._padding = 0
+        self._expired_sequences = 0
         self._load_seconds = 0.0
         self.trace: Callable[[BatchRecord], None] | None = None
         self._hits: list[int] = []  # the time of each request that the cache answered, not folded yet
@@ -208,6 +223,10 @@ class ModelRecorder:
         self._elements += elements
         self._padding += padding
 
+    def sequences_expired(self, sequences: int) -> None:
+        """Sequences are over because no request of theirs came for too long."""
+        self._expired_sequences += sequences
+
     def loaded(self, seconds: float) -> None:
         """The version has become ready; loading and warming it took this long."""
         self._load_seconds = seconds
@@ -247,6 +266,7 @@ class ModelRecorder:
             refused=dict(self._refused),
             closed=dict(self._closed),
             queue=self.queue_depth(),
+            sequences=None if self.sequences is None else SequenceCounts(*self.sequences(), self._expired_sequences),
             wasted_rows=self._wasted_rows,
             wasted_ns=self._wasted_ns,
             elements=self._elements,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import numpy as np
 from headrace.datatypes import DATATYPES
 from headrace.engine.policies import cost_model
 from headrace.engine.scheduler import Scheduler
+from headrace.engine.sequence import SequenceScheduler
+from headrace.engine.sequence_plan import plan_sequences
 from headrace.engine.shared_memory import NoSharedMemory
 from headrace.engine.turn import Turn
 from headrace.pipeline import bytes_tensor
@@ -168,6 +171,40 @@ class InProcessServer:
         worker: type[Worker] = VirtualWorker,
     ) -> tuple[Scheduler, RecordingObserver]:
         """Publishes a model. learn: (rows, nanoseconds) that its cost model begins with."""
+        scheduler, observer = self._scheduler(model, name, version, config, inline_below_ns, learn, worker)
+        self.catalog.ready(name, version, scheduler)
+        return scheduler, observer
+
+    def serve_stateful(
+        self,
+        model: FakeModel,
+        config: ModelConfig,
+        name: str = "m",
+        version: int = 1,
+        *,
+        directory: Path = Path(),
+        inline_below_ns: int = 0,
+        learn: Sequence[tuple[int, int]] = (),
+        worker: type[Worker] = VirtualWorker,
+    ) -> tuple[SequenceScheduler, RecordingObserver]:
+        """Publishes a model that has sequences. directory: with the files of initial states."""
+        assert config.sequence is not None
+        scheduler, observer = self._scheduler(model, name, version, config, inline_below_ns, learn, worker)
+        plan = plan_sequences(config.sequence, model.signature, config.instances, directory)
+        served = SequenceScheduler(scheduler, plan, self.clock, self.turn)
+        self.catalog.ready(name, version, served)
+        return served, observer
+
+    def _scheduler(
+        self,
+        model: FakeModel,
+        name: str,
+        version: int,
+        config: ModelConfig | None,
+        inline_below_ns: int,
+        learn: Sequence[tuple[int, int]],
+        worker: type[Worker],
+    ) -> tuple[Scheduler, RecordingObserver]:
         config = config or ModelConfig()
         cost = cost_model(config, model.signature, inline_below_ns)
         for rows, elapsed in learn:
@@ -176,5 +213,4 @@ class InProcessServer:
         scheduler = Scheduler(name, str(version), model, config, instances, cost, self.clock, self.turn, worker)
         observer = RecordingObserver()
         scheduler.observer = observer
-        self.catalog.ready(name, version, scheduler)
         return scheduler, observer

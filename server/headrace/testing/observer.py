@@ -19,6 +19,7 @@ class RecordingObserver:
         self.wasted_ns = 0
         self.elements = 0
         self.padding = 0
+        self.expired_sequences = 0
 
     def __repr__(self) -> str:
         return f"<RecordingObserver {self.requests} requests in {len(self.batches)} batches, {dict(self.reasons)}>"
@@ -52,3 +53,7 @@ class RecordingObserver:
         """See `ModelObserver`."""
         self.elements += elements
         self.padding += padding
+
+    def sequences_expired(self, sequences: int) -> None:
+        """See `ModelObserver`."""
+        self.expired_sequences += sequences

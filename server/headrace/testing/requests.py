@@ -11,7 +11,7 @@ from headrace.testing.sink import RecordingSink
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
-    from headrace.messages import Buffer, Fit, Owner, QueuePolicy, ReplyWriter
+    from headrace.messages import Buffer, Fit, Owner, QueuePolicy, ReplyWriter, SequenceFlags
 
 
 class FakeOwner:
@@ -56,6 +56,7 @@ class FakeTemplate:
         timing: bool = False,
         owner: Owner | None = None,
         fit: Fit | None = None,
+        sequence: SequenceFlags | None = None,
     ) -> None:
         self.rows = rows
         self.key = key
@@ -69,6 +70,7 @@ class FakeTemplate:
         self.fit = fit
         self.owner: Owner = owner or FakeOwner()
         self.reply: ReplyWriter = FakeWriter()
+        self.sequence = sequence
 
 
 def make_request(

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 from google.protobuf.message import DecodeError
 
 from headrace.errors import InvalidRequest
-from headrace.pipeline.decode import build_template
+from headrace.pipeline.decode import build_template, read_sequence
 from headrace.pipeline.encode import ReplyEncoder
 from headrace.pipeline.wire import Malformed, length_prefixed, read_varint, skip_field, varint
 from headrace.rpc import inference_pb2 as pb
-from headrace.transport.infer_message import infer_message
+from headrace.transport.infer_message import infer_message, parameters_of
 from headrace.transport.intake import Intake
+from headrace.transport.sequence_look import cut_sequence
 from headrace.transport.service import InferCall
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from headrace.engine.served import Served
     from headrace.engine.turn import Turn
-    from headrace.messages import Buffer, SharedMemory
+    from headrace.messages import Buffer, SequenceFlags, SharedMemory
     from headrace.pipeline.decode import RequestTemplate
     from headrace.repository.catalog import Catalog
 
@@ -37,6 +38,8 @@ _LONGEST_ID = 2 + 0x7F
 """What the id field of a recognised message may take of it."""
 _LOOKS = 1024
 """Looks that are kept, a few kilobytes each; with one more all are forgotten, so that nobody can fill the memory."""
+_SEQUENCE_LOOKS = 8192
+"""The same for looks that differ from others in their sequence alone; they take half a kilobyte each."""
 
 
 class _Looks:
@@ -64,6 +67,7 @@ class InferService(Intake[InferCall]):
         self._looks = 0
         self._openings: dict[bytes, RequestTemplate] = {}  # see _remember
         self._opening = 0  # length of that of the last message that had one
+        self._sequence_looks: list[tuple[dict[bytes, RequestTemplate], bytes]] = []
 
     def __repr__(self) -> str:
         return f"<InferService {len(self._heads)} heads, {self._looks} looks, generation {self._generation}>"
@@ -79,7 +83,7 @@ class InferService(Intake[InferCall]):
             template, raw, id_field = self._recognise(message)
         except (LookupError, ValueError):
             template, raw, id_field = self._parse(message)
-        if template.plain and not id_field and template.total:
+        if template.plain and not id_field and template.total and template.sequence is None:
             self._opening = len(message) - template.total
         return template, template.bind(raw, id_field), id_field
 
@@ -101,35 +105,45 @@ class InferService(Intake[InferCall]):
         template = looks.templates.get(lead[at:stop])
         if template is None:
             stop = _end_of_look(lead, at)
-            template = looks.templates[lead[at:stop]]
+            look = lead[at:stop]
+            template = looks.templates.get(look) or self._of_sequence(looks, look)
             looks.guess = stop - at
         return template, _cut_raw(message, stop), id_field
 
     def _parse(self, message: Buffer) -> tuple[RequestTemplate, Sequence[Buffer], bytes]:
         """The same for a message that is not recognised; one in the usual order will be, from now on."""
-        raw: Sequence[Buffer]
         try:
             head, id_end, look_end = _split(message)
             raw = _cut_raw(message, look_end)
-            prefix = bytes(message[:look_end])
         except (IndexError, Malformed):
-            head = id_end = 0
-            prefix = bytes(message)
-        try:
-            parsed = pb.ModelInferRequest.FromString(prefix)
-        except DecodeError:
-            raise InvalidRequest("the request is not a valid inference.ModelInferRequest message") from None
-        if head:
-            id_field = prefix[head:id_end]
-        else:
-            raw = list(parsed.raw_input_contents)
+            parsed = _parsed(bytes(message))
             id_field = length_prefixed(3, parsed.id.encode()) if parsed.id else b""
-        scheduler = self._catalog.resolve(parsed.model_name, parsed.model_version)
-        described = infer_message(parsed)
-        template = build_template(described, scheduler.view, ReplyEncoder, self._memory)
-        if head and head + _LONGEST_ID + look_end - id_end <= _LEAD and template.contents is None:
-            self._remember(prefix[:head], prefix[id_end:], template)
-        return template, raw, id_field
+            return self._build(parsed), list(parsed.raw_input_contents), id_field
+        prefix = bytes(message[:look_end])
+        look = prefix[id_end:]
+        rest, cut = cut_sequence(look)
+        template = self._build(_parsed(prefix[:id_end] + rest))
+        fits = head + _LONGEST_ID + len(look) <= _LEAD and template.contents is None
+        if fits:
+            self._remember(prefix[:head], rest, template)
+        if cut:
+            template = template.of_sequence(_sequence(cut))
+            if fits:
+                self._remember_sequence(self._heads[prefix[:head]], look, template)
+        return template, raw, prefix[head:id_end]
+
+    def _of_sequence(self, looks: _Looks, look: bytes) -> RequestTemplate:
+        """The template of a look that is known but for its sequence. Raises LookupError."""
+        rest, cut = cut_sequence(look)
+        if not cut:
+            raise KeyError(look)
+        template = looks.templates[rest].of_sequence(_sequence(cut))
+        self._remember_sequence(looks, look, template)
+        return template
+
+    def _build(self, parsed: pb.ModelInferRequest) -> RequestTemplate:
+        served = self._catalog.resolve(parsed.model_name, parsed.model_version)
+        return build_template(infer_message(parsed), served.view, ReplyEncoder, self._memory)
 
     def _remember(self, head: bytes, look: bytes, template: RequestTemplate) -> None:
         if self._looks >= _LOOKS:
@@ -141,10 +155,34 @@ class InferService(Intake[InferCall]):
         if template.plain:  # without an id, all that comes before the only tensor's bytes is always the same
             self._openings[head + look + varint(RAW_TAG) + varint(template.total)] = template
 
+    def _remember_sequence(self, looks: _Looks, look: bytes, template: RequestTemplate) -> None:
+        """Keeps the look of a request of one sequence, which costs little to make: it pushes out no others."""
+        if len(self._sequence_looks) >= _SEQUENCE_LOOKS:
+            for templates, known in self._sequence_looks:
+                templates.pop(known, None)
+            self._sequence_looks.clear()
+        looks.templates[look] = template
+        self._sequence_looks.append((looks.templates, look))
+
     def _forget(self) -> None:
         self._heads.clear()
         self._openings.clear()
+        self._sequence_looks.clear()
         self._looks = 0
+
+
+def _parsed(message: bytes) -> pb.ModelInferRequest:
+    try:
+        return pb.ModelInferRequest.FromString(message)
+    except DecodeError:
+        raise InvalidRequest("the request is not a valid inference.ModelInferRequest message") from None
+
+
+def _sequence(cut: bytes) -> SequenceFlags:
+    """What the parameters that `cut_sequence` has cut out say. Raises InvalidRequest."""
+    sequence = read_sequence(parameters_of(_parsed(cut).parameters))
+    assert sequence is not None
+    return sequence
 
 
 def _end_of_look(lead: Buffer, at: int) -> int:

@@ -47,13 +47,14 @@ def infer_message(request: pb.ModelInferRequest) -> InferMessage:
         model_name=request.model_name,
         model_version=request.model_version,
         id=request.id,
-        parameters=_parameters(request.parameters),
+        parameters=parameters_of(request.parameters),
         inputs=tuple(_input(tensor, request.model_name) for tensor in request.inputs),
         outputs=tuple(_output(tensor, request.model_name) for tensor in request.outputs),
     )
 
 
-def _parameters(parameters: Mapping[str, pb.InferParameter]) -> dict[str, ParameterValue]:
+def parameters_of(parameters: Mapping[str, pb.InferParameter]) -> dict[str, ParameterValue]:
+    """By name; a parameter without a value is empty text."""
     return {key: _parameter(value) for key, value in parameters.items()}
 
 
@@ -67,7 +68,7 @@ def _input(tensor: pb.ModelInferRequest.InferInputTensor, model: str) -> InputTe
     what = f"input '{tensor.name}' for model '{model}'"
     if len(tensor.shape) > MAX_DIMS:
         raise InvalidRequest(f"{what} has {len(tensor.shape)} dimensions, expected at most {MAX_DIMS}")
-    region = region_of(_parameters(tensor.parameters), what) if tensor.parameters else None
+    region = region_of(parameters_of(tensor.parameters), what) if tensor.parameters else None
     contents = _contents(tensor, model) if tensor.HasField("contents") else None
     if region is not None and contents:
         raise InvalidRequest(f"{what} has contents and a shared memory region, expected one of them")
@@ -78,7 +79,7 @@ def _output(tensor: pb.ModelInferRequest.InferRequestedOutputTensor, model: str)
     if not tensor.parameters:
         return RequestedOutput(tensor.name)
     what = f"output '{tensor.name}' of model '{model}'"
-    parameters = _parameters(tensor.parameters)
+    parameters = parameters_of(tensor.parameters)
     return RequestedOutput(tensor.name, classes_of(parameters, what), region_of(parameters, what))
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from headrace.rpc import model_config_pb2 as mc
+from headrace.transport.sequence_batching import data_type, sequence_batching
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from google.protobuf.descriptor import FieldDescriptor
 
+    from headrace.engine.sequence_plan import SequencePlan
     from headrace.messages import Signature, TensorSpec
     from headrace.repository.model_config import LevelConfig, ModelConfig, QueueConfig, TensorConfig, WarmupData
 
@@ -46,6 +48,11 @@ class Configured(Protocol):
     @property
     def stated(self) -> mc.ModelConfig | None:
         """What its config.pbtxt says, if there is one."""
+        ...
+
+    @property
+    def plan(self) -> SequencePlan | None:
+        """How the tensors of a stateful model are filled; None for others."""
         ...
 
 
@@ -85,6 +92,8 @@ def _complete(config: mc.ModelConfig) -> None:
 def _from_settings(served: Configured) -> mc.ModelConfig:
     signature, config = served.signature, served.config
     ensemble = bool(config.ensemble.steps)
+    sequence = None if served.plan is None else sequence_batching(config, served.plan)
+    dynamic = signature.max_batch > 1 and not ensemble and sequence is None
     return mc.ModelConfig(
         name=served.name,
         platform=served.platform,
@@ -98,7 +107,8 @@ def _from_settings(served: Configured) -> mc.ModelConfig:
         else [mc.ModelInstanceGroup(name=served.name, kind=mc.ModelInstanceGroup.KIND_CPU, count=config.instances)],
         default_model_filename=config.backend_options.get("file", MODEL_FILENAMES.get(served.platform, "")),
         optimization=_optimization(config),
-        dynamic_batching=_dynamic_batching(config) if signature.max_batch > 1 and not ensemble else None,
+        dynamic_batching=_dynamic_batching(config) if dynamic else None,
+        sequence_batching=sequence,
         ensemble_scheduling=_ensemble_scheduling(config) if ensemble else None,
         model_warmup=(_warmup(data) for data in config.warmup_data),
         response_cache=mc.ModelResponseCache(enable=True) if config.response_cache else None,
@@ -110,7 +120,7 @@ def _input(spec: TensorSpec, config: ModelConfig) -> mc.ModelInput:
     layout = "FORMAT_NONE" if said is None or said.format is None else f"FORMAT_{said.format}"
     return mc.ModelInput(
         name=spec.name,
-        data_type=_data_type(spec.datatype),
+        data_type=data_type(spec.datatype),
         dims=spec.shape,
         format=layout,
         reshape=_reshape(said),
@@ -121,7 +131,7 @@ def _output(spec: TensorSpec, config: ModelConfig) -> mc.ModelOutput:
     said = config.outputs.get(spec.name)
     return mc.ModelOutput(
         name=spec.name,
-        data_type=_data_type(spec.datatype),
+        data_type=data_type(spec.datatype),
         dims=spec.shape,
         label_filename="" if said is None else said.labels,
         reshape=_reshape(said),
@@ -144,10 +154,6 @@ def _ensemble_scheduling(config: ModelConfig) -> mc.ModelEnsembling:
             for step in config.ensemble.steps
         )
     )
-
-
-def _data_type(datatype: str) -> str:
-    return "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"
 
 
 def _version_policy(config: ModelConfig) -> mc.ModelVersionPolicy:
@@ -211,7 +217,7 @@ def _warmup(data: WarmupData) -> mc.ModelWarmup:
     for name, given in data.inputs.items():
         target = made.inputs[name]
         if given.datatype:
-            target.MergeFrom(mc.ModelWarmup.Input(data_type=_data_type(given.datatype)))
+            target.MergeFrom(mc.ModelWarmup.Input(data_type=data_type(given.datatype)))
         target.dims.extend(given.dims or ())
         if given.file:
             target.input_data_file = given.file
