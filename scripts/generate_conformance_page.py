@@ -31,6 +31,23 @@ TITLES = {
     "http2/test_attacks.py": ("HTTP/2, memory and patience", "Bombs, slow peers, windows that stay shut."),
     "grpc/test_requests.py": ("gRPC, requests", "Heads, deadlines, compression and framing, on raw sockets."),
     "grpc/test_interop.py": ("gRPC, interoperability", "gRPC's own cases, with grpcio's client, on both transports."),
+    "contract/test_errors.py": (
+        "Open Inference Protocol, errors",
+        "Code, HTTP status and text of each, by transport. Not there, and so without rows: models with a decoupled "
+        "transaction policy, restricted APIs, a runtime that reports itself unhealthy, and replies above 2 GiB.",
+    ),
+    "contract/test_rpcs.py": (
+        "Open Inference Protocol, RPCs and routes",
+        "Each answers with its fields. Of CUDA shared memory only what clients ask as a precaution is there.",
+    ),
+    "contract/test_parameters.py": (
+        "Open Inference Protocol, parameters and tensors",
+        "Taken, refused, and what they do; with the binary extension of HTTP.",
+    ),
+    "contract/test_rules.py": (
+        "Open Inference Protocol, what clients rely on",
+        "What Triton's and KServe's clients would break on if it were otherwise.",
+    ),
 }
 """Title and text of each file; a file that is not here goes by its name."""
 

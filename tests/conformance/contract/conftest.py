@@ -18,6 +18,7 @@ def write_models(root):
     write(root, "half", identity("FP16", "N", 4))
     write(root, "brain", identity("BF16", "N", 4))
     write(root, "pair", pair())
+    write(root, "free", scale(3, "N", "D"))
     write(root, "whole", scale(2, "N", 4), "max_batch = 8\nsplit_oversize = false")
     write(root, "versions", scale(1, "N", 1), 'versions = "all"')
     write(root, "versions", scale(2, "N", 1), version=2)

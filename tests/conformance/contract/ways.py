@@ -31,12 +31,12 @@ class Grpc:
 
     def __init__(self, server):
         self.server = server
-        self._channel = grpc.insecure_channel(server.address, [("grpc.max_receive_message_length", -1)])
-        connect(self._channel)
-        self.stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self.channel = grpc.insecure_channel(server.address, [("grpc.max_receive_message_length", -1)])
+        connect(self.channel)
+        self.stub = service_pb2_grpc.GRPCInferenceServiceStub(self.channel)
 
     def close(self):
-        self._channel.close()
+        self.channel.close()
 
     def call(self, rpc, message, timeout=SECONDS):
         """The answer to an RPC."""
