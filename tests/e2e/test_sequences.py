@@ -10,7 +10,8 @@ import tritonclient.grpc as triton
 import tritonclient.grpc.aio as aio
 from e2e.calls import SECONDS, failure, floats, request, statistics, tensor
 from e2e.conftest import shared
-from e2e.sequence_models import write_sequences
+from e2e.onnx_models import write
+from e2e.sequence_models import accumulate, write_sequences
 from e2e.server_process import Server, eventually
 from e2e.test_load_generators import MISSING, PERF_ANALYZER, run_perf_analyzer
 from grpc import StatusCode
@@ -316,3 +317,28 @@ def test_perf_analyzer(server, stub, way):
     after = statistics(stub, "sum").inference_stats
     assert after.success.count - before.success.count >= 200
     assert after.fail.count == before.fail.count
+
+
+PBTXT = """
+backend: "onnxruntime"
+max_batch_size: 8
+input [ { name: "x" data_type: TYPE_FP32 dims: [ 1 ] } ]
+output [ { name: "total" data_type: TYPE_FP32 dims: [ 1 ] } ]
+sequence_batching {
+  max_sequence_idle_microseconds: 60000000
+  oldest { max_candidate_sequences: 4 }
+  state [ { input_name: "before" output_name: "after" data_type: TYPE_FP32 dims: [ 1 ]
+            initial_state { name: "zero" data_type: TYPE_FP32 dims: [ 1 ] zero_data: true } } ]
+}
+"""
+
+
+def test_a_stateful_model_of_a_triton_repository(serve, tmp_path):
+    write(tmp_path, "sum", accumulate("N", 1))
+    (tmp_path / "sum" / "config.pbtxt").write_text(PBTXT)
+    server = serve(tmp_path)
+    with triton.InferenceServerClient(server.address) as client:
+        assert sums(client, "sum", 5, [1, 2, 3]) == [1, 3, 6]
+        config = client.get_model_config("sum", client_timeout=SECONDS).config
+        assert [tensor.name for tensor in config.input] == ["x"]
+        assert config.sequence_batching.oldest.max_candidate_sequences == 4

@@ -54,7 +54,7 @@ def test_what_is_set_is_named_by_its_path():
     message.input.add(is_shape_tensor=True)
     message.instance_group.add(name="g", gpus=[0])
     message.optimization.cuda.graphs = True
-    message.sequence_batching.SetInParent()
+    message.sequence_batching.iterative_sequence = True
     found = dict(not_taken(message))
     assert {path: type(decision) for path, decision in found.items()} == {
         "metric_tags": Ignored,
@@ -63,7 +63,7 @@ def test_what_is_set_is_named_by_its_path():
         "input[1].is_shape_tensor": Refused,
         "instance_group[g].gpus": Ignored,
         "optimization.cuda": Ignored,
-        "sequence_batching": Refused,
+        "sequence_batching.iterative_sequence": Refused,
     }
     assert found["optimization.cuda"] == decision_of(mc.ModelOptimizationPolicy.DESCRIPTOR.fields_by_name["cuda"])
 

@@ -3,6 +3,7 @@ from google.protobuf import text_format
 
 from headrace.errors import ConfigError
 from headrace.repository.model_config import ModelConfig
+from headrace.repository.sequence_config import SequenceState
 from headrace.repository.triton.translate import translate
 from headrace.rpc import model_config_pb2 as mc
 
@@ -98,7 +99,7 @@ def test_a_backend_of_ones_own_gets_the_parameters():
 @pytest.mark.parametrize(
     ("text", "field"),
     [
-        ("sequence_batching { }", "sequence_batching"),
+        ("sequence_batching { iterative_sequence: true }", "sequence_batching.iterative_sequence"),
         ("model_transaction_policy { decoupled: true }", "model_transaction_policy.decoupled"),
         ('model_repository_agents { agents { name: "checksum" } }', "model_repository_agents"),
         ("batch_input { kind: BATCH_ELEMENT_COUNT }", "batch_input"),
@@ -113,8 +114,10 @@ def test_what_is_refused_by_name(text, field):
 
 
 def test_all_problems_are_told_at_once():
-    assert [line.partition(":")[0] for line in problems("max_batch_size: -1 sequence_batching { }", name="other")] == [
-        "sequence_batching",
+    assert [
+        line.partition(":")[0] for line in problems("max_batch_size: -1 instance_group { passive: true }", name="other")
+    ] == [
+        "instance_group[0].passive",
         "max_batch = -1",
     ]
 
@@ -462,3 +465,64 @@ def test_bad_warm_up_requests():
 
 def test_the_least_is_nothing():
     assert translated("", tensors="").config == ModelConfig(unit_dims=True)
+
+
+# --- sequences --------------------------------------------------------------------------------------------------------
+
+CONTROLS = """
+    control_input [
+        { name: "START" control { kind: CONTROL_SEQUENCE_START fp32_false_true: [ 0, 1 ] } },
+        { name: "END" control { kind: CONTROL_SEQUENCE_END int32_false_true: [ 5, 6 ] } },
+        { name: "READY" control { kind: CONTROL_SEQUENCE_READY bool_false_true: [ false, true ] } },
+        { name: "ID" control { kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_UINT64 } } ]
+"""
+
+
+def test_sequences():
+    found = translated(
+        "max_batch_size: 4 sequence_batching { max_sequence_idle_microseconds: 5000000 oldest { "
+        "max_candidate_sequences: 9 preferred_batch_size: [ 4, 2 ] max_queue_delay_microseconds: 70 "
+        "preserve_ordering: true } state { input_name: 's' output_name: 't' data_type: TYPE_FP32 dims: [ 2 ] "
+        "initial_state { data_type: TYPE_FP32 dims: [ 2 ] data_file: 'begin' name: 'i' } }" + CONTROLS + "}"
+    )
+    sequence = found.config.sequence
+    assert (sequence.strategy, sequence.idle_timeout_ms, sequence.max_candidate_sequences) == ("oldest", 5000.0, 9)
+    assert sequence.state == (SequenceState(input="s", output="t", initial="initial_state/begin", initial_dims=(2,)),)
+    controls = sequence.controls
+    assert (controls.start.input, controls.start.false_true) == ("START", (0.0, 1.0))
+    assert (controls.end.false_true, controls.ready.false_true) == ((5, 6), (False, True))
+    assert controls.corrid.input == "ID"
+    batching = found.config.batching
+    assert (batching.policy, batching.delay_us, batching.preferred_sizes) == ("delay", 70, (2, 4))
+    assert [line.partition(":")[0] for line in found.warnings] == [
+        "sequence_batching.control_input[ID].control[0].data_type",
+        "sequence_batching.oldest.preserve_ordering",
+        "sequence_batching.state[0].data_type",
+        "sequence_batching.state[0].dims",
+        "sequence_batching.state[0].initial_state[i].data_type",
+    ]
+
+
+def test_sequences_with_nothing_said():
+    config = translated("max_batch_size: 4 sequence_batching { }").config
+    assert (config.sequence.strategy, config.sequence.idle_timeout_ms, config.batching.policy) == (
+        "direct",
+        1000.0,
+        "slot",
+    )
+    assert translated("max_batch_size: 4 sequence_batching { oldest { } }").config.sequence.max_candidate_sequences == 4
+
+
+@pytest.mark.parametrize(
+    ("control", "text"),
+    [
+        ("kind: CONTROL_SEQUENCE_START", "must specify one of its pairs"),
+        ("kind: CONTROL_SEQUENCE_START int32_false_true: 1", "takes one pair of values"),
+        ("int32_false_true: [ 0, 1 ] fp32_false_true: [ 0, 1 ]", "takes one pair of values"),
+        ("kind: CONTROL_SEQUENCE_CORRID int32_false_true: [ 0, 1 ]", "corrid takes none"),
+    ],
+)
+def test_bad_controls(control, text):
+    problem = problems("sequence_batching { control_input { name: 'c' control { " + control + " } } }")[0]
+    assert problem.startswith("sequence_batching.control_input[c]: ")
+    assert text in problem

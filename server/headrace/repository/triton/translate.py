@@ -11,6 +11,7 @@ from headrace.repository.model_config import ModelConfig
 from headrace.repository.triton.backend import read_backend
 from headrace.repository.triton.fields import Refused, not_taken
 from headrace.repository.triton.notes import Notes
+from headrace.repository.triton.sequences import read_sequences
 from headrace.rpc import model_config_pb2 as mc
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def translate(message: mc.ModelConfig, name: str, origin: str, files: Collection
     values |= read_backend(message, files, notes)
     values |= _tensors(message, notes)
     values |= _scheduling(message, notes)
+    values |= read_sequences(message, notes)
     if message.HasField("ensemble_scheduling"):
         _make_ensemble(message, values, notes)
     warmup = [sample for entry in message.model_warmup for sample in _warmup(entry, notes)]
