@@ -54,13 +54,13 @@ class World:
     """A model with buckets behind a scheduler, on a loop that is stepped by hand."""
 
     def __init__(
-        self, signature=SEQUENCE, compute=sequence, config=CONFIG, *, latency_ns=MS, inline=False, directory=None
+        self, signature=SEQUENCE, compute=sequence, config=CONFIG, *, latency_ns=MS, inline_below_ns=0, directory=None
     ):
         self.loop = VirtualTimeLoop()
         self.model = FakeModel(signature, compute, latency_ns=latency_ns, spend=self.loop.clock.advance)
         self.errors = []
         self.loop.set_exception_handler(lambda _, context: self.errors.append(context))
-        self.config, self.inline = config, inline
+        self.config, self.inline_below_ns = config, inline_below_ns
         self.loop.run_until_complete(self._start(directory))
 
     async def _start(self, directory):
@@ -69,8 +69,7 @@ class World:
         self.scheduler, self.observer = self.server.serve(
             self.model,
             config=self.config,
-            inline_below_ns=10**12 if self.inline else 0,
-            learn=[(1, 1)] if self.inline else (),
+            inline_below_ns=self.inline_below_ns,
         )
 
     def send(self, ids, *, timeout_ns=0, more=None, **options):
@@ -87,6 +86,12 @@ class World:
         return [run.inputs[0].shape for run in self.model.runs]
 
 
+def learned(here, costs):
+    """Teaches what one row of each bucket costs, ns."""
+    for fit, _ in here.scheduler.view.buckets.all():
+        here.scheduler.cost.observe(1, costs[fit.sizes[0]], fit)
+
+
 @pytest.fixture
 def world(tmp_path):
     made = []
@@ -99,7 +104,9 @@ def world(tmp_path):
 @given(st.lists(st.tuples(requests, st.booleans()), min_size=1, max_size=8), st.booleans())
 def test_each_caller_gets_what_belongs_to_its_rows_and_its_length(sent, inline):
     """Whatever shares a batch, is split or runs alone; with a mask of the client's own, or without."""
-    here = World(inline=inline)
+    here = World(inline_below_ns=10**12 if inline else 0)
+    learned(here, dict.fromkeys((2, 4, 8), 1))  # without that, nothing runs inline
+    learned(here, dict.fromkeys((2, 4, 8), 1))
     calls = []
     for ids, own_mask in sent:
         more = {"scale": np.full((len(ids), 1), len(calls) + 1, np.float32)}
@@ -199,12 +206,6 @@ def test_an_output_of_another_size_than_the_rules_say_fails_the_request_alone(wo
 # --- costs and deadlines ----------------------------------------------------------------------------------------------
 
 
-def learned(here, costs):
-    """Teaches what one row of each bucket costs, ns."""
-    for fit, _ in here.scheduler.view.buckets.all():
-        here.scheduler.cost.observe(1, costs[fit.sizes[0]], fit)
-
-
 def test_a_deadline_is_held_against_the_cost_of_the_requests_own_bucket(world):
     here = world()
     learned(here, {2: MS, 4: 2 * MS, 8: 40 * MS})
@@ -235,6 +236,32 @@ def test_costs_are_learned_by_bucket(world):
     fits = {fit.sizes: fit for fit, _ in here.scheduler.view.buckets.all()}
     assert here.scheduler.cost.of(fits[2,]).mean(2) == 2 * MS
     assert here.scheduler.cost.of(fits[8,]).mean(2) == 8 * MS  # has not run: in proportion
+
+
+def test_what_runs_on_the_loop_is_a_matter_of_the_bucket(world):
+    here = world(inline_below_ns=5 * MS)
+    learned(here, {2: MS, 4: 2 * MS, 8: 50 * MS})
+    short, long = here.send([1]), here.send([1] * 8)
+    assert not short.ended
+    here.run()
+    assert short.ended
+    assert not long.ended
+    here.run(10)
+    assert long.ended
+
+
+def test_a_bucket_that_seems_too_slow_runs_at_last(world):
+    """Its prediction is doubted with each request that it refuses while nothing runs; that of others is not."""
+    here = world()
+    learned(here, {2: 40 * MS, 4: 40 * MS, 8: 40 * MS})
+    tried = 0
+    while isinstance(here.send([1] * 8, timeout_ns=45 * MS).error, DeadlineUnreachable):
+        tried += 1
+        assert tried < 100
+    assert tried > 1
+    here.run(10)
+    assert here.shapes() == [(1, 8)]
+    assert isinstance(here.send([1], timeout_ns=45 * MS).error, DeadlineUnreachable)
 
 
 # --- other models -----------------------------------------------------------------------------------------------------

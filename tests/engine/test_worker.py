@@ -100,6 +100,29 @@ def test_running_here_and_now():
     assert repr(worker) == "<Worker 3>"
 
 
+def test_what_is_packed_first_is_not_execution():
+    clock = FakeClock(100)
+    model = FakeModel(latency_ns=7, spend=clock.advance)
+    work = job(2)
+
+    def pack(inputs, shapes):
+        assert (inputs, shapes) == ([[bytes(16)]], [(2, 2)])
+        clock.advance(30)
+        return [[np.full((2, 2), 5, np.float32).tobytes()]]
+
+    work.pack = pack
+    worker_of(model, clock=clock).run(work)
+    assert work.outputs[0].cut(0, 1) == np.array([5, 5], np.float32).tobytes()
+    assert (work.batch.started, work.batch.finished) == (130, 137)
+
+
+def test_what_cannot_be_packed_fails():
+    work = job()
+    work.pack = lambda inputs, shapes: 1 / 0
+    worker_of(FakeModel()).run(work)
+    assert isinstance(work.error, ZeroDivisionError)
+
+
 @pytest.mark.parametrize(
     "compute",
     [

@@ -1,8 +1,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.messages import CLOSE_REASONS
+from headrace.messages import CLOSE_REASONS, Fit
 from headrace.pipeline.batching import BatchLimits, decide
+from headrace.pipeline.bucket_cost import BucketCosts
 from headrace.pipeline.cost import CostModel
 from headrace.pipeline.queue import RequestQueue
 from headrace.testing.requests import make_request
@@ -147,6 +148,23 @@ def test_a_larger_batch_that_makes_no_row_cheaper_is_not_waited_for():
     decision, _ = run(*requests, slots=2, cost=cost)
     # of four that wait, four is what pays: nothing is held back
     assert taken(decision) == [(requests[:4], 4, "cost"), (requests[4:], 4, "idle")]
+
+
+def test_what_pays_and_what_is_late_is_a_matter_of_the_bucket():
+    cost = BucketCosts(8)
+    quick, slow = ({"key": size, "fit": Fit((size,), (size,), ((size,),), 1, 0)} for size in (2, 64))
+    for rows, elapsed in ((1, 2 * MS), (2, 2 * MS), (4, 2 * MS), (8, 2 * MS)):
+        cost.observe(rows, elapsed, quick["fit"])
+    for rows, elapsed in ((1, 9 * MS), (2, 18 * MS), (4, 36 * MS), (8, 160 * MS)):
+        cost.observe(rows, elapsed, slow["fit"])
+    requests = [request(**quick) for _ in range(8)]
+    assert taken(run(*requests, cost=cost)[0]) == [(requests, 8, "full")]
+    requests = [request(**slow) for _ in range(8)]
+    ((members, rows, reason),) = taken(run(*requests, cost=cost)[0])
+    assert (len(members), rows, reason) == (4, 4, "cost")
+    for bucket, members in ((quick, 8), (slow, 1)):
+        requests = [request(**bucket, expires=NOW + 15 * MS) for _ in range(8)]
+        assert len(taken(run(*requests, cost=cost)[0])[0][0]) == members
 
 
 class TestDeadlinePolicy:
