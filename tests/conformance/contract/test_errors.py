@@ -414,22 +414,33 @@ def test_leaving(tmp_path, way):
     transport = "native" if way == "rest" else way
     late = request("held", x=floats(1))
     with Server(tmp_path, "--transport", transport, "--inline-below-us", 0) as server, ExitStack() as stack:
-        by_hand = None if way == "rest" else stack.enter_context(H2Client(server.port))
+        by_hand = [stack.enter_context(H2Client(server.port)) for _ in range(0 if way == "rest" else 2)]
         client = stack.enter_context(closing(Grpc(server)))
         held = occupy(server, client.stub, "held")
+        waiting = [one.call(late.SerializeToString()) for one in by_hand]  # they keep their connections
+        eventually(lambda: server.waiting("held") == len(waiting))
         server.signal()
         server.await_log(lambda line: "draining for at most" in line)
-        if by_hand is None:
-            refused = Rest(server).infer(late)
-            assert (refused.status, refused.reason) == (503, "shutting_down")
+        # what comes in the moment before the models take no more is accepted, and waits: hence the deadlines
+        if not by_hand:
+            refused = eventually(lambda: _leaving(Rest(server).infer(late, timeout=0.3)))
+            assert refused.status == 503
             assert [Rest(server).ask(f"/v2/health/{which}").status for which in ("ready", "live")] == [503, 200]
         else:
-            reply = by_hand.reply(by_hand.call(late.SerializeToString()))
-            assert (reply.status, reply.fields["headrace-reason"]) == (14, "shutting_down")
-            assert "shutting down and has stopped accepting new requests" in unquote(reply.fields["grpc-message"])
+            call = late.SerializeToString()
+            replies = (one.reply(one.call(call, grpc_timeout="300m")) for one in by_hand)
+            refused = next(filter(_leaving, replies))
+            assert refused.status == 14
+            assert "shutting down and has stopped accepting new requests" in unquote(refused.fields["grpc-message"])
         assert held.result().raw_output_contents[0] == np.float32(HELD).tobytes()
+        assert [one.reply(stream).status for one, stream in zip(by_hand, waiting, strict=True)] == [0] * len(by_hand)
         stack.close()  # grpcio waits for 20 s for connections that say nothing
         assert server.wait() == 0
+
+
+def _leaving(answer):
+    """The answer, if it is that of a server that leaves."""
+    return answer if answer.fields.get("headrace-reason") == "shutting_down" else None
 
 
 # --- streams ----------------------------------------------------------------------------------------------------------
