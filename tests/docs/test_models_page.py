@@ -55,7 +55,8 @@ def test_fields_of_config_pbtxt():
     names = {name.rpartition(".")[2] for name, decision in DECISIONS.items()}
     inside = {"data_type", "shape", "latest", "all", "specific", "num_versions", "versions", "kind", "count", "inputs",
               "string_value", "enable", "zero_data", "random_data", "input_data_file", "op_library_filename",
-              "gpu_execution_accelerator", "cpu_execution_accelerator", "batch_size", "dims"}  # fmt: skip
+              "gpu_execution_accelerator", "cpu_execution_accelerator", "batch_size", "dims", "int32_false_true",
+              "fp32_false_true"}  # fmt: skip
     assert names - inside <= known
     assert not [name for name in inside if any(
         key.rpartition(".")[2] == name and not isinstance(decision, Taken)
