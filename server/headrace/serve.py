@@ -215,7 +215,8 @@ async def _drain(grpc: GrpcTransport, engine: Engine, seconds: float, stop: asyn
     leaving = asyncio.create_task(grpc.drain(seconds + _LAST_WORDS_SECONDS))
     answering = asyncio.create_task(engine.drain(seconds))
     stopped = asyncio.create_task(stop.wait())
-    await asyncio.sleep(0)  # all have begun: what comes from here on is refused
+    for _ in range(2):  # the engine's drain has begun, then those of its models, which take no more from here on
+        await asyncio.sleep(0)
     logger.info("draining for at most %g s; a second signal stops at once", seconds)
     await asyncio.wait((answering, stopped), return_when=asyncio.FIRST_COMPLETED)
     drained = answering.done() and answering.result()
