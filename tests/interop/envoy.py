@@ -76,7 +76,7 @@ static_resources:
 """
 RETRY = """
                   retry_policy:
-                    retry_on: "connect-failure,refused-stream,unavailable"
+                    retry_on: "connect-failure,refused-stream,unavailable,cancelled"
                     num_retries: 2
                     host_selection_retry_max_attempts: 5
                     retry_host_predicate:

@@ -205,7 +205,7 @@ def test_a_server_that_leaves_loses_no_call(two):
                     assert got == 2 * number
                     answered.append(number)
                 except (grpc.RpcError, AssertionError) as error:
-                    failures.append(error)
+                    failures.append(str(error))
                 number += 4
 
     workers = [threading.Thread(target=call, args=(worker,), daemon=True) for worker in range(4)]
