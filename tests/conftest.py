@@ -1,6 +1,26 @@
-"""For all tests: an example may take as long as it takes, for the machine may be busy with something else."""
+"""For all tests."""
 
+import gc
+from types import ModuleType
+
+import pytest
 from hypothesis import settings
 
+# an example may take as long as it takes, for the machine may be busy with something else
 settings.register_profile("headrace", deadline=None)
 settings.load_profile("headrace")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Buries tritonclient's HTTP clients where they lived: in a thread of a later test they could not be closed."""
+    result = yield
+    if any(_origin(value).startswith("tritonclient.http") for value in vars(item.module).values()):
+        gc.collect()
+    return result
+
+
+def _origin(value):
+    """The name of a module, or of that which anything else is from."""
+    name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+    return name if isinstance(name, str) else ""

@@ -37,13 +37,18 @@ def test_one_model_on_the_terminal(repository, capsys):
 
 
 def test_all_models_of_a_repository_are_written(repository, capsys):
-    root = repository(a="max_batch_size: 8", b="max_batch_size: 3", broken="sequence_batching { }", c="nonsense")
+    root = repository(
+        a="max_batch_size: 8",
+        b="max_batch_size: 3",
+        broken="batch_input { }",
+        c="nonsense",
+    )
     (root / "without").mkdir()
     assert convert(root, "--write") == 1
     said = capsys.readouterr()
     assert said.out.splitlines() == [f"{root / name / 'model.toml'}: written" for name in "ab"]
     first, second = said.err.splitlines()
-    assert first.startswith(f"headrace: {root / 'broken' / 'config.pbtxt'}: sequence_batching: not supported")
+    assert first.startswith(f"headrace: {root / 'broken' / 'config.pbtxt'}: batch_input: not supported")
     assert second.startswith(f"headrace: {root / 'c' / 'config.pbtxt'}:1:1: ")
     assert load_model_config(root / "b" / "model.toml").max_batch == 3
     assert not (root / "broken" / "model.toml").exists()

@@ -153,7 +153,7 @@ def test_what_cannot_be_served_says_why_in_the_index(client, server):
     assert "backend: 'tensorrt' is not supported: there is no GPU backend yet" in reasons["for_gpus"]
     assert 'config.pbtxt:2:1: Message type "inference.ModelConfig" has no field' in reasons["mistyped"]
     assert "says [-1, 5] of input 'x' (the first is the batch's), the model has [-1, 4]" in reasons["contradicting"]
-    assert "sequence_batching: not supported" in reasons["sequences"]
+    assert "sequence_batching.iterative_sequence: not supported" in reasons["sequences"]
 
 
 def test_what_has_no_effect_is_in_the_log(server):

@@ -74,7 +74,7 @@ CONFIGS = {
         input { name: "x" data_type: TYPE_FP32 dims: [ 5 ] }
         output { name: "y" data_type: TYPE_FP32 dims: [ 4 ] }
     """,
-    "sequences": 'backend: "onnxruntime" sequence_batching { }',
+    "sequences": 'backend: "onnxruntime" sequence_batching { iterative_sequence: true }',
 }
 
 

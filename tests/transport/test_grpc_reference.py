@@ -37,7 +37,7 @@ class FakeServed:
     platform = "onnxruntime_onnx"
     signature = Signature((TensorSpec("x", "FP32", (4,)),), (TensorSpec("y", "FP32", (2,)),), 8)
     config = ModelConfig()
-    stated = None
+    stated = plan = None
 
     def statistics(self):
         return Statistics()

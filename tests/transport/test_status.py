@@ -23,6 +23,7 @@ EXPECTED = {
     "MessageTooLarge": (8, 413),
     "Overloaded": (14, 503),
     "QueueFull": (14, 503),
+    "StateFull": (14, 503),
     "DeadlineUnreachable": (14, 503),
     "ShuttingDown": (14, 503),
     "QueueTimeout": (14, 503),
