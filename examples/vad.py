@@ -121,15 +121,15 @@ def main() -> None:
     parser.add_argument("--url", default="127.0.0.1:8001", help="gRPC address (default: %(default)s)")
     args = parser.parse_args()
 
-    recordings = {}
+    recordings = []
     for path in args.files:
         try:
-            recordings[path] = read(path)
+            recordings.append((path, read(path)))
         except (OSError, ValueError) as error:
             print(f"{path}: {error}", file=sys.stderr)
     client = grpcclient.InferenceServerClient(args.url)
-    found = probabilities(client, list(recordings.values()))
-    for (path, samples), of_speech in zip(recordings.items(), found, strict=True):
+    found = probabilities(client, [samples for _, samples in recordings])
+    for (path, samples), of_speech in zip(recordings, found, strict=True):
         spoken = segments(of_speech, len(samples))
         print(f"{path}: {len(samples) / RATE:.2f} s, {sum(end - start for start, end in spoken):.2f} s of speech")
         for start, end in spoken:

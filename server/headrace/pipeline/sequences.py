@@ -392,6 +392,8 @@ class Sequences:
     def _uncount(self, requests: list[InferRequest]) -> None:
         self.requests -= len(requests)
         self.nbytes -= sum([request.nbytes for request in requests])
+        if not self.requests:
+            self._next_expiry = 0
 
 
 def _late(request: InferRequest, now: int, sequence: Sequence | None, step_ns: int) -> HeadraceError | None:
