@@ -8,6 +8,7 @@ from headrace.errors import (
     DeadlineExceeded,
     DeadlineUnreachable,
     InvalidRequest,
+    QueueFull,
     QueueTimeout,
     ShuttingDown,
 )
@@ -457,6 +458,16 @@ class TestSplitting:
         assert type(here.send(20).error) is InvalidRequest
         assert type(here.send(17, timeout_ns=29 * MS).error) is DeadlineUnreachable
         assert here.send(17, timeout_ns=30 * MS).error is None
+
+
+class TestLimits:
+    def test_what_an_idle_instance_can_take_does_not_fill_the_queue(self, world):
+        """Of three that arrive together the first runs, the second waits, and the third is too many."""
+        here = world(queue=QueueConfig(max_requests=1))
+        calls = [here.send(8) for _ in range(3)]
+        assert [type(call.error) for call in calls] == [type(None), type(None), QueueFull]
+        here.run(1000)
+        assert [call.response is not None for call in calls[:2]] == [True, True]
 
 
 class TestPolicies:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from headrace.engine.policies import batch_limits, make_buckets, model_view, queue_limits
 from headrace.engine.worker import Job, Worker
-from headrace.errors import BackendFailed, Cancelled, DeadlineUnreachable, ShuttingDown, reason_of
+from headrace.errors import BackendFailed, Cancelled, DeadlineUnreachable, QueueFull, ShuttingDown, reason_of
 from headrace.messages import Batch, State
 from headrace.pipeline.admission import admit, admit_all, expired
 from headrace.pipeline.batching import decide
@@ -177,17 +177,10 @@ class Scheduler:
     def _admit(self, request: InferRequest, now: int) -> None:
         """Has one request enter the queue, or answers it."""
         rows = request.template.rows
-        refusal = admit(
-            request,
-            now,
-            self.queue,
-            self._queue_limits,
-            self.cost,
-            max_rows=max(self._least_batch, min(rows, self._max_rows)),
-            instances=len(self._workers),
-            running=self._running.values(),
-            draining=self.draining,
-        )
+        refusal = self._refusal(request, now)
+        if isinstance(refusal, QueueFull) and self._idle:  # of what arrived with it, and need not wait
+            self._dispatch()
+            refusal = self._refusal(request, now)
         if refusal is not None:
             if not self._running and not self.queue.requests and isinstance(refusal, DeadlineUnreachable):
                 self.cost.of(request.template.fit).doubt(rows)
@@ -204,6 +197,20 @@ class Scheduler:
         else:
             request.sink.under_way = request
             self.queue.push(request)
+
+    def _refusal(self, request: InferRequest, now: int) -> HeadraceError | None:
+        """Why a request may not enter the queue; None if it may."""
+        return admit(
+            request,
+            now,
+            self.queue,
+            self._queue_limits,
+            self.cost,
+            max_rows=max(self._least_batch, min(request.template.rows, self._max_rows)),
+            instances=len(self._workers),
+            running=self._running.values(),
+            draining=self.draining,
+        )
 
     def cancel(self, request: InferRequest) -> None:
         """The request's caller has gone away: it will not run, or its result is dropped."""

@@ -331,7 +331,7 @@ def busy(ways, way, model, kind="plain"):
     """The way and the model's call that runs; it is occupied over gRPC, on the same server."""
     asked = ways(way, kind)
     stub = ways("native" if way == "rest" else way, kind).stub
-    return asked, occupy(asked.server, stub, model)
+    return asked, occupy(asked.server, stub, model, 3 * SECONDS)
 
 
 @pytest.mark.parametrize("way", [pytest.param(way, id=f"error queue full, {way}") for way in WAYS])
