@@ -31,6 +31,9 @@ class Broken:
     def wasted(self, rows, execute_ns):
         self._call("wasted", rows, execute_ns)
 
+    def sequences_expired(self, sequences):
+        self._call("sequences_expired", sequences)
+
 
 def drive(observer):
     guard = ObserverGuard(observer)
@@ -40,6 +43,7 @@ def drive(observer):
         model.refused("queue_full")
         model.refused("cancelled", 3)
         model.wasted(1, 2)
+        model.sequences_expired(4)
     guard.forget("m", "1")
     return guard
 
@@ -52,22 +56,24 @@ def test_everything_is_passed_on(caplog):
     observer = Broken()
     drive(observer)
     turn = [("batch", "record"), ("refused", "queue_full", 1), ("refused", "cancelled", 3), ("wasted", 1, 2)]
+    turn.append(("sequences_expired", 4))
     assert observer.calls == [("model", "m", "1"), *turn, *turn, ("forget", "m", "1")]
     assert caplog.records == []
 
 
 def test_each_kind_is_logged_once_and_nothing_is_raised(caplog):
     error = ValueError("x")
-    observer = Broken(batch=error, refused=error, wasted=KeyError("y"), forget=error)
+    observer = Broken(batch=error, refused=error, wasted=KeyError("y"), sequences_expired=error, forget=error)
     guard = drive(observer)
     assert kinds(caplog) == [
-        ("batch", "ValueError"), ("refused", "ValueError"), ("wasted", "KeyError"), ("forget", "ValueError")
+        ("batch", "ValueError"), ("refused", "ValueError"), ("wasted", "KeyError"), ("sequences_expired", "ValueError"),
+        ("forget", "ValueError"),
     ]  # fmt: skip
     assert all(record.levelno == logging.ERROR and record.exc_info[1] for record in caplog.records)
-    assert len(observer.calls) == 10  # it is called again after it has failed
+    assert len(observer.calls) == 12  # it is called again after it has failed
     observer.errors["forget"] = TypeError("z")
     guard.forget("m", "1")
-    assert kinds(caplog)[4:] == [("forget", "TypeError")]
+    assert kinds(caplog)[5:] == [("forget", "TypeError")]
 
 
 def test_a_model_without_observer_hears_nothing(caplog):

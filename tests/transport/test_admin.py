@@ -32,6 +32,7 @@ class FakeServed:
     platform: str = "onnxruntime_onnx"
     signature: Signature = SIGNATURE
     config: ModelConfig = field(default_factory=ModelConfig)
+    plan: None = None
     recorded: Statistics = field(default_factory=Statistics)
     stated: mc.ModelConfig | None = None
 
@@ -59,6 +60,7 @@ def test_server_metadata_advertises_only_what_there_is():
     assert (metadata.name, metadata.version) == ("headrace", headrace.__version__)
     expected = [
         "classification",
+        "sequence",
         "model_repository",
         "model_repository(unload_dependents)",
         "schedule_policy",

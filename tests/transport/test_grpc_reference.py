@@ -38,6 +38,7 @@ class FakeServed:
     signature = Signature((TensorSpec("x", "FP32", (4,)),), (TensorSpec("y", "FP32", (2,)),), 8)
     config = ModelConfig()
     stated = None
+    plan = None
 
     def statistics(self):
         return Statistics()

@@ -17,6 +17,7 @@ class Served:
     signature: Signature = SIGNATURE
     config: ModelConfig = field(default_factory=ModelConfig)
     stated: mc.ModelConfig | None = None
+    plan: None = None
 
 
 def stated(text, **more):
