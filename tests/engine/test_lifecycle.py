@@ -10,7 +10,7 @@ from headrace.engine import lifecycle
 from headrace.engine.lifecycle import Engine, open_model, warm_sizes
 from headrace.engine.shared_memory import NoSharedMemory
 from headrace.engine.turn import Turn
-from headrace.errors import ConfigError, ModelLoadError, ModelNotFound, ShuttingDown
+from headrace.errors import ConfigError, InvalidRequest, ModelLoadError, ModelNotFound, ShuttingDown
 from headrace.repository.catalog import Catalog
 from headrace.repository.discovery import Found
 from headrace.repository.model_config import ModelConfig
@@ -102,6 +102,7 @@ def test_a_broken_model_leaves_the_others_serving(repository, caplog):
             unreadable="max_bach = 3",
             checked="inputs.q.finite = true",
             unknown='backend_options = {}\ninstances = 2\n[batching]\npolicy = "whatever"',
+            forgetful='[[sequence.state]]\ninput = "x"\noutput = "q"',
         )
         await world.engine.load_all(root)
         states = world.states()
@@ -112,6 +113,7 @@ def test_a_broken_model_leaves_the_others_serving(repository, caplog):
         assert reasons["crashed/1"] == "loading failed unexpectedly; the server's log says more"
         assert reasons["failing/1"] == "a first run on zeros, batch size 1, failed: bad weights"
         assert reasons["checked/1"] == "the configuration speaks of input ['q'], but the inputs of the model are ['x']"
+        assert reasons["forgetful/1"] == "sequence speaks of output 'q', but the outputs of the model are ['y']"
         assert "max_bach" in reasons["unreadable/None"]
         assert "policy" in reasons["unknown/None"]
         assert (await world.client.infer("good", {"x": ROW}))["y"].tolist() == ROW.tolist()
@@ -182,6 +184,40 @@ def test_statistics_and_metrics_are_those_of_the_version(repository):
         world.engine.close()
 
     run_virtual(main())
+
+
+STATEFUL = """
+backend_options = {stateful = true}
+[[sequence.state]]
+input = "before"
+output = "after"
+"""
+
+
+def test_a_stateful_model(repository):
+    async def main():
+        world = World()
+        await world.engine.load_all(repository(sums=STATEFUL))
+
+        async def add(**flags):
+            outputs = await world.client.infer("sums", {"x": ROW}, parameters={"sequence_id": 5, **flags})
+            return outputs["y"].tolist()
+
+        assert await add(sequence_start=True) == [[1, 2]]
+        assert await add() == [[2, 4]]
+        sample = world.registry.get_sample_value
+        assert sample("headrace_sequences_active", {"model": "sums", "version": "1"}) == 1
+        assert sample("nv_inference_request_success", {"model": "sums", "version": "1"}) == 2
+        (found,) = world.engine.serving("sums").values()
+        assert await world.engine.load(found) == ""  # a new model, which knows of no sequence
+        with pytest.raises(InvalidRequest, match="must specify the START flag"):
+            await add()
+        assert await add(sequence_start=True) == [[1, 2]]
+        assert await world.engine.drain(1)
+        world.engine.close()
+
+    run_virtual(main())
+    assert all(instance.closed for model in FakeBackend.loaded for instance in model.instances)
 
 
 def test_draining_and_closing(repository):

@@ -15,6 +15,7 @@ from headrace.messages import (
     Region,
     ReplyOutput,
     RequestedOutput,
+    SequenceFlags,
     Signature,
     TensorSpec,
 )
@@ -201,14 +202,35 @@ def test_timing():
 def test_other_parameters_are_taken_and_ignored():
     parameters = {
         "triton_enable_empty_final_response": True,
-        "sequence_id": 7,
-        "sequence_start": True,
-        "sequence_end": False,
         "whatever": 1.5,
         "more": "text",
     }
-    assert build(message(x(), parameters=parameters)).rows == 1
-    assert build(message(x(), parameters={"sequence_id": "seven"})).rows == 1
+    template = build(message(x(), parameters=parameters))
+    assert (template.rows, template.sequence) == (1, None)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "sequence"),
+    [
+        ({"sequence_id": 7, "sequence_start": True, "sequence_end": False}, SequenceFlags(7, True, False)),
+        ({"sequence_id": "seven", "sequence_end": True}, SequenceFlags("seven", False, True)),
+        ({"sequence_id": 0}, SequenceFlags(0)),
+        ({"sequence_start": True}, SequenceFlags(0, True)),
+        ({"sequence_id": -1}, SequenceFlags((1 << 64) - 1)),
+        ({"sequence_id": (1 << 64) - 1}, SequenceFlags((1 << 64) - 1)),
+        ({"sequence_id": "x" * 128}, SequenceFlags("x" * 128)),
+    ],
+)
+def test_which_sequence_a_request_is_part_of(parameters, sequence):
+    assert build(message(x(), parameters=parameters)).sequence == sequence
+
+
+def test_a_template_of_another_sequence():
+    template = build(message(x(), parameters={"priority": 1}))
+    other = template.of_sequence(SequenceFlags(5, True))
+    assert (template.sequence, other.sequence) == (None, SequenceFlags(5, True))
+    for name in type(template).__slots__:
+        assert name == "sequence" or getattr(other, name) is getattr(template, name)
 
 
 @pytest.mark.parametrize(
@@ -222,6 +244,7 @@ def test_other_parameters_are_taken_and_ignored():
         ("priority", False, "parameter 'priority' is False, expected a non-negative integer (a priority level)"),
         ("headrace_timing", 1, "parameter 'headrace_timing' is 1, expected a boolean"),
         ("sequence_id", True, "parameter 'sequence_id' is True, expected an integer or a string"),
+        ("sequence_id", "x" * 129, "string correlation ID cannot be longer than 128 characters, got 129"),
         ("sequence_id", 1.0, "parameter 'sequence_id' is 1.0, expected an integer or a string"),
         ("sequence_start", 1, "parameter 'sequence_start' is 1, expected a boolean"),
         ("sequence_end", "yes", "parameter 'sequence_end' is 'yes', expected a boolean"),

@@ -190,9 +190,12 @@ class SequencesMachine(RuleBasedStateMachine):
 
     def look_for_idle(self):
         waiting = {self.id_of(request) for request in self.pending}
-        for name in self.history:
+        for name in list(self.history):
             if name not in waiting and not self.busy(name):
-                self.idle_since.setdefault(name, self.now)
+                if self.open[name]:
+                    self.idle_since.setdefault(name, self.now)
+                else:  # its end was taken, and has not run
+                    del self.history[name]
 
     @precondition(lambda self: self.pending or self.at_work)
     @rule(which=st.integers(0, 20))

@@ -265,3 +265,19 @@ def test_server_wide_counts(registry):
         ("headrace_http_requests_total", (("route", "/v2"), ("status", "405"))): 1,
     }
     assert repr(server) == "<ServerMetrics connections=2 streams=3>"
+
+
+def test_sequences_of_stateful_models_alone(registry, metrics):
+    recorder = metrics.model("stateful", "1", lambda: (0, 0))
+    metrics.model("plain", "1", lambda: (0, 0))
+    counts = [2, 1]
+    recorder.sequences = lambda: tuple(counts)
+    recorder.sequences_expired(3)
+    recorder.sequences_expired(1)
+    names = ("headrace_sequences_active", "headrace_sequences_waiting", "headrace_sequences_expired_total")
+    for expected in ([2, 1, 4], [0, 0, 4]):
+        assert [registry.get_sample_value(name, {"model": "stateful", "version": "1"}) for name in names] == expected
+        counts[:] = [0, 0]
+    assert registry.get_sample_value(names[0], {"model": "plain", "version": "1"}) is None
+    recorder.sequences = None  # loaded again, as a model without sequences
+    assert registry.get_sample_value(names[0], {"model": "stateful", "version": "1"}) is None

@@ -32,6 +32,7 @@ class FakeServed:
     platform: str = "onnxruntime_onnx"
     signature: Signature = SIGNATURE
     config: ModelConfig = field(default_factory=ModelConfig)
+    plan: None = None
     recorded: Statistics = field(default_factory=Statistics)
     stated: mc.ModelConfig | None = None
     plan: None = None

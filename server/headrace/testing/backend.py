@@ -167,7 +167,8 @@ class FakeBackend:
     """A `Backend` for `model.toml`: `backend = "headrace.testing.backend:FakeBackend"`.
 
     Options: `refuse` is the reason why loading fails; `crash`, the text of an error that nobody foresaw; `run_error`,
-    of one that each run raises; `dims`, the dimensions of a row (-1: any). The model is an echo of FP32.
+    of one that each run raises; `dims`, the dimensions of a row (-1: any). The model is an echo of FP32, `x` to `y`;
+    with `stateful` it takes `before` and gives `after` as well, and both outputs are the sum.
 
     loaded: all models of all backends, the latest last. latency_ns, spend: see `FakeModel`.
     """
@@ -183,14 +184,17 @@ class FakeBackend:
         if "crash" in options:
             raise RuntimeError(options["crash"])
         dims = tuple(options.get("dims", [2]))
+        stateful = "stateful" in options
         signature = Signature(
-            (TensorSpec("x", "FP32", dims),), (TensorSpec("y", "FP32", dims),), 8 if max_batch is None else max_batch
+            tuple(TensorSpec(name, "FP32", dims) for name in (("x", "before") if stateful else ("x",))),
+            tuple(TensorSpec(name, "FP32", dims) for name in (("y", "after") if stateful else ("y",))),
+            8 if max_batch is None else max_batch,
         )
 
         def compute(inputs: list[Array]) -> Sequence[Array]:
             if "run_error" in options:
                 raise ValueError(options["run_error"])
-            return inputs
+            return [sum(inputs)] * 2 if stateful else inputs
 
         self.loaded.append(FakeModel(signature, compute, latency_ns=self.latency_ns, spend=type(self).spend))
         return self.loaded[-1]
