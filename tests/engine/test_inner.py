@@ -5,8 +5,9 @@ import pytest
 
 from headrace.engine.inner import InnerClient, Tensor
 from headrace.errors import DeadlineExceeded, InvalidRequest, QueueFull, QueueTimeout
-from headrace.messages import Signature, TensorSpec
+from headrace.messages import SequenceFlags, Signature, TensorSpec
 from headrace.repository.model_config import LevelConfig, ModelConfig, QueueConfig
+from headrace.repository.sequence_config import SequenceConfig, SequenceState
 from headrace.testing.backend import FakeModel
 from headrace.testing.client import InProcessServer
 from headrace.testing.loop import run_virtual
@@ -114,5 +115,26 @@ def test_the_queue_policies_of_the_model_hold():
         assert type(urgent.error) is QueueTimeout
         assert second.tensors is not None
         assert type(third.error) is QueueFull
+
+    run_virtual(main())
+
+
+def test_the_sequence_is_that_of_the_whole():
+    async def main():
+        server = InProcessServer(asyncio.get_running_loop().clock)
+        signature = Signature((X, TensorSpec("before", "FP32", (2,))), (X, TensorSpec("after", "FP32", (2,))), 4)
+        state = SequenceState(input="before", output="after")
+        model = FakeModel(signature, lambda inputs: [inputs[0] + inputs[1]] * 2)
+        scheduler, _ = server.serve_stateful(model, ModelConfig(sequence=SequenceConfig(state=(state,))))
+        client = InnerClient(scheduler)
+        told = {}
+        for name, start in (("a", True), ("b", True), ("a", False)):
+            one = told.setdefault((name, start), Told())
+            whole = make_request(sequence=SequenceFlags(name, start))
+            client.send([row(1, 2)], whole, one.done, one.failed)
+            await asyncio.sleep(0.1)
+        found = {key: np.frombuffer(one.tensors[0].data, np.float32).tolist() for key, one in told.items()}
+        assert found == {("a", True): [1, 2], ("b", True): [1, 2], ("a", False): [2, 4]}
+        assert repr(client).endswith("1 looks>")
 
     run_virtual(main())

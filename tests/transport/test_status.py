@@ -70,6 +70,7 @@ def test_a_subclass_from_elsewhere_takes_the_status_of_its_base():
     [
         (errors.QueueFull("full", retry_after_ms=40), "40"),
         (errors.DeadlineUnreachable("late"), "-1"),
+        (errors.StateFull("full"), "-1"),
         (errors.ShuttingDown("bye"), "-1"),
         (errors.QueueTimeout("Request timeout expired"), "-1"),
     ],

@@ -38,7 +38,7 @@ _LONGEST_ID = 2 + 0x7F
 """What the id field of a recognised message may take of it."""
 _LOOKS = 1024
 """Looks that are kept, a few kilobytes each; with one more all are forgotten, so that nobody can fill the memory."""
-_SEQUENCE_LOOKS = 8192
+_SEQUENCE_LOOKS = 4096
 """The same for looks that differ from others in their sequence alone; they take half a kilobyte each."""
 
 
