@@ -35,7 +35,6 @@ class FakeServed:
     plan: None = None
     recorded: Statistics = field(default_factory=Statistics)
     stated: mc.ModelConfig | None = None
-    plan: None = None
 
     def statistics(self):
         return self.recorded

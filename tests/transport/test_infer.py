@@ -559,7 +559,7 @@ class TestSequences:
             bad = pb.ModelInferRequest.FromString(good)
             bad.parameters["sequence_id"].double_param = 1.5
             with pytest.raises(InvalidRequest, match=r"parameter 'sequence_id' is 1\.5"):
-                world.service._open(bad.SerializeToString())
+                world.service._open(bad.SerializeToString(), None)
             assert world.opened(good) is not None
 
     def test_an_id_as_long_as_may_be(self, world):
