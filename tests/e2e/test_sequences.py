@@ -1,8 +1,11 @@
 """Stateful models with tritonclient: unary and on a stream, sync and aio, many sequences at once."""
 
 import asyncio
+import json
 import queue
 import threading
+import urllib.error
+import urllib.request
 
 import numpy as np
 import pytest
@@ -141,6 +144,24 @@ def test_the_aio_client(server):
             return streamed, single.as_numpy("total").item()
 
     assert asyncio.run(main()) == ([2.0 * (at + 1) for at in range(50)], 2.0)
+
+
+def test_over_http(server):
+    def add(number, **flags):
+        body = {
+            "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [number]}],
+            "parameters": {"sequence_id": "http", **flags},
+        }
+        call = urllib.request.Request(f"{server.http}/v2/models/sum/infer", json.dumps(body).encode())
+        with urllib.request.urlopen(call, timeout=SECONDS) as response:
+            return json.loads(response.read())["outputs"][0]["data"]
+
+    assert [add(1, sequence_start=True), add(2), add(3, sequence_end=True)] == [[1], [3], [6]]
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        add(4)
+    with caught.value as error:
+        assert error.code == 400
+        assert NOT_STARTED in json.loads(error.read())["error"]
 
 
 def test_what_a_model_is_told(client):

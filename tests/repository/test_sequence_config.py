@@ -73,6 +73,7 @@ def test_an_empty_table_is_one(load):
         ("[sequence]\ncontrols.begin.input = 'x'", "unknown key 'sequence.controls.begin' (in {}); known:"),
         ("sequence = 3", "sequence = 3 (in {}): expected a table"),
         ("response_cache = true\n[sequence]", "with [sequence] a reply depends on more than the inputs"),
+        ("[sequence]\n[inputs.x]\npad = 0.0", "buckets and pad are not for a model with [sequence]"),
         (
             "[sequence]\n[[ensemble.steps]]\nmodel = 'a'\noutputs = {y = 'y'}",
             "an ensemble has no [sequence] of its own",

@@ -245,6 +245,8 @@ class ModelConfig(_Table):
             raise ValueError("response_cache = true, but with [sequence] a reply depends on more than the inputs")
         if self.sequence is not None and self.ensemble.steps:
             raise ValueError("an ensemble has no [sequence] of its own: its models have")
+        if self.sequence is not None and (self.buckets or any(said.pad is not None for said in self.inputs.values())):
+            raise ValueError("buckets and pad are not for a model with [sequence]: its state would be padded as well")
         return self
 
     @model_validator(mode="after")
