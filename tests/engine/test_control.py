@@ -392,6 +392,6 @@ async def test_a_load_goes_on_when_whoever_asked_for_it_has_gone_away(repository
     await asyncio.sleep(0)
     asked.cancel()
     await asyncio.wait([asked])
-    await world.control.load("a")
+    assert asked.cancelled()
+    await asyncio.wait(world.control._at_work)
     assert world.states() == {"a/1": ("READY", "")}
-    assert len(FakeBackend.loaded) == 2
