@@ -67,8 +67,10 @@ class LoadedModel(Protocol):
 
     @property
     def executors_per_instance(self) -> int:
-        """How many times `make_instance` is called for each of the model's `instances`: on each of its devices, for
-        each batch that an instance has in flight. On the processor 1."""
+        """How many times `make_instance` is called for each of the model's `instances`.
+
+        That is the devices that it is on, times the batches that an instance has in flight; on the processor 1.
+        """
         ...
 
     @property

@@ -32,7 +32,7 @@ _LOST = frozenset(
 """After these the context takes no more work (CUDA driver API, CUresult); nothing but a new process brings it back."""
 
 
-def checked(results: tuple[Any, ...]) -> Any:
+def checked(results: tuple[Any, ...]) -> Any:  # noqa: ANN401  -- the bindings are not typed
     """What a driver call has returned behind its status. Raises by the status: see `backends.device`."""
     status, *values = results
     if status != driver.CUresult.CUDA_SUCCESS:
@@ -127,7 +127,7 @@ class _Stream(_Owned):
         try:
             work()
         except BaseException:
-            driver.cuStreamEndCapture(self.handle)  # else the stream would stay in capture; its own error follows from ours
+            driver.cuStreamEndCapture(self.handle)  # the stream must not stay in capture; its error follows from ours
             raise
         graph = checked(driver.cuStreamEndCapture(self.handle))
         try:

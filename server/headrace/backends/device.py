@@ -2,8 +2,8 @@
 
 `backends.cuda` is the implementation for GPUs; `testing.device` plays one in the host's memory. A device is used from
 many threads; each calls `Device.use` before the first call of a batch. One stream, event or graph is used by one thread
-at a time. Every call raises `DeviceOutOfMemory` or `DeviceLost`, both `InstanceLost`, or `DeviceError` for anything else
-that the device refuses.
+at a time. Every call raises `DeviceOutOfMemory` or `DeviceLost`, both `InstanceLost`, or `DeviceError` for anything
+else that the device refuses.
 """
 
 from __future__ import annotations

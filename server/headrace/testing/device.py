@@ -117,7 +117,11 @@ class FakeStream:
             raise DeviceError(f"a copy of {nbytes} bytes, from {source.nbytes} to {target.nbytes}")
         if not (target.open and source.open):
             raise DeviceError("a copy of memory that is freed")
-        self.enqueue(lambda: ctypes.memmove(target.pointer, source.pointer, nbytes) and None)
+
+        def copy() -> None:
+            ctypes.memmove(target.pointer, source.pointer, nbytes)
+
+        self.enqueue(copy)
 
     def record(self, *, timed: bool = False) -> FakeEvent:
         """See `backends.device.Stream`."""
