@@ -87,7 +87,7 @@ def main() -> int:
         try:
             kind, score = identify(client, path, parameters)
         except OSError as error:
-            print(f"{path}: {error.strerror}", file=sys.stderr)
+            print(f"{path}: {error.strerror}")
             status = 1
         else:
             print(f"{path}: {kind} ({score:.2f})")

@@ -103,7 +103,7 @@ def main() -> int:
         try:
             images[str(path)] = Image.open(path).convert("RGB")
         except OSError as error:
-            print(f"{path}: {error.strerror or error}", file=sys.stderr)
+            print(f"{path}: {error.strerror or error}")
     if not args.images:
         images = {text: draw(text) for text in SAMPLES}
     asyncio.run(read_all(args.url, images, characters))
