@@ -34,8 +34,9 @@ class DeviceKernels:
             self._device = core.Device(device_id)
             self._device.set_current()
             capability = self._device.compute_capability
+            self.name = str(self._device.name)
         except Exception as error:  # of cuda-core, its bindings or cuda-pathfinder, which share no class
-            raise KernelsUnavailable(f"device {device_id} cannot be used: {error}") from error
+            raise KernelsUnavailable(f"there is no GPU that can be used as device {device_id}: {error}") from error
         self.capability = (int(capability.major), int(capability.minor))
         self._modules: dict[str, Any] = {}
 

@@ -25,18 +25,19 @@ class Library:
     """A compiled source. Its kernels are called as a driver calls them: with the addresses of their arguments."""
 
     def __init__(self, source: str, text: str) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="headrace-kernels-")
-        here = Path(self._folder.name)
-        (here / f"{source}.cu").write_text(text)
-        entries = "".join(f"KERNEL({kernel});\n" for kernel in cubins.KERNELS[source])
-        (here / "library.cpp").write_text(f'#include "{source}.cu"\n#include "entry.hpp"\n{entries}')
-        include = [f"-I{SHIM}", f"-I{cubins.HERE / 'cuda'}"]
-        flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-ffp-contract=off", "-DCUDA_HOST_SHIM"]
-        command = [COMPILER, *flags, *include, "-o", "library.so", "library.cpp"]
-        done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        self._library = ctypes.CDLL(str(here / "library.so"))
-        self._library.kernel_signature.restype = ctypes.c_char_p
+        with tempfile.TemporaryDirectory(prefix="headrace-kernels-") as folder:
+            here = Path(folder)
+            (here / f"{source}.cu").write_text(text)
+            entries = "".join(f"KERNEL({kernel});\n" for kernel in cubins.KERNELS[source])
+            (here / "library.cpp").write_text(f'#include "{source}.cu"\n#include "entry.hpp"\n{entries}')
+            include = [f"-I{SHIM}", f"-I{cubins.HERE / 'cuda'}"]
+            flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-DCUDA_HOST_SHIM", "-shared", "-fPIC"]
+            flags.append("-fno-gnu-unique")  # libraries of the same kernels would share them
+            command = [COMPILER, *flags, *include, "-o", "library.so", "library.cpp"]
+            done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+            self._library = ctypes.CDLL(str(here / "library.so"))  # stays when its file has gone
+        self._library.kernel_signature.restype = self._library.kernel_run.restype = ctypes.c_char_p
 
     def signature(self, kernel: str) -> str:
         """A letter for each parameter: p for a pointer, else one of LETTERS."""
@@ -53,7 +54,8 @@ class Library:
         addresses = (ctypes.c_void_p * len(boxes))(*(box.ctypes.data for box in boxes))
         grid, block = ((ctypes.c_uint * 3)(*size) for size in (launch.grid, launch.block))
         shared = ctypes.c_size_t(launch.shared_bytes)
-        self._library.kernel_run(launch.kernel.encode(), grid, block, shared, addresses, int(backwards))
+        wrong = self._library.kernel_run(launch.kernel.encode(), grid, block, shared, addresses, int(backwards))
+        assert wrong is None, f"{launch.kernel}: {wrong.decode()}"
 
 
 @cache

@@ -92,7 +92,7 @@ def quantize(rng: np.random.Generator, operation: Quantize | Dequantize) -> Case
     else:
         x = (rng.integers(-600, 600, operation.shape, np.int16) / np.float32(2)).astype(operation.real)
         _sprinkle(rng, x, (np.nan, np.inf, -np.inf, -0.0))
-        scale = 2.0 ** rng.integers(-2, 3, channels) * rng.choice([1, 1.01], channels)
+        scale = 2.0 ** rng.integers(-2, 3, channels) * rng.choice([1, 3, 7, 1.01], channels)
     given: Arrays = {"x": x, "scale": scale.astype(np.float32)}
     if operation.zero_point:
         given["zero_point"] = rng.integers(limits.min, limits.max, channels, operation.quantized, endpoint=True)
@@ -130,7 +130,7 @@ def statistics(
 
 
 def small() -> list[Case]:
-    """What the tests try at random, in a few examples: for a GPU, whose compiler is another."""
+    """A few of what the tests try at random, which launch every kernel: for a GPU, whose compiler is another."""
     rng = np.random.default_rng(0)
     sizes = [(480, 640), (31, 1000), (1, 1), (0, 7), (224, 224), (1000, 33)]
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -143,12 +143,15 @@ def small() -> list[Case]:
             gather(rng, (3, 0, 17, 40, 1), 17, dtype, item, pad=7, mask_dtype=mask, lengths_dtype=lengths)
             for dtype, item, mask, lengths in (
                 *(("int64", (), "int64", "int32"), ("float16", (3,), "float32", None)),
-                *(("int32", (4, 8), "bool", "int64"), ("uint8", (5,), None, "uint8")),
+                *(("int32", (4, 8), "bool", "int64"), ("uint8", (5,), None, "uint8"), ("float32", (3,), "int32", None)),
             )
         ),
         *(
             scatter(rng, rng.integers(0, 30, 77).tolist(), 20, dtype, item)
-            for dtype, item in (("float32", (64,)), ("int64", ()), ("uint8", (3,)), ("float16", (5, 2)))
+            for dtype, item in (
+                *(("float32", (64,)), ("int64", ()), ("uint8", (3,))),
+                *(("float16", (5,)), ("float16", (5, 2))),
+            )
         ),
         *(
             quantize(rng, kind(shape, axis, real, quantized, zero_point=axis is not None))

@@ -1,10 +1,11 @@
 // Runs CUDA kernels on the CPU for tests, with g++ and no CUDA toolkit (C++17, glibc).
 //
-// Blocks run one after another; the threads of a block are ucontext fibers, resumed in turn. Barriers count arrivals,
-// for the block and for each warp, so __syncthreads, __syncwarp, shuffles and shared memory keep their meaning even
-// where one warp runs ahead of another. Runs are deterministic; with host_shim::backwards blocks and threads come in the
-// reverse order, so that what a missing barrier leaves to chance goes wrong in one of the two. A barrier that not every
-// live thread reaches aborts with a message, as do the things that the shim cannot do and can detect. Not for speed.
+// Blocks run one after another; the threads of a block are ucontext fibers. Barriers count arrivals, for the block and
+// for each warp, so __syncthreads, __syncwarp, shuffles and shared memory keep their meaning even where one warp runs
+// ahead of another: each runs as far as it can before the next. Runs are deterministic; with host_shim::backwards blocks,
+// warps and lanes come in the reverse order, so that what a missing barrier leaves to chance goes wrong in one of the
+// two. A barrier that not every live thread reaches throws std::runtime_error, as do the things that the shim cannot do
+// and can detect. Not for speed.
 //
 // Use: in the kernel's file, #ifdef CUDA_HOST_SHIM / #include "cuda_host_shim.hpp" / #endif; in a test, define
 // CUDA_HOST_SHIM, include the kernel's file and call host_shim::launch(grid, block, [=] { kernel(arguments); }).
@@ -12,7 +13,7 @@
 // Dynamic shared memory is host_shim::dynamic_shared, of as many bytes as the launch asks for; each block finds it full
 // of 0xa5. Other shared memory keeps what the block before left there, and starts as zeros.
 //
-// Not here: extern __shared__ (it does not compile), partial warp masks and widths other than 32 (they abort), votes,
+// Not here: extern __shared__ (it does not compile), partial warp masks and widths other than 32 (they throw), votes,
 // cooperative groups, textures, tensor cores, memory-model races; float sums add in another order than on a GPU.
 #pragma once
 #include <ucontext.h>
@@ -20,12 +21,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -71,12 +71,17 @@ inline int current;    // the running fiber, which is the thread's linear index 
 inline bool backwards;
 inline bool progress;  // did any thread get further in this round?
 
-[[noreturn]] inline void fail(const char* what) {
-  fprintf(stderr, "cuda_host_shim: block (%u,%u,%u): %s\n", block_index.x, block_index.y, block_index.z, what);
-  abort();
-}
+inline bool in_fiber;
+inline std::string failure;  // of a fiber, through which no exception can pass
+
 inline Barrier& warp() { return warps[current / kWarp]; }
 inline void yield() { swapcontext(&fibers[current].context, &scheduler); }
+[[noreturn]] inline void fail(const std::string& what) {
+  const dim3 b = block_index;
+  failure = "block (" + std::to_string(b.x) + "," + std::to_string(b.y) + "," + std::to_string(b.z) + "): " + what;
+  if (!in_fiber) throw std::runtime_error(failure);
+  for (;;) yield();  // it is not resumed
+}
 inline void open_if_complete(Barrier& b) {
   if (b.live && b.arrived >= b.live) {
     b.arrived = 0;
@@ -101,6 +106,20 @@ inline void fiber_main() {
   open_if_complete(warp());
   yield();
 }
+// Lets each thread of a warp run until it waits, and returns how many have ended.
+inline int run_warp(int first, int last) {
+  int ended = 0;
+  for (int turn = first; turn < last; ++turn) {
+    current = backwards ? first + last - 1 - turn : turn;
+    if (fibers[current].done) continue;
+    in_fiber = true;
+    swapcontext(&scheduler, &fibers[current].context);
+    in_fiber = false;
+    if (!failure.empty()) throw std::runtime_error(failure);
+    ended += fibers[current].done;
+  }
+  return ended;
+}
 inline void run_block(int n, char* stacks) {
   whole_block = Barrier();
   whole_block.live = n;
@@ -116,24 +135,27 @@ inline void run_block(int n, char* stacks) {
     f.context.uc_link = &scheduler;
     makecontext(&f.context, fiber_main, 0);
   }
-  for (int left = n; left;) {
-    progress = false;
-    left = 0;
-    for (int turn = 0; turn < n; ++turn) {
-      current = backwards ? n - 1 - turn : turn;
-      if (fibers[current].done) continue;
-      swapcontext(&scheduler, &fibers[current].context);
-      left += !fibers[current].done;
+  int left = n;
+  while (left) {
+    const int before = left;
+    bool any = false;
+    for (int turn = 0; turn < (int)warps.size(); ++turn) {
+      const int w = backwards ? (int)warps.size() - 1 - turn : turn;
+      do {
+        progress = false;
+        left -= run_warp(w * kWarp, std::min(n, (w + 1) * kWarp));
+        any |= progress;
+      } while (progress);
     }
-    if (left && !progress) {
-      current = 0;
-      fail((std::to_string(left) + " threads wait at a barrier that the others never reach").c_str());
-    }
+    if (left == before && !any)
+      fail(std::to_string(left) + " threads wait at a barrier that the others never reach");
   }
 }
 template <class Kernel>
 void launch(dim3 grid, dim3 block, size_t shared_bytes, Kernel&& kernel) {
   std::lock_guard<std::mutex> hold(one_launch);
+  failure.clear();
+  block_index = dim3(0, 0, 0);
   const long n = (long)block.x * block.y * block.z;
   if (shared_bytes > kMaxShared) fail("a block has at most 48 KiB of dynamic shared memory");
   dynamic_memory.resize(shared_bytes + kMaxAlign);

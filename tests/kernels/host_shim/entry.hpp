@@ -47,8 +47,17 @@ extern "C" const char* kernel_signature(const char* name) {
   const auto found = entry::kernels().find(name);
   return found == entry::kernels().end() ? nullptr : found->second.signature.c_str();
 }
-extern "C" void kernel_run(const char* name, const unsigned* grid, const unsigned* block, size_t shared,
-                           void** arguments, int backwards) {
+// What went wrong; null if nothing did.
+extern "C" const char* kernel_run(const char* name, const unsigned* grid, const unsigned* block, size_t shared,
+                                  void** arguments, int backwards) {
   host_shim::backwards = backwards;
-  entry::kernels().at(name).run(dim3(grid[0], grid[1], grid[2]), dim3(block[0], block[1], block[2]), shared, arguments);
+  static std::string wrong;
+  try {
+    const dim3 blocks(grid[0], grid[1], grid[2]), threads(block[0], block[1], block[2]);
+    entry::kernels().at(name).run(blocks, threads, shared, arguments);
+    return nullptr;
+  } catch (const std::exception& error) {
+    wrong = error.what();
+    return wrong.c_str();
+  }
 }
