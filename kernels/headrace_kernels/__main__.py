@@ -17,8 +17,7 @@ from headrace_kernels.interface import KernelsUnavailable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from headrace_kernels.check.cases import LOADS
-from headrace_kernels.check.machine import Machine
+    from headrace_kernels.check.machine import Machine
 
 AGREES, WRONG, UNAVAILABLE = 0, 1, 3
 """Exit codes; 2 is that of arguments that make no sense."""

@@ -13,7 +13,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from headrace_kernels.interface import KernelsUnavailable
+from headrace_kernels.interface import KernelsUnavailable, optional
 
 HERE = Path(__file__).parent
 KERNELS = {
@@ -53,15 +53,12 @@ def compile_cubin(source: str, architecture: str) -> bytes:
 
     Raises KernelsUnavailable if cuda-core or NVRTC is not installed, or the source does not compile.
     """
-    try:
-        from cuda.core import Program, ProgramOptions
-    except ImportError as error:
-        raise KernelsUnavailable(f"compiling {source}.cu needs cuda-core: pip install 'headrace[gpu]'") from error
-    options = ProgramOptions(
+    core = optional("cuda.core", "cuda-core")
+    options = core.ProgramOptions(
         arch=f"sm_{architecture}", std=STANDARD, include_path=str(HERE / "cuda"), name=f"{source}.cu"
     )
     try:
-        code = Program(source_text(source), "c++", options).compile("cubin").code
+        code = core.Program(source_text(source), "c++", options).compile("cubin").code
     except Exception as error:  # of cuda-core, cuda-pathfinder and NVRTC; none of them names all of its own
         raise KernelsUnavailable(
             f"NVRTC made no code of {source}.cu for sm_{architecture} (if it is missing: pip install "

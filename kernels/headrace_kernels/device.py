@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from headrace_kernels.cubins import code_for
-from headrace_kernels.interface import KernelsUnavailable
+from headrace_kernels.interface import KernelsUnavailable, optional
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,13 +25,9 @@ class DeviceKernels:
     """
 
     def __init__(self, device_id: int = 0) -> None:
+        self._core = optional("cuda.core", "cuda-core")
         try:
-            import cuda.core as core
-        except ImportError as error:
-            raise KernelsUnavailable(f"cuda-core is not installed ({error}): pip install 'headrace[gpu]'") from error
-        self._core = core
-        try:
-            self._device = core.Device(device_id)
+            self._device = self._core.Device(device_id)
             self._device.set_current()
             capability = self._device.compute_capability
             self.name = str(self._device.name)

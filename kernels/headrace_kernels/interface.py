@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -31,3 +32,11 @@ class Kernels(Protocol[Memory]):
 
 class KernelsUnavailable(RuntimeError):
     """Kernels cannot run here; the message says what is missing, and what would help."""
+
+
+def optional(module: str, package: str) -> Any:  # noqa: ANN401 - a module, whose types are not known
+    """A module that only the device side needs. Raises KernelsUnavailable if the package that has it is not there."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise KernelsUnavailable(f"{package} is not installed ({error}): pip install 'headrace[gpu]'") from error

@@ -177,51 +177,54 @@ def small() -> list[Case]:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A case large enough not to fit a GPU's caches. memory_bound: whether it should come near a copy's speed."""
+    """A case that does not fit a GPU's caches, if it has so many rows. memory_bound: if a copy's speed is wanted."""
 
     title: str
-    make: Callable[[np.random.Generator], Case]
+    rows: int
+    make: Callable[[np.random.Generator, int], Case]
     memory_bound: bool = True
 
 
-def _loads() -> list[Load]:
-    net = ImageTransform(224, 224, fit="letterbox", dtype="float16")
-    lengths = np.random.default_rng(1).integers(1, 513, 65536).tolist()
-    pieces = np.random.default_rng(2).integers(1, 129, 4096).tolist()
-    return [
-        Load(
-            "images as they are, 32 of 1024 x 1024",
-            lambda rng: images(rng, [(1024, 1024)] * 32, ImageTransform(1024, 1024)),
-        ),
-        Load("images shrunk to 224 x 224, 32 of 1080 x 1920", lambda rng: images(rng, [(1080, 1920)] * 32, net), False),
-        Load(
-            "gather of tokens, 65536 rows of up to 512 int64",
-            lambda rng: gather(rng, lengths, 512, "int64", mask_dtype="int64"),
-        ),
-        Load(
-            "gather of embeddings, 4096 rows of up to 128 x 256 float32",
-            lambda rng: gather(rng, pieces, 128, "float32", (256,)),
-        ),
-        Load(
-            "scatter of embeddings, 4096 rows of up to 128 x 256 float32",
-            lambda rng: scatter(rng, pieces, 128, "float32", (256,)),
-        ),
-        Load("quantize float32, a scale for each row", lambda rng: quantize(rng, Quantize((64, 1024, 1024), 1))),
-        Load(
-            "quantize float16, a scale for each column",
-            lambda rng: quantize(rng, Quantize((65536, 1024), -1, "float16", "uint8", zero_point=True)),
-        ),
-        Load(
-            "dequantize to float16, a scale for each row",
-            lambda rng: quantize(rng, Dequantize((128, 1024, 1024), 1, "float16")),
-        ),
-        Load("top 5 of 1000, 65536 rows", lambda rng: top(rng, SelectTop(65536, 1000, 5))),
-        Load("top 10 of 32000, 2048 rows", lambda rng: top(rng, SelectTop(2048, 32000, 10))),
-        Load("statistics of 64 features, 1048576 rows", lambda rng: statistics(rng, UpdateStatistics(1 << 20, 64, 64))),
-    ]
+def _up_to(rng: np.random.Generator, rows: int, longest: int) -> list[int]:
+    lengths: list[int] = rng.integers(1, longest, rows, endpoint=True).tolist()
+    return lengths
 
 
-LOADS = _loads()
+SAME = ImageTransform(1024, 1024)
+SHRUNK = ImageTransform(224, 224, fit="letterbox", dtype="float16")
+LOADS = [
+    Load("images of 1024 x 1024 as they are", 32, lambda rng, n: images(rng, [(1024, 1024)] * n, SAME)),
+    Load("images of 1080 x 1920 shrunk to 224", 32, lambda rng, n: images(rng, [(1080, 1920)] * n, SHRUNK), False),
+    Load(
+        "gather of up to 512 int64, and a mask",
+        65536,
+        lambda rng, n: gather(rng, _up_to(rng, n, 512), 512, "int64", mask_dtype="int64"),
+    ),
+    Load(
+        "gather of up to 128 x 256 float32, and a mask",
+        4096,
+        lambda rng, n: gather(rng, _up_to(rng, n, 128), 128, "float32", (256,)),
+    ),
+    Load(
+        "scatter of up to 128 x 256 float32",
+        4096,
+        lambda rng, n: scatter(rng, _up_to(rng, n, 128), 128, "float32", (256,)),
+    ),
+    Load("quantize float32, a scale for each of 1024", 64, lambda rng, n: quantize(rng, Quantize((n, 1024, 1024), 1))),
+    Load(
+        "quantize float16, a scale for each column",
+        65536,
+        lambda rng, n: quantize(rng, Quantize((n, 1024), -1, "float16", "uint8", zero_point=True)),
+    ),
+    Load(
+        "dequantize to float16, a scale for each of 1024",
+        64,
+        lambda rng, n: quantize(rng, Dequantize((n, 1024, 1024), 1, "float16")),
+    ),
+    Load("top 5 of 1000", 65536, lambda rng, n: top(rng, SelectTop(n, 1000, 5))),
+    Load("top 10 of 32000", 2048, lambda rng, n: top(rng, SelectTop(n, 32000, 10))),
+    Load("statistics of 64 features", 1 << 20, lambda rng, n: statistics(rng, UpdateStatistics(n, 64, 64))),
+]
 
 
 def _octets(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:

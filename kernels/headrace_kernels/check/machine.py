@@ -6,7 +6,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Protocol
 
 from headrace_kernels.device import DeviceKernels
-from headrace_kernels.interface import KernelsUnavailable
+from headrace_kernels.interface import optional
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -60,13 +60,7 @@ class Gpu:
 
     def __init__(self, device_id: int = 0) -> None:
         self.kernels = DeviceKernels(device_id)
-        try:
-            from cuda.bindings import driver
-        except ImportError as error:
-            raise KernelsUnavailable(
-                f"cuda-bindings is not installed ({error}): pip install 'headrace[gpu]'"
-            ) from error
-        self._driver = driver
+        self._driver = optional("cuda.bindings.driver", "cuda-bindings")
         self._stream = self.kernels.stream()
         self._handle = int(self._stream.handle)
         self._memory: list[int] = []
@@ -105,6 +99,7 @@ class Gpu:
         address = self.room(array.nbytes)
         if array.nbytes:
             self._call("cuMemcpyHtoD", address, array.ctypes.data, array.nbytes)
+            self._call("cuCtxSynchronize")  # what comes from pageable memory may still be on its way
         return address
 
     def get(self, address: int, out: NDArray[Any]) -> None:
@@ -133,6 +128,7 @@ class Gpu:
         """See Machine."""
         source, target = self.room(octets), self.room(octets)
         self._call("cuMemsetD8", source, 1, octets)
+        self._call("cuCtxSynchronize")
 
         def copy(stream: Any = None) -> None:  # noqa: ANN401
             self._call("cuMemcpyDtoDAsync", target, source, octets, self._handle)
