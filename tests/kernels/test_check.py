@@ -16,7 +16,7 @@ from headrace_kernels.check.machine import Gpu
 from headrace_kernels.operations import Quantize, SelectTop
 
 SMALL_LOADS = [
-    Load("a quantization", 4, lambda rng, rows: cases.quantize(rng, Quantize((rows, 30), -1))),
+    Load("a quantization", 16, lambda rng, rows: cases.quantize(rng, Quantize((rows, 30), -1))),
     Load("a selection", 5, lambda rng, rows: cases.top(rng, SelectTop(rows, 9, 2)), memory_bound=False),
 ]
 
@@ -51,7 +51,7 @@ def test_a_gpu_whose_kernels_agree(fakes):
     assert report.copy_gigabytes_per_second == pytest.approx(2 * 1000 / 0.2e-3 / 1e9)  # a millisecond for five copies
     quantized, selected = report.results[2:]
     assert quantized.microseconds == pytest.approx(200)
-    assert quantized.of_copy == pytest.approx((4 * 30 * 5 + 30 * 4) / 2000)
+    assert quantized.of_copy == pytest.approx((16 * 30 * 5 + 30 * 4) / 2000)
     assert not quantized.slow()
     assert selected.of_copy == pytest.approx((5 * 9 * 4 + 5 * 2 * 8) / 2000)
     assert not selected.slow()  # it is not said to be bound by memory
