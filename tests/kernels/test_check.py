@@ -23,6 +23,7 @@ SMALL_LOADS = [
 
 @pytest.fixture
 def fakes(monkeypatch):
+    pytest.importorskip("cuda.core", reason="no cuda-core, whose signatures the fake has: it is for Linux")
     from kernels.fake_gpu import FakeCore, FakeDriver
 
     cubins.build(architectures=("90",))

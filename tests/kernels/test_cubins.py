@@ -7,6 +7,8 @@ from headrace_kernels import cubins
 from headrace_kernels.check import cases
 from headrace_kernels.interface import KernelsUnavailable
 
+pytest.importorskip("cuda.core", reason="no cuda-core, which compiles the kernels: it is for Linux")
+
 SHARED = 48 << 10
 """Bytes of shared memory that a block has without asking (CUDA C++ Programming Guide, technical specifications)."""
 
