@@ -1,5 +1,6 @@
 """The kernels on the CPU: the same .cu files, compiled with g++ and host_shim/, behind the interface of a GPU."""
 
+import atexit
 import ctypes
 import shutil
 import subprocess
@@ -21,6 +22,24 @@ FILL = 0xFF  # a NaN, -1 or 255: what is read from beyond an array shows
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no g++, which the host shim is compiled with: install it")
 
 
+def compile_in(folder: Path, *arguments: str) -> None:
+    """Runs the compiler. Without -fno-gnu-unique, libraries of the same kernels would share them."""
+    flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-gnu-unique", "-DCUDA_HOST_SHIM", "-fPIC"]
+    done = subprocess.run([COMPILER, *flags, *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@cache
+def headers() -> Path:
+    """The shim with its header compiled, which takes longer than a kernel."""
+    folder = tempfile.mkdtemp(prefix="headrace-kernels-")
+    atexit.register(shutil.rmtree, folder)
+    for header in SHIM.iterdir():
+        shutil.copy(header, folder)
+    compile_in(Path(folder), "-x", "c++-header", "-o", "entry.hpp.gch", "entry.hpp")
+    return Path(folder)
+
+
 class Library:
     """A compiled source. Its kernels are called as a driver calls them: with the addresses of their arguments."""
 
@@ -29,13 +48,9 @@ class Library:
             here = Path(folder)
             (here / f"{source}.cu").write_text(text)
             entries = "".join(f"KERNEL({kernel});\n" for kernel in cubins.KERNELS[source])
-            (here / "library.cpp").write_text(f'#include "{source}.cu"\n#include "entry.hpp"\n{entries}')
-            include = [f"-I{SHIM}", f"-I{cubins.HERE / 'cuda'}"]
-            flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-DCUDA_HOST_SHIM", "-shared", "-fPIC"]
-            flags.append("-fno-gnu-unique")  # libraries of the same kernels would share them
-            command = [COMPILER, *flags, *include, "-o", "library.so", "library.cpp"]
-            done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr
+            (here / "library.cpp").write_text(f'#include "entry.hpp"\n#include "{source}.cu"\n{entries}')
+            include = [f"-I{headers()}", f"-I{cubins.HERE / 'cuda'}"]
+            compile_in(here, *include, "-shared", "-o", "library.so", "library.cpp")
             self._library = ctypes.CDLL(str(here / "library.so"))  # stays when its file has gone
         self._library.kernel_signature.restype = self._library.kernel_run.restype = ctypes.c_char_p
 

@@ -19,12 +19,8 @@ pytestmark = needs_compiler
 
 BUGS = [
     ("images", "2u * position + 1u", "2u * position", "corners for centres of pixels"),
-    (
-        "images",
-        "const float whole = down.total() * across.total()",
-        "const float whole = 1.f",
-        "weights not normalised",
-    ),
+    ("images", "1.f / (down.total() * across.total())", "1.f", "weights not normalised"),
+    ("images", "start = base = position;", "start = base = 0;", "the first pixel everywhere"),
     ("images", "swap ? sum[CHANNELS - 1 - c] : sum[c]", "sum[c]", "channels not swapped"),
     ("images", "place.offset + ", "", "always the first image"),
     ("images", "row >= 0 && row < place.resized_height", "row >= 0", "no padding below"),
@@ -54,6 +50,8 @@ BUGS = [
     ("statistics", "piece += WARP", "piece += 2 * WARP", "pieces left out"),
     ("topk", "0xffffffffu - u32(index))", "u32(index))", "ties to the last"),
     ("topk", "x != x ? 0u :", "", "NaNs first"),
+    ("topk", "at < 0 && i < classes", "false", "a row of nothing but -inf"),
+    ("topk", "if (value > most) {", "if (value >= most) {", "the last of equals"),
     ("topk", "key < best && key > next", "key > next", "the same again"),
     ("topk", "lane == owner % WARP", "lane == 0", "the wrong thread's next"),
 ]

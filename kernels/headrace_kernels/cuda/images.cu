@@ -16,6 +16,13 @@ struct Window {
   // source, resized < 32768, so that 32 bits hold the position in units of half an output pixel. The centre is a whole
   // number and a fraction: as one FP32 it would lose precision in large images.
   __device__ Window(int source, int resized, int position, bool antialias) {
+    if (source == resized) {  // as it is: this pixel alone
+      start = base = position;
+      stop = position + 1;
+      fraction = 0.5f;
+      narrow = 1.f;
+      return;
+    }
     const u32 doubled = (2u * position + 1u) * source, unit = 2u * resized;
     base = doubled / unit;
     fraction = float(doubled % unit) / float(unit);
@@ -66,10 +73,10 @@ __device__ inline void image_batch(const u8* __restrict__ pixels, const Placemen
 #pragma unroll
     for (int c = 0; c < CHANNELS; ++c) sum[c] += weight * line[c];
   }
-  const float whole = down.total() * across.total();
+  const float to_mean = 1.f / (down.total() * across.total());
 #pragma unroll
   for (int c = 0; c < CHANNELS; ++c) {
-    const float value = (swap ? sum[CHANNELS - 1 - c] : sum[c]) / whole;
+    const float value = (swap ? sum[CHANNELS - 1 - c] : sum[c]) * to_mean;
     store(target + c * plane, value * factor[c] + shift[c]);
   }
 }

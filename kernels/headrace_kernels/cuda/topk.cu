@@ -42,8 +42,17 @@ __device__ inline void top_k(const In* __restrict__ logits, float* __restrict__ 
   if (row >= rows) return;  // a whole warp, or nobody
   const In* x = logits + i64(row) * classes;
 
-  u64 mine = NONE;
+  float most = -INFINITE;
+  int at = -1;
   for (int i = thread; i < classes; i += THREADS) {
+    const float value = to_float(x[i]);
+    if (value > most) {  // the first of equals
+      most = value;
+      at = i;
+    }
+  }
+  u64 mine = at < 0 ? NONE : key_of(most, at);
+  for (int i = thread; at < 0 && i < classes; i += THREADS) {  // rare: nothing but NaN and -inf
     const u64 key = key_of(to_float(x[i]), i);
     mine = key > mine ? key : mine;
   }
