@@ -153,8 +153,7 @@ class Quantized:
     def make(self, parts: Sequence[Buffer], shape: Shape) -> Array:
         """See `InputStep`."""
         values = np.frombuffer(parts[0] if len(parts) == 1 else b"".join(parts), np.float32).reshape(shape)
-        config = self.config
-        return quantize(values, config.scale, config.zero_point, axis=config.axis, dtype=self.dtype)
+        return quantize(values, *self.config.per_channel, axis=self.config.axis, dtype=self.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +173,7 @@ class Dequantized:
 
     def make(self, array: Array) -> Sequence[Array]:
         """See `OutputStep`."""
-        return [dequantize(array, self.config.scale, self.config.zero_point, axis=self.config.axis)]
+        return [dequantize(array, *self.config.per_channel, axis=self.config.axis)]
 
 
 @dataclass(frozen=True, slots=True)

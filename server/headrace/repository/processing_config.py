@@ -29,7 +29,9 @@ class ImageConfig(_Table):
 
     kind: Literal["image"]
     size: Annotated[tuple[_Side, _Side], Field(strict=False)] | None = Field(
-        None, description="height and width of what the model gets; default: as its file says"
+        None,
+        description="height and width of what the model gets; default: as its file says",
+        json_schema_extra={"allowed": f"height and width, each an integer from 1 to {LARGEST_SIDE}"},
     )
     fit: Literal["stretch", "letterbox", "crop"] = Field(
         "stretch",
@@ -78,6 +80,16 @@ class _Linear(_Table):
         if lists and self.axis is None:
             raise ValueError(f"{lists[0]} is a list; axis says which dimension its channels are")
         return self
+
+    @property
+    def per_channel(self) -> tuple[float | tuple[float, ...], int | tuple[int, ...]]:
+        """Scale and zero point, both for each channel if one of them is."""
+        scale, zero_point = self.scale, self.zero_point
+        if isinstance(scale, tuple) and not isinstance(zero_point, tuple):
+            return scale, (zero_point,) * len(scale)
+        if isinstance(zero_point, tuple) and not isinstance(scale, tuple):
+            return (scale,) * len(zero_point), zero_point
+        return scale, zero_point
 
 
 class QuantizeConfig(_Linear):
