@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import logging
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from headrace.backends.lane_steps import Finished, LaneSteps, Raw, TakesSteps
 from headrace.engine.processing import Images, input_step, output_step
 from headrace.errors import ModelLoadError
 from headrace.messages import Signature
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from headrace.repository.model_config import ModelConfig
 
     Shape = tuple[int, ...]
+
+log = logging.getLogger(__name__)
 
 
 def process(model: LoadedModel, config: ModelConfig) -> LoadedModel:
@@ -50,7 +54,10 @@ def ragged_inputs(model: LoadedModel) -> Mapping[str, RaggedRule]:
 
 
 class ProcessedModel:
-    """A `LoadedModel` behind steps: of inputs and outputs, by their places in its signature."""
+    """A `LoadedModel` behind steps: of inputs and outputs, by their places in its signature.
+
+    on_device: whether they run on the model's device, or on the processor.
+    """
 
     def __init__(self, model: LoadedModel, inputs: Mapping[int, InputStep], outputs: Mapping[int, OutputStep]) -> None:
         own = model.signature
@@ -71,12 +78,31 @@ class ProcessedModel:
             tuple(offered),
             own.max_batch,
         )
+        self.on_device = self._hand_over()
         self.ragged: dict[str, RaggedRule] = {
             step.offered.name: step for step in inputs.values() if isinstance(step, Images)
         }
 
     def __repr__(self) -> str:
         return f"<ProcessedModel of {self._model!r}, inputs {[*self._inputs]}, outputs {[*self._outputs]}>"
+
+    def _hand_over(self) -> bool:
+        """Has the model do all steps on its device, if it has one; what it cannot do is done here."""
+        if not isinstance(self._model, TakesSteps):
+            return False
+        inputs = {at: step.on_device() for at, step in self._inputs.items()}
+        outputs = {at: step.on_device() for at, step in self._outputs.items()}
+        steps = LaneSteps(
+            {at: step for at, step in inputs.items() if step is not None},
+            {at: step for at, step in outputs.items() if step is not None},
+        )
+        if (len(steps.inputs), len(steps.outputs)) != (len(inputs), len(outputs)):
+            why = "one of them cannot run on a device"
+        else:
+            why = self._model.take_steps(steps)
+        if why:
+            log.warning("pre- and post-processing of %r runs on the processor: %s", self._model, why)
+        return not why
 
     @property
     def platform(self) -> str:
@@ -95,7 +121,8 @@ class ProcessedModel:
 
     def make_instance(self, index: int) -> Instance:
         """See `backends.base.LoadedModel`."""
-        return _ProcessedInstance(self._model.make_instance(index), self._inputs, self._outputs, self._sources)
+        kind = _DeviceInstance if self.on_device else _ProcessedInstance
+        return kind(self._model.make_instance(index), self._inputs, self._outputs, self._sources)
 
 
 class _ProcessedInstance:
@@ -119,18 +146,39 @@ class _ProcessedInstance:
         """See `backends.base.Instance`. Of several outputs in one's place, the model computes that one once."""
         given, made_shapes = list(inputs), list(shapes)
         for at, step in self._inputs.items():
-            array = step.make(inputs[at], shapes[at])
-            given[at] = [array.reshape(-1).view(np.uint8).data]
-            made_shapes[at] = array.shape
+            given[at] = self._input(step, inputs[at], shapes[at])
+            made_shapes[at] = step.made(shapes[at])
         sources = [self._sources[index] for index in outputs]
-        wanted = list(dict.fromkeys(at for at, _ in sources))
+        wanted = [self._index(at) for at in dict.fromkeys(at for at, _ in sources)]
         arrays = self._instance.run(given, made_shapes, wanted)
         made = {
-            at: self._outputs[at].make(array) if at in self._outputs else [array]
+            at: self._output(self._outputs[at], array) if at in self._outputs else [array]
             for at, array in zip(wanted, arrays, strict=True)
         }
         return [made[at][which] for at, which in sources]
 
+    def _input(self, step: InputStep, parts: Sequence[Buffer], shape: Shape) -> Any:  # noqa: ANN401
+        return [step.make(parts, shape).reshape(-1).view(np.uint8).data]
+
+    def _index(self, at: int) -> int:
+        return at
+
+    def _output(self, step: OutputStep, result: Any) -> Sequence[np.ndarray[Any, Any]]:  # noqa: ANN401
+        return step.make(result)
+
     def close(self) -> None:
         """See `backends.base.Instance`."""
         self._instance.close()
+
+
+class _DeviceInstance(_ProcessedInstance):
+    """The same where the instance's lane does the steps: it is told what is for them, by `backends.lane_steps`."""
+
+    def _input(self, step: InputStep, parts: Sequence[Buffer], shape: Shape) -> Any:  # noqa: ANN401
+        return Raw(parts, shape)
+
+    def _index(self, at: int) -> int:
+        return Finished(at) if at in self._outputs else at
+
+    def _output(self, step: OutputStep, result: Any) -> Sequence[np.ndarray[Any, Any]]:  # noqa: ANN401
+        return cast("Sequence[np.ndarray[Any, Any]]", result)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from headrace.backends.lane_steps import DequantizedOnDevice, ImagesOnDevice, Linear, QuantizedOnDevice, TopKOnDevice
 from headrace.datatypes import DATATYPES
 from headrace.errors import ModelLoadError
 from headrace.messages import TensorSpec
@@ -21,6 +22,7 @@ from headrace_kernels.reference import dequantize, quantize, top_k, transform_im
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from headrace.backends.lane_steps import LaneInputStep, LaneOutputStep
     from headrace.messages import Buffer
     from headrace.repository.processing_config import DequantizeConfig, QuantizeConfig
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 FLOATS = ("FP32", "FP16")
 QUANTIZED = ("INT8", "UINT8")
+MOST_ON_DEVICE = 128
+"""Values that a device picks of a row; more are picked by the processor."""
 
 
 class InputStep(Protocol):
@@ -47,6 +51,14 @@ class InputStep(Protocol):
         """
         ...
 
+    def made(self, shape: Shape) -> Shape:
+        """The shape of what `make` makes of so many rows."""
+        ...
+
+    def on_device(self) -> LaneInputStep | None:
+        """The same for a model on a device; None: it cannot be made there."""
+        ...
+
 
 class OutputStep(Protocol):
     """From an output of the model to what clients get."""
@@ -58,6 +70,10 @@ class OutputStep(Protocol):
 
     def make(self, array: Array) -> Sequence[Array]:
         """Those outputs of a batch, C-contiguous."""
+        ...
+
+    def on_device(self) -> LaneOutputStep | None:
+        """The same for a model on a device; None: it cannot be done there."""
         ...
 
 
@@ -118,6 +134,15 @@ class Images:
         made = transform_images(images, self.transform)
         return made.reshape(*self.batch, *made.shape[1:])
 
+    def made(self, shape: Shape) -> Shape:
+        """See `InputStep`."""
+        batch = shape[:1] if self.batch == (-1,) else self.batch
+        return (*batch, self.transform.channels, self.transform.height, self.transform.width)
+
+    def on_device(self) -> LaneInputStep | None:
+        """See `InputStep`."""
+        return ImagesOnDevice(self.transform)
+
     @property
     def typical(self) -> Shape:
         """The dimensions of an image to warm the model with."""
@@ -141,12 +166,13 @@ class Quantized:
     offered: TensorSpec
     config: QuantizeConfig
     dtype: np.dtype[Any]
+    lead: int
 
     @classmethod
     def of(cls, spec: TensorSpec, config: QuantizeConfig, lead: int) -> Quantized:
         """For the model's input `spec`. Raises ModelLoadError."""
         where = f"preprocess.{spec.name}"
-        step = cls(replace(spec, datatype="FP32"), config, _quantized(where, spec))
+        step = cls(replace(spec, datatype="FP32"), config, _quantized(where, spec), lead)
         _try_linear(where, spec, config, lead, lambda shape: step.make([bytes(4 * prod(shape))], shape))
         return step
 
@@ -155,6 +181,15 @@ class Quantized:
         values = np.frombuffer(parts[0] if len(parts) == 1 else b"".join(parts), np.float32).reshape(shape)
         return quantize(values, *self.config.per_channel, axis=self.config.axis, dtype=self.dtype)
 
+    def made(self, shape: Shape) -> Shape:
+        """See `InputStep`."""
+        return shape
+
+    def on_device(self) -> LaneInputStep | None:
+        """See `InputStep`."""
+        linear = _linear(self.offered, self.config, self.dtype, self.lead)
+        return QuantizedOnDevice(linear) if linear else None
+
 
 @dataclass(frozen=True, slots=True)
 class Dequantized:
@@ -162,18 +197,25 @@ class Dequantized:
 
     offered: tuple[TensorSpec, ...]
     config: DequantizeConfig
+    dtype: np.dtype[Any]
+    lead: int
 
     @classmethod
     def of(cls, spec: TensorSpec, config: DequantizeConfig, lead: int) -> Dequantized:
         """For the model's output `spec`. Raises ModelLoadError."""
         where = f"postprocess.{spec.name}"
-        step, dtype = cls((replace(spec, datatype="FP32"),), config), _quantized(where, spec)
-        _try_linear(where, spec, config, lead, lambda shape: step.make(np.zeros(shape, dtype)))
+        step = cls((replace(spec, datatype="FP32"),), config, _quantized(where, spec), lead)
+        _try_linear(where, spec, config, lead, lambda shape: step.make(np.zeros(shape, step.dtype)))
         return step
 
     def make(self, array: Array) -> Sequence[Array]:
         """See `OutputStep`."""
         return [dequantize(array, *self.config.per_channel, axis=self.config.axis)]
+
+    def on_device(self) -> LaneOutputStep | None:
+        """See `OutputStep`."""
+        linear = _linear(self.offered[0], self.config, self.dtype, self.lead)
+        return DequantizedOnDevice(linear) if linear else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +225,7 @@ class TopK:
     offered: tuple[TensorSpec, ...]
     k: int
     softmax: bool
+    spec: TensorSpec
 
     @classmethod
     def of(cls, spec: TensorSpec, config: TopKConfig, lead: int) -> TopK:
@@ -200,13 +243,19 @@ class TopK:
         shape = (*spec.shape[:-1], config.k)
         values = TensorSpec(config.values or f"{spec.name}_values", "FP32", shape)
         indices = TensorSpec(config.indices or f"{spec.name}_indices", "INT32", shape)
-        return cls((values, indices), config.k, config.softmax)
+        return cls((values, indices), config.k, config.softmax, spec)
 
     def make(self, array: Array) -> Sequence[Array]:
         """See `OutputStep`."""
         shape = (*array.shape[:-1], self.k)
         found = top_k(array.reshape(-1, array.shape[-1]), self.k, softmax=self.softmax)
         return [found.values.reshape(shape), found.indices.reshape(shape)]
+
+    def on_device(self) -> LaneOutputStep | None:
+        """See `OutputStep`. The kernel takes a step for each of the k, and is not meant for many."""
+        if not self.spec.fixed or self.k > MOST_ON_DEVICE:
+            return None
+        return TopKOnDevice(self.k, self.softmax, self.spec.shape[-1], DATATYPES[self.spec.datatype].numpy.name)
 
 
 def input_step(spec: TensorSpec, config: ImageConfig | QuantizeConfig, lead: int) -> InputStep:
@@ -243,6 +292,19 @@ def _try_linear(
         run(tuple(max(dim, 1) for dim in shape))
     except (ValueError, OverflowError) as error:
         raise ModelLoadError(f"{where}: {error}") from error
+
+
+def _linear(
+    spec: TensorSpec, config: QuantizeConfig | DequantizeConfig, dtype: np.dtype[Any], lead: int
+) -> Linear | None:
+    """What the device is told; None if rows are of any size."""
+    if not spec.fixed:
+        return None
+    scale, zero_point = config.per_channel
+    axis = config.axis
+    if axis is not None and axis >= 0:
+        axis -= lead + len(spec.shape)  # from the end, where a batch dimension makes no difference
+    return Linear(np.atleast_1d(np.array(scale, np.float32)), np.atleast_1d(np.array(zero_point, dtype)), axis, spec.shape)
 
 
 def _whole(spec: TensorSpec, lead: int) -> str:
