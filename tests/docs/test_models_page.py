@@ -17,6 +17,7 @@ from headrace.repository.model_config import (
     WarmupData,
     WarmupInput,
 )
+from headrace.repository.processing_config import DequantizeConfig, ImageConfig, QuantizeConfig, TopKConfig
 from headrace.repository.triton.backend import _PARAMETERS
 from headrace.repository.triton.fields import DECISIONS, Taken
 from headrace.settings_sources import leaves
@@ -42,6 +43,10 @@ def words(page):
         BucketConfig,
         SizeRule,
         FollowingDim,
+        ImageConfig,
+        QuantizeConfig,
+        DequantizeConfig,
+        TopKConfig,
         Options,
     ],
 )

@@ -15,6 +15,7 @@ from headrace.engine.cached import CachedModel
 from headrace.engine.ensemble import Ensemble
 from headrace.engine.policies import cost_model, make_buckets
 from headrace.engine.presented import check_described, present
+from headrace.engine.processed import process, ragged_inputs
 from headrace.engine.scheduler import Scheduler
 from headrace.engine.sequence import SequenceScheduler
 from headrace.engine.sequence_plan import plan_sequences
@@ -350,8 +351,8 @@ def open_model(
     config = found.config
     backend = registry.get(config.backend)
     model = backend.load(found.path, max_batch=config.max_batch, threads=config.threads, options=config.backend_options)
-    model = present(model, config, found.path.parent)
-    buckets = make_buckets(config, model.signature)
+    model = process(present(model, config, found.path.parent), config)
+    buckets = make_buckets(config, model.signature, ragged_inputs(model))
     samples = read_samples(config, model.signature, found.path.parent)
     cost = cost_model(config, model.signature, inline_below_ns if model.inline else 0)
     sizes = warm_sizes(config, model.signature.max_batch)
