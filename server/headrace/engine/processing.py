@@ -304,7 +304,9 @@ def _linear(
     axis = config.axis
     if axis is not None and axis >= 0:
         axis -= lead + len(spec.shape)  # from the end, where a batch dimension makes no difference
-    return Linear(np.atleast_1d(np.array(scale, np.float32)), np.atleast_1d(np.array(zero_point, dtype)), axis, spec.shape)
+    return Linear(
+        np.atleast_1d(np.array(scale, np.float32)), np.atleast_1d(np.array(zero_point, dtype)), axis, spec.shape
+    )
 
 
 def _whole(spec: TensorSpec, lead: int) -> str:
