@@ -6,7 +6,8 @@ on whichever thread calls it; the engine never calls `run` of one instance from 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     import numpy as np
 
     from headrace.messages import Buffer, Signature
+
+
+NONE_COUNTED: Final[Mapping[str, int]] = MappingProxyType({})
+"""For `LoadedModel.memory` and `nodes` of a backend that has nothing to say there."""
 
 
 class InstanceLost(Exception):
@@ -76,6 +81,19 @@ class LoadedModel(Protocol):
     @property
     def inline(self) -> bool:
         """Whether a short batch may run on the event loop: false where a run waits for a device."""
+        ...
+
+    @property
+    def memory(self) -> Mapping[str, int]:
+        """Bytes of the memory of each device, such as `cuda:0`, that its instances were measured to take.
+
+        Asked for from any thread. Empty on the processor.
+        """
+        ...
+
+    @property
+    def nodes(self) -> Mapping[str, int]:
+        """How many nodes of the model's graph each execution provider runs, where that is known, else empty."""
         ...
 
     def make_instance(self, index: int) -> Instance:

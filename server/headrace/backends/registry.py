@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 BACKENDS = {
     "onnxruntime": "headrace.backends.onnxruntime.cpu:OnnxRuntimeBackend",  # the old name of the next
     "onnxruntime-cpu": "headrace.backends.onnxruntime.cpu:OnnxRuntimeBackend",
+    "onnxruntime-cuda": "headrace.backends.onnxruntime.cuda:OnnxRuntimeCudaBackend",
+    "onnxruntime-tensorrt": "headrace.backends.onnxruntime.tensorrt:OnnxRuntimeTensorRtBackend",
 }
 """Short name -> where the backend is. The module is imported when a model asks for it and not before."""
 

@@ -167,7 +167,7 @@ class Engine:
         served: Served = self._cached(found, scheduler)
         if plan is not None:
             served = SequenceScheduler(scheduler, plan, self._clock, self._turn)
-        self._serve(found, served, seconds)
+        self._serve(found, served, seconds, model)
         self._review()
         logger.info(
             "model %s version %s serves: %s, max batch %d, %d instances, loaded in %.2f s, 1 row takes %d us",
@@ -214,7 +214,7 @@ class Engine:
         for key in [key for key in self._ensembles if key[0] == name]:
             del self._ensembles[key]
 
-    def _serve(self, found: Found, served: Served, seconds: float) -> None:
+    def _serve(self, found: Found, served: Served, seconds: float, model: LoadedModel | None = None) -> None:
         """Publishes a version in the place of one that may have served before; seconds: that loading took."""
         key = found.name, found.version
         served.stated = found.configuration.stated if found.configuration else None
@@ -225,7 +225,7 @@ class Engine:
         if isinstance(served, CachedModel):
             served.lookups = recorder
         recorder.sequences = served.counts if isinstance(served, SequenceScheduler) else None
-        recorder.loaded(seconds)
+        recorder.loaded(seconds, model)
         before = self._schedulers.get(key)
         self._schedulers[key] = served
         self._loaded[key] = found

@@ -108,6 +108,16 @@ class PresentedModel:
         """See `backends.base.LoadedModel`."""
         return self._model.inline
 
+    @property
+    def memory(self) -> Mapping[str, int]:
+        """See `backends.base.LoadedModel`."""
+        return self._model.memory
+
+    @property
+    def nodes(self) -> Mapping[str, int]:
+        """See `backends.base.LoadedModel`."""
+        return self._model.nodes
+
     def make_instance(self, index: int) -> Instance:
         """See `backends.base.LoadedModel`."""
         instance = self._model.make_instance(index)

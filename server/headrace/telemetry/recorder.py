@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -97,13 +97,27 @@ class SequenceCounts:
     expired: int
 
 
+class Resources(Protocol):
+    """What a loaded model takes, asked for whenever somebody reads. See `backends.base.LoadedModel`."""
+
+    @property
+    def memory(self) -> Mapping[str, int]:
+        """Bytes by device."""
+        ...
+
+    @property
+    def nodes(self) -> Mapping[str, int]:
+        """Nodes of its graph by execution provider."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """All that is known of one model version at one moment. It does not change while it is being written out.
 
     phases: by name (`messages.PHASES`). refused: requests by `HeadraceError.reason`. closed: batches by close reason
     and instance. queue: requests and rows that wait now. sequences: of a stateful model. elements, padding: of inputs
-    with buckets, as they ran.
+    with buckets, as they ran. memory: bytes by device. nodes: of the graph, by execution provider.
     """
 
     model: str
@@ -120,6 +134,8 @@ class Reading:
     elements: int
     padding: int
     load_seconds: float
+    memory: Mapping[str, int]
+    nodes: Mapping[str, int]
 
 
 class ModelRecorder:
@@ -132,8 +148,8 @@ class ModelRecorder:
     __slots__ = (
         "_admitted", "_batches", "_clock", "_closed", "_decoded", "_elements", "_executions", "_expired_sequences",
         "_hit_lookups", "_hits", "_last_ms", "_load_seconds", "_misses", "_padding", "_phases", "_received", "_refused",
-        "_request", "_rows", "_wall_ms", "_wasted_ns", "_wasted_rows", "model", "queue_depth", "sequences", "trace",
-        "version",
+        "_request", "_resources", "_rows", "_wall_ms", "_wasted_ns", "_wasted_rows", "model", "queue_depth",
+        "sequences", "trace", "version",
     )  # fmt: skip
 
     def __init__(
@@ -170,6 +186,7 @@ class ModelRecorder:
         self._padding = 0
         self._expired_sequences = 0
         self._load_seconds = 0.0
+        self._resources: Resources | None = None
         self.trace: Callable[[BatchRecord], None] | None = None
         self._hits: list[int] = []  # the time of each request that the cache answered, not folded yet
         self._hit_lookups = Duration()
@@ -227,9 +244,10 @@ class ModelRecorder:
         """Sequences are over because no request of theirs came for too long."""
         self._expired_sequences += sequences
 
-    def loaded(self, seconds: float) -> None:
-        """The version has become ready; loading and warming it took this long."""
+    def loaded(self, seconds: float, resources: Resources | None = None) -> None:
+        """The version has become ready; loading and warming it took this long, and it takes `resources`."""
         self._load_seconds = seconds
+        self._resources = resources
 
     def statistics(self) -> Statistics:
         """Everything until now, as ModelStatistics reports it."""
@@ -272,6 +290,8 @@ class ModelRecorder:
             elements=self._elements,
             padding=self._padding,
             load_seconds=self._load_seconds,
+            memory={} if self._resources is None else dict(self._resources.memory),
+            nodes={} if self._resources is None else dict(self._resources.nodes),
         )
 
     def fold(self) -> None:

@@ -108,13 +108,21 @@ def session_options(
 
 
 def open_session(
-    file: Path, threads: int, options: SessionSettings, providers: Sequence[Provider], **entries: str
+    file: Path,
+    threads: int,
+    options: SessionSettings,
+    providers: Sequence[Provider],
+    entries: Mapping[str, str] | None = None,
 ) -> ort.InferenceSession:
-    """A session on the first of the providers that takes a node. Raises ModelLoadError."""
-    _log_through_python()
+    """A session of these providers: each node goes to the first that takes it. entries: see `session_options`.
+
+    Raises ModelLoadError. Left to itself, ONNX Runtime's Python class makes a session on the processor of one that
+    failed, when it is opened and during a run.
+    """
+    log_through_python()
     try:
         configured = session_options(file, threads, options, entries)
-        return ort.InferenceSession(file, configured, providers=providers)
+        return ort.InferenceSession(file, configured, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's exceptions have no common base
         raise ModelLoadError(f"ONNX Runtime cannot load {file}: {error}") from error
 
@@ -141,7 +149,7 @@ def ort_severity() -> int:
     return next((severity for severity in (2, 3) if log.isEnabledFor(_LEVELS[severity])), 4)
 
 
-def _log_through_python() -> None:
+def log_through_python() -> None:
     """Sends ONNX Runtime's messages to our logger, where its version can do so (1.32 and later); else to stderr."""
     register = getattr(ort, "set_default_logger_callback", None)
     if register is not None:
