@@ -107,15 +107,13 @@ class BoundInstance:
         lane = self._lane
         try:
             self._upload(inputs, rows, bucket)
-            self._compute(self._bound[bucket])
+            self._compute(bucket)
             for index in outputs:
                 lane.download(index, rows * self._row_out[index])
             lane.stream.synchronize()
         except Exception as error:
-            judged = self._executor.judged(error, lane.stream)
-            if judged is error:
-                raise
-            raise judged from error
+            self._executor.failed(error, lane.stream)
+            raise
         batch = (rows,) if self._signature.max_batch else ()
         return [
             lane.result(index, spec, batch + spec.shape)
@@ -151,9 +149,11 @@ class BoundInstance:
             lane.lay(index, parts, rows * size, padded=bucket * size)
             lane.upload(index, bucket * size)
 
-    def _compute(self, bound: _Bound) -> None:
-        session = self._executor.session
-        self._executor.compute(self._lane.stream, lambda: session.run_with_iobinding(bound.binding, bound.options))
+    def _compute(self, bucket: int) -> None:
+        self._executor.compute(self._lane.stream, lambda: self._launch(self._bound[bucket]))
+
+    def _launch(self, bound: _Bound) -> None:
+        self._executor.session.run_with_iobinding(bound.binding, bound.options)
 
     def _bind(self, rows: int, entries: dict[str, str]) -> _Bound:
         """The buffers as tensors of so many rows. entries: of the run options."""
@@ -237,10 +237,8 @@ class NamedInstance:
         try:
             return executor.call(work)
         except Exception as error:
-            judged = executor.judged(error)
-            if judged is error:
-                raise
-            raise judged from error
+            executor.failed(error)
+            raise
 
     def close(self) -> None:
         """See `backends.base.Instance`."""

@@ -66,24 +66,27 @@ class Executor:
 
         self.call(between)
 
-    def judged(self, error: Exception, *streams: Stream) -> Exception:
-        """The error that a failed batch is to raise: InstanceLost if it was the device that failed.
+    def failed(self, error: Exception, *streams: Stream) -> None:
+        """Raises InstanceLost if it was the device that failed with this error.
 
         Waits for whatever is under way in the executor's stream and in these, so that buffers can be used again.
         """
-        found: Exception = error
-        if not isinstance(error, InstanceLost):
-            found = device_error(str(error)) or error
+        lost = error if isinstance(error, InstanceLost) else device_error(str(error))
         try:
             self.device.use()
             for stream in (self.stream, *streams):
                 stream.synchronize()
-        except InstanceLost as lost:
-            found = found if isinstance(found, InstanceLost) else lost
-        except Exception as failed:
-            error.add_note(f"and then: {failed}")
-        self.lost = self.lost or isinstance(found, InstanceLost)
-        return found
+        except InstanceLost as found:
+            lost = lost or found
+        except Exception as another:
+            error.add_note(f"and then: {another}")
+        try:
+            if lost is not None:
+                self.lost = True
+                if lost is not error:
+                    raise lost from error
+        finally:
+            del lost  # else it would keep the session alive, by its traceback, until cycles are collected
 
     def close(self) -> None:
         """Frees everything. Nothing may be under way."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import traceback
 from functools import cache
 from itertools import count
 from threading import Lock
@@ -129,7 +130,11 @@ class GpuModel:
         try:
             return self._make(at, index, device)
         except (InstanceLost, DeviceError) as error:
+            _let_go(error)
             raise ModelLoadError(f"{label_of(device)} ({device.name}): {error}") from error
+        except Exception as error:
+            _let_go(error)
+            raise
 
     def _make(self, at: int, index: int, device: Device) -> Instance:
         group = self._group(at, device)
@@ -223,6 +228,13 @@ class _Group:
             device.use()
         self.executor.close()
         ledger_of(device).release(self.share)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Has an error and its causes forget the sessions that were at work: somebody may keep it for a long time."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _check_available(provider: str, available: Sequence[str]) -> None:
