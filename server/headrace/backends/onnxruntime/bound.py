@@ -64,7 +64,7 @@ class _Bound:
 class BoundInstance:
     """One batch in flight, by persistent buffers and bindings. Not for two threads at once.
 
-    buckets: rows of each, ascending. graphs: numbers for as many CUDA graphs, empty for none. closed: called at its end.
+    buckets: rows of each, ascending. graphs: numbers for as many CUDA graphs, empty: none. closed: called at its end.
     Runs each bucket before it returns. Raises InstanceLost, and ModelLoadError if a run fails or its graph is wrong.
     """
 

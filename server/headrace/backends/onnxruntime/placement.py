@@ -46,7 +46,7 @@ class Placement:
     def __str__(self) -> str:
         total = sum(self.counts.values())
         texts = []
-        for provider, count in sorted(self.counts.items(), key=lambda pair: -pair[1]):
+        for provider, count in sorted(self.counts.items(), key=lambda pair: (pair[0] == CPU, -pair[1])):
             kinds = f" ({_listed(self.nodes[provider])})" if provider == CPU else ""
             texts.append(f"{count} by {provider}{kinds}")
         return f"of {total} nodes {', '.join(texts)}"
