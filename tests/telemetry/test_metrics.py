@@ -1,6 +1,7 @@
 """The exposition, read back with prometheus_client's own parsers."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -89,6 +90,25 @@ def test_tritons_names_and_units_are_exact(registry, metrics):
     ]:
         assert found[f"nv_inference_{name}_duration_histogram_us_sum", ()] == 2 * ns
         assert found[f"nv_inference_{name}_duration_histogram_us_count", ()] == 2
+
+
+def test_what_a_model_takes_of_devices_is_asked_for_at_each_scrape(registry, metrics):
+    model = metrics.model("m", "1", lambda: (0, 0))
+    resources = SimpleNamespace(memory={"cuda:0": 10, "cuda:1": 20}, nodes={"CUDAExecutionProvider": 7})
+    model.loaded(1.0, resources)
+    other = metrics.model("n", "1", lambda: (0, 0))
+    other.loaded(1.0)
+
+    def found(name):
+        return {rest: value for (family, rest), value in samples(registry, version="1").items() if family == name}
+
+    assert found("headrace_model_memory_bytes") == {
+        (("device", "cuda:0"), ("model", "m")): 10,
+        (("device", "cuda:1"), ("model", "m")): 20,
+    }
+    assert found("headrace_model_nodes") == {(("model", "m"), ("provider", "CUDAExecutionProvider")): 7}
+    resources.memory = {"cuda:0": 0}
+    assert found("headrace_model_memory_bytes") == {(("device", "cuda:0"), ("model", "m")): 0}
 
 
 def test_the_four_failure_reasons_exist_from_the_start(registry, metrics):
