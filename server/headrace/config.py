@@ -200,6 +200,13 @@ class Settings(_Settings):
     drain_seconds: float = Field(
         30.0, ge=0, allow_inf_nan=False, description="time to finish accepted requests after SIGTERM, in seconds"
     )
+    drain_delay_seconds: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="time after SIGTERM in which the server says that it is not ready and serves on, until load "
+        "balancers have noticed, in seconds",
+    )
     max_message_bytes: int = Field(64 * MIB, ge=1, le=MAX_INT32, description="largest request taken, in bytes")
     response_cache_bytes: int = Field(
         0, ge=0, description="memory for replies of models with `response_cache`, in bytes; 0: none are kept"

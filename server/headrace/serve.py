@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import threading
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
@@ -120,6 +120,7 @@ async def serve(settings: Settings, severities: Severities) -> int:
 
         parts.status.exiting = True
         parts.set_ready(False)
+        await _linger(settings.drain_delay_seconds, stop.second)
         http.drain()
         drained = await _drain(grpc, parts.engine, settings.drain_seconds, stop.second)
         logger.info("stopped%s", "" if drained else ": some requests were cut off")
@@ -208,6 +209,14 @@ async def _load(control: ModelControl, stop: asyncio.Event) -> bool:
         task.cancel()
     await asyncio.wait((loading, stopped))
     return loaded
+
+
+async def _linger(seconds: float, stop: asyncio.Event) -> None:
+    """Lets those who send requests hear that the server leaves, while it still serves them. `stop` ends it."""
+    if seconds:
+        logger.info("not ready, and serving on for %g s; a second signal stops at once", seconds)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), seconds)
 
 
 async def _drain(grpc: GrpcTransport, engine: Engine, seconds: float, stop: asyncio.Event) -> bool:
