@@ -1,13 +1,15 @@
 """A device in the host's memory: what a backend does with streams and memory can be tested without a GPU.
 
 Nothing that a stream is given happens before somebody waits for it, and then it happens in order: a backend that reads
-a result too early finds what was there before. Memory that is freed is filled with a pattern.
+a result too early finds what was there before. Memory that is freed is filled with a pattern. Work is done by one
+thread at a time, whichever waits.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections import deque
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -139,18 +141,20 @@ class FakeStream:
 
     def run_until(self, event: FakeEvent) -> None:
         """Does what was given, until an event is reached."""
-        while not event.reached:
-            if not self._pending:
-                raise DeviceError("an event is waited for that nobody recorded")
-            self._pending.popleft()()
+        with self._device.lock:
+            while not event.reached:
+                if not self._pending:
+                    raise DeviceError("an event is waited for that nobody recorded")
+                self._pending.popleft()()
 
     def synchronize(self) -> None:
         """See `backends.device.Stream`."""
         self._device.check()
         if self._recording is not None:
             raise DeviceError("a stream is waited for that is being captured")
-        while self._pending:
-            self._pending.popleft()()
+        with self._device.lock:
+            while self._pending:
+                self._pending.popleft()()
 
     def capture(self, work: Callable[[], None]) -> FakeGraph:
         """See `backends.device.Stream`."""
@@ -183,6 +187,7 @@ class FakeDevice:
         self.lost = False
         self.allocated: set[FakeMemory] = set()
         self.streams: list[FakeStream] = []
+        self.lock = RLock()
         self._memory = memory
 
     def check(self) -> None:

@@ -113,7 +113,8 @@ class Session:
     def run_with_iobinding(self, binding, options):
         self.gpu.fail_if_asked()
         assert options.get_run_config_entry("disable_synchronize_execution_providers") == "1"
-        self.stream.enqueue(lambda: self._launched(binding, self._kind(options)))
+        kind = self._kind(options)
+        self.stream.enqueue(lambda: self._launched(binding, kind))
 
     def _kind(self, options):
         if not self.graphs:

@@ -99,6 +99,12 @@ def test_what_the_tensorrt_provider_is_told(tmp_path):
         (CudaOptions, {"cuda": {"gpu_mem_limit": "1"}}, "'gpu_mem_limit' is set by memory_limit_bytes"),
         (CudaOptions, {"cuda": {"user_compute_stream": "1"}}, "'user_compute_stream' is the backend's own to set"),
         (CudaOptions, {"precision": ["fp16"]}, "precision"),
+        (CudaOptions, {"run": {"gpu_graph_id": "1"}}, "'gpu_graph_id' is the backend's own to set"),
+        (
+            CudaOptions,
+            {"cuda_graphs": True, "run": {"memory.enable_memory_arena_shrinkage": "cpu:0;gpu:0"}},
+            "would free the memory that graphs use",
+        ),
         (TensorRtOptions, {"cuda_graphs": True}, "cuda_graphs"),
         (TensorRtOptions, {"precision": ["fp8"]}, "precision"),
         (TensorRtOptions, {"tensorrt": {"trt_engine_cache_path": "/"}}, "is set by engine_cache"),

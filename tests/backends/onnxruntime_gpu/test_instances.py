@@ -1,6 +1,7 @@
 """Batches on a device: what is bound, filled up, copied and waited for, and what is freed."""
 
 import gc
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
@@ -54,10 +55,9 @@ def test_a_bucket_is_filled_up_with_zeros(load, affine):
         assert there[12:].tolist() == [9] * 12  # of the batch before: beyond the bucket
 
 
-@pytest.mark.parametrize("rows", [0, 9])
-def test_rows_that_no_bucket_takes(load, affine, rows):
-    with instances(load(affine())) as (first, _), pytest.raises(ValueError, match=r"."):
-        first.run([[bytes(12 * rows)]], [(rows + (rows == 0) * 9, 3)], [0])
+def test_more_rows_than_fit(load, affine):
+    with instances(load(affine())) as (first, _), pytest.raises(ValueError, match="batch of 9 rows, at most 8 fit"):
+        first.run([[bytes(12 * 9)]], [(9, 3)], [0])
 
 
 def test_other_shapes_than_the_signatures(load, affine):
@@ -67,8 +67,9 @@ def test_other_shapes_than_the_signatures(load, affine):
 
 def test_bytes_that_do_not_fill_the_rows(load, affine):
     with instances(load(affine())) as (first, _):
-        with pytest.raises(ValueError, match=r"."):
-            first.run([[bytes(16)]], [(1, 3)], [0])
+        for nbytes in (8, 16):
+            with pytest.raises(ValueError, match="different structures"):
+                first.run([[bytes(nbytes)]], [(1, 3)], [0])
         assert run(first, [1, 2, 3])[0].tolist() == [[3, 5, 7]]
 
 
@@ -265,9 +266,16 @@ def test_a_model_by_name_is_lost_with_its_device_too(load, write, gpu):
             first.run([[bytes(4)]], [(1, 1)], [0])
 
 
-def test_a_first_run_that_fails_is_a_failed_load(load, affine, gpu):
+def test_a_model_need_not_run_zeros(load, affine, gpu, caplog):
     gpu.fail = RuntimeError("no kernel")
-    with pytest.raises(ModelLoadError, match="a first run on zeros, 8 rows, failed: no kernel"):
+    with instances(load(affine())) as (first, _):
+        assert run(first, [1, 2, 3])[0].tolist() == [[3, 5, 7]]
+    assert "a first run of 8 rows of zeros failed: no kernel" in caplog.text
+
+
+def test_a_device_that_is_lost_in_the_first_run_is_a_failed_load(load, affine, gpu):
+    gpu.fail = RuntimeError("CUDA failure 700: an illegal memory access")
+    with pytest.raises(ModelLoadError, match=r"cpu:0 \(Fake\): CUDA failure 700"):
         load(affine()).make_instance(0)
     assert gpu.gone == 1
 
@@ -290,10 +298,18 @@ def test_graphs_are_recorded_at_load_on_the_thread_that_launches_them(load, affi
         assert sorted(session.graph_runs) == [1, 2, 3, 4]  # each bucket of each batch in flight
         assert min(session.graph_runs.values()) > 3
         gpu.runs.clear()
-        assert run(first, [1, 2, 3])[0].tolist() == [[3, 5, 7]]
+        with ThreadPoolExecutor(1) as thread:
+            assert thread.submit(run, first, [1, 2, 3]).result()[0].tolist() == [[3, 5, 7]]
         assert run(second, [4] * 9)[0].tolist() == [[9] * 3] * 3
         assert gpu.runs == {"launched": 2}
         assert len(session.threads) == 1
+
+
+def test_a_graph_that_cannot_be_recorded_is_a_failed_load(load, affine, gpu):
+    gpu.fail = RuntimeError("operation not permitted when stream is capturing")
+    with pytest.raises(ModelLoadError, match="no CUDA graph can be recorded of 8 rows of zeros: operation not"):
+        load(affine(), cuda_graphs=True).make_instance(0)
+    assert gpu.gone == 1
 
 
 def test_a_graph_that_does_not_see_its_inputs_is_a_failed_load(load, affine, gpu):

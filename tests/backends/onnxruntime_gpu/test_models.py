@@ -10,7 +10,8 @@ from onnx import TensorProto, helper
 
 from headrace.backends import registry
 from headrace.backends.onnxruntime.cuda import OnnxRuntimeCudaBackend
-from headrace.backends.onnxruntime.gpu_options import TensorRtOptions
+from headrace.backends.onnxruntime.gpu_options import CudaOptions, TensorRtOptions
+from headrace.backends.onnxruntime.sessions import open_session
 from headrace.backends.onnxruntime.tensorrt import engine_directory, private_directory
 from headrace.errors import ModelLoadError
 
@@ -45,6 +46,13 @@ def test_too_much_on_the_processor_is_a_failed_load(load, affine, gpu):
     gpu.on_cpu = ["Mul"]
     with pytest.raises(ModelLoadError, match="the processor would run 1 of the model's 2 nodes, Mul 1, and max_cpu"):
         load(affine()).make_instance(0)
+
+
+def test_onnx_runtime_is_not_to_go_over_to_the_processor_by_itself(affine, monkeypatch):
+    told = {}
+    monkeypatch.setattr("onnxruntime.InferenceSession", lambda *arguments, **more: told.update(more))
+    open_session(affine() / "model.onnx", 1, CudaOptions(), [(CUDA, {}), CPU], {})
+    assert told == {"providers": [(CUDA, {}), CPU], "enable_fallback": 0}
 
 
 def test_the_placement_is_logged_and_published(load, affine, gpu, caplog):

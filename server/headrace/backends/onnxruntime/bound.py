@@ -8,11 +8,13 @@ copies it to the device and back by itself, and the caller waits for that.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from headrace.backends.base import InstanceLost
 from headrace.backends.buffers import row_bytes
 from headrace.backends.onnxruntime.feeds import BFLOAT16, run_by_name
 from headrace.backends.onnxruntime.sessions import run_options
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from headrace.messages import Buffer, Signature, TensorSpec
 
     Array = np.ndarray[Any, Any]
+
+log = logging.getLogger(__name__)
 
 _ASYNCHRONOUS = {"disable_synchronize_execution_providers": "1"}
 _GRAPH = "gpu_graph_id"
@@ -65,7 +69,7 @@ class BoundInstance:
     """One batch in flight, by persistent buffers and bindings. Not for two threads at once.
 
     buckets: rows of each, ascending. graphs: numbers for as many CUDA graphs, empty: none. closed: called at its end.
-    Runs each bucket before it returns. Raises InstanceLost, and ModelLoadError if a run fails or its graph is wrong.
+    Runs each bucket before it returns. Raises InstanceLost, and ModelLoadError if a graph cannot be recorded.
     """
 
     def __init__(
@@ -173,7 +177,7 @@ class BoundInstance:
     # --- before it serves ---------------------------------------------------------------------------------------------
 
     def _first_runs(self, rows: int, *, graph: bool) -> None:
-        """Runs zeros: engines are built, kernels loaded, memory is taken, a graph recorded. Raises ModelLoadError."""
+        """Runs zeros: engines are built, kernels loaded, memory is taken, a graph recorded. Raises as the class."""
         zeros, ones = self._filled(rows, 0), self._filled(rows, 1)
         batch = (rows,) if self._signature.max_batch else ()
         shapes = [batch + spec.shape for spec in self._signature.inputs]
@@ -190,9 +194,15 @@ class BoundInstance:
                 expected = self.run(ones, shapes, outputs)
             finally:
                 self._bound[rows] = recorded
+        except InstanceLost:
+            raise
         except Exception as error:
-            what = "recording and launching a CUDA graph" if graph else "a first run"
-            raise ModelLoadError(f"{what} on zeros, {rows} rows, failed: {error}") from error
+            if not graph:  # that a model need not run zeros is for the warm-up of the engine to say
+                log.warning(
+                    "a first run of %d rows of zeros failed: %s", rows, str(error)
+                )  # the error would keep the session
+                return
+            raise ModelLoadError(f"no CUDA graph can be recorded of {rows} rows of zeros: {error}") from error
         for spec, got, want in zip(self._signature.outputs, launched, expected, strict=True):
             if not _alike(got, want, spec):
                 raise ModelLoadError(
@@ -232,6 +242,7 @@ class NamedInstance:
         executor = self._executor
 
         def work() -> list[Array]:
+            executor.device.use()
             return run_by_name(executor.session, self._signature, self._run_options, inputs, shapes, outputs)
 
         try:

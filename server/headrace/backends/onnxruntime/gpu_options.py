@@ -71,6 +71,11 @@ class GpuOptions(SessionSettings):
             raise ValueError(f"{list(buckets)} is not ascending")
         return buckets
 
+    @field_validator("run")
+    @classmethod
+    def _not_of_runs(cls, given: dict[str, str]) -> dict[str, str]:
+        return _unreserved(given, dict.fromkeys(("disable_synchronize_execution_providers", "gpu_graph_id"), ""))
+
     @field_validator("cuda")
     @classmethod
     def _not_ours(cls, given: dict[str, str]) -> dict[str, str]:
@@ -83,6 +88,13 @@ class CudaOptions(GpuOptions):
     cuda_graphs: bool = Field(
         False, description="record the work of each batch bucket when the model is loaded and launch it as a whole"
     )
+
+    @model_validator(mode="after")
+    def _graphs_keep_their_memory(self) -> CudaOptions:
+        shrinks = self.run.get("memory.enable_memory_arena_shrinkage", "")
+        if self.cuda_graphs and "gpu" in shrinks:
+            raise ValueError(f"cuda_graphs = true, but shrinking {shrinks!r} would free the memory that graphs use")
+        return self
 
 
 class ShapeRange(BaseModel):
