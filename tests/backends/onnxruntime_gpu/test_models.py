@@ -130,6 +130,20 @@ def test_a_load_that_does_not_fit_is_refused_before_it_takes_anything(load, heav
         memory.close()
 
 
+def test_what_a_session_is_expected_to_take(load, load_tensorrt, affine, gpu):
+    (device,) = gpu.devices
+    held = device.allocate(device.memory_info()[0] - 300)
+    weights, buffers = 2 * 12, 8 * (12 + 12)
+    for model, more in (
+        (load(affine(), in_flight=3, headroom_bytes=300), 3 * buffers),
+        (load_tensorrt(affine(), in_flight=1, headroom_bytes=300, workspace_bytes=77), buffers + 77),
+    ):
+        assert model._expected == weights + more
+        with pytest.raises(ModelLoadError, match="does not fit"):
+            model.make_instance(0)
+    held.close()
+
+
 def test_a_limit_is_left_for_the_model_that_has_it(load, heavy, gpu):
     gpu.takes = 8 * MIB
     limited = load(heavy, max_batch=1, memory_limit_bytes=100 * MIB).make_instance(0)
