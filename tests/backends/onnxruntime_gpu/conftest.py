@@ -25,8 +25,9 @@ class GpuOrt:
     """What a backend takes in place of ONNX Runtime and devices.
 
     calls: what each session was opened with. takes: bytes of the device that a session has. works: providers that can
-    be set up. on_cpu: operators that the processor runs. fail: what the next run raises, loses: with its device, whose
-    error is not in the text. stale: a launched graph does nothing. runs: of bindings, by kind. gone: sessions that nobody holds any more.
+    be set up. on_cpu: operators that the processor runs. fail: what the next run raises; loses: and its device is lost,
+    which the text does not say. stale: a launched graph does nothing. runs: of bindings, by kind. gone: sessions that
+    nobody holds any more.
     """
 
     def __init__(self, devices=1, memory=1 << 30):
