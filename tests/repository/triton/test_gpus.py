@@ -188,7 +188,7 @@ def test_parameters_of_cuda(parameters, expected):
          {"optimization_level": 5, "sparse_weights": True, "min_subgraph_nodes": 4}),
         ({"trt_cuda_graph_enable": "0"}, {}),
         ({"int8_use_native_calibration_table": "1", "trt_auxiliary_streams": "-1"},
-         {"tensorrt": {"trt_int8_use_native_calibration_table": "1", "trt_auxiliary_streams": "-1"}}),
+         {"tensorrt": {"trt_int8_use_native_calibration_table": "True", "trt_auxiliary_streams": "-1"}}),
     ],
 )  # fmt: skip
 def test_parameters_of_tensorrt(parameters, expected):

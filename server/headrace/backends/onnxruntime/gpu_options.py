@@ -219,24 +219,27 @@ def cuda_provider(options: GpuOptions, device: int, stream: int) -> dict[str, st
 def tensorrt_provider(
     options: TensorRtOptions, device: int, stream: int, profile: dict[str, str], cache: Path | None
 ) -> dict[str, str]:
-    """Options of the TensorRT provider. profile: see `shape_profile`. cache: where engines are kept, None: nowhere."""
+    """Options of the TensorRT provider, which wants True and False where CUDA's wants 1 and 0.
+
+    profile: see `shape_profile`. cache: where engines are kept, None: nowhere.
+    """
     made = {
         "device_id": str(device),
         "user_compute_stream": str(stream),
         "trt_max_workspace_size": str(options.workspace_bytes),
         "trt_min_subgraph_size": str(options.min_subgraph_nodes),
         "trt_builder_optimization_level": str(options.optimization_level),
-        "trt_sparsity_enable": _flag(options.sparse_weights),
+        "trt_sparsity_enable": str(options.sparse_weights),
     }
-    made |= {f"trt_{precision}_enable": "1" for precision in options.precision}
+    made |= {f"trt_{precision}_enable": "True" for precision in options.precision}
     if options.int8_calibration_table:
         made["trt_int8_calibration_table_name"] = options.int8_calibration_table
     made |= profile
     if cache is not None:
         made |= {
-            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_enable": "True",
             "trt_engine_cache_path": str(cache),
-            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_enable": "True",
             "trt_timing_cache_path": str(cache),
         }
     return made | options.tensorrt

@@ -179,7 +179,8 @@ def _provider(table: str, key: str, read: Callable[[str], object], expected: str
 
     def apply(options: Values, text: str) -> None:
         value = read(text)
-        options.setdefault(table, {})[key] = str(int(value)) if isinstance(value, bool) else str(value)
+        as_number = isinstance(value, bool) and table == "cuda"  # TensorRT's wants True and False
+        options.setdefault(table, {})[key] = str(int(value) if as_number else value)  # type: ignore[call-overload]
 
     return _Taken(expected, apply)
 
