@@ -272,6 +272,7 @@ def test_a_model_need_not_run_zeros(load, affine, gpu, caplog):
     gpu.fail = RuntimeError("no kernel")
     with instances(load(affine())) as (first, _):
         assert run(first, [1, 2, 3])[0].tolist() == [[3, 5, 7]]
+        assert gpu.runs == {"regular": 1 + 4}  # the other one's four buckets
     assert "a first run of 8 rows of zeros failed: no kernel" in caplog.text
 
 

@@ -77,6 +77,7 @@ def test_onnx_runtime_itself_is_to_refuse_the_processor_where_no_node_may_be_the
     load(affine(), max_cpu_nodes=share).make_instance(0).close()
     entries = gpu.calls[0].entries
     assert entries.get("session.disable_cpu_ep_fallback") == entry
+    assert (CPU in gpu.calls[0].providers) == (entry is None)
     assert entries["session.record_ep_graph_assignment_info"] == "1"
     assert entries["session.use_device_allocator_for_initializers"] == "1"
 

@@ -92,6 +92,10 @@ def test_an_option_that_is_unknown_is_a_failed_load(drive):
     assert "frobnicate" in error
 
 
+def test_the_processor_can_be_ruled_out(drive):
+    assert drive(max_cpu_nodes=0.0)["nodes"] == {"CUDAExecutionProvider": 2}
+
+
 def test_runs_take_no_memory_and_wait_for_nothing(drive):
     facts = drive()
     assert facts["nodes"] == {"CUDAExecutionProvider": 2}

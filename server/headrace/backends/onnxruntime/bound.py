@@ -91,10 +91,11 @@ class BoundInstance:
         self._bound: dict[int, _Bound] = {}
         self._lane = Lane(executor.device, *lane_bytes(signature, buckets[-1]))
         try:
+            runs = True
             for at, rows in reversed([*enumerate(buckets)]):  # the largest first: the arena grows once
                 entries = {_GRAPH: str(graphs[at])} if graphs else {}
                 self._bound[rows] = self._bind(rows, entries)
-                self._first_runs(rows, graph=bool(graphs))
+                runs = runs and self._first_runs(rows, graph=bool(graphs))
         except BaseException:
             self._lane.close()
             raise
@@ -176,8 +177,11 @@ class BoundInstance:
 
     # --- before it serves ---------------------------------------------------------------------------------------------
 
-    def _first_runs(self, rows: int, *, graph: bool) -> None:
-        """Runs zeros: engines are built, kernels loaded, memory is taken, a graph recorded. Raises as the class."""
+    def _first_runs(self, rows: int, *, graph: bool) -> bool:
+        """Runs zeros: engines are built, kernels loaded, memory is taken, a graph recorded. Raises as the class.
+
+        Whether the model can run zeros.
+        """
         zeros, ones = self._filled(rows, 0), self._filled(rows, 1)
         batch = (rows,) if self._signature.max_batch else ()
         shapes = [batch + spec.shape for spec in self._signature.inputs]
@@ -186,7 +190,7 @@ class BoundInstance:
             for _ in range(GRAPH_RUNS if graph else 1):
                 self.run(zeros, shapes, outputs)
             if not graph:
-                return
+                return True
             launched = [array.copy() for array in self.run(ones, shapes, outputs)]
             recorded = self._bound[rows]
             self._bound[rows] = self._bind(rows, _NO_GRAPH)
@@ -197,11 +201,10 @@ class BoundInstance:
         except InstanceLost:
             raise
         except Exception as error:
-            if not graph:  # that a model need not run zeros is for the warm-up of the engine to say
-                log.warning(
-                    "a first run of %d rows of zeros failed: %s", rows, str(error)
-                )  # the error would keep the session
-                return
+            if not graph:  # whether a model has to run zeros is for the engine's warm-up to say
+                # as a text: the error would keep the session alive where somebody keeps the record
+                log.warning("a first run of %d rows of zeros failed: %s", rows, str(error))
+                return False
             raise ModelLoadError(f"no CUDA graph can be recorded of {rows} rows of zeros: {error}") from error
         for spec, got, want in zip(self._signature.outputs, launched, expected, strict=True):
             if not _alike(got, want, spec):
@@ -209,6 +212,7 @@ class BoundInstance:
                     f"the CUDA graph of {rows} rows gives another {spec.name!r} than a run without it: this model "
                     "cannot be recorded, expected cuda_graphs = false"
                 )
+        return True
 
     def _filled(self, rows: int, value: int) -> list[list[bytes]]:
         """Inputs that hold nothing but 0 or 1, which are valid whatever they mean."""

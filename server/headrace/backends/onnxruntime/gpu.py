@@ -56,7 +56,7 @@ _ENTRIES = {
     # weights are as large as they are: not rounded up by the arena, whose limit is then one of what runs take
     "session.use_device_allocator_for_initializers": "1",
 }
-_NOT_EVEN_SHAPES = {"session.disable_cpu_ep_fallback": "1"}
+_NO_CPU = {"session.disable_cpu_ep_fallback": "1"}
 
 
 class GpuModel:
@@ -179,9 +179,11 @@ class GpuModel:
         """A session that runs where it is to. Raises ModelLoadError."""
         options = self._options
         providers = self._providers(device, stream)
-        entries = _ENTRIES if options.max_cpu_nodes else _ENTRIES | _NOT_EVEN_SHAPES
         _find_libraries()
-        session = self._open_session(self._file, self._threads, options, [*providers, CPU], entries)
+        if options.max_cpu_nodes:
+            session = self._open_session(self._file, self._threads, options, [*providers, CPU], _ENTRIES)
+        else:  # ONNX Runtime, too, is to refuse; then the processor's provider must not be named
+            session = self._open_session(self._file, self._threads, options, providers, _ENTRIES | _NO_CPU)
         check_providers(session.get_providers(), [name for name, _ in providers])
         placement = session_placement(session)
         if placement is None:
