@@ -83,7 +83,10 @@ class Http2Settings(_Settings):
         20.0, gt=0, allow_inf_nan=False, description="and closed when no answer comes within this time, in seconds"
     )
     max_connections: int = Field(
-        4096, ge=1, description="connections open at a time; never more than the process may open files"
+        4096,
+        ge=1,
+        le=MAX_INT32,
+        description="connections open at a time; fewer where the process may not open as many files",
     )
     stall_timeout_s: float = Field(
         60.0,
@@ -132,7 +135,12 @@ class TlsSettings(_Settings):
 class HttpSettings(_Settings):
     """Limits of the HTTP port."""
 
-    max_connections: int = Field(512, ge=1, le=MAX_INT32, description="connections open at a time; more are told so")
+    max_connections: int = Field(
+        512,
+        ge=1,
+        le=MAX_INT32,
+        description="connections open at a time, more are told so; fewer where the process may not open as many files",
+    )
     max_head_bytes: int = Field(
         64 << 10, ge=1024, le=MAX_INT32, description="request line and headers of one request, in bytes"
     )

@@ -33,6 +33,7 @@ from headrace.transport.grpc_native import NativeTransport
 from headrace.transport.grpc_reference import ReferenceTransport
 from headrace.transport.health import Health
 from headrace.transport.infer import InferService
+from headrace.transport.open_files import most_connections
 from headrace.transport.repository import RepositoryAdmin
 from headrace.transport.rest.app import make_app
 from headrace.transport.rest.infer import RestInfer
@@ -127,10 +128,22 @@ async def serve(settings: Settings, severities: Severities) -> int:
     return 0 if drained else 1
 
 
+def _within_open_files(settings: Settings) -> Settings:
+    """The settings with no more connections than the process may open files."""
+    grpc, http = most_connections(settings.http2.max_connections, settings.http.max_connections)
+    return settings.model_copy(
+        update={
+            "http2": settings.http2.model_copy(update={"max_connections": grpc}),
+            "http": settings.http.model_copy(update={"max_connections": http}),
+        }
+    )
+
+
 class _Parts:
     """What a server is made of, put together and not yet started."""
 
     def __init__(self, settings: Settings, severities: Severities) -> None:
+        settings = _within_open_files(settings)
         self._settings = settings
         self._registry = CollectorRegistry()
         metrics = Metrics(self._registry)
