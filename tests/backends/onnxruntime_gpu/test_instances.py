@@ -9,7 +9,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from headrace.backends.device import DeviceLost, DeviceOutOfMemory
+from headrace.backends.onnxruntime.flexible import TooLarge
 from headrace.errors import ModelLoadError
+from headrace.pipeline import bytes_tensor
 
 
 @contextmanager
@@ -116,18 +118,66 @@ def test_a_model_without_batches(load, affine):
         assert first.run([[values.tobytes()]], [(2, 3)], [0])[0].tolist() == [[3] * 3] * 2
 
 
-def test_dimensions_of_any_size_are_run_by_name(load, write, gpu):
+def test_dimensions_of_any_size(load, varying, gpu):
+    with instances(load(varying)) as (first, second):
+        for instance, rows, length in (
+            (first, 1, 2),
+            (second, 3, 5),
+            (first, 2, 40_000),
+            (first, 2, 1),
+            (second, 1, 0),
+        ):
+            x = (np.arange(rows * length, dtype=np.float32) % 8).reshape(rows, length)
+            parts = [x[row].tobytes() for row in range(rows)]
+            y, z = instance.run([parts], [x.shape], [0, 1])
+            assert np.array_equal(y, -x)
+            assert np.array_equal(z, x.sum(axis=1))
+            (z,) = instance.run([parts], [x.shape], [1])
+            assert np.array_equal(z, x.sum(axis=1))
+    assert gpu.runs == {"free": 10}
+    assert len(gpu.calls) == 1
+
+
+def test_copies_of_varying_batches_do_not_wait_for_others_either(load, varying):
+    with instances(load(varying)) as (first, second):
+        x = np.ones((1, 7), np.float32)
+        first.device.use()
+        first._upload(0, first._signature.inputs[0], [x.tobytes()], x.shape)
+        first._executor.compute(first._stream, lambda: first._launch([0]))
+        second._upload(0, second._signature.inputs[0], [x.tobytes()], x.shape)
+        second._stream.synchronize()
+        assert first._executor.stream._pending
+        assert second.run([[x.tobytes()]], [x.shape], [1])[0].tolist() == [7]
+        first._binding.clear_binding_outputs()
+
+
+def test_a_batch_too_large_for_the_device_is_an_error_of_its_own(load, varying, gpu):
+    (device,) = gpu.devices
+    with instances(load(varying)) as (first, _):
+        x = np.ones((1, 3), np.float32)
+        held = device.allocate(device.memory_info()[0] - (200 << 10))
+        with pytest.raises(TooLarge, match="a tensor of 400000 bytes: 524288 bytes are asked for"):
+            first.run([[bytes(400_000)]], [(1, 100_000)], [0])
+        assert first.run([[x.tobytes()]], [x.shape], [1])[0].tolist() == [3]
+        gpu.fail = RuntimeError("CUDA failure 2: out of memory")
+        with pytest.raises(RuntimeError, match="CUDA failure 2"):
+            first.run([[x.tobytes()]], [x.shape], [1])
+        assert not first._executor.lost
+        assert first.run([[x.tobytes()]], [x.shape], [1])[0].tolist() == [3]
+        held.close()
+
+
+def test_texts_are_run_by_name(load, write, gpu):
     path = write(
-        [helper.make_node("Neg", ["x"], ["y"])],
-        [("x", TensorProto.FLOAT, ("N", "L"))],
-        [("y", TensorProto.FLOAT, ("N", "L"))],
+        [helper.make_node("Identity", ["x"], ["y"])],
+        [("x", TensorProto.STRING, ("N", 1))],
+        [("y", TensorProto.STRING, ("N", 1))],
     )
     with instances(load(path)) as (first, second):
-        for instance, length in ((first, 2), (second, 5)):
-            values = np.ones((1, length), np.float32)
-            assert instance.run([[values.tobytes()]], [(1, length)], [0])[0].tolist() == [[-1] * length]
+        for instance in (first, second):
+            text = bytes_tensor.encode(np.array([[b"abc"]], object))
+            assert instance.run([[text]], [(1, 1)], [0])[0].tolist() == [["abc"]]
     assert gpu.runs == {"by name": 2}
-    assert len(gpu.calls) == 1
 
 
 # --- in flight --------------------------------------------------------------------------------------------------------
@@ -253,16 +303,12 @@ def test_an_error_of_the_model_leaves_the_instance(load, affine, gpu):
         assert run(first, [1, 2, 3])[0].tolist() == [[3, 5, 7]]
 
 
-def test_a_model_by_name_is_lost_with_its_device_too(load, write, gpu):
-    path = write(
-        [helper.make_node("Neg", ["x"], ["y"])],
-        [("x", TensorProto.FLOAT, ("N", "L"))],
-        [("y", TensorProto.FLOAT, ("N", "L"))],
-    )
-    with instances(load(path)) as (first, _):
+def test_a_varying_model_is_lost_with_its_device_too(load, varying, gpu):
+    with instances(load(varying)) as (first, _):
         gpu.fail = RuntimeError("CUDA error 719: unspecified launch failure")
         with pytest.raises(DeviceLost):
             first.run([[bytes(4)]], [(1, 1)], [0])
+        assert first._executor.lost
         gpu.fail = RuntimeError("invalid input")
         with pytest.raises(RuntimeError, match="invalid input"):
             first.run([[bytes(4)]], [(1, 1)], [0])

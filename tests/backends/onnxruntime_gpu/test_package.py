@@ -52,10 +52,10 @@ def stubs(tmp_path_factory):
 
 @pytest.fixture
 def drive(stubs, affine, tmp_path):
-    def drive(**options):
+    def drive(version=None, **options):
         path = os.pathsep.join([SITE, *sys.path])
         environment = {"LD_LIBRARY_PATH": str(stubs), "PYTHONPATH": path, "STUB_TRACE": str(tmp_path / "trace")}
-        command = [sys.executable, str(HERE / "stub/drive.py"), str(affine()), json.dumps(options)]
+        command = [sys.executable, str(HERE / "stub/drive.py"), str(version or affine()), json.dumps(options)]
         done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
         if done.returncode:
             return done.stderr
@@ -103,6 +103,12 @@ def test_runs_take_no_memory_and_wait_for_nothing(drive):
     assert waits(facts["run"]) == []
     assert [call for call in facts["run"] if "alloc" in call.lower() or "free" in call.lower()] == []
     assert "cudaStreamCreateWithFlags" not in facts["load"]  # it computes in ours
+
+
+def test_runs_of_any_size_wait_for_nothing_either(drive, varying):
+    facts = drive(varying)
+    assert facts["nodes"] == {"CUDAExecutionProvider": 2}
+    assert waits(facts["run"]) == []
 
 
 def test_a_graph_is_recorded_at_load_and_launched_by_one_call(drive):

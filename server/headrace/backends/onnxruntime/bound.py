@@ -2,8 +2,8 @@
 
 `BoundInstance`: tensors of fixed dimensions but the batch's. It has buffers for the largest batch on the device and in
 page-locked memory, and for each batch bucket an IOBinding over them; a batch is filled up with zeros to its bucket, so
-that the session sees few shapes, and always the same addresses. `NamedInstance`: whatever else there is; ONNX Runtime
-copies it to the device and back by itself, and the caller waits for that.
+that the session sees few shapes, and always the same addresses. `NamedInstance`: texts, which no device has; ONNX
+Runtime copies what it needs to the device and back by itself, and the caller waits. What is between is in `flexible`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_ASYNCHRONOUS = {"disable_synchronize_execution_providers": "1"}
+ASYNCHRONOUS = {"disable_synchronize_execution_providers": "1"}
 _GRAPH = "gpu_graph_id"
 _NO_GRAPH = {_GRAPH: "-1"}
 GRAPH_RUNS = 4
@@ -81,6 +81,7 @@ class BoundInstance:
         options: GpuOptions,
         closed: Callable[[], None],
     ) -> None:
+        self.device = executor.device
         self._executor = executor
         self._signature = signature
         self._buckets = buckets
@@ -170,8 +171,8 @@ class BoundInstance:
             (binding.bind_output, self._signature.outputs, lane.outputs),
         ):
             for spec, memory in zip(specs, memories, strict=True):
-                bind(spec.name, device.kind, device.index, _element(spec), batch + spec.shape, memory.pointer)
-        options = run_options(self._options, **_ASYNCHRONOUS, **entries)
+                bind(spec.name, device.kind, device.index, element_of(spec), batch + spec.shape, memory.pointer)
+        options = run_options(self._options, **ASYNCHRONOUS, **entries)
         assert options is not None
         return _Bound(binding, options)
 
@@ -231,6 +232,7 @@ class NamedInstance:
     def __init__(
         self, executor: Executor, signature: Signature, options: GpuOptions, closed: Callable[[], None]
     ) -> None:
+        self.device = executor.device
         self._executor = executor
         self._signature = signature
         self._run_options = run_options(options)
@@ -252,7 +254,7 @@ class NamedInstance:
         try:
             return executor.call(work)
         except Exception as error:
-            executor.failed(error)
+            executor.failed(error, for_good=False)
             raise
 
     def close(self) -> None:
@@ -260,7 +262,8 @@ class NamedInstance:
         self._closed()
 
 
-def _element(spec: TensorSpec) -> Any:  # noqa: ANN401  -- as IOBinding takes it: a type of NumPy's, or ONNX's number
+def element_of(spec: TensorSpec) -> Any:  # noqa: ANN401  -- ONNX Runtime is not typed
+    """What IOBinding takes for the elements of a tensor: a type of NumPy's, or ONNX's number."""
     return BFLOAT16 if spec.datatype == "BF16" else DATATYPES[spec.datatype].numpy.type
 
 

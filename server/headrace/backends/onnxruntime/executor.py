@@ -11,6 +11,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from headrace.backends.base import InstanceLost
+from headrace.backends.device import DeviceOutOfMemory
 from headrace.backends.onnxruntime.failures import device_error
 
 if TYPE_CHECKING:
@@ -66,12 +67,15 @@ class Executor:
 
         self.call(between)
 
-    def failed(self, error: Exception, *streams: Stream) -> None:
+    def failed(self, error: Exception, *streams: Stream, for_good: bool = True) -> None:
         """Raises InstanceLost if it was the device that failed with this error.
 
         Waits for whatever is under way in the executor's stream and in these, so that buffers can be used again.
+        for_good: whether memory that has not sufficed for this batch will not for others, as they are all alike.
         """
         lost = error if isinstance(error, InstanceLost) else device_error(str(error))
+        if isinstance(lost, DeviceOutOfMemory) and lost is not error and not for_good:
+            lost = None
         try:
             self.device.use()
             for stream in (self.stream, *streams):

@@ -23,6 +23,7 @@ from headrace.backends.device import DeviceError, open_device
 from headrace.backends.footprint import label_of, ledger_of
 from headrace.backends.onnxruntime.bound import BoundInstance, NamedInstance, bindable, lane_bytes
 from headrace.backends.onnxruntime.executor import Executor
+from headrace.backends.onnxruntime.flexible import FlexibleInstance
 from headrace.backends.onnxruntime.gpu_options import CudaOptions, batch_buckets
 from headrace.backends.onnxruntime.placement import (
     CPU,
@@ -141,7 +142,9 @@ class GpuModel:
         try:
             with ledger_of(device).measured(device, group.share):
                 if not self._bindable:
-                    return NamedInstance(group.executor, self.signature, self._options, group.leave)
+                    texts = any(s.datatype == "BYTES" for s in (*self.signature.inputs, *self.signature.outputs))
+                    kind = NamedInstance if texts else FlexibleInstance
+                    return kind(group.executor, self.signature, self._options, group.leave)
                 graphs = [next(group.graphs) for _ in self._buckets] if self._graphs else []
                 return BoundInstance(group.executor, self.signature, self._buckets, graphs, self._options, group.leave)
         except BaseException:
