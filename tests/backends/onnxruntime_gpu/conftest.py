@@ -296,3 +296,4 @@ def no_shares_left(gpu):
     yield
     assert not any(ledger_of(device)._shares for device in gpu.devices), "a share was not given back"
     assert not any(device.allocated for device in gpu.devices), "memory was not given back"
+    assert not any(stream.open for device in gpu.devices for stream in device.streams), "a stream was not closed"

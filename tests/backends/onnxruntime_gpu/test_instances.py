@@ -151,7 +151,10 @@ def test_copies_of_varying_batches_do_not_wait_for_others_either(load, varying):
         first._binding.clear_binding_outputs()
 
 
-def test_a_batch_too_large_for_the_device_is_an_error_of_its_own(load, varying, gpu):
+def test_a_batch_too_large_for_the_device_is_an_error_of_its_own(load, varying, gpu, monkeypatch):
+    def refuse(nbytes):
+        raise DeviceOutOfMemory("no memory can be locked")
+
     (device,) = gpu.devices
     with instances(load(varying)) as (first, _):
         x = np.ones((1, 3), np.float32)
@@ -159,6 +162,11 @@ def test_a_batch_too_large_for_the_device_is_an_error_of_its_own(load, varying, 
         with pytest.raises(TooLarge, match="a tensor of 400000 bytes: 524288 bytes are asked for"):
             first.run([[bytes(400_000)]], [(1, 100_000)], [0])
         assert first.run([[x.tobytes()]], [x.shape], [1])[0].tolist() == [3]
+        with monkeypatch.context() as patched:
+            patched.setattr(device, "pin", refuse)
+            with pytest.raises(TooLarge, match="no memory can be locked"):
+                first.run([[bytes(70_000)]], [(1, 17_500)], [0])
+        assert first._inputs[0].memory is None
         gpu.fail = RuntimeError("CUDA failure 2: out of memory")
         with pytest.raises(RuntimeError, match="CUDA failure 2"):
             first.run([[x.tobytes()]], [x.shape], [1])
