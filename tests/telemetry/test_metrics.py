@@ -1,7 +1,6 @@
 """The exposition, read back with prometheus_client's own parsers."""
 
 import re
-from types import SimpleNamespace
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -94,8 +93,8 @@ def test_tritons_names_and_units_are_exact(registry, metrics):
 
 def test_what_a_model_takes_of_devices_is_asked_for_at_each_scrape(registry, metrics):
     model = metrics.model("m", "1", lambda: (0, 0))
-    resources = SimpleNamespace(memory={"cuda:0": 10, "cuda:1": 20}, nodes={"CUDAExecutionProvider": 7})
-    model.loaded(1.0, resources)
+    memory = {"cuda:0": 10, "cuda:1": 20}
+    model.loaded(1.0, lambda: (memory, {"CUDAExecutionProvider": 7}))
     other = metrics.model("n", "1", lambda: (0, 0))
     other.loaded(1.0)
 
@@ -107,7 +106,8 @@ def test_what_a_model_takes_of_devices_is_asked_for_at_each_scrape(registry, met
         (("device", "cuda:1"), ("model", "m")): 20,
     }
     assert found("headrace_model_nodes") == {(("model", "m"), ("provider", "CUDAExecutionProvider")): 7}
-    resources.memory = {"cuda:0": 0}
+    del memory["cuda:1"]
+    memory["cuda:0"] = 0
     assert found("headrace_model_memory_bytes") == {(("device", "cuda:0"), ("model", "m")): 0}
 
 

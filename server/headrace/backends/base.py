@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from headrace.messages import Buffer, Signature
 
 
-NONE_COUNTED: Final[Mapping[str, int]] = MappingProxyType({})
-"""For `LoadedModel.memory` and `nodes` of a backend that has nothing to say there."""
-
-
 class InstanceLost(Exception):
     """The instance cannot be used any more: its device is lost, or has no memory left."""
 
@@ -55,7 +51,7 @@ class Instance(Protocol):
 
 
 class LoadedModel(Protocol):
-    """A model version opened by a backend."""
+    """A model version opened by a backend. See also `memory_of` and `nodes_of`."""
 
     @property
     def signature(self) -> Signature:
@@ -83,22 +79,27 @@ class LoadedModel(Protocol):
         """Whether a short batch may run on the event loop: false where a run waits for a device."""
         ...
 
-    @property
-    def memory(self) -> Mapping[str, int]:
-        """Bytes of the memory of each device, such as `cuda:0`, that its instances were measured to take.
-
-        Asked for from any thread. Empty on the processor.
-        """
-        ...
-
-    @property
-    def nodes(self) -> Mapping[str, int]:
-        """How many nodes of the model's graph each execution provider runs, where that is known, else empty."""
-        ...
-
     def make_instance(self, index: int) -> Instance:
         """A new instance, on the calling thread; may take long (graph optimisation)."""
         ...
+
+
+_NONE: Final[Mapping[str, int]] = MappingProxyType({})
+
+
+def memory_of(model: LoadedModel) -> Mapping[str, int]:
+    """Bytes of each device's memory, such as that of `cuda:0`, that a model's instances were measured to take.
+
+    That is its attribute `memory`, which may be asked for from any thread, if it has one.
+    """
+    found: Mapping[str, int] = getattr(model, "memory", _NONE)
+    return found
+
+
+def nodes_of(model: LoadedModel) -> Mapping[str, int]:
+    """How many nodes of a model's graph are run by whom: its attribute `nodes`, if it has one."""
+    found: Mapping[str, int] = getattr(model, "nodes", _NONE)
+    return found
 
 
 class Backend(Protocol):

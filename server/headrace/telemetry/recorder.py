@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from headrace.telemetry.observer import BatchRecord, QueueDepth
 
     Int64s = NDArray[np.int64]
+    Resources = Callable[[], tuple[Mapping[str, int], Mapping[str, int]]]
+    """Bytes by device and nodes by execution provider, at the moment."""
 
 FOLD_AT = 1024
 """Pending requests at which they are folded. More would not make a request cheaper, only the fold's pause longer."""
@@ -97,18 +99,9 @@ class SequenceCounts:
     expired: int
 
 
-class Resources(Protocol):
-    """What a loaded model takes, asked for whenever somebody reads. See `backends.base.LoadedModel`."""
-
-    @property
-    def memory(self) -> Mapping[str, int]:
-        """Bytes by device."""
-        ...
-
-    @property
-    def nodes(self) -> Mapping[str, int]:
-        """Nodes of its graph by execution provider."""
-        ...
+def no_resources() -> tuple[Mapping[str, int], Mapping[str, int]]:
+    """The `Resources` of a model that takes none of devices."""
+    return {}, {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +179,7 @@ class ModelRecorder:
         self._padding = 0
         self._expired_sequences = 0
         self._load_seconds = 0.0
-        self._resources: Resources | None = None
+        self._resources: Resources = no_resources
         self.trace: Callable[[BatchRecord], None] | None = None
         self._hits: list[int] = []  # the time of each request that the cache answered, not folded yet
         self._hit_lookups = Duration()
@@ -244,7 +237,7 @@ class ModelRecorder:
         """Sequences are over because no request of theirs came for too long."""
         self._expired_sequences += sequences
 
-    def loaded(self, seconds: float, resources: Resources | None = None) -> None:
+    def loaded(self, seconds: float, resources: Resources = no_resources) -> None:
         """The version has become ready; loading and warming it took this long, and it takes `resources`."""
         self._load_seconds = seconds
         self._resources = resources
@@ -275,6 +268,7 @@ class ModelRecorder:
 
     def read(self) -> Reading:
         """Everything until now, as a copy that later batches leave alone."""
+        memory, nodes = self._resources()
         return Reading(
             model=self.model,
             version=self.version,
@@ -290,8 +284,8 @@ class ModelRecorder:
             elements=self._elements,
             padding=self._padding,
             load_seconds=self._load_seconds,
-            memory={} if self._resources is None else dict(self._resources.memory),
-            nodes={} if self._resources is None else dict(self._resources.nodes),
+            memory=dict(memory),
+            nodes=dict(nodes),
         )
 
     def fold(self) -> None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from headrace.backends.base import NONE_COUNTED
 from headrace.datatypes import DATATYPES
 from headrace.errors import ModelLoadError
 from headrace.messages import Signature, TensorSpec
@@ -126,8 +125,6 @@ class FakeModel:
     platform = "fake"
     executors_per_instance = 1
     inline = True
-    memory: Mapping[str, int] = NONE_COUNTED
-    nodes: Mapping[str, int] = NONE_COUNTED
 
     def __init__(
         self,

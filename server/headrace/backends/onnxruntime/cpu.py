@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from headrace.backends.base import NONE_COUNTED
 from headrace.backends.buffers import aligned_bytes, lay, row_bytes, typed
 from headrace.backends.onnxruntime.feeds import array_of, ort_value_of, run_by_name
 from headrace.backends.onnxruntime.sessions import SessionSettings, find_file, open_session, read_options, run_options
@@ -59,7 +58,6 @@ class OnnxModel:
     platform = "onnxruntime_onnx"
     executors_per_instance = 1
     inline = True
-    memory = nodes = NONE_COUNTED
 
     def __init__(self, file: Path, max_batch: int | None, threads: int, options: Options) -> None:
         self._file = file

@@ -117,7 +117,7 @@ class GpuModel:
 
     @property
     def memory(self) -> Mapping[str, int]:
-        """See `backends.base.LoadedModel`."""
+        """See `backends.base.memory_of`."""
         with self._lock:
             taken = {label_of(device): 0 for device in self._devices}
             for group in self._groups.values():
