@@ -38,7 +38,11 @@ def test_what_a_model_may_still_take_is_left_for_it(device, ledger):
     with pytest.raises(ModelLoadError, match="80 MiB are free, of which 40 MiB are promised"):
         ledger.admit(device, "another", 41 * MIB, 0)
     another = ledger.admit(device, "another", 40 * MIB, 0)
-    assert another.outstanding == 0  # without a limit nothing is promised
+    with pytest.raises(ModelLoadError, match="of which 80 MiB are promised"):  # the other one is being loaded
+        ledger.admit(device, "a third", 1, 0)
+    for each in (share, another):
+        each.settle()
+    assert (share.outstanding, another.outstanding) == (40 * MIB, 0)  # without a limit nothing is promised
     ledger.release(share)
     ledger.admit(device, "a third", 80 * MIB, 0)
 

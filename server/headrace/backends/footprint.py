@@ -24,21 +24,29 @@ def label_of(device: Device) -> str:
 
 
 class Share:
-    """What one executor takes of a device, in bytes. allowed: what it is expected to take at most. taken: measured."""
+    """What one executor takes of a device, in bytes. expected: until it is settled. allowed: from then on, 0: no limit.
 
-    __slots__ = ("allowed", "taken")
+    taken: what was measured.
+    """
 
-    def __init__(self, allowed: int) -> None:
+    __slots__ = ("_promised", "allowed", "taken")
+
+    def __init__(self, expected: int, allowed: int) -> None:
         self.allowed = allowed
         self.taken = 0
+        self._promised = max(expected, allowed)
 
     def __repr__(self) -> str:
-        return f"<Share {self.taken} of {self.allowed} bytes>"
+        return f"<Share {self.taken} of {self._promised} bytes>"
 
     @property
     def outstanding(self) -> int:
         """What it may still take."""
-        return max(self.allowed - self.taken, 0)
+        return max(self._promised - self.taken, 0)
+
+    def settle(self) -> None:
+        """It has been loaded: what was expected and not taken is no more left for it."""
+        self._promised = self.allowed
 
 
 class Ledger:
@@ -77,7 +85,7 @@ class Ledger:
                     f"{mib(headroom)} must stay free; of {mib(total)}, {mib(free)} are free, of which {mib(promised)} "
                     f"are promised to models that are loaded"
                 )
-            share = Share(allowed)
+            share = Share(needed, allowed)
             self._shares.add(share)
             return share
 

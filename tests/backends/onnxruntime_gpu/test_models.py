@@ -145,6 +145,20 @@ def test_what_a_session_is_expected_to_take(load, load_tensorrt, affine, gpu):
     held.close()
 
 
+def test_what_was_expected_and_not_taken_is_free_when_all_batches_are_there(load, heavy, gpu):
+    (device,) = gpu.devices
+    held = device.allocate(device.memory_info()[0] - 10 * MIB)
+    model, other = load(heavy, max_batch=1), load(heavy, max_batch=1)
+    first = model.make_instance(0)
+    with pytest.raises(ModelLoadError, match="8 MiB are promised"):
+        other.make_instance(0)
+    second = model.make_instance(1)  # which took nothing, here
+    third = other.make_instance(0)
+    for instance in (first, second, third):
+        instance.close()
+    held.close()
+
+
 def test_a_limit_is_left_for_the_model_that_has_it(load, heavy, gpu):
     gpu.takes = 8 * MIB
     limited = load(heavy, max_batch=1, memory_limit_bytes=100 * MIB).make_instance(0)

@@ -140,16 +140,23 @@ class GpuModel:
     def _make(self, at: int, index: int, device: Device) -> Instance:
         group = self._group(at, device)
         try:
-            with ledger_of(device).measured(device, group.share):
-                if not self._bindable:
-                    texts = any(s.datatype == "BYTES" for s in (*self.signature.inputs, *self.signature.outputs))
-                    kind = NamedInstance if texts else FlexibleInstance
-                    return kind(group.executor, self.signature, self._options, group.leave)
-                graphs = [next(group.graphs) for _ in self._buckets] if self._graphs else []
-                return BoundInstance(group.executor, self.signature, self._buckets, graphs, self._options, group.leave)
+            instance = self._join(group, device)
         except BaseException:
             group.leave()
             raise
+        if group.users == self._options.in_flight:
+            group.share.settle()
+        return instance
+
+    def _join(self, group: _Group, device: Device) -> Instance:
+        """One more batch in flight of a session."""
+        with ledger_of(device).measured(device, group.share):
+            if not self._bindable:
+                texts = any(s.datatype == "BYTES" for s in (*self.signature.inputs, *self.signature.outputs))
+                kind = NamedInstance if texts else FlexibleInstance
+                return kind(group.executor, self.signature, self._options, group.leave)
+            graphs = [next(group.graphs) for _ in self._buckets] if self._graphs else []
+            return BoundInstance(group.executor, self.signature, self._buckets, graphs, self._options, group.leave)
 
     def _group(self, at: int, device: Device) -> _Group:
         """The session of that number, joined by one more batch in flight; a new one if there is none that works."""
