@@ -129,7 +129,7 @@ class GpuModel:
         at = index // self._options.in_flight
         device = self._devices[at % len(self._devices)]
         try:
-            return self._make(at, index, device)
+            return self._make(at, device)
         except (InstanceLost, DeviceError) as error:
             _let_go(error)
             raise ModelLoadError(f"{label_of(device)} ({device.name}): {error}") from error
@@ -137,7 +137,7 @@ class GpuModel:
             _let_go(error)
             raise
 
-    def _make(self, at: int, index: int, device: Device) -> Instance:
+    def _make(self, at: int, device: Device) -> Instance:
         group = self._group(at, device)
         try:
             instance = self._join(group, device)
