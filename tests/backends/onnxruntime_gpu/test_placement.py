@@ -62,7 +62,17 @@ def test_a_version_that_does_not_tell():
         ("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0", DeviceOutOfMemory),
         ("CUDA failure 900: operation not permitted when stream is capturing", None),
         ("CUDA failure 1: invalid argument", None),
-        ("BFCArena: Available memory of 8 is smaller than requested bytes of 9", None),
+        (
+            "Error in execution: Non-zero status code returned while running Exp node. Name:'' Status Message: "
+            "/onnxruntime_src/onnxruntime/core/framework/bfc_arena.cc:360 void* onnxruntime::BFCArena::"
+            "AllocateRawInternal(size_t, bool, onnxruntime::Stream*) Failed to allocate memory for requested buffer of "
+            "size 48000000",
+            DeviceOutOfMemory,
+        ),
+        ("AllocateRawInternal(...) Available memory of 8 is smaller than requested bytes of 9", None),
+        ("while running Exp node. Status Message: CUDA error cudaErrorIllegalAddress:an illegal memory", DeviceLost),
+        ("while running Exp node. Status Message: CUDA error cudaErrorInvalidValue:invalid argument", None),
+        ("while running Exp node. Status Message: CUDA error cudaErrorMemoryAllocation:out of", DeviceOutOfMemory),
         ("Got invalid dimensions for input: x", None),
     ],
 )

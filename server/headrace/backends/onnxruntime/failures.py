@@ -1,4 +1,7 @@
-"""What an error of ONNX Runtime means for the device that it came from. Pure."""
+"""What an error of ONNX Runtime means for the device that it came from. Pure.
+
+Source of the texts: onnxruntime-gpu 1.31.1, made to fail; of the errors: CUDA runtime API, "Error Handling".
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,37 @@ import re
 
 from headrace.backends.device import DeviceLost, DeviceOutOfMemory
 
-_FAILURE = re.compile(r"CUDA (?:failure|error) (\d+)")
+_CALL = re.compile(r"CUDA (?:failure|error) (\d+)")
+_LAUNCH = re.compile(r"CUDA error (cudaError\w+):")
+_LOST = {
+    46: "DevicesUnavailable",
+    100: "NoDevice",
+    201: "DeviceUninitialized",
+    214: "ECCUncorrectable",
+    220: "NvlinkUncorrectable",
+    700: "IllegalAddress",
+    702: "LaunchTimeout",
+    709: "ContextIsDestroyed",
+    710: "Assert",
+    714: "HardwareStackError",
+    715: "IllegalInstruction",
+    716: "MisalignedAddress",
+    717: "InvalidAddressSpace",
+    718: "InvalidPc",
+    719: "LaunchFailure",
+    802: "SystemNotReady",
+    999: "Unknown",
+}
+"""cudaError_t after which the process can use the device no more: number and name."""
+_LOST_NAMES = frozenset(f"cudaError{name}" for name in _LOST.values())
 _NO_MEMORY = 2
-_LOST = frozenset((46, 100, 201, 214, 220, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 802, 999))
-"""cudaError_t after which the process can use the device no more (CUDA runtime API, "Error Handling")."""
-_NO_MEMORY_ELSEWHERE = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "Error Code 2: OutOfMemory")
+_NO_MEMORY_TEXTS = (
+    "Failed to allocate memory for requested buffer of size",  # the arena, when the device has refused
+    "cudaErrorMemoryAllocation",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "Error Code 2: OutOfMemory",  # TensorRT
+)
 
 
 def device_error(text: str) -> DeviceLost | DeviceOutOfMemory | None:
@@ -19,8 +48,10 @@ def device_error(text: str) -> DeviceLost | DeviceOutOfMemory | None:
     That a session has reached its own limit (`memory_limit_bytes`) is none: others of its batches may still fit.
     """
     first_line = text.strip().partition("\n")[0]
-    found = _FAILURE.search(text)
-    code = int(found[1]) if found else 0
-    if code == _NO_MEMORY or any(word in text for word in _NO_MEMORY_ELSEWHERE):
+    call, launch = _CALL.search(text), _LAUNCH.search(text)
+    code = int(call[1]) if call else 0
+    if code == _NO_MEMORY or any(words in text for words in _NO_MEMORY_TEXTS):
         return DeviceOutOfMemory(first_line)
-    return DeviceLost(first_line) if code in _LOST else None
+    if code in _LOST or (launch and launch[1] in _LOST_NAMES):
+        return DeviceLost(first_line)
+    return None
