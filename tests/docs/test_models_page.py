@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from headrace.backends.onnxruntime import Options
+from headrace.backends.onnxruntime.gpu_options import CudaOptions, GpuOptions, ShapeRange, TensorRtOptions
 from headrace.repository.bucket_config import BucketConfig, FollowingDim, SizeRule
 from headrace.repository.model_config import (
     EnsembleConfig,
@@ -20,6 +21,7 @@ from headrace.repository.model_config import (
 from headrace.repository.processing_config import DequantizeConfig, ImageConfig, QuantizeConfig, TopKConfig
 from headrace.repository.triton.backend import _PARAMETERS
 from headrace.repository.triton.fields import DECISIONS, Taken
+from headrace.repository.triton.gpus import _ACCELERATORS
 from headrace.settings_sources import leaves
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -53,6 +55,19 @@ def words(page):
 def test_keys_of_model_toml(model):
     known = words("models.md") | {word.rpartition(".")[2] for word in words("models.md")}
     assert {setting.path[-1] for setting in leaves(model)} <= known
+
+
+@pytest.mark.parametrize("model", [GpuOptions, CudaOptions, TensorRtOptions, ShapeRange])
+def test_options_on_gpus(model):
+    keys = {setting.path[-1] for setting in leaves(model)} - {setting.path[-1] for setting in leaves(Options)}
+    written = set(re.findall(r"\w+", (DOCS / "backends.md").read_text()))
+    assert keys <= written
+
+
+def test_parameters_of_accelerators():
+    written = (DOCS / "triton.md").read_text()
+    for known in _ACCELERATORS.values():
+        assert not [key for key in known if f"`{key}`" not in written]
 
 
 def test_fields_of_config_pbtxt():

@@ -79,7 +79,8 @@ def test_bad_version_policies(load, versions):
         ("slo_ms = inf", "slo_ms = Infinity (in {file}): expected a number of at least 0"),
         (
             "warmup = 3",
-            "warmup = 3 (in {file}): expected true or false or a list that is not empty (each an integer of at least 1)",
+            "warmup = 3 (in {file}): expected true or false or a list that is not empty (each an integer of at "
+            "least 1)",
         ),
         ("batching.quantile = 1.0", "batching.quantile = 1.0 (in {file}): expected a number above 0 and below 1"),
         (

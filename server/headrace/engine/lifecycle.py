@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from headrace.backends import registry
+from headrace.backends.base import memory_of, nodes_of
 from headrace.clock import no_rest, rest_ns
 from headrace.engine.background import in_background
 from headrace.engine.cached import CachedModel
@@ -25,6 +26,7 @@ from headrace.errors import HeadraceError, ModelLoadError
 from headrace.pipeline.ensemble import BadGraph, build_graph, circle
 from headrace.repository.catalog import State
 from headrace.repository.discovery import Broken, Found, scan
+from headrace.telemetry.recorder import no_resources
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from headrace.repository.model_config import ModelConfig
     from headrace.telemetry.metrics import Metrics
     from headrace.telemetry.observer import Observer
+    from headrace.telemetry.recorder import Resources
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +176,7 @@ class Engine:
         served: Served = self._cached(found, scheduler)
         if plan is not None:
             served = SequenceScheduler(scheduler, plan, self._clock, self._turn)
-        self._serve(found, served, seconds)
+        self._serve(found, served, seconds, lambda: (memory_of(model), nodes_of(model)))
         self._review()
         logger.info(
             "model %s version %s serves: %s, max batch %d, %d instances, loaded in %.2f s, 1 row takes %d us",
@@ -223,7 +226,7 @@ class Engine:
         for key in [key for key in self._ensembles if key[0] == name]:
             del self._ensembles[key]
 
-    def _serve(self, found: Found, served: Served, seconds: float) -> None:
+    def _serve(self, found: Found, served: Served, seconds: float, resources: Resources = no_resources) -> None:
         """Publishes a version in the place of one that may have served before; seconds: that loading took."""
         key = found.name, found.version
         served.stated = found.configuration.stated if found.configuration else None
@@ -234,7 +237,7 @@ class Engine:
         if isinstance(served, CachedModel):
             served.lookups = recorder
         recorder.sequences = served.counts if isinstance(served, SequenceScheduler) else None
-        recorder.loaded(seconds)
+        recorder.loaded(seconds, resources)
         before = self._schedulers.get(key)
         self._schedulers[key] = served
         self._loaded[key] = found

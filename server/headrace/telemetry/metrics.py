@@ -177,6 +177,7 @@ class Metrics(Collector):
         yield from _request_families(readings)
         yield from _batch_families(readings)
         yield from _sequence_families(readings)
+        yield from _device_families(readings)
 
 
 class ServerMetrics(Collector):
@@ -364,6 +365,25 @@ def _sequence_families(readings: Sequence[Reading]) -> Iterator[Metric]:
             waiting.add_metric(labels, counts.waiting)
             expired.add_metric(labels, counts.expired)
     yield from (active, waiting, expired)
+
+
+def _device_families(readings: Sequence[Reading]) -> Iterator[Metric]:
+    """Of models on devices with memory of their own."""
+    memory = GaugeMetricFamily(
+        "headrace_model_memory_bytes",
+        "Memory of a device that a model was measured to take",
+        labels=(*LABELS, "device"),
+    )
+    nodes = GaugeMetricFamily(
+        "headrace_model_nodes", "Nodes of a model's graph, by what runs them", labels=(*LABELS, "provider")
+    )
+    for reading in readings:
+        labels = (reading.model, reading.version)
+        for device, nbytes in sorted(reading.memory.items()):
+            memory.add_metric((*labels, device), nbytes)
+        for provider, count in sorted(reading.nodes.items()):
+            nodes.add_metric((*labels, provider), count)
+    yield from (memory, nodes)
 
 
 def _add_histogram(

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from headrace.telemetry.observer import BatchRecord, QueueDepth
 
     Int64s = NDArray[np.int64]
+    Resources = Callable[[], tuple[Mapping[str, int], Mapping[str, int]]]
+    """Bytes by device and nodes by execution provider, at the moment."""
 
 FOLD_AT = 1024
 """Pending requests at which they are folded. More would not make a request cheaper, only the fold's pause longer."""
@@ -97,13 +99,18 @@ class SequenceCounts:
     expired: int
 
 
+def no_resources() -> tuple[Mapping[str, int], Mapping[str, int]]:
+    """The `Resources` of a model that takes none of devices."""
+    return {}, {}
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """All that is known of one model version at one moment. It does not change while it is being written out.
 
     phases: by name (`messages.PHASES`). refused: requests by `HeadraceError.reason`. closed: batches by close reason
     and instance. queue: requests and rows that wait now. sequences: of a stateful model. elements, padding: of inputs
-    with buckets, as they ran.
+    with buckets, as they ran. memory: bytes by device. nodes: of the graph, by execution provider.
     """
 
     model: str
@@ -120,6 +127,8 @@ class Reading:
     elements: int
     padding: int
     load_seconds: float
+    memory: Mapping[str, int]
+    nodes: Mapping[str, int]
 
 
 class ModelRecorder:
@@ -132,8 +141,8 @@ class ModelRecorder:
     __slots__ = (
         "_admitted", "_batches", "_clock", "_closed", "_decoded", "_elements", "_executions", "_expired_sequences",
         "_hit_lookups", "_hits", "_last_ms", "_load_seconds", "_misses", "_padding", "_phases", "_received", "_refused",
-        "_request", "_rows", "_wall_ms", "_wasted_ns", "_wasted_rows", "model", "queue_depth", "sequences", "trace",
-        "version",
+        "_request", "_resources", "_rows", "_wall_ms", "_wasted_ns", "_wasted_rows", "model", "queue_depth",
+        "sequences", "trace", "version",
     )  # fmt: skip
 
     def __init__(
@@ -170,6 +179,7 @@ class ModelRecorder:
         self._padding = 0
         self._expired_sequences = 0
         self._load_seconds = 0.0
+        self._resources: Resources = no_resources
         self.trace: Callable[[BatchRecord], None] | None = None
         self._hits: list[int] = []  # the time of each request that the cache answered, not folded yet
         self._hit_lookups = Duration()
@@ -227,9 +237,10 @@ class ModelRecorder:
         """Sequences are over because no request of theirs came for too long."""
         self._expired_sequences += sequences
 
-    def loaded(self, seconds: float) -> None:
-        """The version has become ready; loading and warming it took this long."""
+    def loaded(self, seconds: float, resources: Resources = no_resources) -> None:
+        """The version has become ready; loading and warming it took this long, and it takes `resources`."""
         self._load_seconds = seconds
+        self._resources = resources
 
     def statistics(self) -> Statistics:
         """Everything until now, as ModelStatistics reports it."""
@@ -257,6 +268,7 @@ class ModelRecorder:
 
     def read(self) -> Reading:
         """Everything until now, as a copy that later batches leave alone."""
+        memory, nodes = self._resources()
         return Reading(
             model=self.model,
             version=self.version,
@@ -272,6 +284,8 @@ class ModelRecorder:
             elements=self._elements,
             padding=self._padding,
             load_seconds=self._load_seconds,
+            memory=dict(memory),
+            nodes=dict(nodes),
         )
 
     def fold(self) -> None:

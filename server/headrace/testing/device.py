@@ -1,13 +1,15 @@
 """A device in the host's memory: what a backend does with streams and memory can be tested without a GPU.
 
 Nothing that a stream is given happens before somebody waits for it, and then it happens in order: a backend that reads
-a result too early finds what was there before. Memory that is freed is filled with a pattern.
+a result too early finds what was there before. Memory that is freed is filled with a pattern. Work is done by one
+thread at a time, whichever waits.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections import Counter, deque
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -118,7 +120,7 @@ class FakeStream:
     def _copy(self, target: FakeMemory, source: FakeMemory, nbytes: int) -> None:
         if nbytes > min(target.nbytes, source.nbytes):
             raise DeviceError(f"a copy of {nbytes} bytes, from {source.nbytes} to {target.nbytes}")
-        if not (target.open and source.open):
+        if not (getattr(target, "open", True) and getattr(source, "open", True)):  # a library's own has no such thing
             raise DeviceError("a copy of memory that is freed")
 
         def copy() -> None:
@@ -142,18 +144,20 @@ class FakeStream:
 
     def run_until(self, event: FakeEvent) -> None:
         """Does what was given, until an event is reached."""
-        while not event.reached:
-            if not self._pending:
-                raise DeviceError("an event is waited for that nobody recorded")
-            self._pending.popleft()()
+        with self._device.lock:
+            while not event.reached:
+                if not self._pending:
+                    raise DeviceError("an event is waited for that nobody recorded")
+                self._pending.popleft()()
 
     def synchronize(self) -> None:
         """See `backends.device.Stream`."""
         self._device.check()
         if self._recording is not None:
             raise DeviceError("a stream is waited for that is being captured")
-        while self._pending:
-            self._pending.popleft()()
+        with self._device.lock:
+            while self._pending:
+                self._pending.popleft()()
 
     def capture(self, work: Callable[[], None]) -> FakeGraph:
         """See `backends.device.Stream`."""
@@ -215,6 +219,7 @@ class FakeDevice:
         self.lost = False
         self.allocated: set[FakeMemory] = set()
         self.streams: list[FakeStream] = []
+        self.lock = RLock()
         self._memory = memory
         self._kernels = FakeKernels(self)
 

@@ -211,12 +211,6 @@ def test_instances_are_added_up():
     assert (found.config.instances, found.warnings) == (6, ())
 
 
-def test_a_group_for_gpus_runs_on_the_cpu_with_a_warning():
-    found = translated('instance_group [ { name: "g" count: 2 kind: KIND_GPU gpus: [ 0, 1 ] } ]')
-    assert found.config.instances == 2
-    assert [line.partition(":")[0] for line in found.warnings] == ["instance_group[g].gpus", "instance_group[g].kind"]
-
-
 @pytest.mark.parametrize(
     ("text", "field"),
     [
@@ -228,10 +222,6 @@ def test_a_group_for_gpus_runs_on_the_cpu_with_a_warning():
         ("optimization { cuda { graphs: true } }", "optimization.cuda"),
         ("optimization { input_pinned_memory { enable: true } }", "optimization.input_pinned_memory"),
         ("optimization { eager_batching: true }", "optimization.eager_batching"),
-        (
-            'optimization { execution_accelerators { gpu_execution_accelerator { name: "tensorrt" } } }',
-            "optimization.execution_accelerators.gpu_execution_accelerator",
-        ),
         (
             'optimization { execution_accelerators { cpu_execution_accelerator { name: "openvino" } } }',
             "optimization.execution_accelerators.cpu_execution_accelerator",

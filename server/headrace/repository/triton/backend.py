@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from headrace.repository.triton.gpus import FOR_GPUS, read_accelerators, read_parameter
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
+    from headrace.repository.triton.gpus import Placed
     from headrace.repository.triton.notes import Notes
     from headrace.rpc import model_config_pb2 as mc
 
@@ -29,7 +32,6 @@ FILES = {
 """What tells the backend where nothing else does: the file's name."""
 GRAPH_LEVELS = {-1: "basic", 1: "extended", 2: "disabled"}
 """Triton's numbers for ONNX Runtime's levels; 0 and all others mean every optimisation."""
-FOR_GPUS = frozenset({"cudnn_conv_algo_search", "gpu_mem_limit", "arena_extend_strategy", "do_copy_in_default_stream"})
 _REFUSALS = {
     "tensorrt": "there is no GPU backend yet; serve the ONNX file that the plan was built from, with backend: "
     '"onnxruntime"'
@@ -38,17 +40,21 @@ _REFUSALS = {
 Values = dict[str, Any]
 
 
-def read_backend(message: mc.ModelConfig, files: Collection[str], notes: Notes) -> Values:
+def read_backend(message: mc.ModelConfig, files: Collection[str], placed: Placed, notes: Notes) -> Values:
     """Settings of model.toml: the backend, its options and threads. files: in a version of the model."""
     if message.HasField("ensemble_scheduling"):
         return _no_backend(message, notes)
     backend = _backend(message, files, notes)
     if ":" in backend:  # a user's own
-        return _own_backend(backend, message, notes)
+        return _own_backend(backend, message, placed, notes)
     options: Values = {}
     values: Values = {"backend_options": options}
+    on_gpu = bool(placed.devices)
     for key, parameter in sorted(message.parameters.items()):
-        _parameter(key, parameter.string_value, values, notes)
+        _parameter(key, parameter.string_value, values, notes, on_gpu=on_gpu)
+    backend = read_accelerators(message, placed, options, notes)
+    if backend != "onnxruntime":
+        values["backend"] = backend
     level = message.optimization.graph.level
     if level in GRAPH_LEVELS:
         options["graph_optimization_level"] = GRAPH_LEVELS[level]
@@ -61,7 +67,7 @@ def read_backend(message: mc.ModelConfig, files: Collection[str], notes: Notes) 
     return {key: value for key, value in values.items() if value != {}}
 
 
-def _own_backend(backend: str, message: mc.ModelConfig, notes: Notes) -> Values:
+def _own_backend(backend: str, message: mc.ModelConfig, placed: Placed, notes: Notes) -> Values:
     for_triton = {
         "default_model_filename": message.default_model_filename,
         "optimization.graph": message.optimization.graph.level,
@@ -70,6 +76,8 @@ def _own_backend(backend: str, message: mc.ModelConfig, notes: Notes) -> Values:
     for where, given in for_triton.items():
         if given:
             notes.ignored(where, f"ignored: {backend} gets the parameters alone, as its options")
+    if placed.devices:
+        notes.ignored("instance_group", f"on GPUs {list(placed.devices)}: where it runs is for {backend} to decide")
     options = {key: parameter.string_value for key, parameter in sorted(message.parameters.items())}
     return {"backend": backend} | ({"backend_options": options} if options else {})
 
@@ -118,7 +126,7 @@ def _backend(message: mc.ModelConfig, files: Collection[str], notes: Notes) -> s
 # --- parameters of Triton's ONNX Runtime backend ----------------------------------------------------------------------
 
 
-def _parameter(key: str, text: str, values: Values, notes: Notes) -> None:
+def _parameter(key: str, text: str, values: Values, notes: Notes, *, on_gpu: bool) -> None:
     known = _PARAMETERS.get(key)
     where = f"parameters[{key}]"
     if known is not None:
@@ -127,8 +135,10 @@ def _parameter(key: str, text: str, values: Values, notes: Notes) -> None:
             apply(values, text.strip())
         except (ValueError, KeyError):
             notes.wrong(where, f"is '{text}', expected {expected}")
+    elif key in FOR_GPUS and on_gpu:
+        read_parameter(key, text, values["backend_options"], notes)
     elif key in FOR_GPUS:
-        notes.ignored(where, "ignored: models run on the CPU")
+        notes.ignored(where, "ignored: the model runs on the CPU")
     else:
         notes.ignored(where, f"ignored: unknown; known are {', '.join(sorted(_PARAMETERS))}")
 
