@@ -8,7 +8,7 @@ Source: the API reference of TensorRT 10.16 and 11.4, docstrings of the modules.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -86,10 +86,16 @@ class ExecutionContextAllocationStrategy(Protocol):
 # --- what the code subclasses -----------------------------------------------------------------------------------------
 
 
+class Severity(Protocol):
+    """Of a message: 0 internal error, 1 error, 2 warning, 3 info, 4 verbose."""
+
+    def __int__(self) -> int: ...
+
+
 class ILogger(Protocol):
     """Takes TensorRT's messages; most failures are told nowhere else."""
 
-    def log(self, severity: Any, msg: str, /) -> None: ...
+    def log(self, severity: Severity, msg: str, /) -> None: ...
 
 
 class IProgressMonitor(Protocol):
@@ -130,9 +136,7 @@ class INetworkDefinition(Protocol):
 class IOptimizationProfile(Protocol):
     """A range of shapes that an engine is tuned for."""
 
-    def set_shape(
-        self, input: str, min: Sequence[int], opt: Sequence[int], max: Sequence[int], /  # noqa: A002
-    ) -> None: ...
+    def set_shape(self, name: str, low: Sequence[int], best: Sequence[int], high: Sequence[int], /) -> None: ...
 
 
 class ITimingCache(Protocol):
@@ -213,9 +217,7 @@ class ICudaEngine(Protocol):
     def get_tensor_profile_shape(self, name: str, profile_index: int, /) -> Sequence[Dims]: ...
     def get_device_memory_size_for_profile_v2(self, profile_index: int, /) -> int: ...
     def is_shape_inference_io(self, name: str, /) -> bool: ...
-    def create_execution_context(
-        self, strategy: ExecutionContextAllocationStrategy, /
-    ) -> IExecutionContext | None: ...
+    def create_execution_context(self, strategy: ExecutionContextAllocationStrategy, /) -> IExecutionContext | None: ...
 
 
 class Runtime(Protocol):

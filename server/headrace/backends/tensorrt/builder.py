@@ -60,7 +60,7 @@ def build(
         config.progress_monitor = progress = make_progress(trt, label, clock)
         cache = config.create_timing_cache(timings) or config.create_timing_cache(b"")
         if cache is not None:
-            config.set_timing_cache(cache, False)  # noqa: FBT003 - TensorRT's: not those of another device
+            config.set_timing_cache(cache, False)  # not those of another device
         buckets = _add_profiles(builder, config, network, max_batch, options, said)
         log.info("%s: TensorRT %s builds an engine, %s; this may take minutes", label, api.version, buckets)
         plan = builder.build_serialized_network(network, config)

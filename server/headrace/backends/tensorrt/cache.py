@@ -21,6 +21,7 @@ from headrace.errors import ModelLoadError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from contextlib import AbstractContextManager
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ class EngineCache:
             )
         return key
 
-    def _locked(self) -> Any:
+    def _locked(self) -> AbstractContextManager[None]:
         return self._directory.lock(LOCK_FILE, f"another server that uses {self._directory.path}")
 
     def _load(self, about: dict[str, Any], suffix: str) -> bytes | None:
@@ -132,7 +133,7 @@ class EngineCache:
             log.warning("engine cache: %s is not kept: %s", self._directory.path / name, error)
 
     def _evict(self, youngest: str) -> None:
-        """Removes what was not used for longest until the rest is within the limit, and what broken writes have left."""
+        """Removes what was not used for longest until the rest is within the limit, and what broken writes left."""
         entries = []
         for name, status in self._directory.files().items():
             if name.endswith(".tmp"):  # of a writer that has died, for we hold the lock

@@ -76,8 +76,7 @@ class PrivateDirectory:
         self.remove(temporary)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFELY
         with open(os.open(temporary, flags, 0o600, dir_fd=self._directory), "wb") as file:
-            for part in parts:
-                file.write(part)
+            file.writelines(parts)
         os.replace(temporary, name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
 
     def remove(self, name: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from contextlib import contextmanager
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, SupportsInt, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ class Messages:
     def __init__(self) -> None:
         self._collected: dict[int, list[str]] = {}
 
-    def log(self, severity: Any, msg: str) -> None:
+    def log(self, severity: SupportsInt, msg: str) -> None:
         """What TensorRT calls. An error of a thread that nobody collects from belongs to all that are collected."""
         level = int(severity)
         if level >= len(_LEVELS):
@@ -95,10 +95,10 @@ def make_progress(trt: Module, label: str, clock: Callable[[], int]) -> Progress
     return cast("Progress", _derived(Progress, trt.IProgressMonitor)(label, clock))
 
 
-def _derived(ours: Any, theirs: Any) -> Any:
+def _derived(ours: Any, theirs: Any) -> Any:  # noqa: ANN401  -- a class that is made here has no type
     """A class of both. Theirs has a part in C++, whose constructor must be called by name."""
 
-    def __init__(self: Any, *args: Any) -> None:  # noqa: N807
+    def __init__(self: object, *args: object) -> None:  # noqa: N807
         theirs.__init__(self)
         ours.__init__(self, *args)
 

@@ -59,7 +59,7 @@ class Mentions:
 
 
 def read(path: Path) -> ModelFiles:
-    """Reads a model. Raises ModelLoadError where it is no ONNX file, or names files that are not there or not inside."""
+    """Reads a model. Raises ModelLoadError unless it is an ONNX file, and all that it wants lies beside it."""
     try:
         model = path.read_bytes()
     except OSError as error:

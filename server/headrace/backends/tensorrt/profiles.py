@@ -100,9 +100,7 @@ def plan_profiles(inputs: Sequence[Tensor], max_batch: int, options: Options) ->
     profiles = []
     low = 1
     for rows in batch_buckets(max_batch, options.batch_buckets):
-        profiles.append(
-            {name: Range((low, *r.low), (rows, *r.opt), (rows, *r.high)) for name, r in ranges.items()}
-        )
+        profiles.append({name: Range((low, *r.low), (rows, *r.opt), (rows, *r.high)) for name, r in ranges.items()})
         low = rows + 1
     return profiles
 
