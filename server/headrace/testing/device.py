@@ -7,6 +7,7 @@ a result too early finds what was there before. Memory that is freed is filled w
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
 ALIGNMENT = 256
 FREED = 0xDD
 FRESH = 0xCD
+
+_thread = threading.local()
+
+
+def device_in_use() -> FakeDevice | None:
+    """The device that the calling thread uses, for libraries that go by that."""
+    return getattr(_thread, "device", None)
 
 
 class FakeMemory:
@@ -94,6 +102,11 @@ class FakeStream:
         self._pending: deque[Callable[[], None]] = deque()
         self._recording: list[Callable[[], None]] | None = None
 
+    @property
+    def capturing(self) -> bool:
+        """Whether what it is given is being recorded."""
+        return self._recording is not None
+
     def enqueue(self, step: Callable[[], None]) -> None:
         """Puts a step of a library that works on this device into the stream."""
         self._device.check()
@@ -167,7 +180,7 @@ class FakeStream:
 
 
 class FakeDevice:
-    """See `backends.device.Device`. memory: bytes that it has.
+    """See `backends.device.Device`. memory: bytes that it has; as `limit`, to be changed by a test.
 
     lost: set it, and every call raises DeviceLost.
     """
@@ -183,7 +196,7 @@ class FakeDevice:
         self.lost = False
         self.allocated: set[FakeMemory] = set()
         self.streams: list[FakeStream] = []
-        self._memory = memory
+        self.limit = memory
 
     def check(self) -> None:
         """Raises DeviceLost if it is."""
@@ -193,10 +206,11 @@ class FakeDevice:
     def use(self) -> None:
         """See `backends.device.Device`."""
         self.check()
+        _thread.device = self
 
     def memory_info(self) -> tuple[int, int]:
         """See `backends.device.Device`."""
-        return self._memory - sum(memory.nbytes for memory in self.allocated), self._memory
+        return self.limit - sum(memory.nbytes for memory in self.allocated), self.limit
 
     def allocate(self, nbytes: int) -> FakeMemory:
         """See `backends.device.Device`."""

@@ -31,6 +31,7 @@ class Module(Protocol):
     IProgressMonitor: Any
     TensorIOMode: b.TensorIOMode
     TensorLocation: b.TensorLocation
+    TensorFormat: b.TensorFormat
     NetworkDefinitionCreationFlag: b.NetworkDefinitionCreationFlag
     MemoryPoolType: b.MemoryPoolType
     BuilderFlag: b.BuilderFlag

@@ -47,6 +47,12 @@ class TensorLocation(Protocol):
     DEVICE: TensorLocation
 
 
+class TensorFormat(Protocol):
+    """How the elements of a tensor lie in memory."""
+
+    LINEAR: TensorFormat
+
+
 class NetworkDefinitionCreationFlag(Protocol):
     """Of a network; only TensorRT 10 is to be told, later ones have no other kind."""
 
@@ -67,12 +73,12 @@ class BuilderFlag(Protocol):
     TF32: BuilderFlag
     SPARSE_WEIGHTS: BuilderFlag
     STRIP_PLAN: BuilderFlag
+    REFIT: BuilderFlag
 
 
 class HardwareCompatibilityLevel(Protocol):
     """On which GPUs a plan is to run."""
 
-    NONE: HardwareCompatibilityLevel
     AMPERE_PLUS: HardwareCompatibilityLevel
     SAME_COMPUTE_CAPABILITY: HardwareCompatibilityLevel
 
@@ -213,6 +219,7 @@ class ICudaEngine(Protocol):
     def get_tensor_mode(self, name: str, /) -> TensorIOMode: ...
     def get_tensor_shape(self, name: str, /) -> Dims: ...
     def get_tensor_dtype(self, name: str, /) -> DataType: ...
+    def get_tensor_format(self, name: str, /) -> TensorFormat: ...
     def get_tensor_location(self, name: str, /) -> TensorLocation: ...
     def get_tensor_profile_shape(self, name: str, profile_index: int, /) -> Sequence[Dims]: ...
     def get_device_memory_size_for_profile_v2(self, profile_index: int, /) -> int: ...

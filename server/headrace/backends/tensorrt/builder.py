@@ -119,6 +119,8 @@ def _configure(config: b.IBuilderConfig, api: Api, options: Options) -> None:
         config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
     if options.strip_weights:
         config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+    if options.refit:
+        config.set_flag(trt.BuilderFlag.REFIT)
     level = trt.HardwareCompatibilityLevel
     if options.hardware_compatibility == "ampere_plus":
         config.hardware_compatibility_level = level.AMPERE_PLUS

@@ -38,7 +38,9 @@ def default_directory(environ: Mapping[str, str]) -> Path:
     if not os.path.isabs(cache):  # a relative one is to be ignored
         home = environ.get("HOME", "")
         if not os.path.isabs(home):
-            raise ModelLoadError("there is no home directory for built engines: set engine_cache in backend_options")
+            raise ModelLoadError(
+                "there is no home directory for built engines: set tensorrt.engine_cache in the server's settings"
+            )
         cache = os.path.join(home, ".cache")
     return Path(cache) / "headrace" / "engines"
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
+from headrace.backends.tensorrt.structure import structure
 from headrace.errors import ModelLoadError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ _BUILT_INTO = (
     "tf32",
     "sparse_weights",
     "strip_weights",
+    "refit",
     "hardware_compatibility",
 )
 """Options that an engine depends on. Its profiles follow from the first two, max_batch and the file."""
@@ -47,7 +49,7 @@ def about_engine(
     chosen = options.model_dump(mode="json")
     return machine(version, device) | {
         "recipe": RECIPE,
-        "model": files.digest,
+        "model": structure(files) if options.refit else files.digest,
         "max_batch": rows,
         "options": {name: chosen[name] for name in _BUILT_INTO},
         "plugins": list(plugins),

@@ -36,13 +36,22 @@ _DEPTH = 64
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """A model file that was read. external: the files beside it that hold weights. digest: SHA-256 over all, hex."""
+    """A model file that was read. external: the files beside it that hold weights. digest: SHA-256 over all, hex.
+
+    external_tensors: how many tensors are in such files.
+    """
 
     path: Path
     model: bytes
     external: tuple[Path, ...]
     digest: str
     marks: tuple[tuple[int, int, int], ...]
+    external_tensors: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Of all files."""
+        return len(self.model) + sum(size for _, size, _ in self.marks)
 
     def check_unchanged(self) -> None:
         """Raises ModelLoadError where a file of weights is not the one any more that was read."""
@@ -52,10 +61,14 @@ class ModelFiles:
 
 @dataclass(frozen=True, slots=True)
 class Mentions:
-    """What a file says. locations: of external data. strings: names of inputs and outputs that hold texts."""
+    """What a file says. locations: of external data. strings: names of inputs and outputs that hold texts.
+
+    external_tensors: those that have a location.
+    """
 
     locations: tuple[str, ...]
     strings: tuple[str, ...]
+    external_tensors: int
 
 
 def read(path: Path) -> ModelFiles:
@@ -87,12 +100,12 @@ def read(path: Path) -> ModelFiles:
             digest.update(len(name).to_bytes(8, "big") + name + content)
     except OSError as error:
         raise ModelLoadError(f"{error.filename}, which {path} wants weights from, cannot be read: {error}") from error
-    return ModelFiles(path, model, tuple(external), digest.hexdigest(), marks)
+    return ModelFiles(path, model, tuple(external), digest.hexdigest(), marks, mentions.external_tensors)
 
 
 def walk(model: bytes) -> Mentions:
     """What a serialised ModelProto mentions. Raises Malformed."""
-    locations: dict[str, None] = {}
+    locations: list[str] = []
     strings: list[str] = []
     pending = [("Model", memoryview(model), 0)]
     while pending:
@@ -103,13 +116,13 @@ def walk(model: bytes) -> Mentions:
             inside = _INSIDE[kind].get(number)
             if inside == "Entry":
                 if _text(content, 1) == "location":
-                    locations[_text(content, 2)] = None
+                    locations.append(_text(content, 2))
             elif inside == "Value":
                 if _element_type(content) == _STRING:
                     strings.append(_text(content, 1))
             elif inside is not None:
                 pending.append((inside, content, depth + 1))
-    return Mentions(tuple(sorted(locations)), tuple(strings))
+    return Mentions(tuple(sorted(set(locations))), tuple(strings), len(locations))
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:

@@ -61,19 +61,14 @@ class Options(BaseModel):
     tf32: bool = Field(True, description="let products of FP32 be computed in TF32; false: exact, and slower")
     sparse_weights: bool = Field(False, description="use that weights are 2:4 sparse, where they are")
     strip_weights: bool = Field(False, description="keep weights out of the cached engine, and take them from the file")
+    refit: bool = Field(
+        False,
+        description="build engines that take other weights: a version that differs in its weights alone is not built",
+    )
     hardware_compatibility: Literal["none", "ampere_plus", "same_compute_capability"] = Field(
         "none", description="GPUs besides this one on which the engine is to run too, at the cost of speed"
     )
     plugins: tuple[str, ...] = Field((), strict=False, description="libraries of plugins to load; they are run")
-    engine_cache: str | Literal[False] = Field(
-        "",
-        description="directory of built engines; by default headrace/engines in the user's cache; false: none",
-        json_schema_extra={"allowed": "a directory, or false"},
-    )
-    engine_cache_bytes: int = Field(16 << 30, ge=0, description="of that directory; the oldest engines go first")
-    allow_plan_files: bool = Field(
-        False, description="take a file that TensorRT has built elsewhere; such a file can run any code"
-    )
     cuda_graphs: bool = Field(True, description="record the work of each batch bucket once and launch it as a whole")
 
     @field_validator("file")
