@@ -11,7 +11,10 @@ from headrace.errors import ModelLoadError
 if TYPE_CHECKING:
     from headrace.backends.base import Backend
 
-BACKENDS = {"onnxruntime": "headrace.backends.onnxruntime:OnnxRuntimeBackend"}
+BACKENDS = {
+    "onnxruntime": "headrace.backends.onnxruntime:OnnxRuntimeBackend",
+    "tensorrt": "headrace.backends.tensorrt.backend:TensorRtBackend",
+}
 """Short name -> where the backend is. The module is imported when a model asks for it and not before."""
 
 

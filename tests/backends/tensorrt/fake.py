@@ -113,6 +113,7 @@ def dims(value):
 
 class OnnxParser:
     num_errors = 0
+    get_error = None  # it takes everything
 
     def __init__(self, network, log):
         self._network = network

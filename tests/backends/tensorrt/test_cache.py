@@ -268,7 +268,7 @@ def test_where_it_is(environ, expected):
 
 
 def test_without_a_home():
-    with pytest.raises(ModelLoadError, match="set engine_cache in backend_options"):
+    with pytest.raises(ModelLoadError, match=r"set tensorrt\.engine_cache in the server's settings"):
         default_directory({})
 
 
@@ -298,6 +298,7 @@ def test_everything_that_an_engine_depends_on_is_in_its_name():
         named(tf32=False),
         named(sparse_weights=True),
         named(strip_weights=True),
+        named(refit=True),
         named(hardware_compatibility="ampere_plus"),
     ]
     assert len(set(names)) == len(names)
@@ -309,15 +310,14 @@ def test_and_nothing_else():
         named(FakeDevice(index=1)),
         named(files=ModelFiles(Path("copy.onnx"), b"", (), "digest", ())),
         named(file="copy.onnx"),
-        named(engine_cache="/elsewhere", engine_cache_bytes=1),
-        named(cuda_graphs=False, in_flight=4, devices=[1], allow_plan_files=True),
+        named(cuda_graphs=False, in_flight=4, devices=[1]),
     }
     assert len(same) == 1
 
 
 def test_every_option_is_decided_upon():
     """An option that is added is either in the name or one of these, which change no engine."""
-    others = {"file", "devices", "in_flight", "engine_cache", "engine_cache_bytes", "allow_plan_files", "cuda_graphs"}
+    others = {"file", "devices", "in_flight", "cuda_graphs"}
     assert set(options.Options.model_fields) == set(keys._BUILT_INTO) | others | {"plugins"}
 
 

@@ -165,4 +165,4 @@ def test_a_model_that_is_cut_or_changed_is_walked_or_malformed(data):
 
 def test_numpys_weights_are_inside():
     model = with_weights(numpy_helper.from_array(np.zeros(2, np.float32), "w"))
-    assert model_files.walk(model.SerializeToString()) == model_files.Mentions((), ())
+    assert model_files.walk(model.SerializeToString()) == model_files.Mentions((), (), 0)

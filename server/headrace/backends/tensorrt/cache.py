@@ -89,9 +89,11 @@ class EngineCache:
 
     @contextmanager
     def building(self, about: dict[str, Any], label: str) -> Iterator[None]:
-        """While the plan of that description is being built, for one server at a time. Raises ModelLoadError."""
+        """While the plan of that description is looked for and built, by one at a time. Raises ModelLoadError."""
         try:
-            with self._directory.lock(f"{keys.name(about)}.lock", f"another server that builds {label}"):
+            with self._directory.lock(
+                f"{keys.name(about)}.lock", f"another that loads or builds the engine of {label}"
+            ):
                 yield
         except OSError as error:
             raise ModelLoadError(f"engine cache {self._directory.path} cannot be used: {error}") from error

@@ -85,8 +85,8 @@ class Engine:
         self.nbytes = len(plan) + weights
         device.use()
         with api.messages.collect() as said:
-            # it must outlive the engine; host code in plans is not allowed, by default
-            self._runtime = api.trt.Runtime(api.messages)
+            self._runtime = api.trt.Runtime(api.messages)  # it must outlive the engine
+            self._runtime.engine_host_code_allowed = False  # so is the default
             loaded = self._runtime.deserialize_cuda_engine(plan)
             if loaded is None:
                 raise ModelLoadError(f"TensorRT {api.version} cannot load the engine of {label}: {reasons(said)}")

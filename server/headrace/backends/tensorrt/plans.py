@@ -57,11 +57,8 @@ class Plans:
         if self._cache is None:
             return self._load(device, self._build(b"").plan, fresh=True)
         about = self._about(device)
-        engine = self._cached(device, about, self._cache)
-        if engine is not None:
-            return engine
-        with self._cache.building(about, self._label):
-            engine = self._cached(device, about, self._cache)  # it may have been built while we waited
+        with self._cache.building(about, self._label):  # it may be built while we wait
+            engine = self._cached(device, about, self._cache)
             if engine is not None:
                 return engine
             machine = keys.machine(self._api.version, device)
