@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from headrace.backends.onnxruntime import Options
+from headrace.backends.tensorrt import options as tensorrt
 from headrace.repository.bucket_config import BucketConfig, FollowingDim, SizeRule
 from headrace.repository.model_config import (
     EnsembleConfig,
@@ -25,7 +26,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 def words(page):
-    return set(re.findall(r"[a-zA-Z_.]+", (DOCS / page).read_text()))
+    return set(re.findall(r"[\w.]+", (DOCS / page).read_text()))
 
 
 @pytest.mark.parametrize(
@@ -43,6 +44,8 @@ def words(page):
         SizeRule,
         FollowingDim,
         Options,
+        tensorrt.Options,
+        tensorrt.ShapeRange,
     ],
 )
 def test_keys_of_model_toml(model):

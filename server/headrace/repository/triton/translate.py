@@ -47,6 +47,7 @@ def translate(message: mc.ModelConfig, name: str, origin: str, files: Collection
         )
     values = _plain(message, notes)
     values |= read_backend(message, files, notes)
+    _place(message, values.get("backend", "onnxruntime"), notes)
     values |= _tensors(message, notes)
     values |= _scheduling(message, notes)
     values |= read_sequences(message, notes)
@@ -75,12 +76,8 @@ def _plain(message: mc.ModelConfig, notes: Notes) -> Values:
     if message.max_batch_size or not completes_itself(message):
         values["max_batch"] = message.max_batch_size
     count = 0
-    for at, group in enumerate(message.instance_group):
+    for group in message.instance_group:
         count += max(group.count, 1)
-        if group.kind == mc.ModelInstanceGroup.KIND_GPU:
-            notes.ignored(
-                f"instance_group[{group.name or at}].kind", "KIND_GPU, but there is no GPU backend: on the CPU"
-            )
     if count:
         values["instances"] = count
     policy = message.version_policy
@@ -94,6 +91,19 @@ def _plain(message: mc.ModelConfig, notes: Notes) -> Values:
     if message.response_cache.enable:
         values["response_cache"] = True
     return values
+
+
+def _place(message: mc.ModelConfig, backend: str, notes: Notes) -> None:
+    """What does not go together of a backend and where it is to run."""
+    on_gpus = backend == "tensorrt"
+    for at, group in enumerate(message.instance_group):
+        where = f"instance_group[{group.name or at}]"
+        if group.gpus and not on_gpus:
+            notes.ignored(f"{where}.gpus", f"ignored: {backend} runs on the CPU")
+        if group.kind == mc.ModelInstanceGroup.KIND_GPU and not on_gpus:
+            notes.ignored(f"{where}.kind", f"KIND_GPU, but {backend} runs on the CPU")
+        if group.kind == mc.ModelInstanceGroup.KIND_CPU and on_gpus:
+            notes.wrong(f"{where}.kind", "KIND_CPU, but TensorRT runs on GPUs alone")
 
 
 # --- inputs and outputs -----------------------------------------------------------------------------------------------
