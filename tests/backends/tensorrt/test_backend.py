@@ -225,6 +225,27 @@ def test_plans_have_any_profiles(load, trt, settings, profiles, max_batch, ran, 
     assert found == (ran if graphs else [max(rows, few) for rows in range(1, len(ran) + 1)])
 
 
+@pytest.mark.parametrize("graphs", [True, False], ids=["graphs", "no graphs"])
+def test_profiles_that_no_bucket_needs(load, trt, settings, graphs):
+    settings(allow_plan_files=True)
+    plan = plan_of(scaled(), *((1, rows, [4]) for rows in (1, 2, 3, 4, 8)))
+    instance = load(plan, name="model.plan", batch_buckets=[4, 8], cuda_graphs=graphs).make_instance(0)
+    for rows in range(1, 9):
+        np.testing.assert_array_equal(run(instance, floats(rows, 4))[0], floats(rows, 4) * 3)
+
+
+def test_rows_that_no_profile_has(load, trt, settings):
+    """Batches of 3 to 5 rows are filled up to 6."""
+    settings(allow_plan_files=True)
+    model = load(plan_of(scaled(), (1, 2, [4]), (6, 8, [4])), name="model.plan", cuda_graphs=False)
+    instance = model.make_instance(0)
+    ran = []
+    for rows in range(1, 9):
+        np.testing.assert_array_equal(run(instance, floats(rows, 4))[0], floats(rows, 4) * 3)
+        ran.append(len(trt.runs[-1]["inputs"]["x"]))
+    assert ran == [1, 2, 6, 6, 6, 6, 7, 8]
+
+
 @pytest.mark.parametrize(
     ("plan", "max_batch", "options", "message"),
     [
@@ -236,15 +257,11 @@ def test_plans_have_any_profiles(load, trt, settings, profiles, max_batch, ran, 
             {},
             "built for no batches: the first dimension of a tensor is fixed",
         ),
-        (plan_of(scaled(), (1, 2, [4]), (6, 8, [4])), None, {}, None),
         (b"not a plan", None, {}, "cannot load the engine of m 1"),
     ],
 )
 def test_plans_that_do_not_suit(load, settings, plan, max_batch, options, message):
     settings(allow_plan_files=True)
-    if message is None:
-        assert load(plan, max_batch, name="model.plan", **options).signature.max_batch == 8
-        return
     with pytest.raises(ModelLoadError, match=message):
         load(plan, max_batch, name="model.plan", **options)
 

@@ -150,6 +150,9 @@ class Engine:
         return TensorSpec(name, _DATATYPES[dtype], tuple(engine.get_tensor_shape(name)))
 
     def _range(self, name: str, profile: int) -> Range:
+        fixed = tuple(self._engine.get_tensor_shape(name))
+        if -1 not in fixed:  # for which profiles need not say anything
+            return Range(fixed, fixed, fixed)
         low, opt, high = (tuple(shape) for shape in self._engine.get_tensor_profile_shape(name, profile))
         return Range(low, opt, high)
 

@@ -110,13 +110,16 @@ class Executor:
     def _put(self, inputs: Sequence[Sequence[Buffer]], shapes: Sequence[Shape]) -> Sequence[Shape]:
         """Puts a batch and its run into the stream. Returns the shapes of the outputs."""
         rows = self._check(shapes)
-        at = self._layout.bucket_at(rows)
-        recorded = self._recorded[at] if at < len(self._recorded) else None
-        if recorded is not None and rows >= recorded.pad_from:
-            self._lay(inputs, shapes, recorded.bucket.inputs)
-            recorded.graph.launch(self._lane.stream)
-            return [self._with_rows(shape, rows) for shape in recorded.bucket.outputs]
-        profile = self._face.profile_for(shapes, batched=bool(self._lead))
+        if self._recorded:
+            at = self._layout.bucket_at(rows)
+            recorded = self._recorded[at]
+            if recorded is not None and rows >= recorded.pad_from:
+                self._lay(inputs, shapes, recorded.bucket.inputs)
+                recorded.graph.launch(self._lane.stream)
+                return [self._with_rows(shape, rows) for shape in recorded.bucket.outputs]
+            profile: int | None = self._layout.buckets[at].profile
+        else:
+            profile = self._face.profile_for(shapes, batched=bool(self._lead))
         if profile is None:
             raise ValueError(f"inputs have shapes {list(map(list, shapes))}, for which the engine has no profile")
         padded = self._padded(profile, shapes)
@@ -170,7 +173,7 @@ class Executor:
     def _set_up(self, graphs: bool) -> None:
         profiles = {bucket.profile for bucket in self._layout.buckets} or set(range(len(self._face.profiles)))
         self._contexts = {profile: self._context(profile) for profile in sorted(profiles)}
-        if not graphs:
+        if not graphs or not self._layout.buckets:
             return
         for at, bucket in enumerate(self._layout.buckets):
             try:
@@ -184,6 +187,12 @@ class Executor:
                     bucket.rows,
                     error,
                 )
+        for profile in profiles - {
+            bucket.profile
+            for bucket, recorded in zip(self._layout.buckets, self._recorded, strict=True)
+            if recorded is None or recorded.pad_from > bucket.low
+        }:
+            del self._contexts[profile]  # nothing runs as it is
 
     def _context(self, profile: int) -> Context:
         lane = self._lane

@@ -69,8 +69,10 @@ def lay_out(engine: Engine, face: Face, max_batch: int | None, sizes: Sequence[i
             low = 1
             for size in batch_buckets(rows, sizes) if rows else [1]:
                 shapes = tuple((size,) * lead + spec.shape for spec in specs)
-                buckets.append(_bucket(size, low, shapes, face, inference))
-                low = size + 1
+                bucket = _bucket(size, low, shapes, face, inference)
+                if low <= bucket.rows:  # else the one before is as large: its profile asks for more rows
+                    buckets.append(bucket)
+                    low = bucket.rows + 1
             # what follows from the inputs is known now
             given = [replace(spec, shape=shape[lead:]) for spec, shape in zip(given, buckets[-1].outputs, strict=True)]
     return Layout(Signature(tuple(specs), tuple(given), rows), _most(inputs), _most(outputs), tuple(buckets))
