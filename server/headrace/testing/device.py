@@ -170,7 +170,9 @@ class FakeStream:
         self._recording = []
         try:
             work()
-            return FakeGraph(self._recording)
+            graph = FakeGraph(self._recording)
+            self._device.graphs.append(graph)
+            return graph
         finally:
             self._recording = None
 
@@ -196,6 +198,7 @@ class FakeDevice:
         self.lost = False
         self.allocated: set[FakeMemory] = set()
         self.streams: list[FakeStream] = []
+        self.graphs: list[FakeGraph] = []
         self.limit = memory
 
     def check(self) -> None:

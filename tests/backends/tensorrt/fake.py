@@ -8,6 +8,7 @@ its context has been given other shapes. What a run has seen is kept in `runs`.
 import json
 from itertools import count
 from types import SimpleNamespace
+from weakref import WeakSet
 
 import numpy as np
 import onnx
@@ -43,7 +44,7 @@ def enum(**values):
 
 
 class FakeTensorRt:
-    """The module. fail: what fails, of execute, capture, context, load, refit -> what is logged then.
+    """The module. fail: what fails, of execute, capture, context, load, refit, missing, shape, infer -> what is logged.
 
     during: called in the middle of each run, with the context. builds: how many engines were built.
     """
@@ -66,7 +67,7 @@ class FakeTensorRt:
         self.builds = 0
         self.runs = []
         self.refits = 0
-        self.contexts = []
+        self.contexts = WeakSet()
         self.tweak = lambda about: about
         self.Builder = lambda log: Builder(self, log)
         self.OnnxParser = OnnxParser
@@ -202,13 +203,14 @@ def make_plan(model, profiles, flags=()):
 
 
 class Runtime:
-    engine_host_code_allowed = False
+    engine_host_code_allowed = True  # whoever relies on the default is found out
 
     def __init__(self, trt, log):
         self._trt = trt
         self._log = log
 
     def deserialize_cuda_engine(self, plan):
+        assert not self.engine_host_code_allowed
         if self._trt.refuses("load", self._log) or not plan.startswith(MAGIC):
             return None
         return Engine(self._trt, self._log, self._trt.tweak(json.loads(plan[len(MAGIC) :])))
@@ -256,8 +258,7 @@ class Engine:
         return False
 
     def get_tensor_profile_shape(self, name, profile):
-        fixed = dims(self.tensors[name])
-        return self.about["profiles"][profile].get(name, [fixed] * 3)
+        return self.about["profiles"][profile].get(name, [])
 
     def get_device_memory_size_for_profile_v2(self, profile):
         return self.about["scratch"][profile]
@@ -267,7 +268,7 @@ class Engine:
         if self.trt.refuses("context", self.log):
             return None
         context = Context(self)
-        self.trt.contexts.append(context)
+        self.trt.contexts.add(context)
         return context
 
 
@@ -281,6 +282,7 @@ class Context:
         self.scratch = None
         self.addresses = {}
         self.generation = 0
+        self.ran = None
         self.shapes = {name: dims(value) for name, value in engine.inputs.items() if min(dims(value), default=0) >= 0}
 
     def set_optimization_profile_async(self, profile, stream):
@@ -294,7 +296,9 @@ class Context:
         self.scratch = self._view(pointer, size)
 
     def set_input_shape(self, name, shape):
-        low, _, high = self.engine.get_tensor_profile_shape(name, self.profile)
+        low, _, high = self.engine.get_tensor_profile_shape(name, self.profile) or [dims(self.engine.tensors[name])] * 3
+        if self.engine.trt.refuses("shape", self.engine.log) and name == list(self.engine.inputs)[-1]:
+            return False
         if len(shape) != len(low) or not all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True)):
             self.engine.log.log(1, f"{name} has {list(shape)}, expected {low} to {high}")
             return False
@@ -308,7 +312,8 @@ class Context:
         return True
 
     def infer_shapes(self):
-        return [name for name in self.engine.inputs if name not in self.shapes]
+        every = self.engine.trt.refuses("infer", self.engine.log)
+        return [name for name in self.engine.inputs if every or name not in self.shapes]
 
     def get_tensor_shape(self, name):
         if name in self.engine.inputs:
@@ -325,6 +330,10 @@ class Context:
             return False
         shapes, addresses, generation = dict(self.shapes), dict(self.addresses), self.generation
         captured = stream.capturing
+        if captured and self.ran != generation:
+            log.log(1, "the first run with these shapes allocates, which cannot be captured")
+            return False
+        self.ran = generation
 
         def run():
             assert not captured or generation == self.generation, "a graph of a context that has other shapes now"
@@ -375,10 +384,9 @@ class Refitter:
         self.trt = trt
         self.engine = engine
         self.log = log
-        self.missing = []
 
     def get_missing_weights(self):
-        return self.missing
+        return ["w"] if self.trt.refuses("missing", self.log) else []
 
     def refit_cuda_engine(self):
         if self.trt.refuses("refit", self.log):

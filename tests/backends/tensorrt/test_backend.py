@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from backends.tensorrt import networks, signatures
 from backends.tensorrt.fake import (
+    MAGIC,
     Builder,
     Config,
     Context,
@@ -286,6 +287,13 @@ def test_what_the_operator_has_said_holds_for_all(settings):
     assert not TensorRtSettings().allow_plan_files
 
 
+@pytest.mark.parametrize("what", ["shape", "infer"])
+def test_an_engine_that_does_not_take_its_own_shapes(load, trt, what):
+    trt.fail[what] = "as the test wants"
+    with pytest.raises(ModelLoadError, match=r"the engine does not take what it was built for: .*as the test wants"):
+        load(scaled(), 8)
+
+
 # --- other weights ----------------------------------------------------------------------------------------------------
 
 
@@ -316,12 +324,16 @@ def test_another_structure_is_built(load, trt):
     assert (trt.builds, trt.refits) == (3, 0)
 
 
-def test_an_engine_that_does_not_take_the_weights_is_built(load, trt, logged):
+@pytest.mark.parametrize(
+    ("what", "why"),
+    [("refit", "TensorRT cannot put the weights"), ("missing", "does not have all weights of the engine: w")],
+)
+def test_an_engine_that_does_not_take_the_weights_is_built(load, trt, logged, what, why):
     load(weighted(1), 8, refit=True)
-    trt.fail["refit"] = "as the test wants"
+    trt.fail[what] = "as the test wants"
     np.testing.assert_array_equal(result(load(weighted(2), 8, refit=True)), floats(2, 16) + np.float32(2))
     assert trt.builds == 2
-    assert [text for text in logged() if "is not used: TensorRT cannot put the weights" in text]
+    assert [text for text in logged() if "is not used: " in text and why in text]
 
 
 def test_stripped_engines_take_their_weights_from_the_file(load, trt, tmp_path):
@@ -330,7 +342,10 @@ def test_stripped_engines_take_their_weights_from_the_file(load, trt, tmp_path):
     model = load(scaled(), 8, strip_weights=True)
     np.testing.assert_array_equal(result(model, width=4), floats(2, 4) * 3)
     assert (trt.builds, trt.refits) == (1, 2)
-    assert model.device_memory[0] > (tmp_path / "m" / "1" / "model.onnx").stat().st_size
+    (plan,) = (tmp_path / "engines").glob("*.plan")
+    payload = plan.read_bytes().partition(MAGIC)[2]
+    file = tmp_path / "m" / "1" / "model.onnx"
+    assert model.device_memory == {0: len(MAGIC) + len(payload) + file.stat().st_size}
 
 
 # --- the stand-in itself ----------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Batches through engines, on a device in the host's memory; what comes out is compared with ONNX's own evaluator."""
 
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, reference
 
 from headrace.backends.device import DeviceError, DeviceLost, DeviceOutOfMemory
-from headrace.backends.tensorrt.executor import break_even
+from headrace.backends.tensorrt.executor import break_even, quickest
 from headrace.datatypes import DATATYPES
 from headrace.errors import ModelLoadError
 from headrace.testing.device import FakeStream
@@ -118,8 +119,32 @@ def test_rows_of_any_length_run_as_they_are(load, trt):
     assert not any(seen["captured"] for seen in trt.runs)
     with pytest.raises(ValueError, match=r"shapes \[\[1, 9\]\], for which the engine has no profile"):
         run(instance, floats(1, 9))
+    with pytest.raises(ValueError, match=r"shapes \[\[1, 1\]\], for which the engine has no profile"):
+        run(instance, floats(1, 1))
     (found,) = run(instance, floats(2, 2))
     assert found.shape == (2, 2)
+
+
+def test_shapes_that_tensorrt_refuses_are_not_remembered(load, trt):
+    """One of two inputs had its new shape by then."""
+    node = helper.make_node("Concat", ["a", "b"], ["y"], axis=1)
+    inputs = [(name, TensorProto.FLOAT, ["N", "L"]) for name in "ab"]
+    made = networks.model([node], inputs, [("y", TensorProto.FLOAT, ["N", "M"])])
+    lengths = {"min": [1], "opt": [4], "max": [8]}
+    instance = load(made, 4, profiles={"a": lengths, "b": lengths}).make_instance(0)
+    few, many = floats(2, 3), floats(2, 5)
+    assert run(instance, few, few)[0].shape == (2, 6)
+    trt.fail["shape"] = "as the test wants"
+    with pytest.raises(ValueError, match=r"does not take shape \[2, 5\] of input 'b': as the test wants"):
+        run(instance, many, many)
+    trt.fail.clear()
+    np.testing.assert_array_equal(run(instance, few, few)[0], np.concatenate([few, few], axis=1))
+
+
+def test_rows_that_are_not_the_same_for_all_inputs(load):
+    instance = load(networks.two_inputs(), max_batch=4).make_instance(0)
+    with pytest.raises(ValueError, match=r"input 'b' has shape \[3, 2\], expected \[2, 2\]"):
+        run(instance, floats(2, 2), floats(3, 2))
 
 
 def test_a_model_without_a_batch_dimension(load, trt):
@@ -187,6 +212,7 @@ def test_outputs_without_the_rows_of_the_batch(load):
 
 def test_each_bucket_is_recorded_once(load, trt):
     instance = load(scaled(), max_batch=4).make_instance(0)
+    assert not any(seen["inputs"]["x"].any() for seen in trt.runs)  # whatever else may be an index out of bounds
     assert repr(instance) == "<Executor of m 1, 3 of 3 buckets recorded>"
     assert len({seen["context"] for seen in trt.runs if seen["captured"]}) == 3
     trt.fail["execute"] = "a graph needs no TensorRT any more"
@@ -231,6 +257,14 @@ def test_where_padding_costs_more_batches_run_as_they_are(load, trt, monkeypatch
     assert ran == [1, 2, 4, 4, 5, 6, 8, 8]
 
 
+def test_the_quickest_of_several_runs_counts_but_not_the_first():
+    times = [1.0, 9.0, 5.0, 4.0, 6.0, 7.0]
+    events = [SimpleNamespace(synchronize=lambda: None, milliseconds_since=lambda _: times.pop(0), close=lambda: None)]
+    worked = []
+    found = quickest(SimpleNamespace(record=lambda timed: events[0]), lambda: worked.append(1))
+    assert (found, times, len(worked)) == (4.0, [], 6)
+
+
 @pytest.mark.parametrize(
     ("few", "full", "padded", "rows"),
     [(2, 2, 1, 5), (2, 8, 2, 5), (2, 8, 5, 7), (2, 8, 6.1, 8), (2, 8, 9, 8), (2, 1, 3, 8), (0, 0, 0, 5)],
@@ -268,12 +302,12 @@ def test_two_batches_are_in_flight(load, trt):
 
 def test_contexts_of_a_lane_share_memory_and_those_of_others_do_not(load, trt):
     model = load(scaled(), max_batch=8)
-    places = []
+    places, instances = [], []
     for index in range(2):
         trt.contexts.clear()
-        model.make_instance(index)
+        instances.append(model.make_instance(index))
         places.append({context.scratch.ctypes.data for context in trt.contexts})
-        assert len(trt.contexts) == 2 * 4  # for each bucket one that is recorded, and one for what is not
+        assert len(trt.contexts) == 4  # for each bucket one that is recorded; nothing runs as it is
     assert [len(place) for place in places] == [1, 1]
     assert places[0] != places[1]
 
@@ -301,6 +335,8 @@ def test_memory_is_given_and_given_back(load, devices):
     assert model.device_memory == {0: weights}
     assert not devices[0].allocated
     assert not any(stream.open for stream in devices[0].streams)
+    assert len(devices[0].graphs) == 6
+    assert not any(graph.open for graph in devices[0].graphs)
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------------------
@@ -347,6 +383,31 @@ def test_a_device_that_is_lost_in_the_middle(load, trt, devices):
     trt.fail = Fails()
     with pytest.raises(DeviceLost):
         run(instance, floats(2, 4))
+
+
+def test_a_device_that_is_lost_while_a_graph_is_recorded(load, trt, devices):
+    model = load(scaled(), max_batch=1)
+
+    def during(context):
+        devices[0].lost = True
+        raise RuntimeError("an illegal memory access was encountered")
+
+    trt.during = during
+    with pytest.raises(ModelLoadError, match="gets no further instance on device 0: the device was lost"):
+        model.make_instance(0)
+    assert not devices[0].allocated
+
+
+def test_a_recording_that_breaks_off_leaves_nothing_behind(load, devices, monkeypatch):
+    def quickest(stream, work):
+        raise DeviceLost("as the test wants")
+
+    monkeypatch.setattr("headrace.backends.tensorrt.executor.quickest", quickest)
+    with pytest.raises(ModelLoadError, match="as the test wants"):
+        load(scaled(), max_batch=4).make_instance(0)
+    assert devices[0].graphs
+    assert not any(graph.open for graph in devices[0].graphs)
+    assert not devices[0].allocated
 
 
 def test_an_instance_for_which_there_is_no_memory(load, devices):

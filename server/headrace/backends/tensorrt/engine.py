@@ -126,13 +126,12 @@ class Engine:
         )
 
     def context(self, profile: int, stream: Stream) -> b.IExecutionContext:
-        """A context for one profile, whose memory others provide. Raises ModelLoadError."""
+        """A context for one profile, whose memory others provide, to be run in that stream. Raises ModelLoadError."""
         self.device.use()
         with self.api.messages.collect() as said:
             made = self._engine.create_execution_context(self.api.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
             if made is None or not made.set_optimization_profile_async(profile, stream.handle):
                 raise ModelLoadError(f"TensorRT makes no context for profile {profile}: {reasons(said)}")
-        stream.synchronize()  # what a profile switch copies is not ordered with what other streams run
         return made
 
     def _spec(self, kind: str, name: str) -> TensorSpec:
