@@ -192,7 +192,7 @@ def make_plan(model, profiles, flags=()):
         "model": model.SerializeToString().hex(),
         "profiles": profiles or [{}],
         "flags": list(flags),
-        "scratch": [ROW_SCRATCH * max([1, *(shapes[2][0] for shapes in p.values())]) for p in profiles or [{}]],
+        "scratch": ROW_SCRATCH * max([1, *(shapes[2][0] for profile in profiles for shapes in profile.values())]),
         "formats": {},
         "locations": {},
     }
@@ -234,6 +234,7 @@ class Engine:
         self.evaluator = reference.ReferenceEvaluator(self.model)
 
     num_io_tensors = property(lambda self: len(self.tensors))
+    device_memory_size_v2 = property(lambda self: self.about["scratch"])
     num_optimization_profiles = property(lambda self: len(self.about["profiles"]))
 
     def get_tensor_name(self, index):
@@ -259,9 +260,6 @@ class Engine:
 
     def get_tensor_profile_shape(self, name, profile):
         return self.about["profiles"][profile].get(name, [])
-
-    def get_device_memory_size_for_profile_v2(self, profile):
-        return self.about["scratch"][profile]
 
     def create_execution_context(self, strategy):
         assert strategy == "user"
@@ -291,7 +289,7 @@ class Context:
         return True
 
     def set_device_memory(self, pointer, size):
-        assert size >= self.engine.about["scratch"][self.profile], "too little memory for activations"
+        assert size >= self.engine.about["scratch"], "too little memory for activations"
         assert pointer % 256 == 0
         self.scratch = self._view(pointer, size)
 

@@ -87,6 +87,18 @@ def test_a_model_of_several_files(load, tmp_path):
     np.testing.assert_array_equal(result(load(max_batch=2, file="net"), width=4), floats(2, 4) * 3)
 
 
+def test_plugins_are_loaded_before_the_model(load, tmp_path):
+    (tmp_path / "p.so").write_bytes(b"no library")
+    with pytest.raises(ModelLoadError, match=r"TensorRT does not take the plugins of .*p\.so"):
+        load(scaled(), 8, plugins=[str(tmp_path / "p.so")])
+
+
+def test_dimensions_of_outputs_that_the_file_does_not_tell(load):
+    node = helper.make_node("Flatten", ["x"], ["y"])
+    made = networks.model([node], [("x", TensorProto.FLOAT, ["N", 2, 3])], [("y", TensorProto.FLOAT, ["N", "K"])])
+    assert load(made, 4).signature.outputs[0].shape == (6,)
+
+
 # --- the engine cache -------------------------------------------------------------------------------------------------
 
 
@@ -233,6 +245,12 @@ def test_profiles_that_no_bucket_needs(load, trt, settings, graphs):
     instance = load(plan, name="model.plan", batch_buckets=[4, 8], cuda_graphs=graphs).make_instance(0)
     for rows in range(1, 9):
         np.testing.assert_array_equal(run(instance, floats(rows, 4))[0], floats(rows, 4) * 3)
+
+
+def test_buckets_of_equal_size_are_one(load, settings):
+    settings(allow_plan_files=True)
+    instance = load(plan_of(scaled(), (4, 8, [4])), name="model.plan").make_instance(0)
+    assert repr(instance) == "<Executor of m 1, 2 of 2 buckets recorded>"
 
 
 def test_rows_that_no_profile_has(load, trt, settings):

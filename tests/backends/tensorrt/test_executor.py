@@ -14,7 +14,7 @@ from headrace.backends.device import DeviceError, DeviceLost, DeviceOutOfMemory
 from headrace.backends.tensorrt.executor import break_even, quickest
 from headrace.datatypes import DATATYPES
 from headrace.errors import ModelLoadError
-from headrace.testing.device import FakeStream
+from headrace.testing.device import FakeDevice, FakeStream
 
 
 def scaled(kind=TensorProto.FLOAT, width=4, factor=3):
@@ -420,6 +420,18 @@ def test_an_instance_for_which_there_is_no_memory(load, devices):
     np.testing.assert_array_equal(run(first, floats(8, 1000))[0], floats(8, 1000) * 3)
     first.close()
     assert devices[0].memory_info()[0] > taken
+    assert not devices[0].allocated
+
+
+def test_a_device_that_refuses(load, devices, monkeypatch):
+    model = load(scaled(), max_batch=8)
+
+    def pin(self, nbytes):
+        raise DeviceError("CUDA_ERROR_NOT_SUPPORTED")
+
+    monkeypatch.setattr(FakeDevice, "pin", pin)
+    with pytest.raises(ModelLoadError, match="gets no further instance on device 0: CUDA_ERROR_NOT_SUPPORTED"):
+        model.make_instance(0)
     assert not devices[0].allocated
 
 

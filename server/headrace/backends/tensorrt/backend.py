@@ -11,6 +11,7 @@ from weakref import WeakSet
 
 from headrace.backends import device as devices
 from headrace.backends.base import InstanceLost
+from headrace.backends.device import DeviceError
 from headrace.backends.tensorrt import api as apis
 from headrace.backends.tensorrt import model_files, policy
 from headrace.backends.tensorrt import options as choices
@@ -64,7 +65,7 @@ class TensorRtBackend:
                     engine = engine_on(device)
                     face = engine.face()
                     placed.append(_Placed(engine, face, lay_out(engine, face, max_batch, chosen.batch_buckets)))
-        except InstanceLost as error:
+        except (InstanceLost, DeviceError) as error:
             raise ModelLoadError(f"{file} cannot be loaded onto device {device.index}: {error}") from error
         return TensorRtModel(placed, chosen, label)
 
@@ -123,7 +124,7 @@ class TensorRtModel:
         placed = self._placed[index % len(self._placed)]
         try:
             executor = Executor(placed.engine, placed.face, placed.layout, graphs=self._graphs)
-        except InstanceLost as error:
+        except (InstanceLost, DeviceError) as error:
             raise ModelLoadError(
                 f"{self._label} gets no further instance on device {placed.engine.device.index}: {error}"
             ) from error

@@ -38,13 +38,13 @@ _DATATYPES = {
 class Face:
     """What an engine takes and gives. Shapes are whole; -1 is a dimension that a profile has a range for.
 
-    profiles: for each, the ranges of the inputs, in their order. scratch: bytes for activations, for each profile.
+    profiles: for each, the ranges of the inputs, in their order. scratch: bytes for activations, for any profile.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     profiles: tuple[tuple[Range, ...], ...]
-    scratch: tuple[int, ...]
+    scratch: int
 
     @property
     def max_batch(self) -> int:
@@ -122,7 +122,7 @@ class Engine:
             tuple(self._spec("input", name) for name in inputs),
             tuple(self._spec("output", name) for name in outputs),
             tuple(tuple(self._range(name, profile) for name in inputs) for profile in profiles),
-            tuple(engine.get_device_memory_size_for_profile_v2(profile) for profile in profiles),
+            engine.device_memory_size_v2,
         )
 
     def context(self, profile: int, stream: Stream) -> b.IExecutionContext:

@@ -65,7 +65,7 @@ class Executor:
         with ExitStack() as opened:
             self._lane = Lane(engine.device, layout.inputs, layout.outputs)
             opened.callback(self._lane.close)
-            self._scratch = engine.device.allocate(max(face.scratch))
+            self._scratch = engine.device.allocate(face.scratch)
             opened.callback(self._scratch.close)
             opened.callback(self._let_go)  # before the memory goes that the contexts work in
             self._set_up(graphs)

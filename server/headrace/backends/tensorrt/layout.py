@@ -104,7 +104,7 @@ class _Inference:
             context = self._contexts[profile] = self._engine.context(profile, self._stream)
         try:
             found = infer(self._engine.api, context, self._inputs, shapes, self._outputs)
-        except ValueError as error:
+        except (RuntimeError, ValueError) as error:
             raise ModelLoadError(f"the engine does not take what it was built for: {error}") from error
         for name, shape in zip(self._outputs, found, strict=True):
             if min(shape, default=0) < 0:
