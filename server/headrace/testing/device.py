@@ -182,7 +182,7 @@ class FakeStream:
 
 
 class FakeDevice:
-    """See `backends.device.Device`. memory: bytes that it has; as `limit`, to be changed by a test.
+    """See `backends.device.Device`. memory: bytes that it has.
 
     lost: set it, and every call raises DeviceLost.
     """
@@ -199,7 +199,7 @@ class FakeDevice:
         self.allocated: set[FakeMemory] = set()
         self.streams: list[FakeStream] = []
         self.graphs: list[FakeGraph] = []
-        self.limit = memory
+        self._memory = memory
 
     def check(self) -> None:
         """Raises DeviceLost if it is."""
@@ -213,7 +213,7 @@ class FakeDevice:
 
     def memory_info(self) -> tuple[int, int]:
         """See `backends.device.Device`."""
-        return self.limit - sum(memory.nbytes for memory in self.allocated), self.limit
+        return self._memory - sum(memory.nbytes for memory in self.allocated), self._memory
 
     def allocate(self, nbytes: int) -> FakeMemory:
         """See `backends.device.Device`."""

@@ -61,6 +61,7 @@ def test_a_model_as_the_server_sees_it(load):
     model = load(scaled(), max_batch=6)
     assert (model.platform, model.inline, model.executors_per_instance) == ("tensorrt_plan", False, 2)
     assert model.signature.max_batch == 6
+    assert model.nodes == {}
     assert repr(model) == "<TensorRtModel m 1 on 1 devices, 0 executors>"
     assert load(scaled(), version="2").signature.max_batch == 64
     assert load(scaled(), version="3", batch_buckets=[2, 7]).signature.max_batch == 7
@@ -175,7 +176,7 @@ def test_a_device_without_memory_for_the_engine(load, trt):
         raise DeviceOutOfMemory("as the test wants")
 
     trt.tweak = tweak
-    with pytest.raises(ModelLoadError, match=r"model\.onnx cannot be loaded onto device 0: as the test wants"):
+    with pytest.raises(ModelLoadError, match=r"model\.onnx cannot be loaded onto cpu:0: as the test wants"):
         load(scaled(), 8)
 
 
@@ -363,7 +364,7 @@ def test_stripped_engines_take_their_weights_from_the_file(load, trt, tmp_path):
     (plan,) = (tmp_path / "engines").glob("*.plan")
     payload = plan.read_bytes().partition(MAGIC)[2]
     file = tmp_path / "m" / "1" / "model.onnx"
-    assert model.device_memory == {0: len(MAGIC) + len(payload) + file.stat().st_size}
+    assert model.memory == {"cpu:0": len(MAGIC) + len(payload) + file.stat().st_size}
 
 
 # --- the stand-in itself ----------------------------------------------------------------------------------------------

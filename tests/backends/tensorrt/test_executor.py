@@ -276,23 +276,26 @@ def test_where_padding_begins_to_pay(few, full, padded, rows):
 # --- lanes ------------------------------------------------------------------------------------------------------------
 
 
-def test_two_batches_are_in_flight(load, trt):
-    """The second runs to its end while the first is in the middle of its own: they share neither memory nor streams."""
+def test_two_batches_are_in_flight(load, devices, monkeypatch):
+    """The second runs to its end while the first is on its way: they share neither memory nor streams."""
     model = load(scaled(), max_batch=4)
     assert model.executors_per_instance == 2
     first, second = model.make_instance(0), model.make_instance(1)
-    inside, go_on = threading.Event(), threading.Event()
+    stream = devices[0].streams[-2]
+    on_its_way, go_on = threading.Event(), threading.Event()
+    synchronize = FakeStream.synchronize
 
-    def during(context):
-        if not inside.is_set():
-            inside.set()
+    def wait(self):
+        if self is stream:
+            on_its_way.set()
             assert go_on.wait(10)
+        synchronize(self)
 
+    monkeypatch.setattr(FakeStream, "synchronize", wait)
     results = []
-    trt.during = during
     thread = threading.Thread(target=lambda: results.append(run(first, floats(3, 4, seed=1))[0]))
     thread.start()
-    assert inside.wait(10)
+    assert on_its_way.wait(10)
     np.testing.assert_array_equal(run(second, floats(4, 4, seed=2))[0], floats(4, 4, seed=2) * 3)
     assert not results
     go_on.set()
@@ -316,23 +319,23 @@ def test_instances_are_on_all_devices_in_turn(load, devices):
     model = load(scaled(), max_batch=4, devices=[0, 1], in_flight=3)
     assert model.executors_per_instance == 6
     instances = [model.make_instance(index) for index in range(6)]
-    assert [instance.device for instance in instances] == [0, 1, 0, 1, 0, 1]
+    assert [instance.device.index for instance in instances] == [0, 1, 0, 1, 0, 1]
     for instance in instances:
         np.testing.assert_array_equal(run(instance, floats(4, 4))[0], floats(4, 4) * 3)
 
 
 def test_memory_is_given_and_given_back(load, devices):
     model = load(scaled(), max_batch=4)
-    weights = model.device_memory[0]
+    weights = model.memory["cpu:0"]
     assert weights > 0
     assert not devices[0].allocated
     instances = [model.make_instance(index) for index in range(2)]
     lane = 4 * 16 + 4 * 16 + 4 * 64  # input, output, activations
-    assert model.device_memory == {0: weights + 2 * lane}
+    assert model.memory == {"cpu:0": weights + 2 * lane}
     assert devices[0].memory_info()[0] == devices[0].memory_info()[1] - 2 * lane
     for instance in instances:
         instance.close()
-    assert model.device_memory == {0: weights}
+    assert model.memory == {"cpu:0": weights}
     assert not devices[0].allocated
     assert not any(stream.open for stream in devices[0].streams)
     assert len(devices[0].graphs) == 6
@@ -393,7 +396,7 @@ def test_a_device_that_is_lost_while_a_graph_is_recorded(load, trt, devices):
         raise RuntimeError("an illegal memory access was encountered")
 
     trt.during = during
-    with pytest.raises(ModelLoadError, match="gets no further instance on device 0: the device was lost"):
+    with pytest.raises(ModelLoadError, match="gets no further instance on cpu:0: the device was lost"):
         model.make_instance(0)
     assert not devices[0].allocated
 
@@ -412,15 +415,15 @@ def test_a_recording_that_breaks_off_leaves_nothing_behind(load, devices, monkey
 
 def test_an_instance_for_which_there_is_no_memory(load, devices):
     model = load(scaled(width=1000), max_batch=8)
-    devices[0].limit = 100_000
+    others = devices[0].allocate(devices[0].memory_info()[0] - 100_000)
     first = model.make_instance(0)
-    with pytest.raises(ModelLoadError, match=r"m 1 gets no further instance on device 0: .* bytes are asked for"):
+    with pytest.raises(ModelLoadError, match=r"m 1 gets no further instance on cpu:0: .* bytes are asked for"):
         model.make_instance(1)
     taken = devices[0].memory_info()[0]
     np.testing.assert_array_equal(run(first, floats(8, 1000))[0], floats(8, 1000) * 3)
     first.close()
     assert devices[0].memory_info()[0] > taken
-    assert not devices[0].allocated
+    assert devices[0].allocated == {others}
 
 
 def test_a_device_that_refuses(load, devices, monkeypatch):
@@ -430,7 +433,7 @@ def test_a_device_that_refuses(load, devices, monkeypatch):
         raise DeviceError("CUDA_ERROR_NOT_SUPPORTED")
 
     monkeypatch.setattr(FakeDevice, "pin", pin)
-    with pytest.raises(ModelLoadError, match="gets no further instance on device 0: CUDA_ERROR_NOT_SUPPORTED"):
+    with pytest.raises(ModelLoadError, match="gets no further instance on cpu:0: CUDA_ERROR_NOT_SUPPORTED"):
         model.make_instance(0)
     assert not devices[0].allocated
 

@@ -6,6 +6,7 @@ import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -66,7 +67,7 @@ class TensorRtBackend:
                     face = engine.face()
                     placed.append(_Placed(engine, face, lay_out(engine, face, max_batch, chosen.batch_buckets)))
         except (InstanceLost, DeviceError) as error:
-            raise ModelLoadError(f"{file} cannot be loaded onto device {device.index}: {error}") from error
+            raise ModelLoadError(f"{file} cannot be loaded onto {_name(device)}: {error}") from error
         return TensorRtModel(placed, chosen, label)
 
     def _source(
@@ -107,16 +108,20 @@ class TensorRtModel:
         self._graphs = chosen.cuda_graphs
         self._label = label
         self._executors: WeakSet[Executor] = WeakSet()
+        self._lock = Lock()  # of the set
+        self.nodes: dict[str, int] = {}  # all are TensorRT's
 
     def __repr__(self) -> str:
         return f"<TensorRtModel {self._label} on {len(self._placed)} devices, {len(self._executors)} executors>"
 
     @property
-    def device_memory(self) -> dict[int, int]:
-        """Bytes that it takes of each device, by the device's index: its engine's, about, and its executors'."""
-        taken = {placed.engine.device.index: placed.engine.nbytes for placed in self._placed}
-        for executor in self._executors:
-            taken[executor.device] += executor.nbytes
+    def memory(self) -> dict[str, int]:
+        """Bytes of the memory of each device, such as `cuda:0`: the engine's, about, and its executors'. For all threads."""
+        taken = {_name(placed.engine.device): placed.engine.nbytes for placed in self._placed}
+        with self._lock:
+            executors = list(self._executors)
+        for executor in executors:
+            taken[_name(executor.device)] += executor.nbytes
         return taken
 
     def make_instance(self, index: int) -> Executor:
@@ -126,10 +131,15 @@ class TensorRtModel:
             executor = Executor(placed.engine, placed.face, placed.layout, graphs=self._graphs)
         except (InstanceLost, DeviceError) as error:
             raise ModelLoadError(
-                f"{self._label} gets no further instance on device {placed.engine.device.index}: {error}"
+                f"{self._label} gets no further instance on {_name(placed.engine.device)}: {error}"
             ) from error
-        self._executors.add(executor)
+        with self._lock:
+            self._executors.add(executor)
         return executor
+
+
+def _name(device: Device) -> str:
+    return f"{device.kind}:{device.index}"
 
 
 def _model_file(path: Path, chosen: Options) -> Path:

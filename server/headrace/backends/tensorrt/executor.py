@@ -50,11 +50,11 @@ class Recorded:
 class Executor:
     """An `Instance`. graphs: whether to record them. Raises ModelLoadError, `InstanceLost`.
 
-    device: its index. nbytes: of its memory that this takes, beside the engine's; 0 when closed.
+    device: that it is on. nbytes: of its memory that this takes, beside the engine's; 0 when closed.
     """
 
     def __init__(self, engine: Engine, face: Face, layout: Layout, *, graphs: bool) -> None:
-        self.device = engine.device.index
+        self.device = engine.device
         self.nbytes = 0
         self._engine = engine
         self._face = face

@@ -39,7 +39,8 @@ class Refused:
 Decision = Taken | Ignored | Refused
 
 TAKEN = Taken()
-TENSORRT_ONLY = "only TensorRT plans have it, and those that do are not served; leave it out"
+NO_GPU = "models run on the CPU"
+TENSORRT_ONLY = "only TensorRT plans have it, and it is not used of those; leave it out"
 
 DECISIONS: dict[str, Decision] = {
     "ModelConfig.name": TAKEN,
@@ -58,7 +59,7 @@ DECISIONS: dict[str, Decision] = {
     "ModelConfig.ensemble_scheduling": TAKEN,
     "ModelConfig.instance_group": TAKEN,
     "ModelConfig.default_model_filename": TAKEN,
-    "ModelConfig.cc_model_filenames": Ignored("it picks a file by the GPU; of an ONNX file, engines are built for any"),
+    "ModelConfig.cc_model_filenames": Ignored(f"it picks a file by the GPU, and {NO_GPU}"),
     "ModelConfig.metric_tags": Ignored("metrics have the labels model and version"),
     "ModelConfig.parameters": TAKEN,
     "ModelConfig.model_warmup": TAKEN,
@@ -100,10 +101,10 @@ DECISIONS: dict[str, Decision] = {
     "ModelInstanceGroup.kind": TAKEN,
     "ModelInstanceGroup.count": TAKEN,
     "ModelInstanceGroup.gpus": TAKEN,
-    "ModelInstanceGroup.profile": Refused("each batch takes the narrowest optimization profile; leave it out"),
+    "ModelInstanceGroup.profile": Refused(f"optimization profiles: {TENSORRT_ONLY}"),
     "ModelInstanceGroup.rate_limiter": Ignored("instances do not wait for one another, as in Triton by default"),
     "ModelInstanceGroup.passive": Refused("instances that take no requests; leave the group out"),
-    "ModelInstanceGroup.secondary_devices": Ignored("models run on CPUs and GPUs alone"),
+    "ModelInstanceGroup.secondary_devices": Ignored(NO_GPU),
     "ModelInstanceGroup.host_policy": Ignored("instances are not bound to cores"),
     # scheduling
     "ModelDynamicBatching.preferred_batch_size": TAKEN,
@@ -165,17 +166,15 @@ DECISIONS: dict[str, Decision] = {
     "ModelOptimizationPolicy.graph": TAKEN,
     "ModelOptimizationPolicy.Graph.level": TAKEN,
     "ModelOptimizationPolicy.priority": Ignored("it is between TensorRT models"),
-    "ModelOptimizationPolicy.cuda": Ignored("CUDA graphs are a matter of backend_options in model.toml"),
+    "ModelOptimizationPolicy.cuda": Ignored(NO_GPU),
     "ModelOptimizationPolicy.execution_accelerators": TAKEN,
-    "ModelOptimizationPolicy.ExecutionAccelerators.gpu_execution_accelerator": Ignored(
-        "TensorRT is a backend of its own"
-    ),
+    "ModelOptimizationPolicy.ExecutionAccelerators.gpu_execution_accelerator": Ignored(NO_GPU),
     "ModelOptimizationPolicy.ExecutionAccelerators.cpu_execution_accelerator": Ignored(
         "models run on ONNX Runtime's own CPU provider"
     ),
-    "ModelOptimizationPolicy.input_pinned_memory": Ignored("what GPUs copy from and to is always pinned"),
-    "ModelOptimizationPolicy.output_pinned_memory": Ignored("what GPUs copy from and to is always pinned"),
-    "ModelOptimizationPolicy.gather_kernel_buffer_threshold": Ignored("batches are laid by the CPU"),
+    "ModelOptimizationPolicy.input_pinned_memory": Ignored(NO_GPU),
+    "ModelOptimizationPolicy.output_pinned_memory": Ignored(NO_GPU),
+    "ModelOptimizationPolicy.gather_kernel_buffer_threshold": Ignored(NO_GPU),
     "ModelOptimizationPolicy.eager_batching": Ignored("a batch is formed when an instance is idle"),
     # the rest
     "ModelParameter.string_value": TAKEN,

@@ -47,7 +47,8 @@ def translate(message: mc.ModelConfig, name: str, origin: str, files: Collection
         )
     values = _plain(message, notes)
     values |= read_backend(message, files, notes)
-    _place(message, values.get("backend", "onnxruntime"), notes)
+    if values.get("backend") != "tensorrt":
+        _leave_gpus(message, notes)
     values |= _tensors(message, notes)
     values |= _scheduling(message, notes)
     values |= read_sequences(message, notes)
@@ -93,17 +94,14 @@ def _plain(message: mc.ModelConfig, notes: Notes) -> Values:
     return values
 
 
-def _place(message: mc.ModelConfig, backend: str, notes: Notes) -> None:
-    """What does not go together of a backend and where it is to run."""
-    on_gpus = backend == "tensorrt"
+def _leave_gpus(message: mc.ModelConfig, notes: Notes) -> None:
+    """What is said of GPUs for a backend that is not on them."""
     for at, group in enumerate(message.instance_group):
         where = f"instance_group[{group.name or at}]"
-        if group.gpus and not on_gpus:
-            notes.ignored(f"{where}.gpus", f"ignored: {backend} runs on the CPU")
-        if group.kind == mc.ModelInstanceGroup.KIND_GPU and not on_gpus:
-            notes.ignored(f"{where}.kind", f"KIND_GPU, but {backend} runs on the CPU")
-        if group.kind == mc.ModelInstanceGroup.KIND_CPU and on_gpus:
-            notes.wrong(f"{where}.kind", "KIND_CPU, but TensorRT runs on GPUs alone")
+        if group.gpus:
+            notes.ignored(f"{where}.gpus", "ignored: this backend runs on the CPU")
+        if group.kind == mc.ModelInstanceGroup.KIND_GPU:
+            notes.ignored(f"{where}.kind", "KIND_GPU, but this backend runs on the CPU")
 
 
 # --- inputs and outputs -----------------------------------------------------------------------------------------------
