@@ -116,7 +116,7 @@ class TensorRtModel:
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes of the memory of each device, such as `cuda:0`: the engine's, about, and its executors'. For all threads."""
+        """Bytes of each device's memory, such as `cuda:0`: its engine's, about, and its executors'. For any thread."""
         taken = {_name(placed.engine.device): placed.engine.nbytes for placed in self._placed}
         with self._lock:
             executors = list(self._executors)
