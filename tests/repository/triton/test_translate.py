@@ -64,7 +64,7 @@ def test_onnx_runtime_is_the_backend(text):
         ("", ("model.plan",), {"file": "model.plan"}),
         (
             'backend: "tensorrt" model_operations { op_library_filename: "a.so" } '
-            "instance_group [ { kind: KIND_GPU gpus: [ 1, 0 ] }, { gpus: 1 } ]",
+            "instance_group { kind: KIND_GPU gpus: [ 1, 0 ] }",
             ("model.onnx",),
             {"plugins": ["a.so"], "devices": [1, 0]},
         ),
@@ -93,7 +93,7 @@ def test_what_is_for_other_backends_does_not_go_to_tensorrt():
         (
             'platform: "tensorrt_plan" instance_group { kind: KIND_CPU }',
             (),
-            "instance_group[0].kind: KIND_CPU, but TensorRT runs on GPUs alone",
+            "instance_group: is on the CPU, but TensorRT runs on GPUs alone",
         ),
         ("", ("model.py", "x.txt"), "backend: 'python' is not supported"),
         ('platform: "caffe2"', (), "platform: unexpected platform type 'caffe2', expected onnxruntime_onnx"),

@@ -69,9 +69,8 @@ def _tensorrt(message: mc.ModelConfig, files: Collection[str], notes: Notes) -> 
         options["file"] = file
     if message.model_operations.op_library_filename:
         options["plugins"] = list(message.model_operations.op_library_filename)
-    for at, group in enumerate(message.instance_group):
-        if group.kind == group.KIND_CPU:
-            notes.wrong(f"instance_group[{group.name or at}].kind", "KIND_CPU, but TensorRT runs on GPUs alone")
+    if any(group.kind == group.KIND_CPU for group in message.instance_group):
+        notes.wrong("instance_group", "is on the CPU, but TensorRT runs on GPUs alone")
     gpus = dict.fromkeys(gpu for group in message.instance_group for gpu in group.gpus)
     if gpus:
         options["devices"] = list(gpus)
