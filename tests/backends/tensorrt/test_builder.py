@@ -166,12 +166,13 @@ def configured(build, watched):
         ({"tf32": False}, set()),
         ({"sparse_weights": True}, {"TF32", "SPARSE_WEIGHTS"}),
         ({"strip_weights": True}, {"TF32", "STRIP_PLAN"}),
+        ({"refit": True}, {"TF32", "REFIT"}),
     ],
-    ids=["default", "exact", "sparse", "stripped"],
+    ids=["default", "exact", "sparse", "stripped", "refit"],
 )
 def test_flags(configured, rtx, chosen, expected):
     config = configured(**chosen)
-    flags = [rtx.trt.BuilderFlag.TF32, rtx.trt.BuilderFlag.SPARSE_WEIGHTS, rtx.trt.BuilderFlag.STRIP_PLAN]
+    flags = [getattr(rtx.trt.BuilderFlag, name) for name in ("TF32", "SPARSE_WEIGHTS", "STRIP_PLAN", "REFIT")]
     assert {flag.name for flag in flags if config.get_flag(flag)} == expected
 
 

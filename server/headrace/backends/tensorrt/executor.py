@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from headrace.backends.tensorrt.engine import Engine, Face
     from headrace.backends.tensorrt.layout import Bucket, Layout
     from headrace.backends.tensorrt.profiles import Shape
-    from headrace.messages import Buffer, TensorSpec
+    from headrace.messages import Buffer
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,21 @@ class Recorded:
     pad_from: int
 
 
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a batch of certain shapes runs: as `recorded`, else as it is by a profile.
+
+    padded: shapes of the inputs as they run. laid: bytes of each input, its rows' and padded. results: shape and bytes
+    of each output's rows, if that is known beforehand.
+    """
+
+    recorded: Recorded | None
+    profile: int
+    padded: list[Shape]
+    laid: list[tuple[int, int]]
+    results: list[tuple[Shape, int]]
+
+
 class Executor:
     """An `Instance`. graphs: whether to record them. Raises ModelLoadError, `InstanceLost`.
 
@@ -62,6 +77,8 @@ class Executor:
         self._lead = 1 if layout.signature.max_batch else 0
         self._contexts: dict[int, Context] = {}
         self._recorded: list[Recorded | None] = [None] * len(layout.buckets)
+        self._ways: dict[tuple[Shape, ...], Way] = {}
+        self._specs = layout.signature.outputs
         with ExitStack() as opened:
             self._lane = Lane(engine.device, layout.inputs, layout.outputs)
             opened.callback(self._lane.close)
@@ -83,16 +100,16 @@ class Executor:
         lane = self._lane
         lane.device.use()
         try:
-            found = self._put(inputs, shapes)
+            results = self._put(inputs, shapes)
             for index in outputs:
-                lane.download(index, nbytes(self._specs[index], found[index]))
+                lane.download(index, results[index][1])
             lane.stream.synchronize()
         except InstanceLost:
             raise
         except Exception:
             lane.stream.synchronize()  # nothing of it may be under way when the next is laid; tells a lost device too
             raise
-        return [lane.result(index, self._specs[index], found[index]) for index in outputs]
+        return [lane.result(index, self._specs[index], results[index][0]) for index in outputs]
 
     def close(self) -> None:
         """See `backends.base.Instance`."""
@@ -101,30 +118,51 @@ class Executor:
         self._opened.close()
         self.nbytes = 0
 
-    @property
-    def _specs(self) -> Sequence[TensorSpec]:
-        return self._layout.signature.outputs
-
     # --- a run --------------------------------------------------------------------------------------------------------
 
-    def _put(self, inputs: Sequence[Sequence[Buffer]], shapes: Sequence[Shape]) -> Sequence[Shape]:
-        """Puts a batch and its run into the stream. Returns the shapes of the outputs."""
+    def _put(self, inputs: Sequence[Sequence[Buffer]], shapes: Sequence[Shape]) -> list[tuple[Shape, int]]:
+        """Puts a batch and its run into the stream. Returns shape and bytes of each output's rows."""
+        key = tuple(shapes)
+        way = self._ways.get(key)
+        if way is None:
+            way = self._find_way(shapes)
+            if self._layout.buckets:  # then there are no more of them than rows in a batch
+                self._ways[key] = way
+        for index, (rows, padded) in enumerate(way.laid):
+            self._lane.lay(index, inputs[index], rows, padded)
+        if way.recorded is not None:
+            way.recorded.graph.launch(self._lane.stream)
+            return way.results
+        return self._results(self._enqueue(self._contexts[way.profile], way.padded), self._rows(shapes))
+
+    def _find_way(self, shapes: Sequence[Shape]) -> Way:
+        """Raises ValueError for shapes that cannot run."""
         rows = self._check(shapes)
-        if self._recorded:
+        recorded = None
+        if self._layout.buckets:
             at = self._layout.bucket_at(rows)
-            recorded = self._recorded[at]
-            if recorded is not None and rows >= recorded.pad_from:
-                self._lay(inputs, shapes, recorded.bucket.inputs)
-                recorded.graph.launch(self._lane.stream)
-                return [self._with_rows(shape, rows) for shape in recorded.bucket.outputs]
             profile: int | None = self._layout.buckets[at].profile
+            recorded = self._recorded[at]
+            if recorded is not None and rows < recorded.pad_from:
+                recorded = None
         else:
             profile = self._face.profile_for(shapes, batched=bool(self._lead))
         if profile is None:
             raise ValueError(f"inputs have shapes {list(map(list, shapes))}, for which the engine has no profile")
-        padded = self._padded(profile, shapes)
-        self._lay(inputs, shapes, padded)
-        return [self._with_rows(shape, rows) for shape in self._enqueue(self._contexts[profile], padded)]
+        padded = self._padded(profile, shapes) if recorded is None else list(recorded.bucket.inputs)
+        inputs = self._layout.signature.inputs
+        laid = list(zip(map(nbytes, inputs, shapes), map(nbytes, inputs, padded), strict=True))
+        results = [] if recorded is None else self._results(recorded.bucket.outputs, rows)
+        return Way(recorded, profile, padded, laid, results)
+
+    def _results(self, shapes: Sequence[Shape], rows: int) -> list[tuple[Shape, int]]:
+        """What of outputs that have these shapes is the rows'."""
+        if self._lead:
+            shapes = [(rows, *shape[1:]) for shape in shapes]
+        return [(shape, nbytes(spec, shape)) for spec, shape in zip(self._specs, shapes, strict=True)]
+
+    def _rows(self, shapes: Sequence[Shape]) -> int:
+        return shapes[0][0] if self._lead else 1
 
     def _check(self, shapes: Sequence[Shape]) -> int:
         """Rows of a batch. Raises ValueError for shapes that are not the signature's."""
@@ -138,14 +176,10 @@ class Executor:
                 or any(want not in (-1, size) for want, size in zip(spec.shape, dims, strict=True))
             ):
                 raise ValueError(f"input {spec.name!r} has shape {list(shape)}, expected {list(batch + spec.shape)}")
-        rows = batch[0] if batch else 1
+        rows = self._rows(shapes)
         if batch and not 0 < rows <= signature.max_batch:
             raise ValueError(f"batch of {rows} rows, from 1 to {signature.max_batch} fit")
         return rows
-
-    def _lay(self, inputs: Sequence[Sequence[Buffer]], shapes: Sequence[Shape], padded: Sequence[Shape]) -> None:
-        for index, spec in enumerate(self._layout.signature.inputs):
-            self._lane.lay(index, inputs[index], nbytes(spec, shapes[index]), nbytes(spec, padded[index]))
 
     def _enqueue(self, context: Context, shapes: Sequence[Shape]) -> list[Shape]:
         """Puts into the stream: what was laid, and a run. Returns the shapes of the outputs."""
@@ -164,9 +198,6 @@ class Executor:
         if not self._lead:
             return list(shapes)
         return [(max(shape[0], rows_of(self._face.profiles[profile])[0]), *shape[1:]) for shape in shapes]
-
-    def _with_rows(self, shape: Shape, rows: int) -> Shape:
-        return (rows, *shape[1:]) if self._lead else shape
 
     # --- when the model is loaded -------------------------------------------------------------------------------------
 
@@ -206,8 +237,9 @@ class Executor:
         """
         stream = self._lane.stream
         context = self._context(bucket.profile)
-        parts: list[list[Buffer]] = [[b""] for _ in bucket.inputs]
-        self._lay(parts, [(0,)] * len(parts), bucket.inputs)  # zeros: undefined bytes may be indices out of bounds
+        for index, spec in enumerate(self._layout.signature.inputs):
+            # zeros: undefined bytes may be indices out of bounds
+            self._lane.lay(index, [b""], 0, nbytes(spec, bucket.inputs[index]))
         self._enqueue(context, bucket.inputs)  # the first run may allocate, which cannot be recorded
         stream.synchronize()
         graph = stream.capture(lambda: self._feed(context, bucket.inputs))
@@ -237,6 +269,7 @@ class Executor:
         for recorded in self._recorded:
             if recorded is not None:
                 recorded.graph.close()
+        self._ways.clear()
         self._recorded.clear()
         self._contexts.clear()
 
