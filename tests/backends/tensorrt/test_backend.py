@@ -251,7 +251,7 @@ def test_profiles_that_no_bucket_needs(load, trt, settings, graphs):
 def test_buckets_of_equal_size_are_one(load, settings):
     settings(allow_plan_files=True)
     instance = load(plan_of(scaled(), (4, 8, [4])), name="model.plan").make_instance(0)
-    assert repr(instance) == "<Executor of m 1, 2 of 2 buckets recorded>"
+    assert repr(instance) == "<Executor of m 1, 2 of 2 buckets recorded, 0 ways known>"
 
 
 def test_rows_that_no_profile_has(load, trt, settings):

@@ -91,7 +91,8 @@ class Executor:
 
     def __repr__(self) -> str:
         recorded = sum(one is not None for one in self._recorded)
-        return f"<Executor of {self._engine.label}, {recorded} of {len(self._recorded)} buckets recorded>"
+        buckets = f"{recorded} of {len(self._recorded)} buckets recorded"
+        return f"<Executor of {self._engine.label}, {buckets}, {len(self._ways)} ways known>"
 
     def run(
         self, inputs: Sequence[Sequence[Buffer]], shapes: Sequence[Shape], outputs: Sequence[int]
