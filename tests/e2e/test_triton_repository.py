@@ -156,6 +156,21 @@ def test_what_cannot_be_served_says_why_in_the_index(client, server):
     assert "sequence_batching.iterative_sequence: not supported" in reasons["sequences"]
 
 
+def test_plans_are_for_the_operator_to_allow(tmp_path):
+    """Then it is for TensorRT to say what is wrong: that it is not there, or that this is no plan."""
+    (tmp_path / "for_gpus" / "1").mkdir(parents=True)
+    (tmp_path / "for_gpus" / "1" / "model.plan").write_bytes(b"a plan")
+    (tmp_path / "for_gpus" / "config.pbtxt").write_text('platform: "tensorrt_plan"')
+    with (
+        Server(tmp_path, "--tensorrt-allow-plan-files", "true") as server,
+        triton.InferenceServerClient(server.address) as client,
+    ):
+        (model,) = client.get_model_repository_index(client_timeout=SECONDS).models
+    assert model.state == "UNAVAILABLE"
+    assert "TensorRT" in model.reason or "device 0 cannot be used" in model.reason
+    assert "built elsewhere" not in model.reason
+
+
 def test_what_has_no_effect_is_in_the_log(server):
     server.await_log(lambda line: "model chosen version 1: config.pbtxt: optimization.cuda: ignored" in line)
     server.await_log(lambda line: "model chosen version 1: config.pbtxt: dynamic_batching: not given" in line)

@@ -42,7 +42,10 @@ def test_the_second_name_will_do(found):
 @pytest.mark.parametrize(
     ("texts", "why"),
     [
-        ({"one": None, "two": None}, "there is no module trt_test_one or trt_test_two; `pip install tensorrt-cu13`"),
+        (
+            {"one": None, "two": None},
+            "there is no module trt_test_one or trt_test_two; `pip install tensorrt-cu13 cuda-bindings`",
+        ),
         ({"one": "__version__ = '8.6.1'"}, "trt_test_one is of version 8.6.1"),
         ({"one": "__version__ = '1.7.1'"}, "trt_test_one is of version 1.7.1"),
         ({"one": ""}, "trt_test_one is of version unknown"),

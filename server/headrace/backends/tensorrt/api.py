@@ -20,7 +20,7 @@ MODULES = ("tensorrt", "tensorrt_bindings")
 """Names of the module: of NVIDIA's whole package, and of its Python part beside libraries from elsewhere."""
 MAJORS = (10, 11)
 """Versions whose API is `bindings`."""
-HOW = "`pip install tensorrt-cu13` brings it"
+HOW = "`pip install tensorrt-cu13 cuda-bindings` brings what is needed"
 
 
 class Module(Protocol):
