@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,7 +91,7 @@ async def read_all(url: str, images: dict[str, Image.Image], characters: list[st
         print(f"{name}: {reading.text!r} ({reading.score:.2f}), {reading.width} wide, {reading.padding} % padding")
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description="Reads lines of printed text in images.")
     parser.add_argument("images", metavar="IMAGE", nargs="*", type=Path, help="each of a single line of text")
     parser.add_argument("--url", default="127.0.0.1:8001", help="gRPC address (default: %(default)s)")
@@ -102,11 +103,12 @@ def main() -> None:
         try:
             images[str(path)] = Image.open(path).convert("RGB")
         except OSError as error:
-            print(f"{path}: {error.strerror or error}")
+            print(f"{path}: {error.strerror or error}", file=sys.stderr)
     if not args.images:
         images = {text: draw(text) for text in SAMPLES}
     asyncio.run(read_all(args.url, images, characters))
+    return int(len(images) < len(args.images))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -70,6 +70,10 @@ def test_no_client_brings_a_plan(root, into, suffix):
     [
         ("", "parameter 'config' is needed"),
         ("{", "not a ModelConfig in JSON"),
+        ("[]", "not a ModelConfig in JSON: expected an object"),
+        ("null", "not a ModelConfig in JSON: expected an object"),
+        ("5", "not a ModelConfig in JSON: expected an object"),
+        ("[" * 100_000, "not a ModelConfig in JSON"),
         ('{"max_batch": 1}', "max_batch"),
         ('{"model_operations": {"op_library_filename": ["x.so"]}}', "loads libraries"),
     ],
