@@ -71,9 +71,11 @@ clean: ## remove the environment and what was built
 	.venv/bin/python models/vad/fetch.py
 	@touch $@
 
-.venv/test.done: .venv/serve.done tests/interop/setup $(wildcard tests/interop/clients/*.txt tests/interop/clients/*.json)
+.venv/test.done: .venv/serve.done tests/interop/setup $(wildcard tests/interop/clients/*.txt tests/interop/clients/*.json tests/backends/tensorrt/stub/*)
 	$(PIP) install -q -c constraints.txt --group test
 	$(PIP) install -q --no-deps -c constraints.txt pyannote.audio
+	$(PIP) install -q --no-deps -c constraints.txt --group tensorrt
+	PYTHON=.venv/bin/python tests/backends/tensorrt/stub/setup
 	loadtest/peers/setup clients
 	tests/interop/setup
 	@touch $@

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
+from headrace.backends.tensorrt import policy
 from headrace.clock import monotonic_ns
 from headrace.engine.control import ModelControl
 from headrace.engine.lifecycle import Engine
@@ -149,6 +150,7 @@ class _Parts:
     def __init__(self, settings: Settings, severities: Severities) -> None:
         settings = _within_open_files(settings)
         self._settings = settings
+        policy.use(settings.tensorrt)
         self._registry = CollectorRegistry()
         metrics = Metrics(self._registry)
         self._counts = ServerMetrics(self._registry)

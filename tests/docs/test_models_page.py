@@ -7,6 +7,7 @@ import pytest
 
 from headrace.backends.onnxruntime import Options
 from headrace.backends.onnxruntime.gpu_options import CudaOptions, GpuOptions, ShapeRange, TensorRtOptions
+from headrace.backends.tensorrt import options as tensorrt
 from headrace.repository.bucket_config import BucketConfig, FollowingDim, SizeRule
 from headrace.repository.model_config import (
     EnsembleConfig,
@@ -28,7 +29,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 def words(page):
-    return set(re.findall(r"[a-zA-Z_.]+", (DOCS / page).read_text()))
+    return set(re.findall(r"[\w.]+", (DOCS / page).read_text()))
 
 
 @pytest.mark.parametrize(
@@ -50,6 +51,8 @@ def words(page):
         DequantizeConfig,
         TopKConfig,
         Options,
+        tensorrt.Options,
+        tensorrt.ShapeRange,
     ],
 )
 def test_keys_of_model_toml(model):

@@ -16,6 +16,7 @@ BACKENDS = {
     "onnxruntime-cpu": "headrace.backends.onnxruntime.cpu:OnnxRuntimeBackend",
     "onnxruntime-cuda": "headrace.backends.onnxruntime.cuda:OnnxRuntimeCudaBackend",
     "onnxruntime-tensorrt": "headrace.backends.onnxruntime.tensorrt:OnnxRuntimeTensorRtBackend",
+    "tensorrt": "headrace.backends.tensorrt.backend:TensorRtBackend",
 }
 """Short name -> where the backend is. The module is imported when a model asks for it and not before."""
 

@@ -8,8 +8,8 @@ thread at a time, whichever waits.
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections import Counter, deque
-from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 ALIGNMENT = 256
 FREED = 0xDD
 FRESH = 0xCD
+
+_thread = threading.local()
+
+
+def device_in_use() -> FakeDevice | None:
+    """The device that the calling thread uses, for libraries that go by that."""
+    return getattr(_thread, "device", None)
 
 
 class FakeMemory:
@@ -99,6 +106,11 @@ class FakeStream:
         self._pending: deque[Callable[[], None]] = deque()
         self._recording: list[Callable[[], None]] | None = None
 
+    @property
+    def capturing(self) -> bool:
+        """Whether what it is given is being recorded."""
+        return self._recording is not None
+
     def enqueue(self, step: Callable[[], None]) -> None:
         """Puts a step of a library that works on this device into the stream."""
         self._device.check()
@@ -164,7 +176,9 @@ class FakeStream:
         self._recording = []
         try:
             work()
-            return FakeGraph(self._recording)
+            graph = FakeGraph(self._recording)
+            self._device.graphs.append(graph)
+            return graph
         finally:
             self._recording = None
 
@@ -219,7 +233,8 @@ class FakeDevice:
         self.lost = False
         self.allocated: set[FakeMemory] = set()
         self.streams: list[FakeStream] = []
-        self.lock = RLock()
+        self.lock = threading.RLock()
+        self.graphs: list[FakeGraph] = []
         self._memory = memory
         self._kernels = FakeKernels(self)
 
@@ -231,6 +246,7 @@ class FakeDevice:
     def use(self) -> None:
         """See `backends.device.Device`."""
         self.check()
+        _thread.device = self
 
     def memory_info(self) -> tuple[int, int]:
         """See `backends.device.Device`."""

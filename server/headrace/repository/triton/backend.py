@@ -30,13 +30,10 @@ FILES = {
     "model.py": "python",
 }
 """What tells the backend where nothing else does: the file's name."""
+KNOWN = ("onnxruntime", "tensorrt")
+PLAN = "model.plan"
 GRAPH_LEVELS = {-1: "basic", 1: "extended", 2: "disabled"}
 """Triton's numbers for ONNX Runtime's levels; 0 and all others mean every optimisation."""
-_REFUSALS = {
-    "tensorrt": "there is no GPU backend yet; serve the ONNX file that the plan was built from, with backend: "
-    '"onnxruntime"'
-}
-
 Values = dict[str, Any]
 
 
@@ -47,6 +44,8 @@ def read_backend(message: mc.ModelConfig, files: Collection[str], placed: Placed
     backend = _backend(message, files, notes)
     if ":" in backend:  # a user's own
         return _own_backend(backend, message, placed, notes)
+    if backend == "tensorrt":
+        return _tensorrt(message, files, placed, notes)
     options: Values = {}
     values: Values = {"backend_options": options}
     on_gpu = bool(placed.devices)
@@ -65,6 +64,26 @@ def read_backend(message: mc.ModelConfig, files: Collection[str], placed: Placed
     if message.model_operations.op_library_filename:
         options["op_libraries"] = list(message.model_operations.op_library_filename)
     return {key: value for key, value in values.items() if value != {}}
+
+
+def _tensorrt(message: mc.ModelConfig, files: Collection[str], placed: Placed, notes: Notes) -> Values:
+    """A plan where there is one, as in Triton; else the ONNX file, of which the server builds its own."""
+    options: Values = {}
+    plan = PLAN if PLAN in files or "model.onnx" not in files else ""
+    file = message.default_model_filename or plan
+    if file not in ("", "model.onnx"):
+        options["file"] = file
+    if message.model_operations.op_library_filename:
+        options["plugins"] = list(message.model_operations.op_library_filename)
+    if placed.on_cpu:
+        notes.wrong("instance_group", "is on the CPU, but TensorRT runs on GPUs alone")
+    if placed.devices:
+        options["devices"] = list(placed.devices)
+    if message.optimization.graph.level:
+        notes.ignored("optimization.graph.level", "ignored: it is for other backends")
+    for key in sorted(message.parameters):
+        notes.ignored(f"parameters[{key}]", "ignored: options of tensorrt stand in model.toml alone")
+    return {"backend": "tensorrt"} | ({"backend_options": options} if options else {})
 
 
 def _own_backend(backend: str, message: mc.ModelConfig, placed: Placed, notes: Notes) -> Values:
@@ -117,9 +136,9 @@ def _backend(message: mc.ModelConfig, files: Collection[str], notes: Notes) -> s
     by_file = FILES.get(message.default_model_filename)
     found = next((FILES[name] for name in FILES if name in files), None)
     backend = backend or by_file or (found if not message.default_model_filename else None) or "onnxruntime"
-    if backend != "onnxruntime" and ":" not in backend:
-        why = _REFUSALS.get(backend, "expected onnxruntime, or one of your own as package.module:attribute")
-        notes.wrong("backend", f"'{backend}' is not supported: {why}")
+    if backend not in KNOWN and ":" not in backend:
+        expected = f"expected {' or '.join(KNOWN)}, or one of your own as package.module:attribute"
+        notes.wrong("backend", f"'{backend}' is not supported: {expected}")
     return backend
 
 

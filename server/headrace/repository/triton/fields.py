@@ -40,7 +40,7 @@ Decision = Taken | Ignored | Refused
 
 TAKEN = Taken()
 PINNED = "tensors reach a GPU and come back through page-locked memory in any case"
-TENSORRT_ONLY = "only TensorRT plans have it, and they are not supported; leave it out"
+TENSORRT_ONLY = "only TensorRT plans have it, and it is not used of those; leave it out"
 
 DECISIONS: dict[str, Decision] = {
     "ModelConfig.name": TAKEN,
