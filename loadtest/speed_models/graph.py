@@ -51,9 +51,15 @@ class Graph:
         """Adds an initializer of the graph's own type, or of `dtype`; returns its name."""
         return self._add(np.asarray(values, dtype or self.dtype))
 
-    def random(self, *shape: int, deviation: float) -> str:
-        """Adds normally distributed weights; returns their name. The same in both types, up to rounding."""
-        return self._add((self._random.standard_normal(shape, np.float32) * np.float32(deviation)).astype(self.dtype))
+    def random(self, *shape: int, deviation: float, balanced: tuple[int, ...] = ()) -> str:
+        """Adds normally distributed weights; returns their name. The same in both types, up to rounding.
+
+        balanced: axes over which they add up to nothing.
+        """
+        weights = self._random.standard_normal(shape, np.float32) * np.float32(deviation)
+        if balanced:
+            weights -= weights.mean(axis=balanced, keepdims=True)
+        return self._add(weights.astype(self.dtype))
 
     def _add(self, array: Array) -> str:
         name = f"w{len(self._weights)}"

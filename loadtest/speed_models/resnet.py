@@ -1,8 +1,9 @@
 """ResNet-50 with random weights, batch normalization folded into the convolutions (He et al. 2015, arXiv:1512.03385).
 
-The stride is in the 3x3 convolution of a block, as in every framework's "v1.5". Weights are He-initialised, which
-keeps the variance of activations through a ReLU; the last convolution of a block is scaled down, so that sixteen
-additions do not let it grow out of FP16's range.
+The stride is in the 3x3 convolution of a block, as in every framework's "v1.5". The weights of a filter add up to
+nothing: else what all images have in common, that activations behind a ReLU are positive, would drown what they differ
+in, and with it what a lower precision changes. Their deviation is He's, and more by as much as that takes away; the
+last convolution of a block is scaled down, so that sixteen additions do not let it grow out of FP16's range.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ MEAN = (123.675, 116.28, 103.53)
 DEVIATION = (58.395, 57.12, 57.375)
 """Of ImageNet's pixels, 0 to 255, by channel in RGB order: what such networks are trained to subtract and divide by."""
 
-_RESIDUAL = 0.2
+_GAIN = 1 / (1 - 1 / np.pi)
+"""E[x^2] / Var[x] of the positive part of a normal variable: what is lost when its mean no longer counts."""
+_RESIDUAL = 0.1
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class ResNet:
                 at = _block(graph, at, channels, width, stride=2 if stage and not block else 1)
                 channels = 4 * width
         at = graph.op("Flatten", graph.op("GlobalAveragePool", at))
-        weights = graph.random(channels, self.classes, deviation=channels**-0.5)
+        weights = graph.random(channels, self.classes, deviation=2 * channels**-0.5, balanced=(0,))
         at = graph.op("Gemm", at, weights, graph.random(self.classes, deviation=0.1))
         graph.op("Cast", at, output="scores", to=helper.np_dtype_to_tensor_dtype(np.dtype(np.float32)))
         pixels = tensor("pixels", dtype, "N", 3, self.image, self.image)
@@ -112,8 +115,8 @@ def _convolution(
     relu: bool = True,
     scale: float = 1,
 ) -> str:
-    deviation = scale * (2 / (channels * size * size)) ** 0.5
-    weights = graph.random(filters, channels, size, size, deviation=deviation)
+    deviation = scale * (2 * _GAIN / (channels * size * size)) ** 0.5
+    weights = graph.random(filters, channels, size, size, deviation=deviation, balanced=(1, 2, 3))
     at = graph.op(
         "Conv",
         at,

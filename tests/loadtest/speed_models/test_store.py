@@ -34,15 +34,16 @@ def run(directory):
 
 
 def error(got, want):
-    return np.linalg.norm(got - want) / np.linalg.norm(want)
+    """As a share of what the rows differ in: 1.4 where each is another's."""
+    return np.linalg.norm(got - want) / np.linalg.norm(want - want.mean(axis=0))
 
 
 @pytest.mark.parametrize(
     ("name", "reference", "bound"),
     [
         ("resnet50-fp16", "resnet50-fp32", 2e-3),
-        ("resnet50-int8", "resnet50-fp32", 0.1),
-        ("resnet50-fp32-u8", "resnet50-fp32", 1e-6),
+        ("resnet50-int8", "resnet50-fp32", 0.2),
+        ("resnet50-fp32-u8", "resnet50-fp32", 1e-5),
         ("resnet50-fp16-u8", "resnet50-fp32", 2e-3),
         ("resnet50-int8-u8", "resnet50-int8", 1e-2),
         ("bert-fp16", "bert-fp32", 2e-3),
@@ -59,7 +60,7 @@ def test_precisions_agree(run, name, reference, bound):
 def test_activations_stay_sane_and_rows_differ(run, name):
     rows = run(name)
     assert 0.05 < rows.std() < 20
-    assert error(rows[0], rows[1]) > 0.02
+    assert np.linalg.norm(rows[0] - rows[1]) / np.linalg.norm(rows[0]) > 0.2
 
 
 def test_the_real_sizes_are_those_of_the_papers():
