@@ -1,0 +1,115 @@
+"""ONNX Runtime's CUDA provider: that it is really used, that it is right, and which of its ways of running work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gpu_check.registry import Failed, Skip, check
+
+if TYPE_CHECKING:
+    from gpu_check.context import Context
+    from gpu_check.registry import Figures
+
+ORT = ("numpy", "onnx", "onnxruntime")
+BATCH = 8
+
+
+@check("ort-cuda", needs=ORT, on_cpu=True)
+def ort_cuda(context: Context) -> Figures:
+    """Matrix products and convolutions run on the GPU and agree with the CPU; TF32 off."""
+    import onnxruntime
+
+    from gpu_check.agreement import checked
+    from gpu_check.sessions import on_cpu, opened
+    from gpu_check.small_models import convolution, floats, perceptron
+
+    figures: dict[str, object] = {
+        "onnxruntime": onnxruntime.__version__,
+        "cuda": getattr(onnxruntime, "cuda_version", ""),
+    }
+    mlp, images = {"x": floats(BATCH, 1024)}, {"x": floats(2, 3, 64, 64)}
+    for what, model, feeds, options in (
+        ("gemm", perceptron(), mlp, {}),
+        ("conv_cudnn", convolution(), images, {"cudnn_conv_algo_search": "HEURISTIC"}),
+        ("conv_without_cudnn", convolution(), images, {"enable_cudnn": "0"}),
+    ):
+        session = opened(model, context, **options)
+        got = session.run(None, feeds)[0]
+        figures[f"{what}_error"] = checked(got, on_cpu(model, feeds)[0], "fp32", what)
+        figures["provider_options"] = session.get_provider_options()
+    return figures
+
+
+@check("ort-iobinding", needs=ORT, on_cpu=True)
+def ort_iobinding(context: Context) -> Figures:
+    """A run with inputs and outputs in the GPU's memory, which are changed in place."""
+    return _bound(context, graph=False)
+
+
+@check("ort-cuda-graph", needs=ORT)
+def ort_cuda_graph(context: Context) -> Figures:
+    """A CUDA graph is captured, replayed, and sees inputs that are changed in place."""
+    return _bound(context, graph=True)
+
+
+def _bound(context: Context, *, graph: bool) -> Figures:
+    from gpu_check.agreement import checked
+    from gpu_check.bare import latency_us
+    from gpu_check.sessions import Bound, on_cpu, opened
+    from gpu_check.small_models import floats, perceptron
+
+    model = perceptron()
+    options = {"enable_cuda_graph": "1"} if graph else {}
+    bound = Bound(opened(model, context, **options), {"x": floats(BATCH, 1024)}, "y", context)
+    if graph:
+        bound.graph(1)
+    for _ in range(5):  # a graph is captured after two ordinary runs, then replayed
+        bound.run()
+    fresh = {"x": floats(BATCH, 1024, seed=7)}
+    bound.update(fresh)
+    bound.run()
+    found = checked(bound.output(), on_cpu(model, fresh)[0], "fp32")
+    return {"error": found, **latency_us(bound.run, min(context.seconds, 1))}
+
+
+@check("ort-user-stream", needs=ORT)
+def ort_user_stream(context: Context) -> Figures:
+    """A run on a stream of ours, with addresses of ours, that ends when the stream says so."""
+    import numpy as np
+    import onnxruntime
+
+    from gpu_check.agreement import checked
+    from gpu_check.cudart import Cuda
+    from gpu_check.sessions import on_cpu, opened
+    from gpu_check.small_models import floats, perceptron
+
+    model, feeds = perceptron(), floats(BATCH, 1024)
+    with Cuda(context.device) as cuda:
+        stream = cuda.stream()
+        session = opened(model, context, user_compute_stream=str(stream))
+        x, y = cuda.memory(feeds.nbytes), cuda.memory(feeds.nbytes)
+        sent, received = cuda.pinned(feeds.shape, np.float32), cuda.pinned(feeds.shape, np.float32)
+        sent[:], received[:] = feeds, np.nan
+        binding, options = session.io_binding(), onnxruntime.RunOptions()
+        binding.bind_input("x", "cuda", context.device, np.float32, feeds.shape, x)
+        binding.bind_output("y", "cuda", context.device, np.float32, feeds.shape, y)
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        cuda.upload(x, sent, stream)
+        session.run_with_iobinding(binding, options)
+        cuda.download(received, y, stream)
+        cuda.wait(stream)
+        return {"error": checked(received, on_cpu(model, {"x": feeds})[0], "fp32")}
+
+
+@check("ort-dlpack", needs=(*ORT, "torch"))
+def ort_dlpack(context: Context) -> Figures:
+    """A tensor of PyTorch in the GPU's memory is taken without a copy."""
+    import onnxruntime
+    import torch
+
+    tensor = torch.ones(4, device=f"cuda:{context.device}")
+    if not hasattr(onnxruntime.OrtValue, "from_dlpack"):
+        raise Skip(f"onnxruntime {onnxruntime.__version__} has no from_dlpack")
+    if onnxruntime.OrtValue.from_dlpack(tensor).data_ptr() != tensor.data_ptr():
+        raise Failed("from_dlpack copied")
+    return {}

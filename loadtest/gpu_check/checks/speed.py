@@ -1,0 +1,133 @@
+"""How much of a model's own speed the server passes on, and what a single request takes."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from gpu_check.checks.backends import known_backend
+from gpu_check.registry import Failed, check
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gpu_check.bare import Best
+    from gpu_check.context import Context
+    from gpu_check.registry import Figures
+
+ORT = ("numpy", "onnx", "onnxruntime")
+SERVER = (*ORT, "google.protobuf", "grpc", "grpc_reflection", "httptools", "orjson", "prometheus_client", "pydantic",
+          "starlette", "uvicorn")  # fmt: skip
+SHARE_RESNET, SHARE_BERT = 0.85, 0.9
+"""What the server has to reach of the model's own rows per second, at its best batch size, without a server."""
+INSTANCES = 2
+PAYLOADS = 16
+
+
+@check("throughput-resnet50-fp16", needs=SERVER, seconds=60, on_cpu=True)
+def throughput_resnet50_fp16(context: Context) -> Figures:
+    """ResNet-50 in FP16: rows/s through gRPC, of octets, against the model without a server."""
+    return throughput(context, "resnet50-fp16-u8", "scores", SHARE_RESNET)
+
+
+@check("throughput-resnet50-int8", needs=SERVER, seconds=75, on_cpu=True)
+def throughput_resnet50_int8(context: Context) -> Figures:
+    """ResNet-50 in INT8: rows/s through gRPC, of octets, against the model without a server."""
+    return throughput(context, "resnet50-int8-u8", "scores", SHARE_RESNET)
+
+
+@check("throughput-bert-fp16", needs=SERVER, seconds=75, on_cpu=True)
+def throughput_bert_fp16(context: Context) -> Figures:
+    """BERT-base in FP16, 128 tokens: rows/s through gRPC against the model without a server."""
+    return throughput(context, "bert-fp16", "pooler_output", SHARE_BERT)
+
+
+def throughput(context: Context, name: str, output: str, share: float) -> Figures:
+    """Both rates and their ratio. Raises Failed where it is below `share` (never for a run without a GPU)."""
+    from gpu_check.bare import BATCHES, best
+
+    backend = "onnxruntime" if context.cpu else known_backend("onnxruntime-cuda")
+    batches = (1, 4) if context.cpu else BATCHES
+    bare = best(name, output, context, context.seconds / len(batches), batches)
+    served = _served(context, name, output, backend, bare)
+    ratio = served["rows_per_second"] / bare.rate
+    figures = {
+        "ratio": ratio,
+        "ratio_to_host_memory": served["rows_per_second"] / bare.host_rate,
+        "bare_rows_per_second": bare.rate,
+        "bare_host_rows_per_second": bare.host_rate,
+        "bare_batch": bare.batch,
+        "bare_rows_per_second_by_batch": bare.rates,
+        **{f"server_{name}": value for name, value in served.items()},
+    }
+    if ratio < share and not context.cpu:
+        raise Failed(f"{ratio:.2f} of the model's own rows/s, expected at least {share}", figures)
+    return figures
+
+
+def _served(context: Context, name: str, output: str, backend: str, bare: Best) -> dict[str, float]:
+    """Rows/s and latency of the server with requests of one row each, one reply of which is compared first."""
+    from gpu_check import serving
+    from gpu_check.agreement import checked
+    from gpu_check.sessions import on_cpu
+
+    repository = context.scratch / "repository"
+    configuration = f'backend = "{backend}"\nmax_batch = {bare.batch}\ninstances = {INSTANCES}\n'
+    serving.write_model(repository, name, context.model(name), configuration)
+    feeds = context.sizes.feeds(name, PAYLOADS)
+    rows = [{key: array[at : at + 1] for key, array in feeds.items()} for at in range(PAYLOADS)]
+    messages = [serving.request(name, row, (output,)) for row in rows]
+    payloads = _written(messages, context.scratch / "payloads")
+    (want,) = on_cpu(context.model(name), rows[0], [output])
+    with serving.serving(repository, context.scratch) as server:
+        precision = "int8" if "int8" in name else "fp16"
+        error = checked(serving.ask(server.address, messages[0]), want, precision, "a reply")
+        processes = max(1, min(8, (os.cpu_count() or 1) // 2))
+        # One batch on each instance, and one more behind each to be ready when it is done.
+        in_flight = 2 * INSTANCES * bare.batch
+        shape = {"processes": processes, "in_flight": in_flight}
+        serving.load(server, name, payloads, seconds=context.seconds / 3, **shape)  # it learns what batches cost
+        figures = serving.load(server, name, payloads, seconds=context.seconds, **shape)
+        context.say(f"{name}, server: {figures['requests_per_second']:.0f} rows/s")
+    return {"rows_per_second": figures.pop("requests_per_second"), "error": error, **shape, **figures}
+
+
+def _written(messages: list[bytes], directory: Path) -> Path:
+    directory.mkdir()
+    for number, message in enumerate(messages):
+        (directory / f"{number:02}").write_bytes(message)
+    return directory
+
+
+@check("latency-resnet50-fp16", needs=ORT, seconds=30, on_cpu=True)
+def latency_resnet50_fp16(context: Context) -> Figures:
+    """One row of ResNet-50 in FP16, with and without a CUDA graph."""
+    return _latency(context, "resnet50-fp16-u8", "scores")
+
+
+@check("latency-bert-fp16", needs=ORT, seconds=30, on_cpu=True)
+def latency_bert_fp16(context: Context) -> Figures:
+    """One row of 128 tokens of BERT-base in FP16, with and without a CUDA graph."""
+    return _latency(context, "bert-fp16", "pooler_output")
+
+
+def _latency(context: Context, name: str, output: str) -> Figures:
+    """p50 and p99 of both ways; the graph's output after its input was changed must be right."""
+    from gpu_check.agreement import checked
+    from gpu_check.bare import latency_us
+    from gpu_check.sessions import Bound, on_cpu, opened
+
+    feeds, fresh = context.sizes.feeds(name, 1), context.sizes.feeds(name, 1, seed=9)
+    (want,) = on_cpu(context.model(name), fresh, [output])
+    figures: dict[str, object] = {}
+    for way, options in (("plain", {}), ("graph", {"enable_cuda_graph": "1"})):
+        if context.cpu and options:
+            continue
+        bound = Bound(opened(context.model(name), context, **options), feeds, output, context)
+        if options:
+            bound.graph(1)
+        figures |= {f"{way}_{key}": value for key, value in latency_us(bound.run, context.seconds / 2).items()}
+        bound.update(fresh)
+        bound.run()
+        figures[f"{way}_error"] = checked(bound.output(), want, "fp16", f"{way}, with other inputs")
+    return figures

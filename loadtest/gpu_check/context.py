@@ -1,0 +1,67 @@
+"""What a check is given: where it may write, which models it has, how long it may measure."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpu_check.registry import Skip
+
+if TYPE_CHECKING:
+    from speed_models.store import Sizes
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Context:
+    """scratch: a directory of the run's own. models: where built models are kept. seconds: of one measurement.
+
+    cpu: no GPU is used, and models are tiny: to see that the checks themselves work. device: the GPU's number.
+    """
+
+    scratch: Path
+    models: Path
+    seconds: float = 3
+    cpu: bool = False
+    device: int = 0
+
+    @property
+    def sizes(self) -> Sizes:
+        """Of the models."""
+        from speed_models.store import TINY, Sizes
+
+        return TINY if self.cpu else Sizes()
+
+    def model(self, name: str) -> Path:
+        """The file of a model of speed_models, built if need be. Raises Skip where it cannot be built here."""
+        from speed_models.quantize import NoQuantizer
+        from speed_models.store import file
+
+        try:
+            return file(name, self.models, self.sizes)
+        except NoQuantizer as error:
+            raise Skip(str(error)) from error
+
+    def say(self, text: str) -> None:
+        """Progress."""
+        print(f"    {text}", file=sys.stderr, flush=True)
+
+    def for_check(self, name: str) -> Context:
+        """The same, with a directory of the check's own."""
+        scratch = self.scratch / name
+        scratch.mkdir(parents=True, exist_ok=True)
+        return replace(self, scratch=scratch)
+
+    def dumps(self) -> str:
+        """As JSON, for another process."""
+        return json.dumps(asdict(self), default=str)
+
+    @classmethod
+    def loads(cls, text: str) -> Context:
+        """What `dumps` wrote."""
+        fields = json.loads(text)
+        return cls(**{**fields, "scratch": Path(fields["scratch"]), "models": Path(fields["models"])})
