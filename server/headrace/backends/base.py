@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from headrace.messages import Buffer, Signature
 
 
+class InstanceLost(Exception):
+    """The instance cannot be used any more: its device is lost, or has no memory left."""
+
+
 class Instance(Protocol):
     """One executor of a model: its own session, buffers and (for a device) stream."""
 
@@ -35,7 +39,8 @@ class Instance(Protocol):
 
         Returns one C-contiguous array for each index (BYTES: object arrays of `bytes` or `str`; BF16: uint16). They
         may be views of the instance's own buffers and hold good until its next run.
-        Any exception means that the batch failed; the engine answers its requests and goes on.
+        Any exception means that the batch failed; the engine answers its requests and goes on. InstanceLost: neither
+        is there a result, nor will there be one of this instance.
         """
         ...
 
@@ -58,6 +63,19 @@ class LoadedModel(Protocol):
     @property
     def platform(self) -> str:
         """What ModelMetadata reports, such as `onnxruntime_onnx`."""
+        ...
+
+    @property
+    def executors_per_instance(self) -> int:
+        """How many times `make_instance` is called for each of the model's `instances`.
+
+        That is the devices that it is on, times the batches that an instance has in flight; on the processor 1.
+        """
+        ...
+
+    @property
+    def inline(self) -> bool:
+        """Whether a short batch may run on the event loop: false where a run waits for a device."""
         ...
 
     def make_instance(self, index: int) -> Instance:

@@ -339,11 +339,11 @@ def open_model(
     model = present(model, config, found.path.parent)
     buckets = make_buckets(config, model.signature)
     samples = read_samples(config, model.signature, found.path.parent)
-    cost = cost_model(config, model.signature, inline_below_ns)
+    cost = cost_model(config, model.signature, inline_below_ns if model.inline else 0)
     sizes = warm_sizes(config, model.signature.max_batch)
     instances: list[Instance] = []
     with ExitStack() as unless_all_succeed:
-        for index in range(config.instances):
+        for index in range(config.instances * model.executors_per_instance):
             instances.append(model.make_instance(index))
             unless_all_succeed.callback(instances[-1].close)
         for instance in instances:
