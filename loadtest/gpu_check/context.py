@@ -6,14 +6,17 @@ import json
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+from gpu_check.modules import importable
 from gpu_check.registry import Skip
 
 if TYPE_CHECKING:
+    from headrace.backends.device import Device
     from speed_models.store import Sizes
 
 ROOT = Path(__file__).parents[2]
+DRAWINGS = "drawings"
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,28 @@ class Context:
             return file(name, self.models, self.sizes)
         except NoQuantizer as error:
             raise Skip(str(error)) from error
+
+    def open_device(self) -> Device:
+        """The server's own device layer on the GPU, or on the host's memory for a run without one.
+
+        Raises Skip where cuda-bindings is missing, and ModelLoadError where the driver refuses.
+        """
+        if self.cpu:
+            from headrace.testing.device import FakeDevice
+
+            return cast("Device", FakeDevice())
+        if not importable("cuda.bindings"):
+            raise Skip("not installed: cuda.bindings (cuda-bindings)")
+        from headrace.backends.device import open_device
+
+        return open_device(self.device)
+
+    @property
+    def drawings(self) -> Path:
+        """Made when it is first asked for."""
+        place = self.scratch / DRAWINGS
+        place.mkdir(parents=True, exist_ok=True)
+        return place
 
     def say(self, text: str) -> None:
         """Progress."""

@@ -55,7 +55,7 @@ _CHECKS: dict[str, Check] = {}
 
 
 def check(name: str, *, needs: tuple[str, ...] = (), seconds: float = 15, on_cpu: bool = False) -> Callable[[Run], Run]:
-    """Registers the function as a check; its docstring's first line is its title. Raises ValueError for a known name."""
+    """Registers the function as a check, titled by its docstring's first line. Raises ValueError for a known name."""
 
     def register(run: Run) -> Run:
         if name in _CHECKS:

@@ -1,13 +1,10 @@
-"""The server's own backends and kernels, as it would load them."""
+"""The server's own backends, as it would load them."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
-from gpu_check.modules import importable
-from gpu_check.registry import Failed, Skip, check
+from gpu_check.registry import Skip, check
 
 if TYPE_CHECKING:
     from gpu_check.context import Context
@@ -27,6 +24,12 @@ def backend_onnxruntime(context: Context) -> Figures:
 def backend_onnxruntime_cuda(context: Context) -> Figures:
     """The backend `onnxruntime-cuda` loads models and agrees with the CPU at several batch sizes."""
     return through_registry(context, "onnxruntime-cuda")
+
+
+@check("backend-onnxruntime-tensorrt", needs=(*BACKEND, "tensorrt"), seconds=60)
+def backend_onnxruntime_tensorrt(context: Context) -> Figures:
+    """The backend `onnxruntime-tensorrt` loads models and agrees with the CPU at several batch sizes."""
+    return through_registry(context, "onnxruntime-tensorrt")
 
 
 @check("backend-tensorrt", needs=(*BACKEND, "tensorrt"), seconds=120)
@@ -70,23 +73,4 @@ def through_registry(context: Context, name: str) -> Figures:
             figures[f"error, {what}"] = checked(got, want[:rows], "fp16", what)
     finally:
         instance.close()
-    return figures
-
-
-@check("kernels", needs=("headrace_kernels",), seconds=60)
-def kernels(context: Context) -> Figures:
-    """`python -m headrace_kernels check`: the CUDA kernels against NumPy."""
-    if not importable("headrace_kernels.check"):
-        raise Skip("this revision has no headrace_kernels.check")
-    done = subprocess.run(
-        [sys.executable, "-m", "headrace_kernels", "check"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    figures = {"output": done.stdout[-4000:].splitlines()}
-    if done.returncode:
-        raise Failed(f"it ended with {done.returncode}", figures)
     return figures

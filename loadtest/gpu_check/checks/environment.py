@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from gpu_check import nvidia
 from gpu_check.context import ROOT
 from gpu_check.modules import importable
-from gpu_check.registry import Failed, check
+from gpu_check.registry import Failed, Skip, check
 
 if TYPE_CHECKING:
     from gpu_check.context import Context
@@ -39,7 +39,6 @@ def environment(context: Context) -> Figures:
         "gpus": nvidia.gpus(),
         "libraries_missing": missing,
         "packages_missing": packages_missing(),
-        "driver_library": _driver_figures(context.device),
     }
     if missing:
         raise Failed(f"cannot load {', '.join(missing)}", figures)
@@ -52,6 +51,54 @@ def server_packages(context: Context) -> Figures:
     if missing := packages_missing():
         raise Failed(f"not installed: {', '.join(missing)} (make gpu-pack gathers them)", {"missing": missing})
     return {}
+
+
+@check("gpu-metrics", needs=("pynvml", "prometheus_client"), seconds=5)
+def gpu_metrics(context: Context) -> Figures:
+    """What /metrics says of the GPUs: all six families, for each GPU that nvidia-smi lists, in plausible numbers."""
+    from headrace.telemetry.gpu import GpuReader
+
+    families = GpuReader().read()
+    values = {family.name: {s.labels["gpu_uuid"]: s.value for s in family.samples} for family in families}
+    return judged(values, {gpu["uuid"] for gpu in nvidia.gpus()})
+
+
+UNITS = {
+    "nv_gpu_utilization": (0, 1),
+    "nv_gpu_memory_total_bytes": (2**30, 2**42),
+    "nv_gpu_memory_used_bytes": (0, 2**42),
+    "nv_gpu_power_usage": (1, 3000),
+    "nv_gpu_power_limit": (10, 3000),
+    "nv_energy_consumption": (0, 1e6),
+}
+"""What each value lies between, if its unit is right."""
+
+
+def judged(values: dict[str, dict[str, float]], gpus: set[str]) -> Figures:
+    """Values of each family by GPU. Raises Failed where one is missing, or outside of what its unit allows."""
+    wrong = [
+        f"{name} of {gpu} is {values.get(name, {}).get(gpu)}, expected {low} to {high}"
+        for name, (low, high) in UNITS.items()
+        for gpu in sorted(gpus)
+        if not low <= values.get(name, {}).get(gpu, float("nan")) <= high
+    ]
+    if wrong or not gpus:
+        raise Failed("; ".join(wrong) or "nvidia-smi lists no GPU", values)
+    return values
+
+
+@check("models", needs=("numpy", "onnx"), seconds=60, on_cpu=True)
+def models(context: Context) -> Figures:
+    """The models of the other checks are built, so that their time is not counted there."""
+    from speed_models.store import NAMES
+
+    figures: dict[str, object] = {}
+    for name in NAMES:
+        try:
+            figures[f"{name}_mib"] = context.model(name).stat().st_size / 2**20
+        except Skip as skip:
+            figures[f"{name}_left_out"] = str(skip)
+    return figures
 
 
 def packages_missing() -> list[str]:
@@ -67,21 +114,3 @@ def _loads(library: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _driver_figures(device: int) -> object:
-    """What nvidia-ml-py reads, which is where the server's GPU metrics come from."""
-    try:
-        import pynvml
-    except ImportError:
-        return "nvidia-ml-py is not installed"
-    try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(device)
-        return {
-            "utilization": pynvml.nvmlDeviceGetUtilizationRates(handle).gpu,
-            "memory_used_mib": pynvml.nvmlDeviceGetMemoryInfo(handle).used / 2**20,
-            "power_w": pynvml.nvmlDeviceGetPowerUsage(handle) / 1000,
-        }
-    except pynvml.NVMLError as error:
-        return str(error)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING
 
-from gpu_check.registry import Failed, Skip, check
+from gpu_check.registry import check
 
 if TYPE_CHECKING:
     from gpu_check.context import Context
@@ -74,42 +75,27 @@ def _bound(context: Context, *, graph: bool) -> Figures:
 
 @check("ort-user-stream", needs=ORT)
 def ort_user_stream(context: Context) -> Figures:
-    """A run on a stream of ours, with addresses of ours, that ends when the stream says so."""
+    """A run on a stream of the server's own, with memory of its own, that ends when the stream says so."""
     import numpy as np
     import onnxruntime
 
     from gpu_check.agreement import checked
-    from gpu_check.cudart import Cuda
     from gpu_check.sessions import on_cpu, opened
     from gpu_check.small_models import floats, perceptron
+    from headrace.backends.staging import Lane
+    from headrace.messages import TensorSpec
 
     model, feeds = perceptron(), floats(BATCH, 1024)
-    with Cuda(context.device) as cuda:
-        stream = cuda.stream()
-        session = opened(model, context, user_compute_stream=str(stream))
-        x, y = cuda.memory(feeds.nbytes), cuda.memory(feeds.nbytes)
-        sent, received = cuda.pinned(feeds.shape, np.float32), cuda.pinned(feeds.shape, np.float32)
-        sent[:], received[:] = feeds, np.nan
+    with closing(Lane(context.open_device(), [feeds.nbytes], [feeds.nbytes])) as lane:
+        session = opened(model, context, user_compute_stream=str(lane.stream.handle))
         binding, options = session.io_binding(), onnxruntime.RunOptions()
-        binding.bind_input("x", "cuda", context.device, np.float32, feeds.shape, x)
-        binding.bind_output("y", "cuda", context.device, np.float32, feeds.shape, y)
+        binding.bind_input("x", "cuda", context.device, np.float32, feeds.shape, lane.inputs[0].pointer)
+        binding.bind_output("y", "cuda", context.device, np.float32, feeds.shape, lane.outputs[0].pointer)
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        cuda.upload(x, sent, stream)
+        lane.lay(0, [memoryview(feeds.tobytes())], feeds.nbytes)
+        lane.upload(0, feeds.nbytes)
         session.run_with_iobinding(binding, options)
-        cuda.download(received, y, stream)
-        cuda.wait(stream)
-        return {"error": checked(received, on_cpu(model, {"x": feeds})[0], "fp32")}
-
-
-@check("ort-dlpack", needs=(*ORT, "torch"))
-def ort_dlpack(context: Context) -> Figures:
-    """A tensor of PyTorch in the GPU's memory is taken without a copy."""
-    import onnxruntime
-    import torch
-
-    tensor = torch.ones(4, device=f"cuda:{context.device}")
-    if not hasattr(onnxruntime.OrtValue, "from_dlpack"):
-        raise Skip(f"onnxruntime {onnxruntime.__version__} has no from_dlpack")
-    if onnxruntime.OrtValue.from_dlpack(tensor).data_ptr() != tensor.data_ptr():
-        raise Failed("from_dlpack copied")
-    return {}
+        lane.download(0, feeds.nbytes)
+        lane.stream.synchronize()
+        got = lane.result(0, TensorSpec("y", "FP32", feeds.shape[1:]), feeds.shape)
+        return {"error": checked(got, on_cpu(model, {"x": feeds})[0], "fp32")}

@@ -1,4 +1,4 @@
-"""How much of a model's own speed the server passes on, and what a single request takes."""
+"""How much of a model's own speed the server passes on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ SERVER = (*ORT, "google.protobuf", "grpc", "grpc_reflection", "httptools", "orjs
           "starlette", "uvicorn")  # fmt: skip
 SHARE_RESNET, SHARE_BERT = 0.85, 0.9
 """What the server has to reach of the model's own rows per second, at its best batch size, without a server."""
-INSTANCES = 2
+IN_FLIGHT = 4
+"""Batches of requests that callers keep under way: those that the device has, and as many that wait behind them."""
 PAYLOADS = 16
 
 
@@ -72,7 +73,7 @@ def _served(context: Context, name: str, output: str, backend: str, bare: Best) 
     from gpu_check.sessions import on_cpu
 
     repository = context.scratch / "repository"
-    configuration = f'backend = "{backend}"\nmax_batch = {bare.batch}\ninstances = {INSTANCES}\n'
+    configuration = f'backend = "{backend}"\nmax_batch = {bare.batch}\n'
     serving.write_model(repository, name, context.model(name), configuration)
     feeds = context.sizes.feeds(name, PAYLOADS)
     rows = [{key: array[at : at + 1] for key, array in feeds.items()} for at in range(PAYLOADS)]
@@ -83,9 +84,7 @@ def _served(context: Context, name: str, output: str, backend: str, bare: Best) 
         precision = "int8" if "int8" in name else "fp16"
         error = checked(serving.ask(server.address, messages[0]), want, precision, "a reply")
         processes = max(1, min(8, (os.cpu_count() or 1) // 2))
-        # One batch on each instance, and one more behind each to be ready when it is done.
-        in_flight = 2 * INSTANCES * bare.batch
-        shape = {"processes": processes, "in_flight": in_flight}
+        shape = {"processes": processes, "in_flight": IN_FLIGHT * bare.batch}
         serving.load(server, name, payloads, seconds=context.seconds / 3, **shape)  # it learns what batches cost
         figures = serving.load(server, name, payloads, seconds=context.seconds, **shape)
         context.say(f"{name}, server: {figures['requests_per_second']:.0f} rows/s")
@@ -97,37 +96,3 @@ def _written(messages: list[bytes], directory: Path) -> Path:
     for number, message in enumerate(messages):
         (directory / f"{number:02}").write_bytes(message)
     return directory
-
-
-@check("latency-resnet50-fp16", needs=ORT, seconds=30, on_cpu=True)
-def latency_resnet50_fp16(context: Context) -> Figures:
-    """One row of ResNet-50 in FP16, with and without a CUDA graph."""
-    return _latency(context, "resnet50-fp16-u8", "scores")
-
-
-@check("latency-bert-fp16", needs=ORT, seconds=30, on_cpu=True)
-def latency_bert_fp16(context: Context) -> Figures:
-    """One row of 128 tokens of BERT-base in FP16, with and without a CUDA graph."""
-    return _latency(context, "bert-fp16", "pooler_output")
-
-
-def _latency(context: Context, name: str, output: str) -> Figures:
-    """p50 and p99 of both ways; the graph's output after its input was changed must be right."""
-    from gpu_check.agreement import checked
-    from gpu_check.bare import latency_us
-    from gpu_check.sessions import Bound, on_cpu, opened
-
-    feeds, fresh = context.sizes.feeds(name, 1), context.sizes.feeds(name, 1, seed=9)
-    (want,) = on_cpu(context.model(name), fresh, [output])
-    figures: dict[str, object] = {}
-    for way, options in (("plain", {}), ("graph", {"enable_cuda_graph": "1"})):
-        if context.cpu and options:
-            continue
-        bound = Bound(opened(context.model(name), context, **options), feeds, output, context)
-        if options:
-            bound.graph(1)
-        figures |= {f"{way}_{key}": value for key, value in latency_us(bound.run, context.seconds / 2).items()}
-        bound.update(fresh)
-        bound.run()
-        figures[f"{way}_error"] = checked(bound.output(), want, "fp16", f"{way}, with other inputs")
-    return figures
