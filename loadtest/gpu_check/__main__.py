@@ -29,10 +29,14 @@ from datetime import datetime
 from pathlib import Path
 
 from gpu_check import results
-from gpu_check.context import ROOT, Context
+from gpu_check.context import DRAWINGS, ROOT, Context
 from gpu_check.environment import BadPack, unpack, variables
 from gpu_check.registry import checks
 from gpu_check.runner import Runner
+
+PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
+SECONDS = 690
+"""By default for everything: with the start of the last check's process, within 12 minutes."""
 
 
 def say(text: str) -> None:
@@ -46,7 +50,9 @@ def arguments() -> argparse.Namespace:
         "gpu_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", metavar="A,B", help="these checks (all)")
-    parser.add_argument("--seconds", type=float, default=600, help="for everything; the rest is skipped (%(default)g)")
+    parser.add_argument(
+        "--seconds", type=float, default=SECONDS, help="for everything; the rest is skipped (%(default)g)"
+    )
     parser.add_argument("--measure", type=float, default=3, help="seconds of one measurement (%(default)g)")
     parser.add_argument("--cpu", action="store_true", help="no GPU, tiny models; figures say nothing")
     parser.add_argument("--device", type=int, default=0, help="number of the GPU (%(default)s)")
@@ -83,9 +89,9 @@ def main() -> int:
     # So that SIGTERM unwinds the stack and with it ends the check that runs.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
-        environ = variables(ROOT, unpack(args.packs), os.environ)
+        environ = variables(ROOT, unpack(args.packs, PYTHON), os.environ)
     except BadPack as error:
-        say(f"{args.packs}: {error}")
+        say(f"{args.packs}: {error}; --packs names another directory, which need not exist")
         return 2
     machine = {"date": datetime.now().astimezone().isoformat("T", "seconds"), **facts(environ)}
     gpu = machine["gpu"]
@@ -95,12 +101,13 @@ def main() -> int:
         name = results.file_name(str(machine["date"]), "cpu" if args.cpu or not gpu else str(gpu))
         path = results.free_path(args.results or ROOT / "loadtest/results/gpu", name)
     settings = {"seconds": args.seconds, "measure": args.measure, "cpu": args.cpu, "only": args.only}
-
-    def keep(outcomes: list[results.Outcome]) -> None:
-        if path:
-            results.write(path, machine, settings, outcomes)
-
     with tempfile.TemporaryDirectory(prefix="headrace-gpu-check-") as scratch:
+
+        def keep(outcomes: list[results.Outcome]) -> None:
+            if path:
+                results.write(path, machine, settings, outcomes)
+                results.keep_drawings(path, Path(scratch, outcomes[-1].name, DRAWINGS))
+
         # The tiny models are others of the same names: they are never taken for the real ones.
         models = Path(scratch, "models") if args.cpu else args.models or ROOT / ".cache/speed-models"
         context = Context(Path(scratch), models.absolute(), args.measure, args.cpu, args.device)

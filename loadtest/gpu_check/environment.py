@@ -10,6 +10,7 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import tarfile
 import zipfile
 from pathlib import Path
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 SOURCES = ("server", "loadtest", "kernels")
-ORT_PARTS = "ort.tgz.*"
+PARTS = "ort.tar.xz."
+PYTHON = "python.txt"
+"""In the packs' directory: for which Python they are, such as 3.12."""
 MANIFEST = "ort.json"
 """Beside each part: `parts`, how many there are, and `sha256` of all of them joined."""
 
@@ -28,20 +31,24 @@ class BadPack(Exception):
     """What was packed cannot be used. The message says why."""
 
 
-def unpack(packs: Path) -> Path | None:
+def unpack(packs: Path, python: str) -> Path | None:
     """Unpacks wheels and parts of onnxruntime-gpu below `packs` into `packs`/site, once; None where there are none.
 
-    Raises BadPack if a part is missing or damaged.
+    python: the version of the one that is to import them. Raises BadPack if they are for another one, or a part is
+    missing or damaged.
     """
     wheels = sorted(packs.glob("*/*.whl"))
-    parts = sorted(packs.glob(f"*/{ORT_PARTS}"), key=lambda path: path.name)
+    parts = sorted(packs.glob(f"*/{PARTS}*"), key=lambda path: path.name)
     if not wheels and not parts:
         return None
+    if (packs / PYTHON).exists() and (wanted := (packs / PYTHON).read_text().strip()) != python:
+        raise BadPack(f"it is for Python {wanted}, and this is {python}")
     site, stamp = packs / "site", packs / "site.json"
     state = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in (*wheels, *parts)]
     if stamp.exists() and json.loads(stamp.read_text()) == state:
         return site
-    site.mkdir(exist_ok=True)
+    shutil.rmtree(site, ignore_errors=True)  # of other packs
+    site.mkdir()
     for wheel in wheels:
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(site)

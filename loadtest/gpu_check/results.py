@@ -64,3 +64,12 @@ def write(path: Path, facts: Mapping[str, object], settings: Mapping[str, object
     unfinished = path.with_suffix(".tmp")
     unfinished.write_text(json.dumps(document, indent=1) + "\n")
     unfinished.replace(path)
+
+
+def keep_drawings(path: Path, drawings: Path) -> list[Path]:
+    """Copies what a check has drawn to beside the result: `NAME.svg` for RESULT.json becomes `RESULT-NAME.svg`."""
+    kept = []
+    for drawing in sorted(drawings.glob("*")):
+        kept.append(path.with_name(f"{path.stem}-{drawing.name}"))
+        kept[-1].write_bytes(drawing.read_bytes())
+    return kept

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from gpu_check.results import FAIL, SKIP, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from gpu_check.context import Context
@@ -29,7 +29,10 @@ OUTPUT = 4000
 
 @dataclass
 class Runner:
-    """deadline, clock: monotonic seconds. environ: of the processes. kept: called with all outcomes after each."""
+    """deadline, clock: monotonic seconds. environ: of the processes. kept: called with all outcomes after each.
+
+    command: makes one check; called with its name, and the files of its context and of its outcome.
+    """
 
     context: Context
     environ: Mapping[str, str]
@@ -37,6 +40,7 @@ class Runner:
     kept: Callable[[list[Outcome]], None]
     say: Callable[[str], None]
     clock: Callable[[], float] = time.monotonic
+    command: Sequence[str] = (sys.executable, "-m", "gpu_check.child")
     outcomes: list[Outcome] = field(default_factory=list)
 
     def run(self, checks: Iterable[Check]) -> list[Outcome]:
@@ -63,7 +67,7 @@ class Runner:
         began = self.clock()
         with log.open("wb") as out:
             process = subprocess.Popen(
-                [sys.executable, "-m", "gpu_check.child", check.name, str(asked), str(answer)],
+                [*self.command, check.name, str(asked), str(answer)],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,

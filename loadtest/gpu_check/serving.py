@@ -160,8 +160,8 @@ def load(
         "requests_per_second": sum(report["replies"] / report["seconds"] for report in reports),
         "p50_us": float(np.median([report["p50_us"] for report in reports])),
         "p99_us": max(report["p99_us"] for report in reports),
-        "server_cpu_us_per_request": cpu / replies * 1e6,
-        "server_rss_mib": rss_mib(server.pid),
+        "cpu_us_per_request": cpu / replies * 1e6,
+        "rss_mib": rss_mib(server.pid),
     }
 
 

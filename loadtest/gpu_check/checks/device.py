@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gpu_check.context import Context
     from gpu_check.registry import Figures
     from headrace.backends.device import Device, HostMemory, Memory, Stream
+    from headrace.backends.staging import Lane
 
     Array = np.ndarray[Any, Any]
 
@@ -156,13 +157,19 @@ def _lane(device: Device, number: int) -> None:
             parts = [np.full((rows, width), number * 1000 + batch + row / 7, np.float32)
                      for row, rows in enumerate(sizes)]  # fmt: skip
             rows = int(sizes.sum())
-            lane.lay(0, [memoryview(part.tobytes()) for part in parts], rows * width * 4, padded=room)
-            lane.upload(0, room)
-            lane.download(0, room)
-            lane.stream.synchronize()
+            _through(lane, [b"\xa5" * room], room, room)  # what must not be seen of a batch before
+            _through(lane, [part.tobytes() for part in parts], rows * width * 4, room)
             want = np.zeros((most, width), np.float32)
             want[:rows] = np.concatenate(parts)
             _same(lane.result(0, spec, (most, width)), want, f"lane {number}, batch {batch}")
+
+
+def _through(lane: Lane, parts: list[bytes], nbytes: int, room: int) -> None:
+    """A batch to the device and back, padded."""
+    lane.lay(0, parts, nbytes, padded=room)
+    lane.upload(0, room)
+    lane.download(0, room)
+    lane.stream.synchronize()
 
 
 @check("device-memory", needs=NUMPY, seconds=8, on_cpu=True)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from gpu_check.context import Context
     from gpu_check.registry import Figures
 
-CHAIN = ("tensorrt", "onnxruntime-cuda", "onnxruntime")
+CHAIN = ("tensorrt", "onnxruntime-cuda", "onnxruntime-cpu")
 SERVER = ("numpy", "onnx", "onnxruntime", "google.protobuf", "grpc", "grpc_reflection", "httptools", "orjson",
           "prometheus_client", "pydantic", "starlette", "uvicorn")  # fmt: skip
 
@@ -44,7 +44,7 @@ def fallback(context: Context) -> Figures:
 def wanted(*, cpu: bool, tensorrt: bool) -> str:
     """Who has to serve: the first of the chain that this machine has what it needs for."""
     if cpu:
-        return "onnxruntime"
+        return "onnxruntime-cpu"
     return "tensorrt" if tensorrt else "onnxruntime-cuda"
 
 

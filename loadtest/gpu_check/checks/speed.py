@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from gpu_check.checks.backends import known_backend
+from gpu_check.loaded import known
 from gpu_check.registry import Failed, check
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def throughput(context: Context, name: str, output: str, share: float) -> Figure
     """Both rates and their ratio. Raises Failed where it is below `share` (never for a run without a GPU)."""
     from gpu_check.bare import BATCHES, best
 
-    backend = "onnxruntime" if context.cpu else known_backend("onnxruntime-cuda")
+    backend = "onnxruntime" if context.cpu else known("onnxruntime-cuda")
     batches = (1, 4) if context.cpu else BATCHES
     bare = best(name, output, context, context.seconds / len(batches), batches)
     served = _served(context, name, output, backend, bare)
