@@ -99,7 +99,10 @@ def file(name: str, directory: Path, sizes: Sizes) -> Path:
         directory.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(f".{os.getpid()}.tmp")
         try:
-            onnx.save(build(name, sizes), unfinished)
+            base = name.removesuffix("-u8")
+            # quantizing once is enough
+            model = build(name, sizes) if base == name else with_uint8_input(onnx.load(file(base, directory, sizes)))
+            onnx.save(model, unfinished)
             unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)
