@@ -87,7 +87,7 @@ def judged(values: dict[str, dict[str, float]], gpus: set[str]) -> Figures:
     return values
 
 
-@check("models", needs=("numpy", "onnx"), seconds=60, on_cpu=True)
+@check("models", needs=("numpy", "onnx"), seconds=75, on_cpu=True)
 def models(context: Context) -> Figures:
     """The models of the other checks are built, so that their time is not counted there."""
     from speed_models.store import NAMES
