@@ -6,7 +6,6 @@ from transport.http2 import wire
 from transport.http2.bench import CHAT, ECHO, FIRST, INFER, INFER_STREAM
 from transport.http2.wire import grpc_call, grpc_head, ping, rst
 
-from headrace.transport import grpc_native
 from headrace.transport.http2.limits import Limit
 
 CALM = "ENHANCE_YOUR_CALM"
@@ -196,18 +195,6 @@ def test_too_many_connections():
         for client in (second, third):
             client.send(grpc_call(ECHO, b"m"))
             assert client.messages() == [b"m"]
-
-
-@pytest.mark.skipif(grpc_native.resource is None, reason="the system has no such limit")
-def test_connections_leave_files_for_the_rest(monkeypatch):
-    files = [200]
-    monkeypatch.setattr(grpc_native.resource, "getrlimit", lambda which: (files[0], 10**6))
-    assert grpc_native._most_connections(4096) == 100
-    assert grpc_native._most_connections(50) == 50
-    files[0] = 90
-    assert grpc_native._most_connections(4096) == 1
-    files[0] = grpc_native.resource.RLIM_INFINITY
-    assert grpc_native._most_connections(10**6) == 10**6
 
 
 @pytest.mark.parametrize(

@@ -20,11 +20,6 @@ from headrace.transport.http2.frames import MAX_STREAM_ID, ErrorCode
 from headrace.transport.http2.limits import Limit, Limits
 from headrace.transport.pace import IN, OUT, Pace
 
-try:
-    import resource
-except ImportError:  # not on Windows
-    resource = None  # type: ignore[assignment]
-
 if TYPE_CHECKING:
     from headrace.config import Http2Settings
     from headrace.engine.turn import Turn
@@ -46,8 +41,6 @@ _DRAIN_PING_NS = 5 * 10**9
 """A client that has not answered the PING behind our first GOAWAY by then is sent the last one all the same."""
 _LINGER_SECONDS = 1.0
 """After the last octets, the client gets this long to close: closing first may destroy what it has not yet read."""
-_SPARE_FILES = 100
-"""Of those that the process may open, for models, the HTTP port and the log."""
 
 
 class NativeTransport:
@@ -82,7 +75,7 @@ class NativeTransport:
         self.max_message = max_message_bytes
         self.counts = counts
         self.counts.http2_limits.update(dict.fromkeys(Limit, 0))  # a series that appears at its first event has no rate
-        self.max_connections = _most_connections(http2.max_connections)
+        self.max_connections = http2.max_connections
         if tls is not None:
             tls.most = self.max_connections
         self.clock = clock
@@ -449,15 +442,3 @@ class Peer(asyncio.BufferedProtocol):
     def abort(self) -> None:
         """Closes at once."""
         self._transport.abort()
-
-
-def _most_connections(wanted: int) -> int:
-    """As many as are wanted, if the process may open that many files."""
-    if resource is None:
-        return wanted
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if files == resource.RLIM_INFINITY or files >= wanted + _SPARE_FILES:
-        return wanted
-    most = min(wanted, max(1, files - _SPARE_FILES))
-    logger.info("http2.max_connections is %d, not %d: the process may open %d files", most, wanted, files)
-    return most
