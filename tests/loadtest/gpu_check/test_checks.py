@@ -155,36 +155,51 @@ def test_batches_in_flight_go_up_are_computed_and_come_down_in_turn(monkeypatch)
 # --- what others say --------------------------------------------------------------------------------------------------
 
 
+def kernel(title="gather", wrong=None, of_copy=0.9, memory_bound=True):
+    """As headrace_kernels.check.run.Result has it."""
+    return {"title": title, "wrong": wrong, "microseconds": 5.0, "gigabytes_per_second": 2000.0, "of_copy": of_copy,
+            "memory_bound": memory_bound}  # fmt: skip
+
+
+def report(*results):
+    return {"facts": {}, "copy_gigabytes_per_second": 2500.0, "results": list(results)}
+
+
 def test_kernels_that_are_right_and_quick_pass():
-    document = {"kernels": [{"name": "copy", "of_device_copy": 0.9}, {"name": "top", "of_device_copy": 0.7}]}
-    assert kernels.judged(document, 0) == document
+    figures = kernels.judged(report(kernel(of_copy=0.7), kernel("top", of_copy=0.1, memory_bound=False)), 0)
+    assert figures["of_copy, gather"] == 0.7
+    assert figures["cases"] == 2
 
 
 @pytest.mark.parametrize(
-    ("document", "status", "reason"),
+    ("found", "status", "reason"),
     [
-        ({"kernels": [{"name": "copy", "of_device_copy": 0.9}]}, 1, "it ended with 1"),
-        ({"kernels": [{"name": "copy", "of_device_copy": 0.69}]}, 0, "below 0.7 of a copy on the device: copy 0.69"),
-        ({"kernels": [{"name": "copy", "of_device_copy": float("nan")}]}, 0, "below"),
-        ({"kernels": [{"name": "copy"}]}, 0, "no rate was measured"),
-        ([], 0, "no rate was measured"),
+        (report(kernel()), 1, "it ended with 1"),
+        (report(kernel(), kernel(wrong="y: 3 of 4 elements differ")), 1, "1 of 2 cases are wrong; gather: y: 3 of 4"),
+        (report(kernel(of_copy=0.69)), 0, r"below 0\.7 of a copy on the device: gather 0\.69"),
+        (report(kernel(of_copy=float("nan"))), 0, "below"),
+        (report(kernel(of_copy=None)), 0, "below"),
+        (report(kernel(memory_bound=False)), 0, "no rate was measured"),
+        (report(), 0, "no rate was measured"),
     ],
 )
-def test_kernels_that_are_wrong_slow_or_not_measured_fail(document, status, reason):
+def test_kernels_that_are_wrong_slow_or_not_measured_fail(found, status, reason):
     with pytest.raises(Failed, match=reason):
-        kernels.judged(document, status)
+        kernels.judged(found, status)
 
 
 METRICS = """# TYPE headrace_backend_info gauge
 headrace_backend_info{model="m",version="1",backend="%s"} 1.0
-headrace_backend_fallbacks_total{model="m",version="1",from="tensorrt",reason="unavailable"} 1.0
+headrace_backend_fallbacks_total{model="m",version="1",from="tensorrt",to="onnxruntime-cuda",reason="unavailable"} 1.0
 """
 
 
 def test_who_serves_is_read_off_the_metrics():
     figures = fallback.judged(METRICS % "onnxruntime-cuda", "onnxruntime-cuda")
     assert figures["serving"] == ["onnxruntime-cuda"]
-    assert figures["passed_over"] == {'model="m",version="1",from="tensorrt",reason="unavailable"': 1}
+    assert figures["passed_over"] == {
+        'model="m",version="1",from="tensorrt",to="onnxruntime-cuda",reason="unavailable"': 1
+    }
     with pytest.raises(Failed, match=r"\['onnxruntime-cpu'\] serves, expected \['onnxruntime-cuda'\]"):
         fallback.judged(METRICS % "onnxruntime-cpu", "onnxruntime-cuda")
     with pytest.raises(Failed, match="serves"):
