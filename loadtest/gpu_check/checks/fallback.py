@@ -10,10 +10,13 @@ from gpu_check.modules import importable
 from gpu_check.registry import Failed, Skip, check
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gpu_check.context import Context
     from gpu_check.registry import Figures
 
-CHAIN = ("tensorrt", "onnxruntime-cuda", "onnxruntime-cpu")
+CHAIN = ("nowhere.to_be_found:Backend", "tensorrt", "onnxruntime-cuda", "onnxruntime-cpu")
+"""Of which this revision may not know each; the first one is never there."""
 SERVER = ("numpy", "onnx", "onnxruntime", "google.protobuf", "grpc", "grpc_reflection", "httptools", "orjson",
           "prometheus_client", "pydantic", "starlette", "uvicorn")  # fmt: skip
 
@@ -24,13 +27,15 @@ def fallback(context: Context) -> Figures:
     from gpu_check import serving
     from gpu_check.agreement import checked
     from gpu_check.sessions import on_cpu
+    from headrace.backends.registry import BACKENDS
     from headrace.repository.model_config import ModelConfig
 
     if "fallback" not in ModelConfig.model_fields:
         raise Skip("this revision takes no list of backends")
     name, output = "resnet50-fp32", "scores"
     repository = context.scratch / "repository"
-    listed = ", ".join(f'"{backend}"' for backend in CHAIN)
+    chain = [backend for backend in CHAIN if ":" in backend or backend in BACKENDS]
+    listed = ", ".join(f'"{backend}"' for backend in chain)
     serving.write_model(repository, name, context.model(name), f"backend = [{listed}]\nmax_batch = 8\n")
     feeds = context.sizes.feeds(name, 4)
     (want,) = on_cpu(context.model(name), feeds, [output])
@@ -38,14 +43,13 @@ def fallback(context: Context) -> Figures:
         error = checked(serving.ask(server.address, serving.request(name, feeds, (output,))), want, "fp16", "a reply")
         with urllib.request.urlopen(f"{server.http}/metrics", timeout=10) as reply:
             text = reply.read().decode()
-    return {"error": error, **judged(text, wanted(cpu=context.cpu, tensorrt=importable("tensorrt")))}
+    return {"error": error, **judged(text, wanted(chain, cpu=context.cpu, tensorrt=importable("tensorrt")))}
 
 
-def wanted(*, cpu: bool, tensorrt: bool) -> str:
+def wanted(chain: Sequence[str], *, cpu: bool, tensorrt: bool) -> str:
     """Who has to serve: the first of the chain that this machine has what it needs for."""
-    if cpu:
-        return "onnxruntime-cpu"
-    return "tensorrt" if tensorrt else "onnxruntime-cuda"
+    able = {"onnxruntime-cpu": True, "onnxruntime-cuda": not cpu, "tensorrt": tensorrt and not cpu}
+    return next(backend for backend in chain if able.get(backend, False))
 
 
 def judged(metrics: str, backend: str) -> Figures:

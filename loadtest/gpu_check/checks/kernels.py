@@ -50,7 +50,7 @@ def kernels(context: Context) -> Figures:
 
 
 def judged(report: Mapping[str, Any], status: int) -> Figures:
-    """The report's figures. Raises Failed unless the command ended with 0, and all kernels are right and quick enough."""
+    """The report's figures. Raises Failed unless the command ended with 0 and all kernels are right and quick."""
     results = report["results"]
     rates = {result["title"]: result["of_copy"] for result in results if result["memory_bound"]}
     figures: dict[str, object] = {

@@ -211,7 +211,7 @@ def test_who_serves_is_read_off_the_metrics():
     [(True, True, "onnxruntime-cpu"), (False, True, "tensorrt"), (False, False, "onnxruntime-cuda")],
 )
 def test_who_has_to_serve(cpu, tensorrt, backend):
-    assert fallback.wanted(cpu=cpu, tensorrt=tensorrt) == backend
+    assert fallback.wanted(fallback.CHAIN, cpu=cpu, tensorrt=tensorrt) == backend
 
 
 VALUES = {
