@@ -5,8 +5,10 @@ from e2e.onnx_models import write_slow_repository
 from e2e.server_process import Server, plain_environment
 
 WITH_A_GPU = """
+import threading
 from types import SimpleNamespace as S
-nvmlInit = lambda: None
+def nvmlInit():
+    assert threading.current_thread() is not threading.main_thread(), "that is the event loop's"
 nvmlDeviceGetCount = lambda: 1
 nvmlDeviceGetHandleByIndex = lambda index: index
 nvmlDeviceGetUUID = lambda gpu: "GPU-1"

@@ -19,14 +19,14 @@ HEAVY = {"Attention", "Gemm", "MatMul", "Softmax", "LayerNormalization", "SkipLa
 """Operators that have no business on the processor, other than those that compute shapes."""
 
 
-@check("accuracy-resnet50", needs=ORT, seconds=45, on_cpu=True)
+@check("accuracy-resnet50", needs=ORT, seconds=25, on_cpu=True)
 def accuracy_resnet50(context: Context) -> Figures:
     """ResNet-50 in FP32, FP16 and INT8, of floats and of octets, against FP32 on the CPU."""
     names = [f"resnet50-{precision}{u8}" for precision in ("fp32", "fp16", "int8") for u8 in ("", "-u8")]
     return _errors(context, "resnet50-fp32", "scores", names)
 
 
-@check("accuracy-bert", needs=ORT, seconds=45, on_cpu=True)
+@check("accuracy-bert", needs=ORT, seconds=25, on_cpu=True)
 def accuracy_bert(context: Context) -> Figures:
     """BERT-base in FP32 and FP16, with padding, against FP32 on the CPU."""
     return _errors(context, "bert-fp32", "pooler_output", ["bert-fp32", "bert-fp16"])
@@ -48,7 +48,7 @@ def _errors(context: Context, reference: str, output: str, names: list[str]) -> 
     return errors
 
 
-@check("ort-fusions", needs=ORT, seconds=20, on_cpu=True)
+@check("ort-fusions", needs=ORT, seconds=15, on_cpu=True)
 def ort_fusions(context: Context) -> Figures:
     """The encoder of BERT runs as fused attention, GELU and normalization; what stays on the processor."""
     import numpy as np

@@ -16,19 +16,19 @@ ORT = ("numpy", "onnx", "onnxruntime")
 BACKEND = (*ORT, "pydantic")
 
 
-@check("latency-resnet50-fp16", needs=ORT, seconds=30, on_cpu=True)
+@check("latency-resnet50-fp16", needs=ORT, seconds=20, on_cpu=True)
 def latency_resnet50_fp16(context: Context) -> Figures:
     """One row of ResNet-50 in FP16 on ONNX Runtime alone, with and without a CUDA graph."""
     return _latency(context, "resnet50-fp16-u8", "scores")
 
 
-@check("latency-bert-fp16", needs=ORT, seconds=30, on_cpu=True)
+@check("latency-bert-fp16", needs=ORT, seconds=20, on_cpu=True)
 def latency_bert_fp16(context: Context) -> Figures:
     """One row of 128 tokens of BERT-base in FP16 on ONNX Runtime alone, with and without a CUDA graph."""
     return _latency(context, "bert-fp16", "pooler_output")
 
 
-@check("latency-backend-resnet50-fp16", needs=BACKEND, seconds=30, on_cpu=True)
+@check("latency-backend-resnet50-fp16", needs=BACKEND, seconds=20, on_cpu=True)
 def latency_backend_resnet50_fp16(context: Context) -> Figures:
     """One row of ResNet-50 in FP16 through the server's backend, host to host, with and without a CUDA graph."""
     from gpu_check.agreement import checked

@@ -15,7 +15,7 @@ ORT = ("numpy", "onnx", "onnxruntime")
 BATCH = 8
 
 
-@check("ort-cuda", needs=ORT, on_cpu=True)
+@check("ort-cuda", needs=ORT, seconds=10, on_cpu=True)
 def ort_cuda(context: Context) -> Figures:
     """Matrix products and convolutions run on the GPU and agree with the CPU; TF32 off."""
     import onnxruntime
@@ -41,13 +41,13 @@ def ort_cuda(context: Context) -> Figures:
     return figures
 
 
-@check("ort-iobinding", needs=ORT, on_cpu=True)
+@check("ort-iobinding", needs=ORT, seconds=10, on_cpu=True)
 def ort_iobinding(context: Context) -> Figures:
     """A run with inputs and outputs in the GPU's memory, which are changed in place."""
     return _bound(context, graph=False)
 
 
-@check("ort-cuda-graph", needs=ORT)
+@check("ort-cuda-graph", needs=ORT, seconds=10)
 def ort_cuda_graph(context: Context) -> Figures:
     """A CUDA graph is captured, replayed, and sees inputs that are changed in place."""
     return _bound(context, graph=True)
@@ -73,7 +73,7 @@ def _bound(context: Context, *, graph: bool) -> Figures:
     return {"error": found, **latency_us(bound.run, min(context.seconds, 1))}
 
 
-@check("ort-user-stream", needs=ORT)
+@check("ort-user-stream", needs=ORT, seconds=10)
 def ort_user_stream(context: Context) -> Figures:
     """A run on a stream of the server's own, with memory of its own, that ends when the stream says so."""
     import numpy as np

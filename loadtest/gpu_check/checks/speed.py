@@ -31,13 +31,13 @@ def throughput_resnet50_fp16(context: Context) -> Figures:
     return throughput(context, "resnet50-fp16-u8", "scores", SHARE_RESNET)
 
 
-@check("throughput-resnet50-int8", needs=SERVER, seconds=75, on_cpu=True)
+@check("throughput-resnet50-int8", needs=SERVER, seconds=60, on_cpu=True)
 def throughput_resnet50_int8(context: Context) -> Figures:
     """ResNet-50 in INT8: rows/s through gRPC, of octets, against the model without a server."""
     return throughput(context, "resnet50-int8-u8", "scores", SHARE_RESNET)
 
 
-@check("throughput-bert-fp16", needs=SERVER, seconds=75, on_cpu=True)
+@check("throughput-bert-fp16", needs=SERVER, seconds=60, on_cpu=True)
 def throughput_bert_fp16(context: Context) -> Figures:
     """BERT-base in FP16, 128 tokens: rows/s through gRPC against the model without a server."""
     return throughput(context, "bert-fp16", "pooler_output", SHARE_BERT)
