@@ -6,6 +6,7 @@ import time
 from statistics import median, quantiles
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from gpu_check.loaded import Loaded
 from gpu_check.sessions import Bound, opened
 
 if TYPE_CHECKING:
@@ -40,6 +41,21 @@ def best(name: str, output: str, context: Context, seconds: float, batches: Iter
     batch = max(rates, key=rates.__getitem__)
     feeds = context.sizes.feeds(name, batch)
     return Best(batch, rates[batch], batch * per_second(lambda: session.run([output], feeds), seconds), rates)
+
+
+def best_of_backend(
+    backend: str, name: str, output: str, context: Context, seconds: float, batches: Iterable[int] = BATCHES
+) -> Best:
+    """The model on one instance of a backend of the server's, from the host's memory to the host's: both rates are."""
+    batches = list(batches)
+    rates = {}
+    with Loaded(context, backend, name, output, max(batches)) as model:
+        for batch in batches:
+            run = model.prepared(context.sizes.feeds(name, batch), [1] * batch)
+            rates[batch] = batch * per_second(run, seconds)
+            context.say(f"{name}, {backend}, batch {batch}: {rates[batch]:.0f} rows/s")
+    batch = max(rates, key=rates.__getitem__)
+    return Best(batch, rates[batch], rates[batch], rates)
 
 
 def per_second(run: Callable[[], object], seconds: float) -> float:

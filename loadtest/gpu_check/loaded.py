@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gpu_check.registry import Skip
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
 
@@ -52,18 +52,18 @@ class Loaded:
         with closing(self._instance):
             pass
 
-    def run(self, feeds: Mapping[str, Array], requests: Sequence[int] = ()) -> Array:
-        """The output for the first rows of `feeds`, as requests of so many rows each; by default all in one request."""
+    def prepared(self, feeds: Mapping[str, Array], requests: Sequence[int] = ()) -> Callable[[], Array]:
+        """What runs the first rows of `feeds`, as requests of so many rows each; by default all in one request."""
         requests = requests or [len(feeds[self._inputs[0]])]
         rows = sum(requests)
         starts = [sum(requests[:index]) for index in range(len(requests))]
         parts = [
-            [
-                memoryview(feeds[name][at : at + size].tobytes()).cast("B")
-                for at, size in zip(starts, requests, strict=True)
-            ]
+            [memoryview(feeds[name][at : at + size].tobytes()) for at, size in zip(starts, requests, strict=True)]
             for name in self._inputs
         ]
         shapes = [(rows, *feeds[name].shape[1:]) for name in self._inputs]
-        (got,) = self._instance.run(parts, shapes, [self._output])
-        return got
+        return lambda: self._instance.run(parts, shapes, [self._output])[0]
+
+    def run(self, feeds: Mapping[str, Array], requests: Sequence[int] = ()) -> Array:
+        """The output for these rows. It holds good until the next run."""
+        return self.prepared(feeds, requests)()

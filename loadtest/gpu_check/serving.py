@@ -42,6 +42,25 @@ class Running:
     log: Path
 
 
+@dataclass(frozen=True)
+class Payloads:
+    """directory: requests of one row each. expected: a file of their replies' rows. bound: of the error of a reply."""
+
+    directory: Path
+    expected: Path
+    bound: float
+
+
+def write_payloads(directory: Path, messages: list[bytes], expected: Array, bound: float) -> Payloads:
+    """Writes what clients send, and what they are to get: FP32 [messages, width]."""
+    requests = directory / "requests"
+    requests.mkdir(parents=True)
+    for number, message in enumerate(messages):
+        (requests / f"{number:02}").write_bytes(message)
+    np.save(directory / "expected.npy", expected)
+    return Payloads(requests, directory / "expected.npy", bound)
+
+
 def write_model(repository: Path, name: str, model: Path, configuration: str) -> None:
     """A repository of this model; configuration: its model.toml. The file itself is not copied."""
     version = repository / name / "1"
@@ -129,13 +148,23 @@ def successes(http: str, model: str) -> int:
 
 
 def load(
-    server: Running, model: str, payloads: Path, *, processes: int, in_flight: int, seconds: float
+    server: Running, model: str, payloads: Payloads, *, processes: int, in_flight: int, seconds: float
 ) -> dict[str, Any]:
     """Puts `in_flight` requests at a time on the server, spread over processes, and returns figures.
 
-    Raises Failed if a request failed, or the server counted others than the clients.
+    Raises Failed if a request failed, a reply was not that of its request, or the server counted others than the
+    clients.
     """
-    command = [sys.executable, "-m", "gpu_check.client", "--address", server.address, "--payloads", str(payloads)]
+    command = [
+        sys.executable,
+        "-m",
+        "gpu_check.client",
+        "--address",
+        server.address,
+        "--payloads",
+        str(payloads.directory),
+    ]
+    command += ["--expected", str(payloads.expected), "--bound", str(payloads.bound)]
     command += ["--in-flight", str(-(-in_flight // processes)), "--seconds", str(seconds)]
     before = successes(server.http, model)
     with ExitStack() as stack:
@@ -153,6 +182,10 @@ def load(
         cpu = cpu_seconds(server.pid) - cpu
     if errors := [text for report in reports for text in report["errors"]]:
         raise Failed(f"{len(errors)} requests failed, the first with: {errors[0][:500]}")
+    compared, wrong = (sum(report[name] for report in reports) for name in ("compared", "wrong"))
+    error = max(report["error"] for report in reports)
+    if wrong or not compared:
+        raise Failed(f"{wrong} of {compared} replies that were compared are not those of their requests: {error:.3g}")
     replies = sum(report["replies"] for report in reports)
     if (counted := successes(server.http, model) - before) != replies:
         raise Failed(f"the server counted {counted} replies, the clients {replies}")
@@ -160,6 +193,8 @@ def load(
         "requests_per_second": sum(report["replies"] / report["seconds"] for report in reports),
         "p50_us": float(np.median([report["p50_us"] for report in reports])),
         "p99_us": max(report["p99_us"] for report in reports),
+        "compared": compared,
+        "error": error,
         "cpu_us_per_request": cpu / replies * 1e6,
         "rss_mib": rss_mib(server.pid),
     }

@@ -9,8 +9,6 @@ from gpu_check.loaded import known
 from gpu_check.registry import Failed, check
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from gpu_check.bare import Best
     from gpu_check.context import Context
     from gpu_check.registry import Figures
@@ -43,13 +41,39 @@ def throughput_bert_fp16(context: Context) -> Figures:
     return throughput(context, "bert-fp16", "pooler_output", SHARE_BERT)
 
 
+@check("throughput-resnet50-tensorrt", needs=(*SERVER, "tensorrt"), seconds=150)
+def throughput_resnet50_tensorrt(context: Context) -> Figures:
+    """ResNet-50 in FP16 on TensorRT: rows/s through gRPC, of octets, against the same backend without a server."""
+    return throughput_of_backend(context, "tensorrt", "resnet50-fp16-u8", "scores", SHARE_RESNET)
+
+
 def throughput(context: Context, name: str, output: str, share: float) -> Figures:
-    """Both rates and their ratio. Raises Failed where it is below `share` (never for a run without a GPU)."""
-    from gpu_check.bare import BATCHES, best
+    """Against ONNX Runtime alone, its inputs and outputs in the device's memory."""
+    from gpu_check.bare import best
 
     backend = "onnxruntime" if context.cpu else known("onnxruntime-cuda")
-    batches = (1, 4) if context.cpu else BATCHES
+    batches = _batches(context)
     bare = best(name, output, context, context.seconds / len(batches), batches)
+    return compared(context, name, output, backend, bare, share)
+
+
+def throughput_of_backend(context: Context, backend: str, name: str, output: str, share: float) -> Figures:
+    """Against one instance of the same backend, from the host's memory to the host's."""
+    from gpu_check.bare import best_of_backend
+
+    batches = _batches(context)
+    bare = best_of_backend(backend, name, output, context, context.seconds / len(batches), batches)
+    return compared(context, name, output, backend, bare, share)
+
+
+def _batches(context: Context) -> tuple[int, ...]:
+    from gpu_check.bare import BATCHES
+
+    return (1, 4) if context.cpu else BATCHES
+
+
+def compared(context: Context, name: str, output: str, backend: str, bare: Best, share: float) -> Figures:
+    """Both rates and their ratio. Raises Failed where it is below `share` (never for a run without a GPU)."""
     served = _served(context, name, output, backend, bare)
     ratio = served["rows_per_second"] / bare.rate
     figures = {
@@ -67,9 +91,9 @@ def throughput(context: Context, name: str, output: str, share: float) -> Figure
 
 
 def _served(context: Context, name: str, output: str, backend: str, bare: Best) -> dict[str, float]:
-    """Rows/s and latency of the server with requests of one row each, one reply of which is compared first."""
+    """Rows/s and latency of the server with requests of one row each; some replies are compared with the CPU's."""
     from gpu_check import serving
-    from gpu_check.agreement import checked
+    from gpu_check.agreement import BOUNDS
     from gpu_check.sessions import on_cpu
 
     repository = context.scratch / "repository"
@@ -78,21 +102,14 @@ def _served(context: Context, name: str, output: str, backend: str, bare: Best) 
     feeds = context.sizes.feeds(name, PAYLOADS)
     rows = [{key: array[at : at + 1] for key, array in feeds.items()} for at in range(PAYLOADS)]
     messages = [serving.request(name, row, (output,)) for row in rows]
-    payloads = _written(messages, context.scratch / "payloads")
-    (want,) = on_cpu(context.model(name), rows[0], [output])
+    reference = name.replace("fp16", "fp32")  # of which the processor is quicker, and exact
+    (want,) = on_cpu(context.model(reference), feeds, [output])
+    bound = BOUNDS["int8" if "int8" in name else "fp16"]
+    payloads = serving.write_payloads(context.scratch / "payloads", messages, want, bound)
     with serving.serving(repository, context.scratch) as server:
-        precision = "int8" if "int8" in name else "fp16"
-        error = checked(serving.ask(server.address, messages[0]), want, precision, "a reply")
         processes = max(1, min(8, (os.cpu_count() or 1) // 2))
         shape = {"processes": processes, "in_flight": IN_FLIGHT * bare.batch}
         serving.load(server, name, payloads, seconds=context.seconds / 3, **shape)  # it learns what batches cost
         figures = serving.load(server, name, payloads, seconds=context.seconds, **shape)
         context.say(f"{name}, server: {figures['requests_per_second']:.0f} rows/s")
-    return {"rows_per_second": figures.pop("requests_per_second"), "error": error, **shape, **figures}
-
-
-def _written(messages: list[bytes], directory: Path) -> Path:
-    directory.mkdir()
-    for number, message in enumerate(messages):
-        (directory / f"{number:02}").write_bytes(message)
-    return directory
+    return {"rows_per_second": figures.pop("requests_per_second"), **shape, **figures}

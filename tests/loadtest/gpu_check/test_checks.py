@@ -8,13 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_check import agreement, child, nvidia, timeline
-from gpu_check.checks import environment, fallback, kernels, overlap
+from gpu_check import agreement, child, client, nvidia, serving, timeline
+from gpu_check.bare import Best
+from gpu_check.checks import environment, fallback, kernels, overlap, speed
 from gpu_check.context import Context
 from gpu_check.registry import Failed, Skip, checks
 from gpu_check.results import PASS
 from gpu_check.timeline import STEPS, Span
 from headrace.backends.staging import Lane
+from headrace.rpc import inference_pb2 as pb
 from headrace.testing.device import FakeDevice, FakeStream
 
 # --- whether outputs agree --------------------------------------------------------------------------------------------
@@ -277,6 +279,24 @@ def test_on_the_processor(check, models, tmp_path, monkeypatch):
     assert (found.status, found.reason) == (PASS, "")
 
 
+def test_a_backend_is_measured_with_a_server_and_without_one(models, tmp_path, monkeypatch):
+    """As TensorRT is where there is one."""
+    monkeypatch.setenv("PYTHONPATH", ":".join(str(environment.ROOT / source) for source in ("server", "loadtest")))
+    context = Context(tmp_path, models, seconds=0.1, cpu=True)
+    figures = speed.throughput_of_backend(context, "onnxruntime", "resnet50-fp16-u8", "scores", 0.85)
+    assert figures["ratio"] == figures["server_rows_per_second"] / figures["bare_rows_per_second"] > 0
+    assert figures["server_compared"] > 0
+
+
+def test_a_server_that_is_too_slow_fails_on_a_gpu_alone(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "_served", lambda *arguments: {"rows_per_second": 84.0})
+    bare = Best(64, 100.0, 90.0, {64: 100.0})
+    with pytest.raises(Failed, match=r"0\.84 of the model's own rows/s, expected at least 0\.85") as caught:
+        speed.compared(Context(tmp_path, models), "resnet50-fp16-u8", "scores", "onnxruntime-cuda", bare, 0.85)
+    assert caught.value.figures["server_rows_per_second"] == 84
+    speed.compared(Context(tmp_path, models, cpu=True), "resnet50-fp16-u8", "scores", "onnxruntime", bare, 0.85)
+
+
 def damaged(monkeypatch, method):
     """A device of which one copy in many goes wrong."""
     original, copies = getattr(FakeStream, method), iter(range(1000))
@@ -317,3 +337,36 @@ def test_a_backend_that_this_revision_lacks_is_skipped(tmp_path, monkeypatch):
     monkeypatch.setattr("headrace.backends.registry.BACKENDS", {"onnxruntime": "x:y"})
     with pytest.raises(Skip, match="no backend 'tensorrt'; there are onnxruntime"):
         checks()["backend-tensorrt"].run(Context(tmp_path, tmp_path, cpu=True))
+
+
+# --- replies under load -----------------------------------------------------------------------------------------------
+
+ROWS = np.random.default_rng(3).standard_normal((4, 10)).astype(np.float32) + 5
+
+
+def reply(row):
+    message = pb.ModelInferResponse()
+    message.raw_output_contents.append(np.asarray(row, np.float32).tobytes())
+    return message.SerializeToString()
+
+
+def test_replies_of_their_own_requests_are_right():
+    samples = [(n, reply(ROWS[n] * 1.0001)) for n in (0, 3, 3, 1)]
+    found = client.compared(samples, ROWS, 0.02)
+    assert (found["compared"], found["wrong"]) == (4, 0)
+    assert 0 < found["error"] < 0.02
+
+
+@pytest.mark.parametrize("row", [ROWS[1], ROWS[0] * np.nan, ROWS.mean(axis=0), ROWS[0][:5]])
+def test_replies_of_others_are_counted_in_any_precision(row):
+    found = client.compared([(0, reply(ROWS[0])), (0, reply(row))], ROWS, agreement.BOUNDS["int8"])
+    assert (found["compared"], found["wrong"]) == (2, 1)
+
+
+def test_load_whose_replies_are_not_those_of_their_requests_fails(models, tmp_path, monkeypatch):
+    """The expected rows change places: what is compared under load is each request's own."""
+    monkeypatch.setenv("PYTHONPATH", ":".join(str(environment.ROOT / source) for source in ("server", "loadtest")))
+    written = serving.write_payloads
+    monkeypatch.setattr(serving, "write_payloads", lambda where, m, rows, bound: written(where, m, rows[::-1], bound))
+    with pytest.raises(Failed, match="are not those of their requests"):
+        checks()["throughput-resnet50-int8"].run(Context(tmp_path, models, seconds=0.1, cpu=True))
