@@ -83,6 +83,8 @@ def variables(root: Path, site: Path | None, environ: Mapping[str, str]) -> dict
         "LD_LIBRARY_PATH": os.pathsep.join([*libraries, *filter(None, [plain.get("LD_LIBRARY_PATH")])]),
         # Code for other GPUs is not looked at, and a pack has none.
         "CUDA_MODULE_LOADING": plain.get("CUDA_MODULE_LOADING", "LAZY"),
+        # Engines that TensorRT builds are kept here, and not in the home of whoever runs this.
+        "XDG_CACHE_HOME": plain.get("XDG_CACHE_HOME", str(root / ".cache/gpu-check")),
         "PYTHONUNBUFFERED": "1",
     }
 

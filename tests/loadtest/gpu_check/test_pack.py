@@ -174,6 +174,7 @@ def test_the_environment_of_checks(tmp_path):
     assert libraries[-1] == "/libs"
     assert found["CUDA_MODULE_LOADING"] == "LAZY"
     assert found["HOME"] == "/home"
+    assert found["XDG_CACHE_HOME"] == f"{root}/.cache/gpu-check"
     assert "HEADRACE_LOG_LEVEL" not in found
 
 
