@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
@@ -193,6 +194,59 @@ def device_memory(context: Context) -> Figures:
     # Others may take memory meanwhile, and the driver gives it in blocks: hence a tenth of what was taken.
     if not (before - held >= 0.9 * half.nbytes and before - after <= 0.1 * half.nbytes):
         raise Failed(f"{half.nbytes} bytes were taken and freed: {before}, {held}, {after} bytes were free", figures)
+    return figures
+
+
+FAULT = b"""
+.version 7.0
+.target sm_52
+.address_size 64
+.visible .entry fault() { trap; }
+"""
+"""A kernel that faults, as PTX, which the driver compiles."""
+
+
+@check("device-lost", needs=("numpy", "cuda.bindings"), seconds=8)
+def device_lost(context: Context) -> Figures:
+    """After a kernel has faulted, in this process alone, whatever is asked of the device raises DeviceLost."""
+    from cuda.bindings import driver
+
+    from headrace.backends.cuda import checked
+
+    device = context.open_device()
+    device.use()
+    source = ctypes.create_string_buffer(FAULT)
+
+    def fault(stream: Stream) -> None:
+        module = checked(driver.cuModuleLoadData(ctypes.addressof(source)))
+        kernel = checked(driver.cuModuleGetFunction(module, b"fault"))
+        checked(driver.cuLaunchKernel(kernel, 1, 1, 1, 1, 1, 1, 0, stream.handle, 0, 0))
+
+    return lost_after(device, fault)
+
+
+def lost_after(device: Device, fault: Callable[[Stream], None]) -> Figures:
+    """What the device says after `fault`. Raises Failed unless that is DeviceLost, each time."""
+    from headrace.backends.device import DeviceLost
+
+    memory, stream = device.allocate(1024), device.stream()
+    fault(stream)
+    figures = {}
+    asked: dict[str, Callable[[], object]] = {
+        "synchronize": stream.synchronize,
+        "allocate": lambda: device.allocate(1024),
+        "record": stream.record,
+    }
+    for what, ask in asked.items():
+        try:
+            ask()
+        except DeviceLost as error:
+            figures[what] = str(error)
+        except Exception as error:
+            raise Failed(f"{what} raised {error!r}, expected DeviceLost", figures) from error
+        else:
+            raise Failed(f"{what} raised nothing, expected DeviceLost", figures)
+    memory.close()  # which must not raise
     return figures
 
 

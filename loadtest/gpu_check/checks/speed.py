@@ -111,5 +111,7 @@ def _served(context: Context, name: str, output: str, backend: str, bare: Best) 
         shape = {"processes": processes, "in_flight": IN_FLIGHT * bare.batch}
         serving.load(server, name, payloads, seconds=context.seconds / 3, **shape)  # it learns what batches cost
         figures = serving.load(server, name, payloads, seconds=context.seconds, **shape)
+        alone = serving.load(server, name, payloads, seconds=context.seconds / 3, processes=1, in_flight=1)
+        figures |= {f"alone_{percentile}": alone[percentile] for percentile in ("p50_us", "p99_us")}
         context.say(f"{name}, server: {figures['requests_per_second']:.0f} rows/s")
     return {"rows_per_second": figures.pop("requests_per_second"), **shape, **figures}

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from gpu_check import agreement, child, client, nvidia, serving, timeline
 from gpu_check.bare import Best
 from gpu_check.checks import environment, fallback, kernels, overlap, speed
+from gpu_check.checks.device import lost_after
 from gpu_check.context import Context
 from gpu_check.registry import Failed, Skip, checks
 from gpu_check.results import PASS
@@ -331,6 +332,26 @@ def test_memory_that_is_not_freed_fails(monkeypatch, tmp_path):
     monkeypatch.setattr("headrace.testing.device.FakeMemory.close", lambda memory: None)
     with pytest.raises(Failed, match="were taken and freed"):
         checks()["device-memory"].run(Context(tmp_path, tmp_path, cpu=True))
+
+
+def test_a_lost_device_says_so_whatever_it_is_asked():
+    device = FakeDevice()
+    figures = lost_after(device, lambda stream: setattr(device, "lost", True))
+    assert set(figures) == {"synchronize", "allocate", "record"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (lambda device: None, "synchronize raised nothing, expected DeviceLost"),
+        (lambda device: setattr(device, "_memory", 0), "synchronize raised nothing"),
+        (lambda device: setattr(device, "check", lambda: 1 / 0), "synchronize raised ZeroDivisionError"),
+    ],
+)
+def test_a_loss_that_is_not_told_fails(fault, reason):
+    device = FakeDevice()
+    with pytest.raises(Failed, match=reason):
+        lost_after(device, lambda stream: fault(device))
 
 
 def test_a_backend_that_this_revision_lacks_is_skipped(tmp_path, monkeypatch):
