@@ -44,7 +44,6 @@ WHEELS = (
     "annotated-types",
     "anyio",
     "click",
-    "grpcio-reflection",
     "h11",
     "httptools",
     "idna",
@@ -57,6 +56,8 @@ WHEELS = (
     "typing-inspection",
     "uvicorn",
 )
+OLDEST = ("grpcio-reflection==1.80.0",)
+"""Of these pyproject.toml's oldest: its generated code refuses a grpcio older than itself, and the machine's may be."""
 PRESENT = ("flatbuffers", "grpcio", "numpy", "onnxruntime", "packaging", "prometheus-client", "uvloop")
 """What of the server's dependencies the machine has, onnxruntime from our pack."""
 
@@ -68,12 +69,12 @@ TRANSFER = 64 << 20
 CACHE = ROOT / ".cache/gpu-pack"
 
 
-def download(packages: Sequence[str], into: Path, python: str) -> None:
-    """Wheels of these packages for that Python, in the versions of constraints.txt, without what they depend on."""
+def download(packages: Sequence[str], into: Path, python: str, constraints: str = "constraints.txt") -> None:
+    """Wheels of these packages for that Python, without what they depend on. constraints: a file of their versions."""
     platforms = [f"--platform={platform}" for platform in PLATFORMS]
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "-q", "--no-deps"]
     command += ["--only-binary=:all:", "--implementation=cp", f"--python-version={python}", *platforms]
-    subprocess.run([*command, "-c", str(ROOT / "constraints.txt"), "-d", str(into), *packages], check=True)
+    subprocess.run([*command, "-c", str(ROOT / constraints), "-d", str(into), *packages], check=True)
 
 
 def pack_ort(wheel: Path, out: Path, arch: int, part_bytes: int, *, drop_solo: bool) -> list[Path]:
@@ -150,6 +151,7 @@ def main() -> int:
         return 0
     shutil.rmtree(args.out, ignore_errors=True)
     download(WHEELS, args.out / "wheels", args.python)
+    download(OLDEST, args.out / "wheels", args.python, constraints="/dev/null")
     (args.out / PYTHON).write_text(f"{args.python}\n")
     try:
         parts = pack_ort(wheel, args.out, args.arch, args.part_mib << 20, drop_solo=not args.solo)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import re
 import tomllib
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from gpu_check import nvidia
@@ -47,9 +48,13 @@ def environment(context: Context) -> Figures:
 
 @check("server-packages", needs=(), seconds=3, on_cpu=True)
 def server_packages(context: Context) -> Figures:
-    """All that the server imports is installed."""
+    """All that the server imports is installed, in versions that it can be imported with."""
     if missing := packages_missing():
         raise Failed(f"not installed: {', '.join(missing)} (make gpu-pack gathers them)", {"missing": missing})
+    try:
+        import_module("headrace.serve")
+    except Exception as error:
+        raise Failed(f"the server cannot be imported: {error!r}") from error
     return {}
 
 

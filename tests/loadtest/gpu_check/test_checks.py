@@ -1,5 +1,6 @@
 """The checks themselves: what they take for right and for wrong, and that they run, on the processor."""
 
+import sys
 import xml.etree.ElementTree as ET
 from contextlib import closing
 
@@ -249,6 +250,15 @@ def test_metrics_in_the_right_units_pass():
 def test_metrics_that_lack_a_gpu_or_have_other_units_fail(found, gpus, reason):
     with pytest.raises(Failed, match=reason):
         environment.judged(found, gpus)
+
+
+def test_a_server_that_cannot_be_imported_is_seen(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "headrace.serve", None)
+    with pytest.raises(Failed, match="the server cannot be imported"):
+        checks()["server-packages"].run(Context(tmp_path, tmp_path, cpu=True))
+    monkeypatch.setattr(environment, "importable", lambda module: module != "httptools")
+    with pytest.raises(Failed, match="not installed: httptools"):
+        checks()["server-packages"].run(Context(tmp_path, tmp_path, cpu=True))
 
 
 def test_nvidia_smi_is_read():

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import struct
+import tomllib
 import zipfile
 from importlib import metadata
 
@@ -16,7 +17,7 @@ from gpu_check import pack
 from gpu_check.context import ROOT
 from gpu_check.environment import BadPack, unpack, variables
 from gpu_check.fatbins import MAGIC, NoCode, entries, prune, table
-from gpu_check.pack import LEFT_OUT, LIBRARY, ORT, PRESENT, TRANSFER, WHEELS, pack_ort
+from gpu_check.pack import LEFT_OUT, LIBRARY, OLDEST, ORT, PRESENT, TRANSFER, WHEELS, pack_ort
 
 CUBIN = 2
 
@@ -189,7 +190,12 @@ def test_all_that_the_server_imports_is_packed_or_there():
             if (requirement.marker is None or requirement.marker.evaluate({"extra": ""})) and needed not in wanted:
                 wanted.add(needed)
                 open_.add(needed)
-    assert wanted == set(WHEELS) | set(PRESENT)
+    assert wanted == set(WHEELS) | set(PRESENT) | {name.partition("==")[0] for name in OLDEST}
+
+
+def test_the_oldest_are_those_that_the_project_allows():
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert {name.replace("==", ">=").removesuffix(".0") for name in OLDEST} <= set(dependencies)
 
 
 def test_what_is_packed_is_pinned():
@@ -209,7 +215,7 @@ def test_a_bundle_holds_the_project_and_the_packs(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("large", "status"), [(1000, 0), (TRANSFER, 1)])
 def test_what_is_too_much_for_a_transfer_is_refused(wheel, tmp_path, monkeypatch, capsys, large, status):
-    def download(packages, into, python):
+    def download(packages, into, python, constraints=""):
         into.mkdir(parents=True, exist_ok=True)
         if packages == [ORT]:
             wheel.rename(into / wheel.name)
