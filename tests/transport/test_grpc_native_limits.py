@@ -184,17 +184,50 @@ def test_the_pace_can_be_set():
 
 
 def test_too_many_connections():
+    """The first call of one too many is told so, and the client asked to go; a later connection finds room."""
     with benches.bench(max_connections=2) as made:
         first, second = made.connect(), made.connect()
-        late = benches.Client(made)
-        assert late.lines() == [*wire.OPENING, f"GOAWAY 0 {CALM}"]
-        assert late.socket.lost
+        late = made.connect()
+        lines = late.send(grpc_call(ECHO, b"m"))
+        assert late.status() == (14, "2 connections are open, no more are taken (http2.max_connections)")
+        trailers = late.reader.fields[1][-1]
+        assert (trailers["headrace-reason"], trailers["grpc-retry-pushback-ms"]) == ("overloaded", "1000")
+        assert any(line.startswith("GOAWAY") and line.endswith("NO_ERROR") for line in lines)
         assert made.counts.http2_limits["connections"] == 1
         first.hang_up()
         third = made.connect()
         for client in (second, third):
             client.send(grpc_call(ECHO, b"m"))
             assert client.messages() == [b"m"]
+
+
+def test_one_too_many_is_served_once_there_is_room():
+    with benches.bench(max_connections=1) as made:
+        first, late = made.connect(), made.connect()
+        first.hang_up()
+        late.send(grpc_call(ECHO, b"m"))
+        assert late.messages() == [b"m"]
+        other = made.connect()
+        other.send(grpc_call(ECHO, b"m"))
+        assert not other.messages()
+
+
+def test_one_too_many_that_asks_for_nothing_is_asked_to_go():
+    with benches.bench(max_connections=1) as made:
+        made.connect()
+        late = made.connect()
+        made.wait(11)
+        assert any(line.startswith("GOAWAY") for line in late.lines())
+
+
+def test_far_too_many_connections():
+    with benches.bench(max_connections=1) as made:
+        for _ in range(65):
+            made.connect()
+        late = benches.Client(made)
+        assert late.lines() == [*wire.OPENING, f"GOAWAY 0 {CALM}"]
+        assert late.socket.lost
+        assert len(made.transport.surplus) == 64
 
 
 @pytest.mark.parametrize(
