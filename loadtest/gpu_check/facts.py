@@ -33,7 +33,7 @@ def facts() -> dict[str, object]:
     """Everything that a reader needs to judge the figures."""
     found = nvidia.gpus()
     return {
-        "gpu": found[0]["name"] if found else None,
+        "gpu": found[0]["name"] if found else nvidia.driver_name(),
         "driver": found[0]["driver_version"] if found else None,
         "driver_cuda": nvidia.driver_cuda(),
         "gpus": found,

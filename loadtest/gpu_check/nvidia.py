@@ -47,6 +47,18 @@ def parsed(csv: str) -> list[dict[str, str]]:
     ]
 
 
+def driver_name(driver: Any = None) -> str | None:
+    """What the driver calls the first GPU, where nvidia-smi is missing (cuDeviceGetName). driver: for tests."""
+    try:
+        driver = driver or ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, text = ctypes.c_int(), ctypes.create_string_buffer(256)
+    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0) or driver.cuDeviceGetName(text, 256, device):
+        return None
+    return text.value.decode()
+
+
 def driver_cuda() -> str | None:
     """The newest CUDA that the driver knows, such as `13.0` (cuDriverGetVersion)."""
     try:

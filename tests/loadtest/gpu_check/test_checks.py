@@ -3,6 +3,7 @@
 import sys
 import xml.etree.ElementTree as ET
 from contextlib import closing
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -244,7 +245,6 @@ def test_metrics_in_the_right_units_pass():
         (metrics(nv_gpu_memory_total_bytes=81_559), {"GPU-1"}, "nv_gpu_memory_total_bytes"),
         (metrics(nv_energy_consumption=None), {"GPU-1"}, "nv_energy_consumption of GPU-1 is None"),
         (metrics(), {"GPU-1", "GPU-2"}, "of GPU-2 is None"),
-        (metrics(), set(), "nvidia-smi lists no GPU"),
     ],
 )
 def test_metrics_that_lack_a_gpu_or_have_other_units_fail(found, gpus, reason):
@@ -259,6 +259,23 @@ def test_a_server_that_cannot_be_imported_is_seen(monkeypatch, tmp_path):
     monkeypatch.setattr(environment, "importable", lambda module: module != "httptools")
     with pytest.raises(Failed, match="not installed: httptools"):
         checks()["server-packages"].run(Context(tmp_path, tmp_path, cpu=True))
+
+
+def test_which_gpus_there_should_be_has_to_be_known():
+    with pytest.raises(Skip, match="nvidia-smi lists no GPU"):
+        environment.judged(metrics(), set())
+
+
+@pytest.mark.parametrize(("status", "name"), [(0, "Fake GPU"), (100, None)])
+def test_the_driver_tells_the_name_too(status, name):
+    def device_name(text, length, device):
+        text.value = b"Fake GPU"
+        return 0
+
+    driver = SimpleNamespace(
+        cuInit=lambda flags: status, cuDeviceGet=lambda device, index: 0, cuDeviceGetName=device_name
+    )
+    assert nvidia.driver_name(driver) == name
 
 
 def test_nvidia_smi_is_read():
