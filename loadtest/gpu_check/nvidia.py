@@ -47,7 +47,7 @@ def parsed(csv: str) -> list[dict[str, str]]:
     ]
 
 
-def driver_name(driver: Any = None) -> str | None:
+def driver_name(driver: Any = None) -> str | None:  # noqa: ANN401 - a ctypes.CDLL or a fake of it
     """What the driver calls the first GPU, where nvidia-smi is missing (cuDeviceGetName). driver: for tests."""
     try:
         driver = driver or ctypes.CDLL("libcuda.so.1")
