@@ -173,6 +173,22 @@ def test_batches_by_size_reason_and_instance(registry, metrics):
     assert (found["headrace_queue_requests", ()], found["headrace_queue_rows", ()]) == (2, 5)
 
 
+def test_instances_are_busy_while_they_run_batches(registry, metrics):
+    model = metrics.model("m", "1", lambda: (0, 0))
+    for instance in (0, 2, 0):
+        model.batch(record(instance=instance))
+    found = samples(registry, model="m", version="1")
+    busy = {
+        dict(rest)["instance"]: v for (name, rest), v in found.items() if name == "headrace_instance_busy_seconds_total"
+    }
+    assert busy == pytest.approx({"0": 0.010, "2": 0.005})
+
+
+def test_an_ensemble_has_no_instance_that_could_be_busy(registry, metrics):
+    metrics.model("e", "1", lambda: (0, 0)).batch(record(instance=0, close_reason="ensemble"))
+    assert not [name for name, _ in samples(registry) if name == "headrace_instance_busy_seconds_total"]
+
+
 def test_padding_is_counted_for_models_with_buckets_alone(registry, metrics):
     metrics.model("plain", "1", lambda: (0, 0)).batch(record())
     model = metrics.model("m", "1", lambda: (0, 0))

@@ -325,6 +325,11 @@ def _batch_families(readings: Sequence[Reading]) -> Iterator[Metric]:
         "Executed batches, by what closed them and who ran them",
         labels=(*LABELS, "close_reason", "instance"),
     )
+    busy = CounterMetricFamily(
+        "headrace_instance_busy_seconds",
+        "Time in which an instance ran batches; its rate is the share of the time",
+        labels=(*LABELS, "instance"),
+    )
     wasted_rows = CounterMetricFamily(
         "headrace_wasted_rows", "Rows computed although their caller had gone away", labels=LABELS
     )
@@ -343,12 +348,15 @@ def _batch_families(readings: Sequence[Reading]) -> Iterator[Metric]:
         rows.add_metric(labels, buckets, sum(size * n for size, n in sizes))
         for (reason, instance), count in sorted(reading.closed.items()):
             closed.add_metric((*labels, reason, str(instance)), count)
+        for instance, ns in sorted(reading.busy.items()):
+            if ("ensemble", instance) not in reading.closed:  # an ensemble has none
+                busy.add_metric((*labels, str(instance)), ns / 1e9)
         wasted_rows.add_metric(labels, reading.wasted_rows)
         wasted.add_metric(labels, reading.wasted_ns / 1e9)
         if reading.elements or reading.padding:  # it has buckets
             elements.add_metric(labels, reading.elements)
             padding.add_metric(labels, reading.padding)
-    yield from (rows, closed, wasted_rows, wasted, elements, padding)
+    yield from (rows, closed, busy, wasted_rows, wasted, elements, padding)
 
 
 def _sequence_families(readings: Sequence[Reading]) -> Iterator[Metric]:

@@ -42,8 +42,8 @@ REQUEST_EDGES: Int64s = np.array(
 )
 """Upper bounds in ns, 1 us to 10 s in steps of 1, 1.5, 2, 3, 5, 7: 43 buckets for the percentiles of the whole."""
 
-BATCH_COLUMNS = 6
-"""Entries of one batch in the flat list of batches: requests, rows, batched, started, finished, encoded."""
+BATCH_COLUMNS = 7
+"""Entries of one batch in the flat list of batches: requests, rows, instance, batched, started, finished, encoded."""
 
 
 class Histogram:
@@ -110,7 +110,8 @@ class Reading:
 
     phases: by name (`messages.PHASES`). refused: requests by `HeadraceError.reason`. closed: batches by close reason
     and instance. queue: requests and rows that wait now. sequences: of a stateful model. elements, padding: of inputs
-    with buckets, as they ran. memory: bytes by device. nodes: of the graph, by execution provider.
+    with buckets, as they ran. memory: bytes by device. nodes: of the graph, by execution provider. busy: nanoseconds in
+    which each instance ran batches.
     """
 
     model: str
@@ -129,6 +130,7 @@ class Reading:
     load_seconds: float
     memory: Mapping[str, int]
     nodes: Mapping[str, int]
+    busy: Mapping[int, int]
 
 
 class ModelRecorder:
@@ -139,9 +141,10 @@ class ModelRecorder:
     """
 
     __slots__ = (
-        "_admitted", "_batches", "_clock", "_closed", "_decoded", "_elements", "_executions", "_expired_sequences",
-        "_hit_lookups", "_hits", "_last_ms", "_load_seconds", "_misses", "_padding", "_phases", "_received", "_refused",
-        "_request", "_resources", "_rows", "_wall_ms", "_wasted_ns", "_wasted_rows", "model", "queue_depth",
+        "_admitted", "_batches", "_busy", "_clock", "_closed", "_decoded", "_elements", "_executions",
+        "_expired_sequences", "_hit_lookups", "_hits", "_last_ms", "_load_seconds", "_misses", "_padding", "_phases",
+        "_received", "_refused", "_request", "_resources", "_rows", "_wall_ms", "_wasted_ns", "_wasted_rows", "model",
+        "queue_depth",
         "sequences", "trace", "version",
     )  # fmt: skip
 
@@ -168,6 +171,7 @@ class ModelRecorder:
         # Counted.
         self._rows = 0
         self._closed: Counter[tuple[str, int]] = Counter()
+        self._busy: Counter[int] = Counter()  # instance -> ns of execute
         self._refused: Counter[str] = Counter()
         self._request = Histogram(REQUEST_EDGES)
         self._phases = {phase: Histogram(PHASE_EDGES) for phase in PHASES}
@@ -196,7 +200,15 @@ class ModelRecorder:
         self._decoded.extend(record.decoded)
         self._admitted.extend(record.admitted)
         self._batches.extend(
-            (len(rows), record.batch_rows, record.batched, record.started, record.finished, record.encoded)
+            (
+                len(rows),
+                record.batch_rows,
+                record.instance,
+                record.batched,
+                record.started,
+                record.finished,
+                record.encoded,
+            )
         )
         self._rows += sum(rows)
         closed = self._closed
@@ -286,6 +298,7 @@ class ModelRecorder:
             load_seconds=self._load_seconds,
             memory=dict(memory),
             nodes=dict(nodes),
+            busy=dict(self._busy),
         )
 
     def fold(self) -> None:
@@ -303,7 +316,9 @@ class ModelRecorder:
         batches = self._batches
         self._received, self._decoded, self._admitted, self._batches = [], [], [], []
         received, decoded, admitted = map(_int64s, columns)
-        requests, rows, batched, started, finished, encoded = _int64s(batches).reshape(-1, BATCH_COLUMNS).T.copy()
+        requests, rows, instances, batched, started, finished, encoded = (
+            _int64s(batches).reshape(-1, BATCH_COLUMNS).T.copy()
+        )
         if not len(received) == len(decoded) == len(admitted) == requests.sum():
             raise ValueError(
                 f"columns of {len(received)}, {len(decoded)}, {len(admitted)} for {requests.sum()} requests"
@@ -321,6 +336,8 @@ class ModelRecorder:
         phases["encode"].add_weighted(encode, requests)
         self._request.add(whole)
         self._count_executions(rows, (batch, execute, encode))
+        for instance in np.unique(instances).tolist():
+            self._busy[instance] += int(execute[instances == instance].sum())
         self._last_ms = self._wall_ms() - (self._clock() - int(encoded.max())) // 1_000_000
 
     def _count_executions(self, rows: Int64s, phases: tuple[Int64s, ...]) -> None:
