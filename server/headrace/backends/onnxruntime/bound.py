@@ -16,6 +16,7 @@ import numpy as np
 
 from headrace.backends.base import InstanceLost
 from headrace.backends.buffers import row_bytes
+from headrace.backends.lane_steps import NO_STEPS
 from headrace.backends.onnxruntime.feeds import BFLOAT16, run_by_name
 from headrace.backends.onnxruntime.sessions import run_options
 from headrace.backends.staging import Lane
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     import onnxruntime as ort
 
+    from headrace.backends.lane_steps import LaneSteps
     from headrace.backends.onnxruntime.executor import Executor
     from headrace.backends.onnxruntime.gpu_options import GpuOptions
     from headrace.messages import Buffer, Signature, TensorSpec
@@ -69,6 +71,7 @@ class BoundInstance:
     """One batch in flight, by persistent buffers and bindings. Not for two threads at once.
 
     buckets: rows of each, ascending. graphs: numbers for as many CUDA graphs, empty: none. closed: called at its end.
+    steps: of its lane.
     Runs each bucket before it returns. Raises InstanceLost, and ModelLoadError if a graph cannot be recorded.
     """
 
@@ -80,6 +83,7 @@ class BoundInstance:
         graphs: Sequence[int],
         options: GpuOptions,
         closed: Callable[[], None],
+        steps: LaneSteps = NO_STEPS,
     ) -> None:
         self.device = executor.device
         self._executor = executor
@@ -90,7 +94,7 @@ class BoundInstance:
         self._row_in = [row_bytes(spec) for spec in signature.inputs]
         self._row_out = [row_bytes(spec) for spec in signature.outputs]
         self._bound: dict[int, _Bound] = {}
-        self._lane = Lane(executor.device, *lane_bytes(signature, buckets[-1]))
+        self._lane = Lane(executor.device, *lane_bytes(signature, buckets[-1]), steps)
         try:
             runs = True
             for at, rows in reversed([*enumerate(buckets)]):  # the largest first: the arena grows once

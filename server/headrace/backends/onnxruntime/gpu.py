@@ -21,6 +21,7 @@ import onnxruntime as ort
 from headrace.backends.base import InstanceLost
 from headrace.backends.device import DeviceError, open_device
 from headrace.backends.footprint import label_of, ledger_of
+from headrace.backends.lane_steps import NO_STEPS, refusal
 from headrace.backends.onnxruntime.bound import BoundInstance, NamedInstance, bindable, lane_bytes
 from headrace.backends.onnxruntime.executor import Executor
 from headrace.backends.onnxruntime.flexible import FlexibleInstance
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from headrace.backends.base import Instance
     from headrace.backends.device import Device
     from headrace.backends.footprint import Share
+    from headrace.backends.lane_steps import LaneSteps
     from headrace.backends.onnxruntime.gpu_options import GpuOptions
     from headrace.messages import Signature
 
@@ -102,6 +104,7 @@ class GpuModel:
             raise ModelLoadError("cuda_graphs = true, but not all dimensions of the model are fixed, or it has texts")
         self._providers = providers(self.signature, self._buckets)
         self._expected = self._expected_bytes(more_bytes)
+        self._steps = NO_STEPS
         self._groups: dict[int, _Group] = {}
         self._lock = Lock()
         self.nodes: Mapping[str, int] = {}
@@ -123,6 +126,15 @@ class GpuModel:
             for group in self._groups.values():
                 taken[label_of(group.executor.device)] += group.share.taken
         return taken
+
+    def take_steps(self, steps: LaneSteps) -> str:
+        """See `backends.lane_steps.TakesSteps`."""
+        if not self._bindable:
+            return "not all dimensions of the model are fixed, or it has texts"
+        why = refusal(self._devices)
+        if not why:
+            self._steps = steps
+        return why
 
     def make_instance(self, index: int) -> Instance:
         """See `backends.base.LoadedModel`. Those of one session follow one another."""
@@ -156,7 +168,9 @@ class GpuModel:
                 kind = NamedInstance if texts else FlexibleInstance
                 return kind(group.executor, self.signature, self._options, group.leave)
             graphs = [next(group.graphs) for _ in self._buckets] if self._graphs else []
-            return BoundInstance(group.executor, self.signature, self._buckets, graphs, self._options, group.leave)
+            return BoundInstance(
+                group.executor, self.signature, self._buckets, graphs, self._options, group.leave, self._steps
+            )
 
     def _group(self, at: int, device: Device) -> _Group:
         """The session of that number, joined by one more batch in flight; a new one if there is none that works."""

@@ -13,6 +13,7 @@ from weakref import WeakSet
 from headrace.backends import device as devices
 from headrace.backends.base import InstanceLost
 from headrace.backends.device import DeviceError
+from headrace.backends.lane_steps import NO_STEPS, refusal
 from headrace.backends.tensorrt import api as apis
 from headrace.backends.tensorrt import model_files, policy
 from headrace.backends.tensorrt import options as choices
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from headrace.backends.device import Device
+    from headrace.backends.lane_steps import LaneSteps
     from headrace.backends.tensorrt.api import Api
     from headrace.backends.tensorrt.engine import Face
     from headrace.backends.tensorrt.layout import Layout
@@ -107,6 +109,7 @@ class TensorRtModel:
         self._placed = placed
         self._graphs = chosen.cuda_graphs
         self._label = label
+        self._steps = NO_STEPS
         self._executors: WeakSet[Executor] = WeakSet()
         self._lock = Lock()  # of the set
         self.nodes: dict[str, int] = {}  # all are TensorRT's
@@ -124,11 +127,20 @@ class TensorRtModel:
             taken[_name(executor.device)] += executor.nbytes
         return taken
 
+    def take_steps(self, steps: LaneSteps) -> str:
+        """See `backends.lane_steps.TakesSteps`."""
+        if not all(placed.layout.buckets for placed in self._placed):
+            return "not all dimensions of the model are fixed"
+        why = refusal([placed.engine.device for placed in self._placed])
+        if not why:
+            self._steps = steps
+        return why
+
     def make_instance(self, index: int) -> Executor:
         """See `backends.base.LoadedModel`: one executor, on each device in turn."""
         placed = self._placed[index % len(self._placed)]
         try:
-            executor = Executor(placed.engine, placed.face, placed.layout, graphs=self._graphs)
+            executor = Executor(placed.engine, placed.face, placed.layout, graphs=self._graphs, steps=self._steps)
         except (InstanceLost, DeviceError) as error:
             raise ModelLoadError(
                 f"{self._label} gets no further instance on {_name(placed.engine.device)}: {error}"

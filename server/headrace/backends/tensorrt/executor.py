@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.backends.base import InstanceLost
 from headrace.backends.device import DeviceError
+from headrace.backends.lane_steps import NO_STEPS
 from headrace.backends.staging import Lane
 from headrace.backends.tensorrt.engine import Context, nbytes, rows_of
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from headrace.backends.device import Graph, Stream
+    from headrace.backends.lane_steps import LaneSteps
     from headrace.backends.tensorrt.engine import Engine, Face
     from headrace.backends.tensorrt.layout import Bucket, Layout
     from headrace.backends.tensorrt.profiles import Shape
@@ -63,12 +65,14 @@ class Way:
 
 
 class Executor:
-    """An `Instance`. graphs: whether to record them. Raises ModelLoadError, `InstanceLost`.
+    """An `Instance`. graphs: whether to record them. steps: of its lane. Raises ModelLoadError, `InstanceLost`.
 
     device: that it is on. nbytes: of its memory that this takes, beside the engine's; 0 when closed.
     """
 
-    def __init__(self, engine: Engine, face: Face, layout: Layout, *, graphs: bool) -> None:
+    def __init__(
+        self, engine: Engine, face: Face, layout: Layout, *, graphs: bool, steps: LaneSteps = NO_STEPS
+    ) -> None:
         self.device = engine.device
         self.nbytes = 0
         self._engine = engine
@@ -80,7 +84,7 @@ class Executor:
         self._ways: dict[tuple[Shape, ...], Way] = {}
         self._specs = layout.signature.outputs
         with ExitStack() as opened:
-            self._lane = Lane(engine.device, layout.inputs, layout.outputs)
+            self._lane = Lane(engine.device, layout.inputs, layout.outputs, steps)
             opened.callback(self._lane.close)
             self._scratch = engine.device.allocate(face.scratch)
             opened.callback(self._scratch.close)
