@@ -162,6 +162,10 @@ class _Parts:
         self._health = Health()
         self.security = Security(settings, self._registry)
         self._catalog: Catalog[Served] = Catalog()
+        self._counts.model_states = lambda: [
+            (entry.name, "" if entry.version is None else str(entry.version), entry.condition)
+            for entry in self._catalog.index()
+        ]
         self._turn = Turn(asyncio.get_running_loop())
         self.engine = Engine(
             self._catalog,

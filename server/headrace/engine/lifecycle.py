@@ -24,7 +24,7 @@ from headrace.engine.warm_buckets import warm_buckets
 from headrace.engine.warmup import RUNS, WARM_BYTES, WARM_SECONDS, read_samples, run_samples, zeros
 from headrace.errors import HeadraceError, ModelLoadError
 from headrace.pipeline.ensemble import BadGraph, build_graph, circle
-from headrace.repository.catalog import State
+from headrace.repository.catalog import UNLOADED, State
 from headrace.repository.discovery import Broken, Found, scan
 from headrace.telemetry.recorder import no_resources
 
@@ -237,6 +237,7 @@ class Engine:
         if isinstance(served, CachedModel):
             served.lookups = recorder
         recorder.sequences = served.counts if isinstance(served, SequenceScheduler) else None
+        recorder.wait_ns = served.wait_ns
         recorder.loaded(seconds, resources)
         before = self._schedulers.get(key)
         self._schedulers[key] = served
@@ -316,7 +317,7 @@ class Engine:
         if (name, version) not in self._schedulers:
             self._observer.forget(name, scheduler.version)
             if self.catalog.state(name, version) is State.UNLOADING:
-                self.catalog.failed(name, version, "unloaded")
+                self.catalog.failed(name, version, UNLOADED)
 
     async def drain(self, seconds: float) -> bool:
         """Lets everything that serves finish what it has accepted; False if some could not within `seconds`.

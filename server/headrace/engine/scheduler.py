@@ -14,7 +14,7 @@ from headrace.engine.processed import ragged_inputs
 from headrace.engine.worker import Job, Worker
 from headrace.errors import BackendFailed, Cancelled, DeadlineUnreachable, QueueFull, ShuttingDown, reason_of
 from headrace.messages import Batch, State
-from headrace.pipeline.admission import admit, admit_all, expired
+from headrace.pipeline.admission import admit, admit_all, expired, wait_ns
 from headrace.pipeline.batching import decide
 from headrace.pipeline.buckets import elements_of, members_of
 from headrace.pipeline.queue import RequestQueue, is_over, order_of
@@ -109,6 +109,12 @@ class Scheduler:
     def depth(self) -> tuple[int, int]:
         """(requests, rows) that wait."""
         return self.queue.requests, self.queue.rows
+
+    def wait_ns(self) -> int:
+        """See `served.Served`."""
+        ahead = self.queue.requests if self._limits.policy == "single" else self.queue.rows // self._max_rows
+        running = self._running.values()
+        return wait_ns(ahead, self._clock(), self._max_rows, len(self._workers), running, self.cost)
 
     # --- events -------------------------------------------------------------------------------------------------------
 

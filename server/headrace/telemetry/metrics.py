@@ -70,8 +70,12 @@ BATCH_ROWS_EDGES: Final = tuple(2**k for k in range(11))
 
 _TRITON_COUNTERS: Final[tuple[tuple[str, str, Callable[[Statistics], int]], ...]] = (
     ("nv_inference_request_success", "Requests answered with success", lambda s: s.success.count),
-    ("nv_inference_count", "Inferences: rows of the requests answered with success", lambda s: s.inference_count),
-    ("nv_inference_exec_count", "Model executions: batches", lambda s: s.execution_count),
+    (
+        "nv_inference_count",
+        "Rows of the requests answered with success; divided by nv_inference_exec_count, the mean batch",
+        lambda s: s.inference_count,
+    ),
+    ("nv_inference_exec_count", "Batches executed", lambda s: s.execution_count),
     (
         "nv_inference_request_duration_us",
         "Time from receipt to reply, summed over requests",
@@ -98,8 +102,8 @@ _TRITON_COUNTERS: Final[tuple[tuple[str, str, Callable[[Statistics], int]], ...]
 _CACHE_COUNTERS: Final[tuple[tuple[str, str, Callable[[Statistics], int]], ...]] = (
     ("nv_cache_num_hits_per_model", "Requests answered from the response cache", lambda s: s.cache_hit.count),
     ("nv_cache_num_misses_per_model", "Requests looked up in the response cache in vain", lambda s: s.cache_miss.count),
-    ("nv_cache_hit_duration_per_model", "Time of lookups that found a reply, us", lambda s: _us(s.cache_hit.ns)),
-    ("nv_cache_miss_duration_per_model", "Time of lookups that found none, us", lambda s: _us(s.cache_miss.ns)),
+    ("nv_cache_hit_duration_per_model", "Time of lookups that found a reply", lambda s: _us(s.cache_hit.ns)),
+    ("nv_cache_miss_duration_per_model", "Time of lookups that found none", lambda s: _us(s.cache_miss.ns)),
 )
 """Of the models that look anything up."""
 
@@ -186,7 +190,8 @@ class ServerMetrics(Collector):
     protocol_errors: by error code, such as PROTOCOL_ERROR. http2_limits: what was closed, refused or given up because a
     peer asked too much, by the limit that it met. refused: requests that ended before their model was known,
     by `HeadraceError.reason`. http_requests: replies of the HTTP port, by route and status. Keys become label values:
-    they come from fixed sets, never from a client.
+    they come from fixed sets, never from a client. model_states: asked at a scrape for (model, version, state) of all
+    versions that the repository is known to hold.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -202,6 +207,7 @@ class ServerMetrics(Collector):
         self.http_connections_open = 0
         self.http_connections_total = 0
         self.http_requests: Counter[tuple[str, int]] = Counter()
+        self.model_states: Callable[[], Iterable[tuple[str, str, str]]] = tuple
         registry.register(self)
 
     def __repr__(self) -> str:
@@ -213,18 +219,32 @@ class ServerMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All families."""
-        yield GaugeMetricFamily("headrace_connections", "Connections that are open", self.connections_open)
-        yield CounterMetricFamily("headrace_connections_opened", "Connections accepted", self.connections_total)
-        yield GaugeMetricFamily("headrace_streams", "Streams (calls) that are open", self.streams_open)
-        yield CounterMetricFamily("headrace_streams_opened", "Streams (calls) opened", self.streams_total)
-        yield CounterMetricFamily("headrace_received_bytes", "Bytes read from sockets", self.bytes_received)
-        yield CounterMetricFamily("headrace_sent_bytes", "Bytes written to sockets", self.bytes_sent)
-        errors = CounterMetricFamily("headrace_protocol_errors", "Protocol errors of peers, by code", labels=["code"])
+        states = GaugeMetricFamily(
+            "headrace_model_state",
+            "1: the version is in this state: loading, ready, stale, unloading, unloaded, failed",
+            labels=(*LABELS, "state"),
+        )
+        for labels in self.model_states():
+            states.add_metric(labels, 1)
+        yield states
+        yield GaugeMetricFamily(
+            "headrace_connections", "Connections that are open, on the native transport", self.connections_open
+        )
+        yield CounterMetricFamily("headrace_connections_opened", "Connections that it accepted", self.connections_total)
+        yield GaugeMetricFamily("headrace_streams", "Its streams (calls) that are open", self.streams_open)
+        yield CounterMetricFamily("headrace_streams_opened", "Its streams (calls) opened", self.streams_total)
+        yield CounterMetricFamily("headrace_received_bytes", "Bytes read from its sockets", self.bytes_received)
+        yield CounterMetricFamily("headrace_sent_bytes", "Bytes written to its sockets", self.bytes_sent)
+        errors = CounterMetricFamily(
+            "headrace_protocol_errors", "Connections ended for a violation, by HTTP/2 error code", labels=["code"]
+        )
         for code, count in sorted(self.protocol_errors.items()):
             errors.add_metric([code], count)
         yield errors
         limits = CounterMetricFamily(
-            "headrace_http2_limits", "What was closed, refused or given up, by the limit that was met", labels=["limit"]
+            "headrace_http2_limits",
+            "Connections, streams and calls that were ended, by the limit that they met",
+            labels=["limit"],
         )
         for limit, count in sorted(self.http2_limits.items()):
             limits.add_metric([limit], count)
@@ -242,7 +262,9 @@ class ServerMetrics(Collector):
             "headrace_http_connections_opened", "Connections that it accepted", self.http_connections_total
         )
         requests = CounterMetricFamily(
-            "headrace_http_requests", "Replies of the HTTP port, by route and status", labels=["route", "status"]
+            "headrace_http_requests",
+            "Replies of the HTTP port, by route and status; route `infer` is inference, `none` what has no route",
+            labels=["route", "status"],
         )
         for (route, status), count in sorted(self.http_requests.items()):
             requests.add_metric([route, str(status)], count)
@@ -271,7 +293,9 @@ def _triton_families(readings: Sequence[Reading]) -> Iterator[Metric]:
             counter.add_metric((reading.model, reading.version), value(reading.statistics))
         yield counter
     failures = UnknownMetricFamily(
-        "nv_inference_request_failure", "Requests that ended in an error", labels=(*LABELS, "reason")
+        "nv_inference_request_failure",
+        "Requests that ended in an error; reason: REJECTED, CANCELED, BACKEND, OTHER",
+        labels=(*LABELS, "reason"),
     )
     pending = GaugeMetricFamily("nv_inference_pending_request_count", "Requests that wait for execution", labels=LABELS)
     load = GaugeMetricFamily("nv_model_load_duration_secs", "Time that loading took", labels=LABELS)
@@ -293,29 +317,39 @@ def _triton_families(readings: Sequence[Reading]) -> Iterator[Metric]:
 
 
 def _request_families(readings: Sequence[Reading]) -> Iterator[Metric]:
-    whole = HistogramMetricFamily("headrace_request_seconds", "Time from receipt to reply", labels=LABELS)
+    whole = HistogramMetricFamily(
+        "headrace_request_seconds", "Time from the read of a request to its reply", labels=LABELS
+    )
     for reading in readings:
         _add_histogram(whole, (reading.model, reading.version), reading.request, 1e9)
     yield whole
     phases = HistogramMetricFamily(
-        "headrace_request_phase_seconds", "Time of requests in each phase", labels=(*LABELS, "phase")
+        "headrace_request_phase_seconds",
+        "Time of requests in each phase: decode, admit, queue, batch, execute, encode",
+        labels=(*LABELS, "phase"),
     )
     for reading in readings:
         for phase in PHASES:
             _add_histogram(phases, (reading.model, reading.version, phase), reading.phases[phase], 1e9)
     yield phases
     refused = CounterMetricFamily(
-        "headrace_refused", "Requests that ended in an error, by cause", labels=(*LABELS, "reason")
+        "headrace_refused", "Requests that ended without success, by cause", labels=(*LABELS, "reason")
     )
     waiting = GaugeMetricFamily("headrace_queue_requests", "Requests that wait for execution", labels=LABELS)
     rows = GaugeMetricFamily("headrace_queue_rows", "Rows that wait for execution", labels=LABELS)
+    wait = GaugeMetricFamily(
+        "headrace_queue_wait_seconds",
+        "Predicted wait of a request that arrives now, behind all that waits: what to scale by",
+        labels=LABELS,
+    )
     for reading in readings:
         labels = (reading.model, reading.version)
         for reason, count in sorted(reading.refused.items()):
             refused.add_metric((*labels, reason), count)
         waiting.add_metric(labels, reading.queue[0])
         rows.add_metric(labels, reading.queue[1])
-    yield from (refused, waiting, rows)
+        wait.add_metric(labels, reading.wait_ns / 1e9)
+    yield from (refused, waiting, rows, wait)
 
 
 def _batch_families(readings: Sequence[Reading]) -> Iterator[Metric]:
@@ -327,7 +361,7 @@ def _batch_families(readings: Sequence[Reading]) -> Iterator[Metric]:
     )
     busy = CounterMetricFamily(
         "headrace_instance_busy_seconds",
-        "Time in which an instance ran batches; its rate is the share of the time",
+        "Time in which an instance ran batches that were answered; its rate is the share of time, 1 is all of it",
         labels=(*LABELS, "instance"),
     )
     wasted_rows = CounterMetricFamily(
@@ -335,10 +369,12 @@ def _batch_families(readings: Sequence[Reading]) -> Iterator[Metric]:
     )
     wasted = CounterMetricFamily("headrace_wasted_seconds", "Compute time of the wasted rows", labels=LABELS)
     elements = CounterMetricFamily(
-        "headrace_elements", "Input elements of callers that ran in buckets, padding not counted", labels=LABELS
+        "headrace_elements",
+        "Elements that callers sent of inputs with buckets, as they ran; masks and lengths not counted",
+        labels=LABELS,
     )
     padding = CounterMetricFamily(
-        "headrace_padding_elements", "Input elements that were added to fill buckets", labels=LABELS
+        "headrace_padding_elements", "Elements that were added to those to fill buckets", labels=LABELS
     )
     for reading in readings:
         labels = (reading.model, reading.version)
@@ -361,7 +397,9 @@ def _batch_families(readings: Sequence[Reading]) -> Iterator[Metric]:
 
 def _sequence_families(readings: Sequence[Reading]) -> Iterator[Metric]:
     """Of stateful models alone."""
-    active = GaugeMetricFamily("headrace_sequences_active", "Sequences that hold a state", labels=LABELS)
+    active = GaugeMetricFamily(
+        "headrace_sequences_active", "Sequences of a stateful model that hold a state", labels=LABELS
+    )
     waiting = GaugeMetricFamily("headrace_sequences_waiting", "Sequences that wait to become active", labels=LABELS)
     expired = CounterMetricFamily(
         "headrace_sequences_expired", "Sequences that were over because no request came for too long", labels=LABELS
@@ -379,11 +417,13 @@ def _device_families(readings: Sequence[Reading]) -> Iterator[Metric]:
     """Of models on devices with memory of their own."""
     memory = GaugeMetricFamily(
         "headrace_model_memory_bytes",
-        "Memory of a device that a model was measured to take",
+        "Memory of a device, such as cuda:0, that loading a model was measured to take",
         labels=(*LABELS, "device"),
     )
     nodes = GaugeMetricFamily(
-        "headrace_model_nodes", "Nodes of a model's graph, by what runs them", labels=(*LABELS, "provider")
+        "headrace_model_nodes",
+        "Nodes of the graph of a model on GPUs, by the execution provider that runs them, where ONNX Runtime tells",
+        labels=(*LABELS, "provider"),
     )
     for reading in readings:
         labels = (reading.model, reading.version)

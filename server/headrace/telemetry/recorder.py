@@ -109,9 +109,9 @@ class Reading:
     """All that is known of one model version at one moment. It does not change while it is being written out.
 
     phases: by name (`messages.PHASES`). refused: requests by `HeadraceError.reason`. closed: batches by close reason
-    and instance. queue: requests and rows that wait now. sequences: of a stateful model. elements, padding: of inputs
-    with buckets, as they ran. memory: bytes by device. nodes: of the graph, by execution provider. busy: nanoseconds in
-    which each instance ran batches.
+    and instance. queue: requests and rows that wait now. wait_ns: predicted of a request that arrives now.
+    sequences: of a stateful model. elements, padding: of inputs with buckets, as they ran. memory: bytes by device.
+    nodes: of the graph, by execution provider. busy: nanoseconds in which each instance ran batches.
     """
 
     model: str
@@ -122,6 +122,7 @@ class Reading:
     refused: Mapping[str, int]
     closed: Mapping[tuple[str, int], int]
     queue: tuple[int, int]
+    wait_ns: int
     sequences: SequenceCounts | None
     wasted_rows: int
     wasted_ns: int
@@ -137,7 +138,8 @@ class ModelRecorder:
     """Counts what happens to one model version: the `ModelObserver` behind /metrics and ModelStatistics.
 
     queue_depth: of whatever serves the version now. trace: hears of each batch too, if anybody asked for traces.
-    sequences: of a stateful model, (active, waiting to become active).
+    sequences: of a stateful model, (active, waiting to become active). wait_ns: predicted wait of a request that
+    arrives now.
     """
 
     __slots__ = (
@@ -145,7 +147,7 @@ class ModelRecorder:
         "_expired_sequences", "_hit_lookups", "_hits", "_last_ms", "_load_seconds", "_misses", "_padding", "_phases",
         "_received", "_refused", "_request", "_resources", "_rows", "_wall_ms", "_wasted_ns", "_wasted_rows", "model",
         "queue_depth",
-        "sequences", "trace", "version",
+        "sequences", "trace", "version", "wait_ns",
     )  # fmt: skip
 
     def __init__(
@@ -161,6 +163,7 @@ class ModelRecorder:
         self.version = version
         self.queue_depth = queue_depth
         self.sequences: Callable[[], tuple[int, int]] | None = None
+        self.wait_ns: Callable[[], int] = int
         self._clock = clock
         self._wall_ms = wall
         # Pending: one entry per request, and BATCH_COLUMNS entries per batch.
@@ -290,6 +293,7 @@ class ModelRecorder:
             refused=dict(self._refused),
             closed=dict(self._closed),
             queue=self.queue_depth(),
+            wait_ns=self.wait_ns(),
             sequences=None if self.sequences is None else SequenceCounts(*self.sequences(), self._expired_sequences),
             wasted_rows=self._wasted_rows,
             wasted_ns=self._wasted_ns,
