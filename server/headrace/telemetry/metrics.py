@@ -65,6 +65,10 @@ FAILURE_REASON_OF: Final = {
 }
 """Triton's reason by `HeadraceError.reason`; what is not here is OTHER."""
 
+FORESEEN: Final = (*_REJECTIONS, "cancelled", "backend_failed", "internal")
+"""Reasons of headrace_refused_total that exist from the start: of a series that appears at its first event, rate() and
+increase() do not see that event."""
+
 BATCH_ROWS_EDGES: Final = tuple(2**k for k in range(11))
 """Upper bounds of headrace_batch_rows: the powers of two to 1024."""
 
@@ -344,8 +348,8 @@ def _request_families(readings: Sequence[Reading]) -> Iterator[Metric]:
     )
     for reading in readings:
         labels = (reading.model, reading.version)
-        for reason, count in sorted(reading.refused.items()):
-            refused.add_metric((*labels, reason), count)
+        for reason in sorted({*FORESEEN, *reading.refused}):
+            refused.add_metric((*labels, reason), reading.refused.get(reason, 0))
         waiting.add_metric(labels, reading.queue[0])
         rows.add_metric(labels, reading.queue[1])
         wait.add_metric(labels, reading.wait_ns / 1e9)
