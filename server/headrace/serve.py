@@ -31,6 +31,7 @@ from headrace.telemetry import logs
 from headrace.telemetry.gpu import GpuMetrics
 from headrace.telemetry.guard import ObserverGuard
 from headrace.telemetry.metrics import Metrics, ServerMetrics, register_process_metrics
+from headrace.telemetry.summary import Summary
 from headrace.transport.admin import Admin
 from headrace.transport.grpc_native import NativeTransport
 from headrace.transport.grpc_reference import ReferenceTransport
@@ -157,6 +158,7 @@ class _Parts:
         metrics = Metrics(self._registry)
         self._counts = ServerMetrics(self._registry)
         register_process_metrics(self._registry)
+        self._summary = Summary(metrics, self._counts)
         self._gpus = GpuMetrics(self._registry, in_background)
         self.status = Status()
         self._health = Health()
@@ -200,7 +202,15 @@ class _Parts:
         settings = self._settings
         limits = JsonLimits(settings.http.max_json_depth, settings.http.max_json_elements)
         return HttpServer(
-            make_app(self.status, self._registry, self._table, limits, self._counts.http_requests, self._gpus.refresh),
+            make_app(
+                self.status,
+                self._registry,
+                self._table,
+                limits,
+                self._counts.http_requests,
+                self._gpus.refresh,
+                self._summary.read,
+            ),
             _listen(settings.host, settings.http_port),
             RestInfer(self._catalog, self._turn, self._refused, self._memory, self.status, limits),
             settings=settings.http,
