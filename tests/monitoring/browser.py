@@ -1,6 +1,6 @@
 """Headless Chromium by its DevTools protocol over pipes: no driver and no package is needed.
 
-Source: https://chromedevtools.github.io/devtools-protocol, and `--remote-debugging-pipe` of Chromium: messages are JSON,
+Source: https://chromedevtools.github.io/devtools-protocol, and Chromium's `--remote-debugging-pipe`: messages are JSON,
 each ended by a NUL, in on file descriptor 3 and out on 4.
 """
 

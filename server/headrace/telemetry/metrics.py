@@ -12,8 +12,6 @@ formats valid; rate() and increase() do not look at the type.
 from __future__ import annotations
 
 from collections import Counter
-from functools import cache
-from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client.core import (
@@ -27,10 +25,10 @@ from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from headrace.clock import monotonic_ns, wall_ms
 from headrace.messages import PHASES
+from headrace.telemetry.histograms import Histograms, bound
 from headrace.telemetry.recorder import Histogram, ModelRecorder, Reading
 from headrace.telemetry.traces import Tracer
 
@@ -314,27 +312,25 @@ def _triton_families(readings: Sequence[Reading]) -> Iterator[Metric]:
         load.add_metric(labels, reading.load_seconds)
     yield from (failures, pending, load)
     for name, text, histogram_of in _TRITON_HISTOGRAMS:
-        histogram = HistogramMetricFamily(name, text, labels=LABELS)
+        histogram = Histograms(name, text, LABELS)
         for reading in readings:
-            _add_histogram(histogram, (reading.model, reading.version), histogram_of(reading), 1e3)
+            histogram.add((reading.model, reading.version), histogram_of(reading), 1e3)
         yield histogram
 
 
 def _request_families(readings: Sequence[Reading]) -> Iterator[Metric]:
-    whole = HistogramMetricFamily(
-        "headrace_request_seconds", "Time from the read of a request to its reply", labels=LABELS
-    )
+    whole = Histograms("headrace_request_seconds", "Time from the read of a request to its reply", labels=LABELS)
     for reading in readings:
-        _add_histogram(whole, (reading.model, reading.version), reading.request, 1e9)
+        whole.add((reading.model, reading.version), reading.request, 1e9)
     yield whole
-    phases = HistogramMetricFamily(
+    phases = Histograms(
         "headrace_request_phase_seconds",
         "Time of requests in each phase: decode, admit, queue, batch, execute, encode",
         labels=(*LABELS, "phase"),
     )
     for reading in readings:
         for phase in PHASES:
-            _add_histogram(phases, (reading.model, reading.version, phase), reading.phases[phase], 1e9)
+            phases.add((reading.model, reading.version, phase), reading.phases[phase], 1e9)
     yield phases
     refused = CounterMetricFamily(
         "headrace_refused", "Requests that ended without success, by cause", labels=(*LABELS, "reason")
@@ -383,7 +379,7 @@ def _batch_families(readings: Sequence[Reading]) -> Iterator[Metric]:
     for reading in readings:
         labels = (reading.model, reading.version)
         sizes = [(batch.batch_size, batch.compute_infer.count) for batch in reading.statistics.batches]
-        buckets = [(_bound(edge), sum(n for size, n in sizes if size <= edge)) for edge in BATCH_ROWS_EDGES]
+        buckets = [(bound(edge), sum(n for size, n in sizes if size <= edge)) for edge in BATCH_ROWS_EDGES]
         buckets.append(("+Inf", reading.statistics.execution_count))
         rows.add_metric(labels, buckets, sum(size * n for size, n in sizes))
         for (reason, instance), count in sorted(reading.closed.items()):
@@ -436,21 +432,6 @@ def _device_families(readings: Sequence[Reading]) -> Iterator[Metric]:
         for provider, count in sorted(reading.nodes.items()):
             nodes.add_metric((*labels, provider), count)
     yield from (memory, nodes)
-
-
-def _add_histogram(
-    family: HistogramMetricFamily, labels: Sequence[str], histogram: Histogram, ns_per_unit: float
-) -> None:
-    """Adds one series of buckets; `ns_per_unit` is 1e9 for seconds and 1e3 for microseconds."""
-    edges = [_bound(edge / ns_per_unit) for edge in histogram.edges.tolist()]
-    cumulative = accumulate(histogram.counts.tolist())
-    family.add_metric(labels, list(zip([*edges, "+Inf"], cumulative, strict=True)), histogram.total / ns_per_unit)
-
-
-@cache
-def _bound(edge: float) -> str:
-    """The label `le` as prometheus_client itself writes it."""
-    return str(floatToGoString(edge))  # type: ignore[no-untyped-call]
 
 
 def _us(ns: int) -> int:
