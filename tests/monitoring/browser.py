@@ -11,6 +11,7 @@ import select
 import subprocess
 import time
 
+from e2e.server_process import eventually
 from monitoring.tools import CHROMIUM
 
 SECONDS = 30
@@ -93,6 +94,8 @@ class Browser:
     def open(self, url):
         """Goes to a page."""
         assert "errorText" not in self.do("Page.navigate", url=url)
+        there = f"location.href.startsWith({json.dumps(url)}) && document.readyState === 'complete'"
+        eventually(lambda: self.run(there), SECONDS)
 
     def run(self, script):
         """The value of an expression in the page."""
