@@ -108,7 +108,14 @@ def test_many_batch_sizes_are_put_together():
 def test_figures_are_short():
     times = [None, 0, 12e-6, 0.0123, 0.5, 12]
     assert [call("time", value) for value in times] == ["-", "0 µs", "12 µs", "12.3 ms", "500 ms", "12.00 s"]
-    assert [call("number", value) for value in (None, 0, 0.5, 12.34, 1234.5)] == ["-", "0", "0.50", "12.3", "1,235"]
+    assert [call("number", value) for value in (None, 0, 3, 0.5, 12.34, 1234.5)] == [
+        "-",
+        "0",
+        "3",
+        "0.50",
+        "12.3",
+        "1,235",
+    ]
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
