@@ -35,8 +35,8 @@ def test_a_scrape_that_disturbs_is_seen_although_the_machine_is_noisy():
 def test_a_run_from_end_to_end(tmp_path):
     results = tmp_path / "results.json"
     done = subprocess.run(
-        [sys.executable, ROOT / "loadtest/scrape.py", "--pairs", "2", "--second", "0.2", "--warm", "0.1", "--models", "2",
-         "--connections", "2", "--results", results],
+        [sys.executable, ROOT / "loadtest/scrape.py", "--pairs", "2", "--second", "0.2", "--warm", "0.1",
+         "--models", "2", "--connections", "2", "--results", results],
         capture_output=True, text=True, timeout=90, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -1,5 +1,6 @@
 import asyncio
 import json
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -121,3 +122,10 @@ def test_drift_is_told_as_it_is_at_the_moment():
         "alarm": True,
     }
     assert World(lambda: iter([entry])).read()["drift"] == [entry]
+
+
+def test_every_member_is_documented(world):
+    page = (Path(__file__).parents[2] / "docs" / "rest.md").read_text()
+    told = world.read()
+    assert [name for name in told if f"`{name}" not in page] == []
+    assert [name for name in told["models"][1] if f"`{name}`" not in page and f"`.{name}`" not in page] == []
