@@ -358,12 +358,12 @@ class Batch:
 
 
 CLOSE_REASONS = (
-    "full", "cost", "preferred", "deadline", "idle", "delay", "shape", "single", "isolated", "drain", "ensemble",
-    "cached",
+    "full", "cost", "preferred", "deadline", "idle", "delay", "shape", "single", "isolated", "rerun", "drain",
+    "ensemble", "cached",
 )  # fmt: skip
 """full: no further row fits. cost: a further row would wait without becoming cheaper. preferred: its size is one that
 the configuration prefers. deadline: a further row, or further waiting, would make a member late. idle: an idle instance
 took all there was. delay: the fixed delay was over. shape: what waits next cannot share a tensor with it. single:
-requests of this model run alone. isolated: the batch that it was in has failed, so it is run alone. drain: the server
-is leaving. ensemble: a request that runs through other models, in whose batches it is. cached: no batch, the reply was
-there."""
+requests of this model run alone. isolated: the batch that it was in has failed, so it is run alone. rerun: the instance
+that ran it was lost, so it is run again, alone. drain: the server is leaving. ensemble: a request that runs through
+other models, in whose batches it is. cached: no batch, the reply was there."""

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from headrace.engine import lifecycle
-from headrace.engine.lifecycle import Engine, open_model, warm_sizes
+from headrace.engine import opening
+from headrace.engine.lifecycle import Engine
+from headrace.engine.opening import open_model, warm_sizes
 from headrace.engine.shared_memory import NoSharedMemory
 from headrace.engine.turn import Turn
 from headrace.errors import ConfigError, InvalidRequest, ModelLoadError, ModelNotFound, ShuttingDown
@@ -85,7 +86,8 @@ def test_models_are_loaded_warmed_and_serve(repository, caplog):
         world.engine.close()
 
     run_virtual(main())
-    assert "model a version 1 serves: fake, max batch 8, 1 instances, loaded in 0.00 s, 1 row takes 5 us" in caplog.text
+    assert "model a version 1 serves: fake by headrace.testing.backend:FakeBackend, max batch 8" in caplog.text
+    assert "1 instances, loaded in 0.00 s, 1 row takes 5 us" in caplog.text
     assert len(FakeBackend.loaded) == 3
     sizes = [run.rows for run in FakeBackend.loaded[0].runs]
     assert sizes[:-1] == [rows for rows in (1, 2, 4, 8, 3, 5, 6, 7) for _ in range(3)]
@@ -285,7 +287,7 @@ def test_dimensions_of_any_size_are_tried_with_1_and_need_not_succeed(tmp_path, 
 
 
 def test_sizes_that_would_take_very_much_memory_are_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(lifecycle, "WARM_BYTES", 65)
+    monkeypatch.setattr(opening, "WARM_BYTES", 65)
     model, _, _ = open_model(found(tmp_path, backend_options={"dims": [4]}), FakeClock(), 0)
     assert {run.rows for run in model.runs} == {1, 2, 3, 4}
 

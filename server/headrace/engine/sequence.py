@@ -52,6 +52,7 @@ class SequenceScheduler:
         self.platform = model.platform
         self.level = model.level
         self.config = model.config
+        self.condition = model.condition
         self.signature = plan.signature
         self.plan = plan
         self.view = replace(model.view, signature=plan.signature, owner=self, split_oversize=True)

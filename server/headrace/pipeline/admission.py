@@ -14,9 +14,10 @@ from headrace.errors import (
     QueueTimeout,
     ShuttingDown,
 )
+from headrace.pipeline.queue import order_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from headrace.messages import Batch, Fit, InferRequest
     from headrace.pipeline.cost import CostModel
@@ -41,6 +42,33 @@ def expired(request: InferRequest, now: int) -> HeadraceError:
     if 0 < request.rpc_deadline <= now:
         return DeadlineExceeded("Deadline exceeded while the request waited for execution")
     return QueueTimeout("Request timeout expired")
+
+
+def set_deadlines(requests: Sequence[InferRequest], now: int, slo_ns: int) -> int:
+    """Sets when requests of one template expire and what orders them; returns the first such moment, 0 for none.
+
+    slo_ns: the deadline of those that bring none, from their receipt; 0: none.
+    """
+    template = requests[0].template
+    own_limit, priority = template.timeout_ns, template.priority
+    without_deadline = order_of(priority, 0, now)
+    soonest = 0
+    for request in requests:
+        request.decoded = now
+        expires = request.rpc_deadline
+        if own_limit:
+            limit = request.received + own_limit
+            expires = min(expires, limit) if expires else limit
+        elif slo_ns and not expires:
+            expires = request.received + slo_ns
+        if expires:
+            request.expires = expires
+            request.order = order_of(priority, expires, now)
+            if not 0 < soonest <= expires:
+                soonest = expires
+        else:
+            request.order = without_deadline
+    return soonest
 
 
 def wait_ns(
