@@ -1,0 +1,66 @@
+"""A `Supply` of fake instances, which takes virtual time and fails as the test wants."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, defaultdict, deque
+from typing import TYPE_CHECKING
+
+from headrace.engine.policies import cost_model
+from headrace.repository.model_config import ModelConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from headrace.pipeline.cost import CostModel
+    from headrace.testing.backend import FakeInstance, FakeModel
+
+
+class FakeSupply:
+    """See `engine.instances.Supply`.
+
+    models: of each backend, in the order of the chain. takes_ns: how long making an instance takes, by backend.
+    failures: what the next attempts raise, by backend; None: that one succeeds. made, forgotten: how often, by backend.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, FakeModel],
+        *,
+        stand_ins: int = 1,
+        first_ns: int = 1_000_000_000,
+        max_ns: int = 60_000_000_000,
+        inline_below_ns: int = 0,
+    ) -> None:
+        self.backends = list(models)
+        self.stand_ins = stand_ins
+        self.first_ns = first_ns
+        self.max_ns = max_ns
+        self.takes_ns: Counter[str] = Counter()
+        self.failures: defaultdict[str, deque[Exception | None]] = defaultdict(deque)
+        self.made: Counter[str] = Counter()
+        self.forgotten: Counter[str] = Counter()
+        self._models = models
+        self._inline_below_ns = inline_below_ns
+
+    def __repr__(self) -> str:
+        return f"<FakeSupply {dict(self.made)}>"
+
+    async def make(self, backend: str, index: int) -> FakeInstance:
+        """See `Supply`."""
+        if self.takes_ns[backend]:
+            await asyncio.sleep(self.takes_ns[backend] / 1e9)
+        failures = self.failures[backend]
+        if failures and (failure := failures.popleft()) is not None:
+            raise failure
+        self.made[backend] += 1
+        return self._models[backend].make_instance(index)
+
+    def cost_model(self) -> CostModel:
+        """See `Supply`."""
+        signature = self._models[self.backends[0]].signature
+        return cost_model(ModelConfig(), signature, self._inline_below_ns)
+
+    def forget(self, backend: str) -> None:
+        """See `Supply`."""
+        self.forgotten[backend] += 1
