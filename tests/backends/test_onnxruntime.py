@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from headrace.backends import onnxruntime as backend
+from headrace.backends.buffers import COPY_EACH_BYTES
 from headrace.errors import ModelLoadError
 from headrace.messages import Signature, TensorSpec
 from headrace.pipeline import bytes_tensor
@@ -317,10 +318,10 @@ def test_large_requests_that_do_not_make_the_batch_fail_one_by_one_too(identity,
 
 
 def test_large_parts_that_do_not_fill_the_batch_fail(identity):
-    instance = identity(TensorProto.INT8, ["N", backend.COPY_EACH_BYTES], max_batch=4).make_instance(0)
-    for second in (backend.COPY_EACH_BYTES - 1, 1, backend.COPY_EACH_BYTES + 1):
+    instance = identity(TensorProto.INT8, ["N", COPY_EACH_BYTES], max_batch=4).make_instance(0)
+    for second in (COPY_EACH_BYTES - 1, 1, COPY_EACH_BYTES + 1):
         with pytest.raises(ValueError, match=r"expected|broadcast"):
-            instance.run([[bytes(backend.COPY_EACH_BYTES), bytes(second)]], [(2, backend.COPY_EACH_BYTES)], [0])
+            instance.run([[bytes(COPY_EACH_BYTES), bytes(second)]], [(2, COPY_EACH_BYTES)], [0])
 
 
 def test_instances_are_apart(identity):

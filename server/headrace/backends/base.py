@@ -74,6 +74,19 @@ class LoadedModel(Protocol):
         """What ModelMetadata reports, such as `onnxruntime_onnx`."""
         ...
 
+    @property
+    def executors_per_instance(self) -> int:
+        """How many times `make_instance` is called for each of the model's `instances`.
+
+        That is the devices that it is on, times the batches that an instance has in flight; on the processor 1.
+        """
+        ...
+
+    @property
+    def inline(self) -> bool:
+        """Whether a short batch may run on the event loop: false where a run waits for a device."""
+        ...
+
     def make_instance(self, index: int) -> Instance:
         """A new instance, on the calling thread; may take long (graph optimisation)."""
         ...

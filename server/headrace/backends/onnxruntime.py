@@ -19,6 +19,7 @@ import onnxruntime as ort
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from headrace import settings_sources as sources
+from headrace.backends.buffers import aligned_bytes, lay, row_bytes, typed
 from headrace.backends.quicker import Quicker
 from headrace.clock import monotonic_ns
 from headrace.datatypes import DATATYPES
@@ -27,7 +28,7 @@ from headrace.messages import Signature, TensorSpec
 from headrace.pipeline import bytes_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from headrace.messages import Buffer
@@ -40,8 +41,6 @@ MODEL_FILE = "model.onnx"
 DEFAULT_MAX_BATCH = 64
 IN_PLACE_BYTES = 192 << 10
 """From here on, copying the input of a single request costs more than binding it anew."""
-COPY_EACH_BYTES = 64 << 10
-"""From here on, copying a request's rows by themselves costs less than joining all rows first."""
 MAX_BINDINGS = 512
 """IOBindings kept by an instance; there is one for each number of rows and choice of outputs."""
 
@@ -128,6 +127,8 @@ class OnnxModel:
     """An ONNX file whose signature has been read."""
 
     platform = "onnxruntime_onnx"
+    executors_per_instance = 1
+    inline = True
 
     def __init__(self, file: Path, max_batch: int | None, threads: int, options: Options) -> None:
         self._file = file
@@ -175,8 +176,8 @@ class OnnxInstance:
             # For the largest batch; the system provides memory only for what is touched.
             rows = max(signature.max_batch, 1)
             try:
-                self._inputs = [_aligned_bytes(rows * _row_bytes(spec)) for spec in signature.inputs]
-                self._outputs = [_aligned_bytes(rows * _row_bytes(spec)) for spec in signature.outputs]
+                self._inputs = [aligned_bytes(rows * row_bytes(spec)) for spec in signature.inputs]
+                self._outputs = [aligned_bytes(rows * row_bytes(spec)) for spec in signature.outputs]
             except (MemoryError, OverflowError, ValueError) as error:
                 raise ModelLoadError(f"there is no memory for batches of max_batch = {rows} rows: {error}") from error
             self._widest = max(range(len(self._inputs)), key=lambda i: self._inputs[i].nbytes)
@@ -204,10 +205,7 @@ class OnnxInstance:
         """All requests in one run, copied into the instance's buffers."""
         binding = self._binding(0, shapes, outputs)
         for view, parts in zip(binding.inputs, inputs, strict=True):
-            if len(view) < COPY_EACH_BYTES * len(parts):
-                view[:] = parts[0] if len(parts) == 1 else b"".join(parts)
-            else:
-                _copy_parts(view, parts)
+            lay(view, parts)
         self._session.run_with_iobinding(binding.binding, self._run_options)
         return binding.outputs
 
@@ -216,7 +214,7 @@ class OnnxInstance:
     ) -> Sequence[Array]:
         """Each request in a run of its own, where it lies; the outputs as if they had been run together."""
         specs = self._signature.inputs
-        first_row = _row_bytes(specs[self._widest])
+        first_row = row_bytes(specs[self._widest])
         start = 0
         for parts in zip(*inputs, strict=True):
             rows = len(parts[self._widest]) // first_row
@@ -263,7 +261,7 @@ class OnnxInstance:
         for spec, shape, buffer in zip(signature.inputs, shapes, self._inputs, strict=True):
             if shape != batch + spec.shape:
                 raise ValueError(f"input {spec.name!r} has shape {list(shape)}, expected {list(batch + spec.shape)}")
-            array = _typed(buffer, spec, start, shape)
+            array = typed(buffer, spec, start, shape)
             binding.bind_ortvalue_input(spec.name, _ort_value(array, spec))
             views.append(buffer.data[: array.nbytes])
         results = self._results(start, batch, outputs)
@@ -276,7 +274,7 @@ class OnnxInstance:
         """The parts of the output buffers that a batch writes whose first row is row `start`."""
         specs = [self._signature.outputs[index] for index in outputs]
         return [
-            _typed(self._outputs[index], spec, start, batch + spec.shape)
+            typed(self._outputs[index], spec, start, batch + spec.shape)
             for index, spec in zip(outputs, specs, strict=True)
         ]
 
@@ -396,37 +394,6 @@ def _to_numpy(value: ort.OrtValue) -> Array:
         return array
     data = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
     return np.frombuffer(data, np.uint16).reshape(value.shape())
-
-
-def _copy_parts(view: memoryview, parts: Iterable[Buffer]) -> None:
-    """Lays large parts one after another. By NumPy, which lets go of the interpreter lock while it copies."""
-    target = np.frombuffer(view, np.uint8)
-    at = 0
-    for part in parts:
-        end = at + len(part)
-        target[at:end] = np.frombuffer(part, np.uint8)
-        at = end
-    if at != len(target):
-        raise ValueError(f"{at} bytes of input, expected {len(target)}")
-
-
-def _row_bytes(spec: TensorSpec) -> int:
-    return DATATYPES[spec.datatype].itemsize * math.prod(spec.shape)
-
-
-def _aligned_bytes(size: int) -> Array:
-    """Uninitialised bytes that begin at a cache line, which the widest vector loads like."""
-    raw = np.empty(size + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + size]
-
-
-def _typed(buffer: Array, spec: TensorSpec, start: int, shape: tuple[int, ...]) -> Array:
-    """The part of a buffer that begins at row `start`."""
-    datatype = DATATYPES[spec.datatype]
-    at = start * _row_bytes(spec)
-    typed: Array = buffer[at : at + datatype.itemsize * math.prod(shape)].view(datatype.numpy).reshape(shape)
-    return typed
 
 
 _LEVELS = (logging.DEBUG, logging.DEBUG, logging.WARNING, logging.ERROR, logging.CRITICAL)  # by ORT's severity, 0 to 4

@@ -98,6 +98,16 @@ class PresentedModel:
         """See `backends.base.LoadedModel`."""
         return self._model.platform
 
+    @property
+    def executors_per_instance(self) -> int:
+        """See `backends.base.LoadedModel`."""
+        return self._model.executors_per_instance
+
+    @property
+    def inline(self) -> bool:
+        """See `backends.base.LoadedModel`."""
+        return self._model.inline
+
     def make_instance(self, index: int) -> Instance:
         """See `backends.base.LoadedModel`."""
         instance = self._model.make_instance(index)

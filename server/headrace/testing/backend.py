@@ -140,6 +140,8 @@ class FakeModel:
     """
 
     platform = "fake"
+    executors_per_instance = 1
+    inline = True
 
     def __init__(
         self,

@@ -1,0 +1,225 @@
+"""A device in the host's memory: what a backend does with streams and memory can be tested without a GPU.
+
+Nothing that a stream is given happens before somebody waits for it, and then it happens in order: a backend that reads
+a result too early finds what was there before. Memory that is freed is filled with a pattern.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from headrace.backends.device import DeviceError, DeviceLost, DeviceOutOfMemory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ALIGNMENT = 256
+FREED = 0xDD
+FRESH = 0xCD
+
+
+class FakeMemory:
+    """Memory of the device or of the host: `array` is all of it, as UINT8."""
+
+    def __init__(self, device: FakeDevice, nbytes: int) -> None:
+        raw = np.full(nbytes + ALIGNMENT, FRESH, np.uint8)
+        start = -raw.ctypes.data % ALIGNMENT
+        self.array: np.ndarray[Any, Any] = raw[start : start + nbytes]
+        self.pointer = self.array.ctypes.data
+        self.nbytes = nbytes
+        self.open = True
+        self._device = device
+
+    def close(self) -> None:
+        """Frees it."""
+        if self.open:
+            self.open = False
+            self.array[:] = FREED
+            self._device.allocated.discard(self)
+
+
+class FakeEvent:
+    """A point in a stream."""
+
+    def __init__(self, stream: FakeStream) -> None:
+        self._stream = stream
+        self.reached = False
+
+    def synchronize(self) -> None:
+        """Does what stands before it."""
+        self._stream.run_until(self)
+
+    def milliseconds_since(self, earlier: FakeEvent) -> float:
+        """No time passes on this device."""
+        if not (self.reached and earlier.reached):
+            raise DeviceError("an event has not been reached")
+        return 0.0
+
+    def close(self) -> None:
+        """Frees it."""
+
+
+class FakeGraph:
+    """Work that was recorded."""
+
+    def __init__(self, work: list[Callable[[], None]]) -> None:
+        self.work = work
+        self.launches = 0
+        self.open = True
+
+    def launch(self, stream: FakeStream) -> None:
+        """Puts the work into a stream."""
+        if not self.open:
+            raise DeviceError("the graph is closed")
+        self.launches += 1
+        for step in self.work:
+            stream.enqueue(step)
+
+    def close(self) -> None:
+        """Frees it."""
+        self.open = False
+
+
+class FakeStream:
+    """Work that is done when somebody waits for it."""
+
+    def __init__(self, device: FakeDevice, handle: int) -> None:
+        self.handle = handle
+        self.open = True
+        self._device = device
+        self._pending: deque[Callable[[], None]] = deque()
+        self._recording: list[Callable[[], None]] | None = None
+
+    def enqueue(self, step: Callable[[], None]) -> None:
+        """Puts a step of a library that works on this device into the stream."""
+        self._device.check()
+        if not self.open:
+            raise DeviceError("the stream is closed")
+        if self._recording is not None:
+            self._recording.append(step)
+        else:
+            self._pending.append(step)
+
+    def upload(self, target: FakeMemory, source: FakeMemory, nbytes: int) -> None:
+        """See `backends.device.Stream`."""
+        self._copy(target, source, nbytes)
+
+    def download(self, target: FakeMemory, source: FakeMemory, nbytes: int) -> None:
+        """See `backends.device.Stream`."""
+        self._copy(target, source, nbytes)
+
+    def _copy(self, target: FakeMemory, source: FakeMemory, nbytes: int) -> None:
+        if nbytes > min(target.nbytes, source.nbytes):
+            raise DeviceError(f"a copy of {nbytes} bytes, from {source.nbytes} to {target.nbytes}")
+        if not (target.open and source.open):
+            raise DeviceError("a copy of memory that is freed")
+
+        def copy() -> None:
+            ctypes.memmove(target.pointer, source.pointer, nbytes)
+
+        self.enqueue(copy)
+
+    def record(self, *, timed: bool = False) -> FakeEvent:
+        """See `backends.device.Stream`."""
+        event = FakeEvent(self)
+
+        def reach() -> None:
+            event.reached = True
+
+        self.enqueue(reach)
+        return event
+
+    def wait(self, event: FakeEvent) -> None:
+        """See `backends.device.Stream`."""
+        self.enqueue(event.synchronize)
+
+    def run_until(self, event: FakeEvent) -> None:
+        """Does what was given, until an event is reached."""
+        while not event.reached:
+            if not self._pending:
+                raise DeviceError("an event is waited for that nobody recorded")
+            self._pending.popleft()()
+
+    def synchronize(self) -> None:
+        """See `backends.device.Stream`."""
+        self._device.check()
+        if self._recording is not None:
+            raise DeviceError("a stream is waited for that is being captured")
+        while self._pending:
+            self._pending.popleft()()
+
+    def capture(self, work: Callable[[], None]) -> FakeGraph:
+        """See `backends.device.Stream`."""
+        self._recording = []
+        try:
+            work()
+            return FakeGraph(self._recording)
+        finally:
+            self._recording = None
+
+    def close(self) -> None:
+        """See `backends.device.Stream`."""
+        self.open = False
+
+
+class FakeDevice:
+    """See `backends.device.Device`. memory: bytes that it has.
+
+    lost: set it, and every call raises DeviceLost.
+    """
+
+    kind = "cpu"
+    architecture = (9, 0)
+    driver = 13000
+
+    def __init__(self, index: int = 0, memory: int = 1 << 30) -> None:
+        self.index = index
+        self.name = "Fake"
+        self.uuid = f"GPU-fake-{index}"
+        self.lost = False
+        self.allocated: set[FakeMemory] = set()
+        self.streams: list[FakeStream] = []
+        self._memory = memory
+
+    def check(self) -> None:
+        """Raises DeviceLost if it is."""
+        if self.lost:
+            raise DeviceLost("the device was lost, as the test wants")
+
+    def use(self) -> None:
+        """See `backends.device.Device`."""
+        self.check()
+
+    def memory_info(self) -> tuple[int, int]:
+        """See `backends.device.Device`."""
+        return self._memory - sum(memory.nbytes for memory in self.allocated), self._memory
+
+    def allocate(self, nbytes: int) -> FakeMemory:
+        """See `backends.device.Device`."""
+        self.check()
+        free, _ = self.memory_info()
+        if nbytes > free:
+            raise DeviceOutOfMemory(f"{nbytes} bytes are asked for, {free} are free")
+        memory = FakeMemory(self, nbytes)
+        self.allocated.add(memory)
+        return memory
+
+    def pin(self, nbytes: int) -> FakeMemory:
+        """See `backends.device.Device`."""
+        self.check()
+        return FakeMemory(self, nbytes)
+
+    def stream(self) -> FakeStream:
+        """See `backends.device.Device`."""
+        self.check()
+        stream = FakeStream(self, handle=1 + len(self.streams))
+        self.streams.append(stream)
+        return stream
+
+    def stream_of(self, handle: int) -> FakeStream:
+        """The stream with a handle, for libraries that were given one."""
+        return self.streams[handle - 1]

@@ -1,0 +1,192 @@
+# ruff: noqa: N802, N815  -- the driver's own names
+"""The calls that `backends.cuda` makes, on a driver of the tests' own, and against the names of the real bindings."""
+
+import ast
+import ctypes
+import inspect
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from headrace.backends.device import DeviceError, DeviceLost, DeviceOutOfMemory, open_device
+from headrace.backends.staging import Lane
+from headrace.errors import ModelLoadError
+
+driver = pytest.importorskip("cuda.bindings.driver", reason="pip install cuda-bindings")
+cuda = pytest.importorskip("headrace.backends.cuda")
+OK = driver.CUresult.CUDA_SUCCESS
+
+
+class FakeDriver:
+    """The driver's functions in the host's memory: copies are done at once. fail: name of a call -> its status."""
+
+    def __init__(self):
+        self.calls = []
+        self.fail = {}
+        self.memory = {}
+        self.capturing = False
+
+    def __getattr__(self, name):
+        real = getattr(driver, name)
+        if not name.startswith("cu"):
+            return real
+        arity = len(re.match(r"\w+\((.*?)\)", real.__doc__)[1].split(",")) if "()" not in real.__doc__[:60] else 0
+
+        def call(*arguments):
+            assert len(arguments) == arity, f"{name} takes {arity} arguments"
+            self.calls.append(name)
+            if name in self.fail:
+                return self.fail[name], None
+            return (OK, *getattr(self, f"_{name}", lambda *_: (len(self.calls),))(*arguments))
+
+        return call
+
+    def _cuDeviceGetCount(self):
+        return (2,)
+
+    def _cuDeviceGetName(self, length, device):
+        return (b"Fake GPU" + bytes(length - 8),)
+
+    def _cuDeviceGetUuid(self, device):
+        return (SimpleNamespace(bytes=bytes(range(16))),)
+
+    def _cuDeviceGetAttribute(self, attribute, device):
+        return (9 if "MAJOR" in attribute.name else 0,)
+
+    def _cuGetErrorString(self, status):
+        return (b"as the test wants",)
+
+    def _cuDriverGetVersion(self):
+        return (13000,)
+
+    def _cuMemGetInfo(self):
+        return 10, 20
+
+    def _alloc(self, nbytes, flags=0):
+        memory = np.zeros(nbytes, np.uint8)
+        self.memory[memory.ctypes.data] = memory
+        return (memory.ctypes.data,)
+
+    _cuMemAlloc = _cuMemHostAlloc = _alloc
+
+    def _free(self, pointer):
+        del self.memory[pointer]
+        return ()
+
+    _cuMemFree = _cuMemFreeHost = _free
+
+    def _copy(self, target, source, nbytes, stream):
+        ctypes.memmove(target, source, nbytes)
+        return ()
+
+    _cuMemcpyHtoDAsync = _cuMemcpyDtoHAsync = _copy
+
+    def _cuEventElapsedTime(self, start, end):
+        return (1.5,)
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    fake = FakeDriver()
+    monkeypatch.setattr(cuda, "driver", fake)
+    cuda.open_device.cache_clear()
+    yield fake
+    cuda.open_device.cache_clear()
+
+
+def test_every_name_exists_in_the_bindings():
+    tree = ast.parse(inspect.getsource(cuda))
+    used = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "driver"
+    }
+    assert len(used) > 25
+    assert [name for name in used if not hasattr(driver, name)] == []
+
+
+def test_a_device_says_what_it_is(fake):
+    device = open_device(1)
+    assert (device.name, device.architecture, device.driver) == ("Fake GPU", (9, 0), 13000)
+    assert device.uuid == "GPU-00010203-0405-0607-0809-0a0b0c0d0e0f"
+    assert device.memory_info() == (10, 20)
+    assert repr(device) == "<CudaDevice 1 Fake GPU sm_90>"
+    assert open_device(1) is device
+
+
+def test_a_batch_goes_there_and_back(fake):
+    lane = Lane(open_device(0), [8], [8])
+    lane.lay(0, [b"abcd", b"efgh"], 8)
+    lane.upload(0, 8)
+    ctypes.memmove(lane.outputs[0].pointer, lane.inputs[0].pointer, 8)
+    lane.download(0, 8)
+    lane.stream.synchronize()
+    assert bytes(lane._from[0].array) == b"abcdefgh"
+    lane.close()
+    assert not fake.memory
+    lane.close()  # once is enough
+
+
+def test_events_and_graphs(fake):
+    stream = open_device(0).stream()
+    start, end = stream.record(timed=True), stream.record(timed=True)
+    stream.wait(start)
+    end.synchronize()
+    assert end.milliseconds_since(start) == 1.5
+    fake.calls.clear()
+    graph = stream.capture(lambda: stream.wait(start))
+    graph.launch(stream)
+    graph.close()
+    start.close()
+    assert fake.calls == [
+        "cuStreamBeginCapture", "cuStreamWaitEvent", "cuStreamEndCapture", "cuGraphInstantiate", "cuGraphDestroy",
+        "cuGraphLaunch", "cuGraphExecDestroy", "cuEventDestroy",
+    ]  # fmt: skip
+
+
+def test_a_capture_that_fails_ends(fake):
+    stream = open_device(0).stream()
+    with pytest.raises(KeyError):
+        stream.capture(lambda: {}[0])
+    assert fake.calls[-1] == "cuStreamEndCapture"
+    fake.fail["cuStreamEndCapture"] = driver.CUresult.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
+    with pytest.raises(DeviceError, match="CUDA_ERROR_STREAM_CAPTURE_INVALIDATED: "):
+        stream.capture(lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        ("OUT_OF_MEMORY", DeviceOutOfMemory),
+        ("ILLEGAL_ADDRESS", DeviceLost),
+        ("LAUNCH_FAILED", DeviceLost),
+        ("INVALID_VALUE", DeviceError),
+    ],
+)
+def test_what_the_driver_says_is_told_apart(fake, status, kind):
+    stream = open_device(0).stream()
+    fake.fail["cuStreamSynchronize"] = getattr(driver.CUresult, f"CUDA_ERROR_{status}")
+    with pytest.raises(kind, match=f"CUDA_ERROR_{status}: as the test wants") as raised:
+        stream.synchronize()
+    assert type(raised.value) is kind
+
+
+class TestWithoutWhatItNeeds:
+    def test_no_driver(self):
+        with pytest.raises(ModelLoadError, match="there is no CUDA driver that works"):
+            open_device(0)
+
+    def test_no_such_device(self, fake):
+        with pytest.raises(ModelLoadError, match="device 2 cannot be used: the driver sees 2 devices"):
+            open_device(2)
+
+    def test_a_device_that_refuses(self, fake):
+        fake.fail["cuDevicePrimaryCtxRetain"] = driver.CUresult.CUDA_ERROR_DEVICE_UNAVAILABLE
+        with pytest.raises(ModelLoadError, match="device 0 cannot be used: CUDA_ERROR_DEVICE_UNAVAILABLE"):
+            open_device(0)
+
+    def test_no_package(self):
+        with pytest.raises(ModelLoadError, match=r"device 0 cannot be used: .*pip install headrace\[gpu\]"):
+            open_device(0, "headrace.no_such_module:open_device")
