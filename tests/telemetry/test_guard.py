@@ -37,8 +37,8 @@ class Broken:
     def sequences_expired(self, sequences):
         self._call("sequences_expired", sequences)
 
-    def fell_back(self, backend, reason):
-        self._call("fell_back", backend, reason)
+    def fell_back(self, backend, to, reason):
+        self._call("fell_back", backend, to, reason)
 
     def instances_lost(self, instances):
         self._call("instances_lost", instances)
@@ -57,7 +57,7 @@ def drive(observer):
         model.wasted(1, 2)
         model.padded(3, 4)
         model.sequences_expired(4)
-        model.fell_back("fast", "lost")
+        model.fell_back("fast", "safe", "lost")
         model.instances_lost(5)
         model.rerun(6)
     guard.forget("m", "1")
@@ -73,7 +73,7 @@ def test_everything_is_passed_on(caplog):
     drive(observer)
     turn = [
         ("batch", "record"), ("refused", "queue_full", 1), ("refused", "cancelled", 3), ("wasted", 1, 2),
-        ("padded", 3, 4), ("sequences_expired", 4), ("fell_back", "fast", "lost"), ("instances_lost", 5), ("rerun", 6),
+        ("padded", 3, 4), ("sequences_expired", 4), ("fell_back", "fast", "safe", "lost"), ("instances_lost", 5), ("rerun", 6),
     ]  # fmt: skip
     assert observer.calls == [("model", "m", "1"), *turn, *turn, ("forget", "m", "1")]
     assert caplog.records == []

@@ -287,9 +287,9 @@ def test_backends_and_their_instances(registry, metrics):
     recorder = metrics.model("m", "1", lambda: (0, 0))
     metrics.model("ensemble", "1", lambda: (0, 0))
     recorder.instances = lambda: {("fast", "idle"): 0, ("fast", "lost"): 2, ("safe", "idle"): 1, ("safe", "running"): 3}
-    recorder.fell_back("fast", "lost")
-    recorder.fell_back("fast", "lost")
-    recorder.fell_back("faster", "load")
+    recorder.fell_back("fast", "safe", "lost")
+    recorder.fell_back("fast", "safe", "lost")
+    recorder.fell_back("faster", "fast", "load")
     recorder.instances_lost(2)
     recorder.rerun(5)
     ours = {key: n for key, n in samples(registry, model="m", version="1").items() if "_seconds" not in key[0]}
@@ -301,7 +301,7 @@ def test_backends_and_their_instances(registry, metrics):
         ("headrace_instances", (("backend", "safe"), ("state", "running"))): 3,
         ("headrace_instances_lost_total", ()): 2,
         ("headrace_rerun_requests_total", ()): 5,
-        ("headrace_backend_fallbacks_total", (("from", "fast"), ("reason", "lost"))): 2,
-        ("headrace_backend_fallbacks_total", (("from", "faster"), ("reason", "load"))): 1,
+        ("headrace_backend_fallbacks_total", (("from", "fast"), ("reason", "lost"), ("to", "safe"))): 2,
+        ("headrace_backend_fallbacks_total", (("from", "faster"), ("reason", "load"), ("to", "fast"))): 1,
     }
     assert not [name for name, _ in samples(registry, model="ensemble") if "instances" in name]

@@ -151,8 +151,8 @@ class Engine:
         if opened.plan is not None:
             served = SequenceScheduler(scheduler, opened.plan, self._clock, self._turn)
         self._serve(found, served, seconds, opened.note)
-        for backend, rejection in opened.passed_over.items():
-            served.observer.fell_back(backend, rejection.reason)
+        for (backend, rejection), following in zip(opened.passed_over.items(), found.config.chain[1:], strict=False):
+            served.observer.fell_back(backend, following, rejection.reason)
         self._review()
         logger.info(
             "model %s version %s serves: %s by %s, max batch %d, %d instances, loaded in %.2f s, 1 row takes %d us",

@@ -9,6 +9,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from headrace.backends import registry
+from headrace.backends.base import InstanceLost
 from headrace.clock import no_rest, rest_ns
 from headrace.engine.background import in_background
 from headrace.engine.policies import cost_model, make_buckets
@@ -66,10 +67,10 @@ def open_version(found: Found, clock: Clock, inline_below_ns: int, rest: Rest = 
         try:
             opened = _open_with(backend, found, clock, inline_below_ns, rest)
         except Exception as error:
-            if len(chain) == 1:
-                raise
-            unforeseen = not isinstance(error, ModelLoadError)
             passed_over[backend] = rejection = _rejection(error)
+            unforeseen = not isinstance(error, ModelLoadError | InstanceLost)
+            if len(chain) == 1:
+                raise (error if unforeseen else rejection) from error
             logger.warning(
                 "model %s version %d: backend %s does not work (%s): %s",
                 found.name,
@@ -82,7 +83,8 @@ def open_version(found: Found, clock: Clock, inline_below_ns: int, rest: Rest = 
             continue
         model, instances, cost, probe = opened
         plan = _plan(found, model, instances)
-        supply = ModelSupply(found, model, chain[at:], probe, clock, inline_below_ns)
+        backends = chain[at:] if found.config.fallback.at_run_time else chain[at : at + 1]
+        supply = ModelSupply(found, model, backends, probe, clock, inline_below_ns)
         return Opened(model, instances, cost, supply, passed_over, plan)
     whys = "; ".join(f"{backend}: {error}" for backend, error in passed_over.items())
     raise ModelLoadError(f"no backend of the chain works: {whys}")
@@ -98,10 +100,10 @@ def open_model(
     config = found.config
     model = _load_model(found, backend or config.chain[0], config.max_batch)
     warming = _Warming(found, model, clock, rest)
-    cost = cost_model(config, model.signature, inline_below_ns)
+    cost = cost_model(config, model.signature, inline_below_ns if model.inline else 0)
     instances: list[Instance] = []
     with ExitStack() as unless_all_succeed:
-        for index in range(config.instances):
+        for index in range(config.instances * model.executors_per_instance):
             instances.append(model.make_instance(index))
             unless_all_succeed.callback(instances[-1].close)
         for instance in instances:
@@ -127,12 +129,13 @@ class ModelSupply:
     ) -> None:
         fallback = found.config.fallback
         self.backends = backends
-        self.stand_ins = found.config.instances
         self.first_ns = round(fallback.rebuild_first_s * 1e9)
         self.max_ns = round(fallback.rebuild_max_s * 1e9)
         self._found = found
         self._signature = model.signature
         self._models: dict[str, LoadedModel] = {backends[0]: model}
+        self._inline: dict[str, bool] = {}
+        self._executors: dict[str, int] = {}
         self._probe = probe
         self._clock = clock
         self._inline_below_ns = inline_below_ns
@@ -146,9 +149,14 @@ class ModelSupply:
         """See `instances.Supply`; raises ModelLoadError, or whatever the backend does."""
         return await in_background(lambda: self._make(backend, index))
 
-    def cost_model(self) -> CostModel:
+    def total(self, backend: str) -> int:
         """See `instances.Supply`."""
-        return cost_model(self._found.config, self._signature, self._inline_below_ns)
+        return self._found.config.instances * self._executors[backend]
+
+    def cost_model(self, backend: str) -> CostModel:
+        """See `instances.Supply`."""
+        inline_below_ns = self._inline_below_ns if self._inline[backend] else 0
+        return cost_model(self._found.config, self._signature, inline_below_ns)
 
     def forget(self, backend: str) -> None:
         """See `instances.Supply`."""
@@ -159,10 +167,11 @@ class ModelSupply:
             # the model may be lost with its instances: if this comes to nothing, the next attempt loads it anew
             unless_it_works.callback(self.forget, backend)
             model = self._models.get(backend) or self._load(backend)
+            self._inline[backend], self._executors[backend] = model.inline, model.executors_per_instance
             instance = model.make_instance(index)
             unless_it_works.callback(instance.close)
             if backend == self.backends[0]:  # others serve meanwhile, and this one need not hurry
-                _Warming(self._found, model, self._clock, rest_ns).run(instance, self.cost_model())
+                _Warming(self._found, model, self._clock, rest_ns).run(instance, self.cost_model(backend))
             if self._probe is not None:
                 self._probe.check(instance)
             self._models[backend] = model
@@ -223,8 +232,8 @@ def _load_model(found: Found, backend: str, max_batch: int | None) -> LoadedMode
 def _rejection(error: Exception) -> Rejected:
     if isinstance(error, Rejected):
         return error
-    if isinstance(error, ModelLoadError):
-        return Rejected("load", str(error))
+    if isinstance(error, ModelLoadError | InstanceLost):
+        return Rejected("load", str(error) or type(error).__name__)
     return Rejected("load", f"it failed unexpectedly: {error!r}")
 
 

@@ -1,9 +1,10 @@
-"""What a scheduler makes of a batch that has run, beside the replies themselves."""
+"""What a scheduler makes of a batch that has run, or has not, beside the replies themselves."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from headrace.errors import ModelNotReady, StateLost
 from headrace.messages import State
 from headrace.telemetry.observer import BatchRecord
 
@@ -42,3 +43,19 @@ def whole_requests(answered: Sequence[InferRequest]) -> list[InferRequest]:
     """The requests that are now answered: of a split one, each piece but the last is not yet an answer."""
     wholes = [request.template.whole or request for request in answered]
     return [whole for whole, request in zip(wholes, answered, strict=True) if whole.state is State.DONE]
+
+
+def no_instance(model: str, version: str) -> ModelNotReady:
+    """The error of a request that no instance is there for, nor will be soon."""
+    return ModelNotReady(
+        f"Request for unknown model: '{model}' version {version} is not at ready state: its instances are lost and "
+        "could not be made anew yet"
+    )
+
+
+def state_lost(model: str) -> StateLost:
+    """The error of a request that cannot be run again elsewhere."""
+    return StateLost(
+        f"the instance of model '{model}' that ran this request was lost, and what the model kept of the sequence with "
+        "it: the sequence has ended, begin it anew"
+    )

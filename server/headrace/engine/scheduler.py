@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 from headrace.backends.base import InstanceLost
 from headrace.engine.instances import Instances, NoSupply
 from headrace.engine.policies import batch_limits, make_buckets, model_view, queue_limits
-from headrace.engine.replies import output_shapes, record_of, whole_requests
+from headrace.engine.replies import no_instance, output_shapes, record_of, state_lost, whole_requests
 from headrace.engine.worker import Job, Worker
 from headrace.errors import (
     BackendFailed,
     Cancelled,
     DeadlineUnreachable,
-    ModelNotReady,
     QueueFull,
     ShuttingDown,
     reason_of,
@@ -57,6 +56,7 @@ class Scheduler:
 
     model, instances: what the backend has opened. cost: as the warm-up has left it. turn: when batches are formed.
     worker: what runs an instance; tests have one without a thread. supply: makes instances in the place of lost ones.
+    reruns: whether a request can be run again if its instance is lost.
     """
 
     level = 0
@@ -89,6 +89,7 @@ class Scheduler:
         self.view = model_view(name, version, self._takes, config, self, self._buckets)
         self.queue = RequestQueue()
         self.draining = False
+        self.reruns = True
         self._refuses = False  # because it drains, or because no instance is left
         self._clock = clock
         self._turn = turn
@@ -201,7 +202,7 @@ class Scheduler:
     def _refusal(self, request: InferRequest, now: int) -> HeadraceError | None:
         """Why a request may not enter the queue; None if it may."""
         if self.instances.hopeless and not self.draining:
-            return self._no_instance()
+            return no_instance(self.name, self.version)
         return admit(
             request,
             now,
@@ -375,7 +376,9 @@ class Scheduler:
         """
         requests = job.batch.requests
         lost = isinstance(error, InstanceLost)
-        if len(requests) > 1 or (lost and job.batch.reason != "rerun"):
+        if lost and not self.reruns:
+            self._refuse_all(requests, lambda _: state_lost(self.name))
+        elif len(requests) > 1 or (lost and job.batch.reason != "rerun"):
             self._run_again(requests, error, lost=lost)
         else:
             correlation_id = secrets.token_hex(8)
@@ -421,14 +424,8 @@ class Scheduler:
             return
         if hopeless:
             waiting = [*self._alone.pop_unbounded(), *self.queue.pop_unbounded()]
-            self._refuse_all(waiting, lambda _: self._no_instance())
+            self._refuse_all(waiting, lambda _: no_instance(self.name, self.version))
         self._dispatch_soon()
-
-    def _no_instance(self) -> ModelNotReady:
-        return ModelNotReady(
-            f"Request for unknown model: '{self.name}' version {self.version} is not at ready state: "
-            "its instances are lost and could not be made anew yet"
-        )
 
     def _refuse(self, request: InferRequest, error: Exception) -> None:
         """Ends a request with an error."""

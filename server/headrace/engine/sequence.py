@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from headrace.engine.inner import inner_template
 from headrace.engine.sequence_plan import Kept, id_bytes
-from headrace.errors import BackendFailed, Cancelled, HeadraceError, InvalidRequest, ShuttingDown, reason_of
+from headrace.errors import BackendFailed, Cancelled, HeadraceError, InvalidRequest, ShuttingDown, StateLost, reason_of
 from headrace.messages import InferRequest, State
 from headrace.pipeline.admission import QueueLimits
 from headrace.pipeline.sequences import Sequences
@@ -63,6 +63,7 @@ class SequenceScheduler:
         limits = QueueLimits(queue.max_requests, queue.max_rows, queue.max_bytes)
         self.sequences = Sequences(self.name, plan.limits, limits)
         self._model = model
+        model.reruns = bool(plan.states)  # else the model keeps the state itself, whatever a run has made of it
         self._templates: dict[tuple[object, ...], RequestTemplate] = {}
         self._clock = clock
         self._turn = turn
@@ -257,14 +258,14 @@ class SequenceScheduler:
         """A request has not run to its end, or could not be answered. The model's scheduler has counted it."""
         gone = isinstance(error, Cancelled) or step.request.state is State.ABANDONED
         if not step.over:
-            step.give_up()
+            step.give_up(ends=isinstance(error, StateLost))
             self._end(step.request)
         if not gone:
             step.request.sink.fail(error)
 
-    def gave_up(self, step: _Step) -> None:
-        """A step has ended without a new state."""
-        self.sequences.failed(step.sequence, self._clock())
+    def gave_up(self, step: _Step, *, ends: bool) -> None:
+        """A step has ended without a new state. ends: and the sequence with it."""
+        self.sequences.failed(step.sequence, self._clock(), over=ends)
         self._advance_soon()
 
     # --- ends ---------------------------------------------------------------------------------------------------------
@@ -344,7 +345,7 @@ class _Step:
         """See `messages.ReplySink`."""
         self._scheduler.failed(self, error)
 
-    def give_up(self) -> None:
-        """Nothing comes of it."""
+    def give_up(self, *, ends: bool = False) -> None:
+        """Nothing comes of it. ends: the sequence is over."""
         self.over = True
-        self._scheduler.gave_up(self)
+        self._scheduler.gave_up(self, ends=ends)

@@ -63,6 +63,10 @@ class FallbackConfig(_Table):
     tolerance: dict[Annotated[str, AfterValidator(_kind)], ToleranceConfig] = Field(
         {}, description="how far results may differ, by datatype of the output, or `quantized`"
     )
+    at_run_time: bool = Field(
+        True,
+        description="while all instances of the backend are lost, those of the next in the list run its requests",
+    )
     rebuild_first_s: float = Field(
         1.0,
         gt=0,

@@ -90,9 +90,9 @@ class _GuardedModel:
         except Exception as error:
             self._report("sequences_expired", error)
 
-    def fell_back(self, backend: str, reason: str) -> None:
+    def fell_back(self, backend: str, to: str, reason: str) -> None:
         try:
-            self._model.fell_back(backend, reason)
+            self._model.fell_back(backend, to, reason)
         except Exception as error:
             self._report("fell_back", error)
 
@@ -125,7 +125,7 @@ class _Deaf:
     def sequences_expired(self, sequences: int) -> None:
         pass
 
-    def fell_back(self, backend: str, reason: str) -> None:
+    def fell_back(self, backend: str, to: str, reason: str) -> None:
         pass
 
     def instances_lost(self, instances: int) -> None:

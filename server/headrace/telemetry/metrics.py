@@ -61,7 +61,7 @@ _REJECTIONS = (
 FAILURE_REASON_OF: Final = {
     **dict.fromkeys(_REJECTIONS, "REJECTED"),
     "cancelled": "CANCELED",
-    "backend_failed": "BACKEND",
+    **dict.fromkeys(("backend_failed", "state_lost"), "BACKEND"),
 }
 """Triton's reason by `HeadraceError.reason`; what is not here is OTHER."""
 
@@ -378,7 +378,9 @@ def _backend_families(readings: Sequence[Reading]) -> Iterator[Metric]:
         "headrace_rerun_requests", "Requests that waited again because what ran them was lost", labels=LABELS
     )
     fallbacks = CounterMetricFamily(
-        "headrace_backend_fallbacks", "Backends that the next one was taken for", labels=(*LABELS, "from", "reason")
+        "headrace_backend_fallbacks",
+        "Backends that another was taken for, or tried",
+        labels=(*LABELS, "from", "to", "reason"),
     )
     for reading in readings:
         labels = (reading.model, reading.version)
@@ -386,8 +388,8 @@ def _backend_families(readings: Sequence[Reading]) -> Iterator[Metric]:
             info.add_metric((*labels, backend), 1)
         for (backend, state), count in sorted(reading.instances.items()):
             instances.add_metric((*labels, backend, state), count)
-        for (backend, reason), count in sorted(reading.fallbacks.items()):
-            fallbacks.add_metric((*labels, backend, reason), count)
+        for (backend, to, reason), count in sorted(reading.fallbacks.items()):
+            fallbacks.add_metric((*labels, backend, to, reason), count)
         if reading.instances:
             lost.add_metric(labels, reading.instances_lost)
             reruns.add_metric(labels, reading.reruns)

@@ -64,8 +64,8 @@ class ModelObserver(Protocol):
         """Sequences of a stateful model are over because no request of theirs came for too long."""
         ...
 
-    def fell_back(self, backend: str, reason: str) -> None:
-        """A backend of the model's chain does not run it, now or at all: the next one is taken.
+    def fell_back(self, backend: str, to: str, reason: str) -> None:
+        """A backend of the model's chain does not run it, now or at all: `to` is taken, or tried; empty: none is left.
 
         reason: one of `FALLBACK_REASONS`.
         """

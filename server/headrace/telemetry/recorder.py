@@ -103,7 +103,8 @@ class Reading:
 
     phases: by name (`messages.PHASES`). refused: requests by `HeadraceError.reason`. closed: batches by close reason
     and instance. queue: requests and rows that wait now. sequences: of a stateful model. elements, padding: of inputs
-    with buckets, as they ran. instances: how many there are by backend and state. fallbacks: by backend and reason.
+    with buckets, as they ran. instances: how many there are by backend and state. fallbacks: by backend, what was
+    taken in its place, and reason.
     """
 
     model: str
@@ -121,7 +122,7 @@ class Reading:
     padding: int
     load_seconds: float
     instances: Mapping[tuple[str, str], int]
-    fallbacks: Mapping[tuple[str, str], int]
+    fallbacks: Mapping[tuple[str, str, str], int]
     instances_lost: int
     reruns: int
 
@@ -176,7 +177,7 @@ class ModelRecorder:
         self._padding = 0
         self._expired_sequences = 0
         self._load_seconds = 0.0
-        self._fallbacks: Counter[tuple[str, str]] = Counter()
+        self._fallbacks: Counter[tuple[str, str, str]] = Counter()
         self._instances_lost = 0
         self._reruns = 0
         self.trace: Callable[[BatchRecord], None] | None = None
@@ -236,9 +237,9 @@ class ModelRecorder:
         """Sequences are over because no request of theirs came for too long."""
         self._expired_sequences += sequences
 
-    def fell_back(self, backend: str, reason: str) -> None:
-        """A backend of the model's chain does not run it, now or at all: the next one is taken."""
-        self._fallbacks[backend, reason] += 1
+    def fell_back(self, backend: str, to: str, reason: str) -> None:
+        """A backend of the model's chain does not run it, now or at all: another is taken, or tried."""
+        self._fallbacks[backend, to, reason] += 1
 
     def instances_lost(self, instances: int) -> None:
         """Instances cannot be used any more."""

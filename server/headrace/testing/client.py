@@ -172,7 +172,7 @@ class InProcessServer:
         worker: type[Worker] = VirtualWorker,
         supply: Supply | None = None,
     ) -> tuple[Scheduler, RecordingObserver]:
-        """Publishes a model. learn: (rows, nanoseconds) that its cost model begins with. supply: of further instances."""
+        """Publishes a model. learn: (rows, nanoseconds) that its cost model begins with. supply: of new instances."""
         scheduler, observer = self._scheduler(model, name, version, config, inline_below_ns, learn, worker, supply)
         self.catalog.ready(name, version, scheduler)
         return scheduler, observer

@@ -22,7 +22,7 @@ class RecordingObserver:
         self.elements = 0
         self.padding = 0
         self.expired_sequences = 0
-        self.fallbacks: list[tuple[str, str]] = []
+        self.fallbacks: list[tuple[str, str, str]] = []
         self.lost = 0
         self.reruns = 0
 
@@ -63,10 +63,10 @@ class RecordingObserver:
         """See `ModelObserver`."""
         self.expired_sequences += sequences
 
-    def fell_back(self, backend: str, reason: str) -> None:
+    def fell_back(self, backend: str, to: str, reason: str) -> None:
         """See `ModelObserver`."""
         assert reason in FALLBACK_REASONS
-        self.fallbacks.append((backend, reason))
+        self.fallbacks.append((backend, to, reason))
 
     def instances_lost(self, instances: int) -> None:
         """See `ModelObserver`."""

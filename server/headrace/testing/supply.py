@@ -21,19 +21,19 @@ class FakeSupply:
 
     models: of each backend, in the order of the chain. takes_ns: how long making an instance takes, by backend.
     failures: what the next attempts raise, by backend; None: that one succeeds. made, forgotten: how often, by backend.
+    total: instances of each backend.
     """
 
     def __init__(
         self,
         models: Mapping[str, FakeModel],
         *,
-        stand_ins: int = 1,
+        total: int = 1,
         first_ns: int = 1_000_000_000,
         max_ns: int = 60_000_000_000,
         inline_below_ns: int = 0,
     ) -> None:
         self.backends = list(models)
-        self.stand_ins = stand_ins
         self.first_ns = first_ns
         self.max_ns = max_ns
         self.takes_ns: Counter[str] = Counter()
@@ -41,6 +41,7 @@ class FakeSupply:
         self.made: Counter[str] = Counter()
         self.forgotten: Counter[str] = Counter()
         self._models = models
+        self._total = total
         self._inline_below_ns = inline_below_ns
 
     def __repr__(self) -> str:
@@ -56,10 +57,13 @@ class FakeSupply:
         self.made[backend] += 1
         return self._models[backend].make_instance(index)
 
-    def cost_model(self) -> CostModel:
+    def total(self, backend: str) -> int:
         """See `Supply`."""
-        signature = self._models[self.backends[0]].signature
-        return cost_model(ModelConfig(), signature, self._inline_below_ns)
+        return self._total
+
+    def cost_model(self, backend: str) -> CostModel:
+        """See `Supply`."""
+        return cost_model(ModelConfig(), self._models[backend].signature, self._inline_below_ns)
 
     def forget(self, backend: str) -> None:
         """See `Supply`."""
