@@ -339,7 +339,10 @@ class InferRequest:
 
 @dataclass(slots=True)
 class Batch:
-    """Requests that run together, in queue order. reason: why the batch was closed, one of `CLOSE_REASONS`."""
+    """Requests that run together, in queue order. reason: why the batch was closed, one of `CLOSE_REASONS`.
+
+    losses: how many instances its only request has lost before.
+    """
 
     requests: list[InferRequest]
     rows: int
@@ -347,6 +350,7 @@ class Batch:
     batched: int = 0
     started: int = 0
     finished: int = 0
+    losses: int = 0
 
     @property
     def fit(self) -> Fit | None:

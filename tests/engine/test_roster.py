@@ -1,5 +1,7 @@
 """What is decided when instances are lost, made again, or cannot be; first case by case, then whatever happens."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -39,7 +41,7 @@ def test_the_pauses_double_up_to_the_longest(roster):
     for _ in range(5):
         (make,) = roster.failed(make, "still lost", "load", now=make.at)
         moments.append(make.at)
-    assert [later - earlier for earlier, later in zip(moments, moments[1:], strict=False)] == [
+    assert [later - earlier for earlier, later in pairwise(moments)] == [
         2 * S, 4 * S, 8 * S, 8 * S, 8 * S
     ]  # fmt: skip
     assert roster.note.endswith(": still lost")

@@ -73,7 +73,8 @@ def test_everything_is_passed_on(caplog):
     drive(observer)
     turn = [
         ("batch", "record"), ("refused", "queue_full", 1), ("refused", "cancelled", 3), ("wasted", 1, 2),
-        ("padded", 3, 4), ("sequences_expired", 4), ("fell_back", "fast", "safe", "lost"), ("instances_lost", 5), ("rerun", 6),
+        ("padded", 3, 4), ("sequences_expired", 4), ("fell_back", "fast", "safe", "lost"),
+        ("instances_lost", 5), ("rerun", 6),
     ]  # fmt: skip
     assert observer.calls == [("model", "m", "1"), *turn, *turn, ("forget", "m", "1")]
     assert caplog.records == []

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import TYPE_CHECKING
 
-from headrace.errors import ModelNotReady, StateLost
+from headrace.errors import BackendFailed, ModelNotReady, StateLost
 from headrace.messages import State
 from headrace.telemetry.observer import BatchRecord
 
@@ -43,6 +44,13 @@ def whole_requests(answered: Sequence[InferRequest]) -> list[InferRequest]:
     """The requests that are now answered: of a split one, each piece but the last is not yet an answer."""
     wholes = [request.template.whole or request for request in answered]
     return [whole for whole, request in zip(wholes, answered, strict=True) if whole.state is State.DONE]
+
+
+def could_not_run(model: str, error: Exception) -> BackendFailed:
+    """The error of a request that a model has failed; its text has a correlation id, for the log as well."""
+    return BackendFailed(
+        f"model '{model}' could not run this request, correlation id {secrets.token_hex(8)}", str(error)
+    )
 
 
 def no_instance(model: str, version: str) -> ModelNotReady:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from functools import partial
 from typing import TYPE_CHECKING
 
 from headrace.backends.base import InstanceLost
 from headrace.engine.instances import Instances, NoSupply
 from headrace.engine.policies import batch_limits, make_buckets, model_view, queue_limits
-from headrace.engine.replies import no_instance, output_shapes, record_of, state_lost, whole_requests
+from headrace.engine.replies import could_not_run, no_instance, output_shapes, record_of, state_lost, whole_requests
 from headrace.engine.worker import Job, Worker
 from headrace.errors import (
-    BackendFailed,
     Cancelled,
     DeadlineUnreachable,
     QueueFull,
@@ -47,6 +45,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_MAX_LOSSES = 3
+"""Instances that a request may lose: so often it is run, at most."""
 _LARGE_BYTES = 256 << 10
 """Input bytes that push one another out of the processor's cache while they wait."""
 
@@ -256,9 +256,10 @@ class Scheduler:
         if over:
             self._refuse_all(over, lambda request: expired(request, now))
         while self._alone and self._idle:
-            request, reason = self._alone.pop()
+            request, losses = self._alone.pop()
             request.state = State.RUNNING
-            self._run(self._idle.pop(), Batch([request], request.template.rows, reason, batched=now))
+            reason = "rerun" if losses else "isolated"
+            self._run(self._idle.pop(), Batch([request], request.template.rows, reason, batched=now, losses=losses))
         self._wake_at(self._alone.next_expiry)
 
     def _put_back(self, batch: Batch) -> None:
@@ -371,29 +372,28 @@ class Scheduler:
     def _fail(self, job: Job, error: Exception) -> None:
         """A batch failed. Its members are run one by one, so that only the one at fault is answered with it.
 
-        So they are if its instance was lost. One that then loses another instance, alone, is taken to be at fault: it
+        So they are if its instance was lost. One that loses another, alone, and yet another is taken to be at fault: it
         shall not take them all, one after the other.
         """
         requests = job.batch.requests
+        losses = job.batch.losses + 1
         lost = isinstance(error, InstanceLost)
         if lost and not self.reruns:
             self._refuse_all(requests, lambda _: state_lost(self.name))
-        elif len(requests) > 1 or (lost and job.batch.reason != "rerun"):
-            self._run_again(requests, error, lost=lost)
+        elif len(requests) > 1 or (lost and losses < _MAX_LOSSES):
+            self._run_again(requests, error, losses if lost else 0)
         else:
-            correlation_id = secrets.token_hex(8)
-            logger.error(
-                "model %s version %s failed, correlation id %s", self.name, self.version, correlation_id, exc_info=error
-            )
-            failure = BackendFailed(
-                f"model '{self.name}' could not run this request, correlation id {correlation_id}", str(error)
-            )
+            failure = could_not_run(self.name, error)
+            logger.error("version %s of %s", self.version, failure, exc_info=error)
             self._refuse_all(requests, lambda _: failure)
         if lost:
             self._on_instances()
 
-    def _run_again(self, requests: Sequence[InferRequest], error: Exception, *, lost: bool) -> None:
-        """Queues the members of a batch before all others, but for those whose callers have gone away."""
+    def _run_again(self, requests: Sequence[InferRequest], error: Exception, losses: int) -> None:
+        """Queues the members of a batch before all others, but for those whose callers have gone away.
+
+        losses: how many instances they have lost, with the one that was lost just now, if one was.
+        """
         again = []
         for request in requests:
             if request.state is State.ABANDONED:
@@ -401,11 +401,11 @@ class Scheduler:
             else:
                 request.state = State.WAITING
                 again.append(request)
-        if lost:
-            self._alone.put_first(again, "rerun")
+        if losses:
+            self._alone.put_first(again, losses)
             self.observer.rerun(len(again))
         else:
-            self._alone.append(again, "isolated")
+            self._alone.append(again)
         logger.warning(
             "model %s version %s failed a batch of %d requests, which are run one by one: %s",
             self.name,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from headrace.engine.inner import inner_template
+from headrace.engine.replies import could_not_run
 from headrace.engine.sequence_plan import Kept, id_bytes
-from headrace.errors import BackendFailed, Cancelled, HeadraceError, InvalidRequest, ShuttingDown, StateLost, reason_of
+from headrace.errors import Cancelled, HeadraceError, InvalidRequest, ShuttingDown, StateLost, reason_of
 from headrace.messages import InferRequest, State
 from headrace.pipeline.admission import QueueLimits
 from headrace.pipeline.sequences import Sequences
@@ -221,17 +221,9 @@ class SequenceScheduler:
 
     def _unfit(self, error: Exception) -> HeadraceError:
         """What a client sends has been checked; a state that the model itself has given may not fit."""
-        correlation_id = secrets.token_hex(8)
-        logger.error(
-            "model %s version %s does not take the states that it gave, correlation id %s: %s",
-            self.name,
-            self.version,
-            correlation_id,
-            error,
-        )
-        return BackendFailed(
-            f"model '{self.name}' could not run this request, correlation id {correlation_id}", str(error)
-        )
+        failure = could_not_run(self.name, error)
+        logger.error("version %s of %s: it does not take the states that it gave: %s", self.version, failure, error)
+        return failure
 
     # --- from a step --------------------------------------------------------------------------------------------------
 
