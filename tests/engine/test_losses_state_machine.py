@@ -1,4 +1,4 @@
-"""Whatever instances are lost, and whenever: each request ends once, in time, with its own rows, after three runs at most.
+"""Whatever instances are lost: each request ends once, in time, with its own rows, and runs three times at most.
 
 The models are in virtual time, behind a real scheduler; `test_roster` is about the decisions alone.
 """
@@ -34,10 +34,6 @@ CHAIN = ("fast", "slow", "safe")
 SIGNATURE = Signature((TensorSpec("id", "INT64", (1,)),), (TensorSpec("out", "INT64", (1,)),), MAX_ROWS)
 
 
-def transform(inputs):
-    return [inputs[0] * 3 + 1]
-
-
 class Sent:
     def __init__(self, ids, expires):
         self.ids = ids
@@ -57,6 +53,7 @@ class LossesMachine(RuleBasedStateMachine):
         self.next_id = 0
         self.hopeless_seen = False
         self.closed = False
+        self.cursed = False
 
     @initialize(
         backends=st.integers(1, 3),
@@ -67,7 +64,7 @@ class LossesMachine(RuleBasedStateMachine):
     )
     def set_up(self, backends, instances, total, inline, first_ms):
         self.models = {
-            name: FakeModel(SIGNATURE, transform, latency_ns=5 * MS, spend=self.loop.clock.advance)
+            name: FakeModel(SIGNATURE, self.compute, latency_ns=5 * MS, spend=self.loop.clock.advance)
             for name in CHAIN[:backends]
         }
         self.inline = inline
@@ -134,10 +131,20 @@ class LossesMachine(RuleBasedStateMachine):
         for instance in self.instances:
             instance.lost = InstanceLost("lost", with_others=with_others)
 
-    @rule(backend=st.sampled_from(CHAIN), failures=st.integers(0, 3), takes_ms=st.sampled_from([0, 3, 80]))
-    def arrange(self, backend, failures, takes_ms):
-        self.supply.failures[backend].extend([RuntimeError("not now")] * failures)
-        self.supply.takes_ns[backend] = takes_ms * MS
+    @rule(cursed=st.booleans())
+    def curse(self, cursed):
+        """Whatever runs is lost, and so is what is made in its place."""
+        self.cursed = cursed
+
+    @rule(
+        backends=st.sampled_from([CHAIN, *((backend,) for backend in CHAIN)]),
+        failures=st.integers(0, 3),
+        takes_ms=st.sampled_from([0, 3, 80]),
+    )
+    def arrange(self, backends, failures, takes_ms):
+        for backend in backends:
+            self.supply.failures[backend].extend([RuntimeError("not now")] * failures)
+            self.supply.takes_ns[backend] = takes_ms * MS
 
     @rule(ms=st.sampled_from([1, 5, 20, 100, 500]))
     def time_passes(self, ms):
@@ -164,6 +171,11 @@ class LossesMachine(RuleBasedStateMachine):
             instance.release()
 
     # --- what must hold ---
+
+    def compute(self, inputs):
+        if self.cursed:
+            raise InstanceLost("cursed")
+        return [inputs[0] * 3 + 1]
 
     def look(self):
         self.hopeless_seen |= self.scheduler.instances.hopeless
@@ -236,6 +248,7 @@ class LossesMachine(RuleBasedStateMachine):
     def finish(self):
         self.release()
         self.supply.failures.clear()
+        self.cursed = False
         for instance in self.instances:
             instance.lost = None
         if self.next_id % 3 == 0:
@@ -252,5 +265,5 @@ class LossesMachine(RuleBasedStateMachine):
         assert self.failures == []
 
 
-LossesMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=40)
+LossesMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40)
 TestLosses = LossesMachine.TestCase

@@ -1,0 +1,61 @@
+import pytest
+
+from headrace.messages import QueuePolicy
+from headrace.pipeline.alone import Alone
+from headrace.testing.requests import make_request
+
+
+def test_in_order_and_each_with_its_losses():
+    alone = Alone()
+    a, b, c, d = (make_request(rows=rows) for rows in range(1, 5))
+    alone.append([a, b])
+    alone.put_first([c], 1)
+    alone.put_first([d], 2)
+    assert (len(alone), alone.rows, list(alone)) == (4, 10, [d, c, a, b])
+    assert repr(alone) == "<Alone 4 requests>"
+    alone.remove(a)
+    assert [alone.pop() for _ in range(3)] == [(d, 2), (c, 1), (b, 0)]
+    assert not alone
+    with pytest.raises(KeyError):
+        alone.remove(a)
+
+
+def test_one_that_loses_again_is_first_again():
+    alone = Alone()
+    a, b = make_request(), make_request()
+    alone.put_first([a, b], 1)
+    assert alone.pop() == (a, 1)
+    alone.put_first([a], 2)
+    assert alone.pop() == (a, 2)
+    assert alone.pop() == (b, 1)
+
+
+def test_what_has_expired_leaves():
+    alone = Alone()
+    never, soon, late = make_request(), make_request(expires=5), make_request(expires=9)
+    alone.append([never, late, soon])
+    assert alone.next_expiry == 5
+    assert alone.pop_expired(4) == []
+    assert alone.pop_expired(5) == [soon]
+    assert alone.next_expiry == 9
+    assert alone.pop_expired(100) == [late]
+    assert (alone.next_expiry, list(alone)) == (0, [never])
+
+
+def test_what_would_wait_for_ever_leaves():
+    alone = Alone()
+    never, soon = make_request(), make_request(expires=5)
+    alone.append([never, soon])
+    assert alone.pop_unbounded() == [never]
+    assert list(alone) == [soon]
+    alone.clear()
+    assert list(alone) == []
+
+
+def test_what_a_timeout_only_delays_leaves_at_the_deadline_of_its_rpc():
+    alone = Alone()
+    request = make_request(expires=5, rpc_deadline=20, policy=QueuePolicy(delays=True))
+    alone.append([request])
+    assert alone.pop_expired(5) == []
+    assert alone.next_expiry == 20
+    assert alone.pop_expired(20) == [request]
