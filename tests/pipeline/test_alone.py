@@ -16,6 +16,9 @@ def test_in_order_and_each_with_its_losses():
     alone.remove(a)
     assert [alone.pop() for _ in range(3)] == [(d, 2), (c, 1), (b, 0)]
     assert not alone
+    alone.append([a, b])
+    alone.clear()
+    assert list(alone) == []
     with pytest.raises(KeyError):
         alone.remove(a)
 
@@ -40,16 +43,6 @@ def test_what_has_expired_leaves():
     assert alone.next_expiry == 9
     assert alone.pop_expired(100) == [late]
     assert (alone.next_expiry, list(alone)) == (0, [never])
-
-
-def test_what_would_wait_for_ever_leaves():
-    alone = Alone()
-    never, soon = make_request(), make_request(expires=5)
-    alone.append([never, soon])
-    assert alone.pop_unbounded() == [never]
-    assert list(alone) == [soon]
-    alone.clear()
-    assert list(alone) == []
 
 
 def test_what_a_timeout_only_delays_leaves_at_the_deadline_of_its_rpc():

@@ -416,16 +416,22 @@ class Scheduler:
         self._dispatch_soon()
 
     def _on_instances(self) -> None:
-        """There are other instances than before. Whoever would wait for ever for one is told that there is none."""
+        """There are other instances than before. If there is none, nor any soon, whoever waits is told so."""
         self.cost = self.instances.cost
         hopeless = self.instances.hopeless
         self._refuses = self.draining or hopeless
         if self._closed:
             return
         if hopeless:
-            waiting = [*self._alone.pop_unbounded(), *self.queue.pop_unbounded()]
-            self._refuse_all(waiting, lambda _: no_instance(self.name, self.version))
+            self._refuse_all(self._pop_waiting(), lambda _: no_instance(self.name, self.version))
         self._dispatch_soon()
+
+    def _pop_waiting(self) -> list[InferRequest]:
+        """Takes out all that wait."""
+        waiting = [*self._alone, *self.queue]
+        self._alone.clear()
+        self.queue = RequestQueue()
+        return waiting
 
     def _refuse(self, request: InferRequest, error: Exception) -> None:
         """Ends a request with an error."""
@@ -482,9 +488,7 @@ class Scheduler:
         self._closed = self.draining = self._refuses = True
         if self._timer is not None:
             self._timer.cancel()
-        left = [*self.queue, *self._alone]
-        self.queue = RequestQueue()
-        self._alone.clear()
+        left = self._pop_waiting()
         for batch in self._running.values():
             left += batch.requests
         error = ShuttingDown("Server is shutting down and could not finish this request in time")

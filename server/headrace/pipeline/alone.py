@@ -67,13 +67,6 @@ class Alone:
                 request.expires = request.rpc_deadline
         return over
 
-    def pop_unbounded(self) -> list[InferRequest]:
-        """Takes out what would wait for ever."""
-        found = [request for request in self._losses if not request.expires]
-        for request in found:
-            del self._losses[request]
-        return found
-
     def clear(self) -> None:
         """Forgets all."""
         self._losses.clear()

@@ -128,19 +128,6 @@ class RequestQueue:
             self._uncount(request)
         return expired
 
-    def pop_unbounded(self) -> list[InferRequest]:
-        """Takes out what never expires."""
-        found: list[InferRequest] = []
-        for key, group in list(self._groups.items()):
-            unbounded = [request for request in group if not request.expires]
-            found += unbounded
-            group[:] = [request for request in group if request.expires]
-            if not group:
-                del self._groups[key]
-        for request in found:
-            self._uncount(request)
-        return found
-
     def head_group(self, but: Collection[Hashable] = ()) -> list[InferRequest]:
         """The group whose first request is to be served first; read it, do not change it. Empty if there is none.
 
