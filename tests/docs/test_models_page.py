@@ -7,6 +7,7 @@ import pytest
 
 from headrace.backends.onnxruntime import Options
 from headrace.repository.bucket_config import BucketConfig, FollowingDim, SizeRule
+from headrace.repository.fallback_config import FallbackConfig, ToleranceConfig
 from headrace.repository.model_config import (
     EnsembleConfig,
     EnsembleStep,
@@ -20,6 +21,7 @@ from headrace.repository.model_config import (
 from headrace.repository.triton.backend import _PARAMETERS
 from headrace.repository.triton.fields import DECISIONS, Taken
 from headrace.settings_sources import leaves
+from headrace.telemetry.observer import FALLBACK_REASONS
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -48,6 +50,16 @@ def words(page):
 def test_keys_of_model_toml(model):
     known = words("models.md") | {word.rpartition(".")[2] for word in words("models.md")}
     assert {setting.path[-1] for setting in leaves(model)} <= known
+
+
+def test_keys_of_fallback():
+    known = words("fallback.md")
+    for model in (FallbackConfig, ToleranceConfig):
+        assert set(model.model_fields) <= known | words("models.md")
+
+
+def test_reasons_of_fallbacks():
+    assert set(FALLBACK_REASONS) <= words("fallback.md")
 
 
 def test_fields_of_config_pbtxt():

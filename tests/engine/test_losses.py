@@ -28,7 +28,18 @@ MS = 1_000_000
 class World:
     """A model that adds one, on backends of a chain, of which the first takes 10 ms and the others 30 ms."""
 
-    def __init__(self, loop, chain=("fast", "safe"), *, inline=False, total=1, sequence=None, signature=ECHO, **config):
+    def __init__(
+        self,
+        loop,
+        chain=("fast", "safe"),
+        *,
+        inline=False,
+        supplied=True,
+        total=1,
+        sequence=None,
+        signature=ECHO,
+        **config,
+    ):
         self.loop = loop
         self.models = {
             name: FakeModel(
@@ -41,7 +52,8 @@ class World:
         }
         self.fast = self.models[chain[0]]
         self.inline = inline
-        self.supply = FakeSupply(self.models, total=total, inline_below_ns=10**12 if inline else 0)
+        supply = FakeSupply(self.models, total=total, inline_below_ns=10**12 if inline else 0)
+        self.supply = supply if supplied else None
         self.config = ModelConfig(backend=chain, sequence=sequence, **config)
         self.errors = []
         loop.set_exception_handler(lambda _, context: self.errors.append(context))
@@ -181,6 +193,19 @@ def test_an_instance_that_runs_is_lost_with_its_device(world):
     assert all(instance.closed for instance in w.fast.instances)
 
 
+def test_instances_on_other_devices_are_not_lost_with_it(world):
+    w = world(instances=4)
+    for index, instance in enumerate(w.fast.instances):
+        instance.device = index % 2
+    w.lose(3, with_others=True)
+    call = w.send(1)
+    w.run(50)
+    assert value(call) == 2
+    assert [instance.closed for instance in w.fast.instances] == [False, True, False, True]
+    assert w.observer.lost == 2
+    assert w.condition.backend == "fast"
+
+
 def test_a_request_that_loses_a_third_instance_is_at_fault(world, caplog):
     w = world(instances=4)
     w.lose(0, 1, 2, 3)
@@ -235,6 +260,37 @@ def test_nobody_waits_for_ever(world):
     new = w.send(4)
     w.run(100)
     assert value(new) == 5
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_a_model_whose_instances_are_not_made_anew_refuses_at_once(world, inline):
+    w = world(instances=2, supplied=False, inline=inline)
+    w.lose(0, 1)
+    calls = [w.send(n, timeout_ns=1000 * MS) for n in range(2)]
+    w.run(30)
+    for call in [*calls, w.send(3)]:
+        w.run()
+        assert isinstance(call.error, ModelNotReady)
+    assert w.condition.note == "2 of 2 instances of fast are lost, served by nothing: out of memory"
+    assert w.loop.run_until_complete(w.scheduler.drain(1))
+    w.scheduler.close()
+    w.run(10)
+
+
+def test_what_is_lost_again_soon_is_not_waited_for(world):
+    w = world(chain=("only",), instances=1)
+    w.lose(0)
+    calls = [w.send(1)]
+    w.run(1020)
+    assert value(calls[0]) == 2
+    w.lose(-1)
+    calls += [w.send(2), w.send(3)]
+    w.run(20)
+    assert [type(call.error) for call in calls[1:]] == [ModelNotReady] * 2
+    w.run(2000)
+    calls.append(w.send(4))
+    w.run(20)
+    assert value(calls[3]) == 5
 
 
 def test_without_a_chain_requests_wait_for_the_instance_to_be_made_anew(world):

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class InstanceLost(Exception):
     """The instance cannot be used any more: its device is lost, or has no memory left.
 
-    with_others: the others of its backend in this process are lost with it, as after an error that leaves a CUDA
-    context unusable; they are not tried.
+    with_others: the others of its backend on the same device (`device_of`) are lost with it, as after an error that
+    leaves a CUDA context unusable; they are not tried.
     """
 
     def __init__(self, message: str = "", *, with_others: bool = False) -> None:
@@ -29,8 +29,13 @@ class InstanceLost(Exception):
         self.with_others = with_others
 
 
+def device_of(instance: Instance) -> object:
+    """What stands for the device that an instance is on: its attribute `device`, which it has where there are several."""
+    return getattr(instance, "device", None)
+
+
 class Instance(Protocol):
-    """One executor of a model: its own session, buffers and (for a device) stream."""
+    """One executor of a model: its own session, buffers and (for a device) stream. See also `device_of`."""
 
     def run(
         self,

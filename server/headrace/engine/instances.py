@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from typing import TYPE_CHECKING, Protocol
 
-from headrace.backends.base import InstanceLost
+from headrace.backends.base import InstanceLost, device_of
 from headrace.engine.probe import Rejected
 from headrace.engine.roster import FellBack, Forget, Make, Part, Roster
 
@@ -175,7 +175,10 @@ class Instances:
     # --- what the roster decides --------------------------------------------------------------------------------------
 
     def _lost(self, worker: Worker, error: InstanceLost) -> None:
-        lost = self._roster.all_of(worker) if error.with_others else [worker]
+        lost = [worker]
+        if error.with_others:
+            device = device_of(worker.instance)
+            lost = [other for other in self._roster.all_of(worker) if device_of(other.instance) == device]
         why = str(error) or type(error).__name__
         logger.error("%s: %d instances of %s are lost: %s", self._name, len(lost), worker.backend, why, exc_info=error)
         self._observer().instances_lost(len(lost))

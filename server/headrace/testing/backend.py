@@ -50,7 +50,8 @@ class FakeInstance:
 
     spend: lets the time of a run pass, such as a clock's `advance`; None: a run takes no time. A held instance lets
     no run end before `release`; blocked: set while one waits for that, on a thread. lost: what each run raises, once
-    it is set; runs_after_loss: how often it was tried to run when one had raised InstanceLost.
+    it is set; runs_after_loss: how often it was tried to run when one had raised InstanceLost. device: see
+    `backends.base.device_of`.
     """
 
     def __init__(self, model: FakeModel, index: int) -> None:
@@ -59,6 +60,7 @@ class FakeInstance:
         self.runs: list[Run] = []
         self.closed = False
         self.lost: InstanceLost | None = None
+        self.device = model.device
         self.runs_after_loss = 0
         self._gone = False
         self.blocked = threading.Event()
@@ -136,7 +138,7 @@ class FakeInstance:
 class FakeModel:
     """A `LoadedModel` of the given signature; its instances share `compute`, `latency_ns`, `spend` and `failures`.
 
-    failures: what the next runs raise, one by one; None: that run succeeds.
+    failures: what the next runs raise, one by one; None: that run succeeds. device: of the next instances.
     """
 
     platform = "fake"
@@ -156,6 +158,7 @@ class FakeModel:
         self.latency_ns: Callable[[int], int] = latency_ns if callable(latency_ns) else lambda rows: latency_ns
         self.spend = spend
         self.failures: deque[Exception | None] = deque()
+        self.device: int | None = None
         self.instances: list[FakeInstance] = []
 
     def __repr__(self) -> str:
