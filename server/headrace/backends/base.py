@@ -30,7 +30,7 @@ class InstanceLost(Exception):
 
 
 def device_of(instance: Instance) -> object:
-    """What stands for the device that an instance is on: its attribute `device`, which it has where there are several."""
+    """What stands for the device that an instance is on: its attribute `device`, if there may be several."""
     return getattr(instance, "device", None)
 
 
