@@ -164,11 +164,23 @@ def test_a_device_without_memory_at_load(found, monkeypatch, chain):
 
 
 def test_executors_of_each_backend(found, made):
-    opened = opened_by(found(FIRST, SECOND, instances=2, backend_options={FIRST: {"executors": 3}}))
+    options = {FIRST: {"executors": 3}, SECOND: {"executors": 2}}
+    opened = opened_by(found(FIRST, SECOND, instances=2, backend_options=options))
     assert len(opened.instances) == 6
     instance = asyncio.run(opened.supply.make(SECOND, 0))
-    assert opened.supply.total(SECOND) == 2
+    assert opened.supply.total(SECOND) == 4
     instance.close()
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_what_waits_for_a_device_does_not_run_on_the_event_loop(found, inline):
+    options = {FIRST: {"inline": inline}, SECOND: {"inline": not inline}}
+    opened = open_version(found(FIRST, SECOND, backend_options=options), FakeClock(), 1_000_000_000)
+    assert opened.cost.inline(1) is inline
+    asyncio.run(opened.supply.make(SECOND, 0)).close()
+    cost = opened.supply.cost_model(SECOND)
+    cost.observe(1, 1000)
+    assert cost.inline(1) is not inline
 
 
 # --- what the supply makes --------------------------------------------------------------------------------------------

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from headrace.backends import registry
 from headrace.engine.policies import make_buckets
 from headrace.engine.probe import Rejected, check_alike, computes_in_integers, make_probe
 from headrace.engine.warmup import read_samples
 from headrace.messages import Signature, TensorSpec
 from headrace.repository.discovery import Found
 from headrace.repository.model_config import ModelConfig
-from headrace.testing.backend import FakeModel
+from headrace.testing.backend import FakeBackend, FakeModel
 
 FP32 = np.float32
 PAIR = Signature((TensorSpec("x", "FP32", (2,)),), (TensorSpec("y", "FP32", (2,)),), 8)
@@ -121,6 +122,21 @@ def test_warm_up_requests_are_the_probe_where_there_are_some(found, tmp_path):
     assert "a probe on warm-up request 'real'" in check(probe_of(made), lambda inputs: [inputs[0]])[1]
 
 
+def test_each_warm_up_request_is_compared_with_its_own_results(found):
+    data = [{"name": name, "inputs": {"x": {"fill": fill}}} for name, fill in (("a", "random"), ("b", "zeros"))]
+    probe = probe_of(found(warmup_data=data))
+    assert repr(probe) == "<Probe of 2 batches, to be compared>"
+    assert [run.inputs[0].any() for run in check(probe, lambda inputs: [inputs[0] * 2])] == [True, False]
+    assert check(probe, lambda inputs: [inputs[0] * 0])[0] == "probe_differs"
+
+
+def test_what_was_opened_for_the_comparison_is_closed(found, monkeypatch):
+    monkeypatch.setitem(registry.BACKENDS, registry.REFERENCE, "headrace.testing.backend:FakeBackend")
+    monkeypatch.setattr(FakeBackend, "loaded", [])
+    assert len(check(probe_of(found()), lambda inputs: inputs)) == 1
+    assert [instance.closed for model in FakeBackend.loaded for instance in model.instances] == [True]
+
+
 def test_with_buckets_it_fills_one(found):
     file = onnx_bytes(
         [helper.make_node("Mul", ["x", "two"], ["y"])],
@@ -204,5 +220,14 @@ def test_a_quantized_model_is_told_by_its_operators(tmp_path, found):
     assert computes_in_integers(file)
     file.write_bytes(DOUBLE)
     assert not computes_in_integers(file)
-    made = found(DOUBLE + b"\x72\x0fQuantizeLinear\x00")  # not run: what counts is the tolerance that it brings
-    assert computes_in_integers(made.path)
+
+
+def test_a_quantized_model_may_be_less_exact(found):
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "step", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "step", "zero"], ["y"]),
+    ]
+    constants = [("step", np.array(0.01, FP32)), ("zero", np.array(0, np.int8))]
+    file = onnx_bytes(nodes, [value("x", "N", 2)], [value("y", "N", 2)], constants)
+    assert len(check(probe_of(found(file)), lambda inputs: [inputs[0] + FP32(0.05)])) == 1
+    assert check(probe_of(found(file)), lambda inputs: [inputs[0] + FP32(0.2)])[0] == "probe_differs"

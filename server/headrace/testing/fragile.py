@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 
 class FragileBackend:
-    """x FP32 [N, 2] -> y = 2 x. Options: `add`, which makes each result wrong by so much; `executors` per instance."""
+    """x FP32 [N, 2] -> y = 2 x.
+
+    Options: `add`, which makes each result wrong by so much; `executors` per instance; `inline`, see `LoadedModel`.
+    """
 
     name: ClassVar[str]
 
@@ -47,6 +50,7 @@ class FragileBackend:
         x, y = (TensorSpec(name, "FP32", (2,)) for name in "xy")
         model = FakeModel(Signature((x,), (y,), 8 if max_batch is None else max_batch), compute)
         model.executors_per_instance = options.get("executors", 1)
+        model.inline = options.get("inline", True)
         return model
 
 
