@@ -83,7 +83,10 @@ class Http2Settings(_Settings):
         20.0, gt=0, allow_inf_nan=False, description="and closed when no answer comes within this time, in seconds"
     )
     max_connections: int = Field(
-        4096, ge=1, description="connections open at a time; never more than the process may open files"
+        4096,
+        ge=1,
+        le=MAX_INT32,
+        description="connections open at a time; fewer where the process may not open as many files",
     )
     stall_timeout_s: float = Field(
         60.0,
@@ -132,7 +135,12 @@ class TlsSettings(_Settings):
 class HttpSettings(_Settings):
     """Limits of the HTTP port."""
 
-    max_connections: int = Field(512, ge=1, le=MAX_INT32, description="connections open at a time; more are told so")
+    max_connections: int = Field(
+        512,
+        ge=1,
+        le=MAX_INT32,
+        description="connections open at a time, more are told so; fewer where the process may not open as many files",
+    )
     max_head_bytes: int = Field(
         64 << 10, ge=1024, le=MAX_INT32, description="request line and headers of one request, in bytes"
     )
@@ -199,6 +207,13 @@ class Settings(_Settings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severity that is logged")
     drain_seconds: float = Field(
         30.0, ge=0, allow_inf_nan=False, description="time to finish accepted requests after SIGTERM, in seconds"
+    )
+    drain_delay_seconds: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="time after SIGTERM in which the server says that it is not ready and serves on, until load "
+        "balancers have noticed, in seconds",
     )
     max_message_bytes: int = Field(64 * MIB, ge=1, le=MAX_INT32, description="largest request taken, in bytes")
     response_cache_bytes: int = Field(

@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import threading
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
@@ -33,6 +33,7 @@ from headrace.transport.grpc_native import NativeTransport
 from headrace.transport.grpc_reference import ReferenceTransport
 from headrace.transport.health import Health
 from headrace.transport.infer import InferService
+from headrace.transport.open_files import most_connections
 from headrace.transport.repository import RepositoryAdmin
 from headrace.transport.rest.app import make_app
 from headrace.transport.rest.infer import RestInfer
@@ -120,16 +121,29 @@ async def serve(settings: Settings, severities: Severities) -> int:
 
         parts.status.exiting = True
         parts.set_ready(False)
+        await _linger(settings.drain_delay_seconds, stop.second)
         http.drain()
         drained = await _drain(grpc, parts.engine, settings.drain_seconds, stop.second)
         logger.info("stopped%s", "" if drained else ": some requests were cut off")
     return 0 if drained else 1
 
 
+def _within_open_files(settings: Settings) -> Settings:
+    """The settings with no more connections than the process may open files."""
+    grpc, http = most_connections(settings.http2.max_connections, settings.http.max_connections)
+    return settings.model_copy(
+        update={
+            "http2": settings.http2.model_copy(update={"max_connections": grpc}),
+            "http": settings.http.model_copy(update={"max_connections": http}),
+        }
+    )
+
+
 class _Parts:
     """What a server is made of, put together and not yet started."""
 
     def __init__(self, settings: Settings, severities: Severities) -> None:
+        settings = _within_open_files(settings)
         self._settings = settings
         self._registry = CollectorRegistry()
         metrics = Metrics(self._registry)
@@ -208,6 +222,14 @@ async def _load(control: ModelControl, stop: asyncio.Event) -> bool:
         task.cancel()
     await asyncio.wait((loading, stopped))
     return loaded
+
+
+async def _linger(seconds: float, stop: asyncio.Event) -> None:
+    """Lets those who send requests hear that the server leaves, while it still serves them. `stop` ends it."""
+    if seconds:
+        logger.info("not ready, and serving on for %g s; a second signal stops at once", seconds)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), seconds)
 
 
 async def _drain(grpc: GrpcTransport, engine: Engine, seconds: float, stop: asyncio.Event) -> bool:

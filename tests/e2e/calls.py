@@ -4,7 +4,7 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
-from e2e.gated import HELD, let_go
+from e2e.gated import HELD, at_work, let_go
 from e2e.server_process import eventually
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import np_to_triton_dtype
@@ -82,13 +82,11 @@ class Held:
 def occupy(server, stub, model, timeout=SECONDS):
     """Has the only instance of a model, a `gated` one of one row a batch, run until it is let go.
 
-    Returns the call once it runs: a second one, which then waits, tells; it is cancelled.
+    Returns the call once it runs.
     """
-    busy, follower = (stub.ModelInfer.future(request(model, x=floats(HELD)), timeout=timeout) for _ in range(2))
-    eventually(lambda: server.waiting(model) == 1)
-    follower.cancel()
-    eventually(lambda: server.waiting(model) == 0)
-    return Held(server, model, busy)
+    call = stub.ModelInfer.future(request(model, x=floats(HELD)), timeout=timeout)
+    eventually(lambda: server.waiting(model) == 0 and at_work(server.repository, model))
+    return Held(server, model, call)
 
 
 class Failure:

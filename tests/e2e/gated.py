@@ -1,11 +1,13 @@
 """Models that run for as long as a test says: what would otherwise be a matter of the machine's speed.
 
 A request that holds the value `HELD` keeps its model busy until the test lets it go. The two meet at a named pipe in
-the version's directory: whichever opens its end first waits there for the other.
+the version's directory: the model opens it to read, which waits for somebody who opens it to write, and reads until
+that end is closed.
 """
 
 import os
 from contextlib import suppress
+from pathlib import Path
 
 from headrace.messages import Signature, TensorSpec
 from headrace.testing.backend import FakeModel
@@ -46,14 +48,29 @@ def write_gated(root, name, toml="", max_batch=1, backend="GatedBackend"):
     (root / name / "model.toml").write_text(text)
 
 
+_held: dict[Path, int] = {}
+"""The gates at which a run was seen to wait, with the end that keeps it there."""
+
+
+def at_work(root, model):
+    """Whether a run of the model waits at its gate. Once it does, it is held there."""
+    gate = root / model / "1" / GATE
+    if gate not in _held:
+        with suppress(OSError):  # nobody waits there yet
+            _held[gate] = os.open(gate, os.O_WRONLY | os.O_NONBLOCK)
+    return gate in _held
+
+
 def let_go(root, model):
     """Ends the run that is held, or will be."""
-    with (root / model / "1" / GATE).open("wb"):
-        pass
+    gate = root / model / "1" / GATE
+    if (end := _held.pop(gate, None)) is None:
+        end = os.open(gate, os.O_WRONLY)
+    os.close(end)
 
 
 def let_all_go(root):
     """Ends whatever a test that has failed may have left."""
     for gate in root.glob(f"*/1/{GATE}"):
-        with suppress(OSError):  # nobody waits there
-            os.close(os.open(gate, os.O_WRONLY | os.O_NONBLOCK))
+        if at_work(root, gate.parts[-3]):
+            os.close(_held.pop(gate))

@@ -4,8 +4,9 @@ import contextlib
 import random
 import socket
 
+import grpc
 import pytest
-from e2e.calls import SECONDS, floats, output, request
+from e2e.calls import SECONDS, connect, failure, floats, output, request
 from e2e.gated import HELD, let_go
 from e2e.h2_client import PREFACE, H2Client
 from e2e.onnx_models import WIDTH
@@ -13,6 +14,7 @@ from e2e.server_process import eventually
 from grpc import StatusCode
 from hyperframe.frame import DataFrame, PingFrame
 from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
 
 ROW = floats([1, 2, 3, 4])
 native_only = pytest.mark.parametrize("transport", ["native"], indirect=True)
@@ -189,3 +191,20 @@ def test_a_message_in_small_padded_frames(h2):
         h2.send(piece)
     h2.send(DataFrame(stream, flags=["END_STREAM"]))
     assert h2.reply(stream).status == 0
+
+
+@native_only
+def test_one_connection_too_many_is_told_so(serve, repository):
+    """grpcio's client does not take it for a failure of the network, and there is room when another has gone."""
+    server = serve(repository, "--http2-max-connections", 1)
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    message = request("echo_fp32", x=ROW)
+    with grpc.insecure_channel(server.address, options) as late:
+        infer = service_pb2_grpc.GRPCInferenceServiceStub(late).ModelInfer
+        with grpc.insecure_channel(server.address, options) as first:
+            connect(first)
+            refused = failure(infer, message)
+            assert (refused.code, refused.reason) == (StatusCode.UNAVAILABLE, "overloaded")
+            assert refused.text == "1 connections are open, no more are taken (http2.max_connections)"
+        eventually(lambda: server.metric("headrace_connections") == 0)
+        assert infer(message, timeout=SECONDS).model_name == "echo_fp32"

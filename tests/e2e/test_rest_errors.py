@@ -318,7 +318,7 @@ def test_a_client_that_goes_away_is_not_served(busy_server, stub):
     eventually(lambda: busy_server.waiting("cancel") == 0)
     held.let_go()
     assert held.call.result()
-    assert cancelled() == before + 3  # and the one that `occupy` cancels
+    assert cancelled() == before + 2
 
 
 # --- the end ----------------------------------------------------------------------------------------------------------

@@ -214,6 +214,22 @@ async def test_an_ensemble_that_cannot_be(repository):
 
 
 @virtual
+async def test_labels_are_its_own_else_its_models(repository):
+    for name, labels in (("b", "left\nright\n"), ("own", "up\ndown\n")):
+        ensemble(repository, name, "")
+        (repository.root / name / "labels.txt").write_text(labels)
+    repository.write("b", '[outputs.y]\nlabels = "labels.txt"\n')
+    ensemble(repository, "own", CHAIN + '[outputs.end]\nlabels = "labels.txt"\n')
+    ensemble(repository, "none", CHAIN + '[outputs.end]\nlabels = "absent.txt"\n')
+    world = Control(repository, "none")
+    await world.control.start()
+    for name, labels in (("e", ("left", "right")), ("own", ("up", "down"))):
+        served = world.catalog.resolve(name)
+        assert served.signature.outputs[0].labels == served.view.labels["end"] == labels
+    assert "absent.txt: cannot be read" in world.states()["none/1"][1]
+
+
+@virtual
 async def test_a_model_that_comes_later_completes_it(repository):
     repository.remove("b")
     world = Control(repository, "poll")

@@ -18,7 +18,7 @@ def repository(tmp_path_factory):
     write(root, "pair", pair())
     write(root, "broken", b"this is no ONNX file")
     write_gated(root, "held")
-    write_gated(root, "queue", "[queue]\nmax_requests = 2")  # both that `occupy` sends may come in one read
+    write_gated(root, "queue", "[queue]\nmax_requests = 2")
     return root
 
 

@@ -103,6 +103,7 @@ class Ensemble:
             config.split_oversize,
             config.priority_levels,
             config.default_level,
+            {spec.name: spec.labels for spec in self.signature.outputs if spec.labels},
         )
         self.condition = _Condition(config.ensemble.steps, resolve)
         self._resolve = resolve

@@ -242,7 +242,7 @@ class Engine:
             graph = build_graph(
                 steps, [model.signature for model in models], found.config.ensemble.outputs, found.config.max_batch
             )
-            graph = replace(graph, signature=check_described(graph.signature, found.config))
+            graph = replace(graph, signature=check_described(graph.signature, found.config, found.path.parent))
         except (HeadraceError, BadGraph, ModelLoadError) as error:
             reason = f"a model of its steps does not serve: {error}" if isinstance(error, HeadraceError) else str(error)
             if self.catalog.state(*key) is not State.UNAVAILABLE:

@@ -5,7 +5,7 @@ Source: Triton's ensemble scheduling: a step maps the inputs and outputs of a mo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from headrace.messages import Signature, TensorSpec
@@ -114,7 +114,7 @@ def _mapped(
 def _of_ensemble(name: str, spec: TensorSpec, signature: Signature, batched: bool) -> TensorSpec:
     """A model's tensor under its name in the ensemble, without the batch dimension if the ensemble has one."""
     shape = spec.shape if batched or not signature.max_batch else (-1, *spec.shape)
-    return TensorSpec(name, spec.datatype, shape)
+    return replace(spec, name=name, shape=shape)
 
 
 def _agreed(one: TensorSpec, other: TensorSpec, who: str) -> TensorSpec:

@@ -217,9 +217,6 @@ def _make_ensemble(message: mc.ModelConfig, values: Values, notes: Notes) -> Non
     if not steps:
         notes.wrong("ensemble_scheduling", "must specify 'step'")
     values["ensemble"] = {"steps": steps, "outputs": values.pop("serve_outputs", [])}
-    for name, output in values.get("outputs", {}).items():
-        if output.pop("labels", ""):
-            notes.ignored(f"output[{name}].label_filename", "ignored: an ensemble has no labels")
     if values.pop("response_cache", False):
         notes.ignored("response_cache", "ignored: replies of an ensemble are not kept, those of its models may be")
 
