@@ -7,7 +7,7 @@ import pytest
 
 from headrace.backends.base import InstanceLost
 from headrace.engine.probe import Rejected
-from headrace.errors import BackendFailed, DeadlineExceeded, ModelNotReady, QueueTimeout, StateLost
+from headrace.errors import BackendFailed, DeadlineExceeded, DeadlineUnreachable, ModelNotReady, QueueTimeout, StateLost
 from headrace.messages import Signature, TensorSpec
 from headrace.repository.model_config import ModelConfig
 from headrace.repository.sequence_config import (
@@ -410,3 +410,26 @@ def test_a_sequence_whose_state_the_model_keeps_is_told_that_it_is_lost(world):
     anew = w.send(4, sequence_id=7, sequence_start=True)
     w.run(100)
     assert value(anew) == 5
+
+
+def test_who_cannot_make_it_behind_what_is_run_again_is_told_at_once(world):
+    w = world(chain=("only",), instances=1)
+    again = [w.send(n) for n in range(5)]
+    w.lose(0)
+    w.run(15)
+    soon, late = w.send(6, timeout_ns=1050 * MS), w.send(7, timeout_ns=45 * MS)
+    w.run()
+    assert isinstance(late.error, DeadlineUnreachable), "50 ms are ahead of it"
+    again[0].cancel()
+    again[1].cancel()
+    hardly = w.send(8, timeout_ns=45 * MS)
+    w.run()
+    assert hardly.error is None
+    w.run(1200)
+    assert [value(call) for call in again[2:]] == [3, 4, 5]
+    assert soon.ended
+    w.run(1000)
+    quick = w.send(9, timeout_ns=15 * MS)
+    w.run(20)
+    assert value(quick) == 10
+    assert not w.scheduler._wary

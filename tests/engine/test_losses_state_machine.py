@@ -187,6 +187,7 @@ class LossesMachine(RuleBasedStateMachine):
         assert all(request.state is State.WAITING for request in waiting)
         assert not any(0 < request.expires <= now for request in waiting), "expired, and still waits"
         assert not (scheduler._idle and waiting), "an idle instance, and somebody waits"
+        assert scheduler._wary == bool(len(scheduler._alone) or scheduler.instances.hopeless)
         if scheduler.instances.hopeless:
             assert not waiting, "waits for nothing"
 

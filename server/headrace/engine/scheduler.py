@@ -56,7 +56,7 @@ class Scheduler:
 
     model, instances: what the backend has opened. cost: as the warm-up has left it. turn: when batches are formed.
     worker: what runs an instance; tests have one without a thread. supply: makes instances in the place of lost ones.
-    reruns: whether a request can be run again if its instance is lost.
+    reruns: whether a request can be run again if its instance is lost. slo_ns: deadline of those that bring none.
     """
 
     level = 0
@@ -90,7 +90,7 @@ class Scheduler:
         self.queue = RequestQueue()
         self.draining = False
         self.reruns = True
-        self._refuses = False  # because it drains, or because no instance is left
+        self._wary = False  # whether each request is looked at: others run alone, no instance is left, or it drains
         self._clock = clock
         self._turn = turn
         self._loop = asyncio.get_running_loop()
@@ -113,7 +113,7 @@ class Scheduler:
         self._limits = batch_limits(config, self._max_rows)
         self._queue_limits = queue_limits(config)
         self._least_batch = 1 if self._limits.policy == "single" else self._max_rows  # rows, while more wait
-        self._slo_ns = int(config.slo_ms * 1e6)
+        self.slo_ns = int(config.slo_ms * 1e6)
         self._splits = False  # whether there ever was one: only then are batches searched for pieces
         self._dispatch_due = False
         self._timer: asyncio.TimerHandle | None = None
@@ -134,7 +134,7 @@ class Scheduler:
     def submit(self, requests: Sequence[InferRequest]) -> None:
         """Takes decoded requests of one template: admits each, or answers it with the reason why not."""
         now = self._clock()
-        soonest = set_deadlines(requests, now, self._slo_ns)
+        soonest = set_deadlines(requests, now, self.slo_ns)
         template = requests[0].template
         rows = template.rows * len(requests)
         nbytes = sum([request.nbytes for request in requests])
@@ -148,7 +148,7 @@ class Scheduler:
             self._queue_limits,
             self.cost,
             max_rows=self._least_batch,
-            draining=self._refuses,
+            wary=self._wary,
         ):
             admitted = self._clock()
             for request in requests:
@@ -170,10 +170,6 @@ class Scheduler:
             self._dispatch()
         else:
             self._dispatch_soon()
-
-    def set_deadlines(self, requests: Sequence[InferRequest], now: int) -> int:
-        """See `admission.set_deadlines`."""
-        return set_deadlines(requests, now, self._slo_ns)
 
     def _admit(self, request: InferRequest, now: int) -> None:
         """Has one request enter the queue, or answers it."""
@@ -212,6 +208,7 @@ class Scheduler:
             max_rows=max(self._least_batch, min(request.template.rows, self._max_rows)),
             instances=max(self.instances.usable, 1),
             running=self._running.values(),
+            alone_ns=self._alone.run_ns(self.cost),
             draining=self.draining,
         )
 
@@ -220,6 +217,7 @@ class Scheduler:
         if request.state is State.WAITING:
             if not self.queue.remove(request):
                 self._alone.remove(request)
+                self._be_wary()
             self._abandon(request)
             self._check_quiet()
         elif request.state is State.RUNNING:
@@ -256,10 +254,8 @@ class Scheduler:
         if over:
             self._refuse_all(over, lambda request: expired(request, now))
         while self._alone and self._idle:
-            request, losses = self._alone.pop()
-            request.state = State.RUNNING
-            reason = "rerun" if losses else "isolated"
-            self._run(self._idle.pop(), Batch([request], request.template.rows, reason, batched=now, losses=losses))
+            self._run(self._idle.pop(), self._alone.pop(now))
+        self._be_wary()
         self._wake_at(self._alone.next_expiry)
 
     def _put_back(self, batch: Batch) -> None:
@@ -406,6 +402,7 @@ class Scheduler:
             self.observer.rerun(len(again))
         else:
             self._alone.append(again)
+        self._be_wary()
         logger.warning(
             "model %s version %s failed a batch of %d requests, which are run one by one: %s",
             self.name,
@@ -418,13 +415,15 @@ class Scheduler:
     def _on_instances(self) -> None:
         """There are other instances than before. If there is none, nor any soon, whoever waits is told so."""
         self.cost = self.instances.cost
-        hopeless = self.instances.hopeless
-        self._refuses = self.draining or hopeless
+        self._be_wary()
         if self._closed:
             return
-        if hopeless:
+        if self.instances.hopeless:
             self._refuse_all(self._pop_waiting(), lambda _: no_instance(self.name, self.version))
         self._dispatch_soon()
+
+    def _be_wary(self) -> None:
+        self._wary = self.draining or self.instances.hopeless or len(self._alone) > 0
 
     def _pop_waiting(self) -> list[InferRequest]:
         """Takes out all that wait."""
@@ -468,7 +467,7 @@ class Scheduler:
 
     async def drain(self, seconds: float) -> bool:
         """Takes no more; returns True once all that was accepted is answered, False when `seconds` have passed."""
-        self.draining = self._refuses = True
+        self.draining = self._wary = True
         self._dispatch_soon()
         if self._quiet is None:
             self._quiet = asyncio.Event()
@@ -485,7 +484,7 @@ class Scheduler:
         """Fails what is left and frees the instances; one whose thread runs a batch, when that is done."""
         if self._closed:
             return
-        self._closed = self.draining = self._refuses = True
+        self._closed = self.draining = self._wary = True
         if self._timer is not None:
             self._timer.cancel()
         left = self._pop_waiting()

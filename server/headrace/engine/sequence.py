@@ -12,7 +12,7 @@ from headrace.engine.replies import could_not_run
 from headrace.engine.sequence_plan import Kept, id_bytes
 from headrace.errors import Cancelled, HeadraceError, InvalidRequest, ShuttingDown, StateLost, reason_of
 from headrace.messages import InferRequest, State
-from headrace.pipeline.admission import QueueLimits
+from headrace.pipeline.admission import QueueLimits, set_deadlines
 from headrace.pipeline.sequences import Sequences
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class SequenceScheduler:
     def submit(self, requests: Sequence[InferRequest]) -> None:
         """Takes decoded requests of one template: admits each to its sequence, or says why not."""
         now = self._clock()
-        self._model.set_deadlines(requests, now)
+        set_deadlines(requests, now, self._model.slo_ns)
         queue, step_ns = self._model.queue, self._model.cost.mean(1)
         for request in requests:
             request.admitted = now

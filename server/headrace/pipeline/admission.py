@@ -144,14 +144,15 @@ def admit_all(
     cost: CostModel,
     *,
     max_rows: int,
-    draining: bool,
+    wary: bool,
 ) -> bool:
     """Whether so many requests may all enter, by a look that is quick because it is cautious.
 
-    False: have `admit` decide on each. soonest: the first moment at which one of them expires, 0 for none.
+    False: have `admit` decide on each. soonest: the first moment at which one of them expires, 0 for none. wary:
+    there is something that this look does not see.
     """
     if (
-        draining
+        wary
         or limits.by_level
         or queue.requests + requests > limits.max_requests
         or queue.rows + rows > limits.max_rows
@@ -176,8 +177,12 @@ def admit(
     instances: int,
     running: Collection[Batch],
     draining: bool,
+    alone_ns: int = 0,
 ) -> HeadraceError | None:
-    """None if the request may enter, else why not. Its `order` and `expires` are set; running: batches under way."""
+    """None if the request may enter, else why not. Its `order` and `expires` are set; running: batches under way.
+
+    alone_ns: run time of what is run one by one before all that wait.
+    """
     template = request.template
     if draining:
         return ShuttingDown("Server is shutting down and has stopped accepting new requests")
@@ -209,6 +214,7 @@ def admit(
         if expires <= now:
             return expired(request, now)
         ahead, others_ns = ahead_of(request, queue, max_rows, cost)
+        others_ns += alone_ns
         need = reply_ns(template.rows, ahead, now, max_rows, instances, running, cost, template.fit, others_ns)
         if now + need > expires:
             return DeadlineUnreachable(
