@@ -595,6 +595,21 @@ def test_a_head_without_end(start, piece):
         assert (answer.status, "larger than 4096 octets" in answer.json["error"]) == (431, True)
 
 
+LONG_HEADS = {
+    "target": b"GET /%s HTTP/1.1\r\n\r\n" % (b"a" * 5000),
+    "a field": b"GET / HTTP/1.1\r\nx: %s\r\n\r\n" % (b"a" * 5000),
+    "many fields": b"GET / HTTP/1.1\r\n%s\r\n" % (b"a: b\r\n" * 1000),
+}
+
+
+@pytest.mark.parametrize("piece", [1000, 1 << 20])
+@pytest.mark.parametrize("head", LONG_HEADS)
+def test_a_whole_head_above_the_limit(head, piece):
+    with World(max_head_bytes=4096) as world:
+        answer = refused(world, LONG_HEADS[head], piece)
+        assert (answer.status, "larger than 4096 octets" in answer.json["error"]) == (431, True)
+
+
 def test_a_head_below_the_limit_behind_a_long_body():
     with World(max_head_bytes=4096) as world:
         client = world.client()

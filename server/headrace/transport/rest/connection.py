@@ -174,9 +174,8 @@ class Connection(asyncio.BufferedProtocol):
             return
         if self._phase is Phase.HEAD and not self._opened:
             self._head_octets += len(data)
-            limit = self.server.settings.max_head_bytes
-            if self._head_octets > limit:
-                self._refuse(HttpError(431, f"the request's head is larger than {limit} octets (http.max_head_bytes)"))
+            if self._head_octets > self.server.settings.max_head_bytes:
+                self._refuse(self._head_too_large())
         elif self._phase is Phase.BODY:
             self._await_body()
         elif between and self._opened == 1 and self._head is not None:
@@ -267,6 +266,10 @@ class Connection(asyncio.BufferedProtocol):
             self._deaf = True
         self._completed(exchange)
 
+    def _head_too_large(self) -> HttpError:
+        limit = self.server.settings.max_head_bytes
+        return HttpError(431, f"the request's head is larger than {limit} octets (http.max_head_bytes)")
+
     def _open(self) -> Exchange:
         """The exchange of the head that is complete. Raises HeadraceError, HttpError."""
         server = self.server
@@ -275,6 +278,9 @@ class Connection(asyncio.BufferedProtocol):
                 f"{server.settings.max_connections} connections are open, no more are taken (http.max_connections)",
                 1000,
             )
+        octets = len(self._url) + sum(len(name) + len(value) for name, value in self._fields) + 4 * len(self._fields)
+        if octets > server.settings.max_head_bytes:
+            raise self._head_too_large()
         keep_alive = self._parser.get_http_version() == "1.1" and self._parser.should_keep_alive()
         length = 0
         for name, value in self._fields:
