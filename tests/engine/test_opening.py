@@ -1,7 +1,9 @@
 """From a chain of backends to instances that serve: which is taken, why the others were not, and what comes later."""
 
 import asyncio
+import gc
 import logging
+import weakref
 
 import numpy as np
 import pytest
@@ -117,6 +119,26 @@ def test_one_that_does_not_work_is_passed_over_and_it_is_said_why(
     assert text in opened.note
     assert f"model m version 1: backend {chain[0]} does not work ({reason}): " in caplog.text
     assert all(instance.closed for model in made for instance in model.instances)
+
+
+@pytest.mark.parametrize("at_load", [True, False])
+def test_what_is_passed_over_is_not_kept_in_memory(found, monkeypatch, at_load):
+    alive = []
+    load = FragileBackend.load
+
+    def watched(self, *args, **more):
+        gc.collect()  # fakes and their instances know one another
+        assert not [model for model in alive if model() is not None], "the one before it holds its device's memory"
+        model = load(self, *args, **more)
+        alive.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(FragileBackend, "load", watched)
+    version = found(FIRST, SECOND, backend_options={FIRST: {"add": 1.0}})
+    if at_load:
+        (version.path / "first.broken").touch()
+    assert opened_by(version).supply.backends == (SECOND,)
+    assert len(alive) == 2
 
 
 def test_if_none_works_all_reasons_are_told(found):

@@ -230,8 +230,9 @@ def _load_model(found: Found, backend: str, max_batch: int | None) -> LoadedMode
 
 
 def _rejection(error: Exception) -> Rejected:
+    """Why a backend is passed over; not the error itself, whose traceback would keep its model in a device's memory."""
     if isinstance(error, Rejected):
-        return error
+        return Rejected(error.reason, str(error))
     if isinstance(error, ModelLoadError | InstanceLost):
         return Rejected("load", str(error) or type(error).__name__)
     return Rejected("load", f"it failed unexpectedly: {error!r}")

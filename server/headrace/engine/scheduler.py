@@ -12,13 +12,7 @@ from headrace.engine.instances import Instances, NoSupply
 from headrace.engine.policies import batch_limits, make_buckets, model_view, queue_limits
 from headrace.engine.replies import could_not_run, no_instance, output_shapes, record_of, state_lost, whole_requests
 from headrace.engine.worker import Job, Worker
-from headrace.errors import (
-    Cancelled,
-    DeadlineUnreachable,
-    QueueFull,
-    ShuttingDown,
-    reason_of,
-)
+from headrace.errors import Cancelled, DeadlineUnreachable, QueueFull, ShuttingDown, reason_of
 from headrace.messages import Batch, State
 from headrace.pipeline.admission import admit, admit_all, expired, set_deadlines
 from headrace.pipeline.alone import Alone
