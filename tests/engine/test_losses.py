@@ -109,12 +109,14 @@ def test_requests_of_a_lost_instance_run_on_another_one_by_one(world, inline):
     assert (w.observer.lost, w.observer.reruns, w.observer.fallbacks) == (1, 3, [])
     assert [batch.close_reason for batch in w.observer.batches] == ["rerun"] * 3
     assert w.fast.instances[1].closed
+    assert w.supply.hurried == []
     assert w.condition.note == (
         "1 of 2 instances of fast are lost and are being made anew, served by fast: out of memory"
     )
     assert w.condition.count() == {("fast", "idle"): 1, ("fast", "running"): 0, ("fast", "lost"): 1}
     w.run(1000)
     assert (w.condition.note, w.condition.usable, w.supply.made) == ("", 2, {"fast": 1})
+    assert w.supply.hurried == [False]
 
 
 def test_what_is_run_again_runs_before_what_waits(world):
@@ -301,7 +303,7 @@ def test_without_a_chain_requests_wait_for_the_instance_to_be_made_anew(world):
     assert not call.ended
     w.run(600)
     assert value(call) == 2
-    assert w.supply.made == {"only": 1}
+    assert (w.supply.made, w.supply.hurried) == ({"only": 1}, [True])
     assert w.observer.fallbacks == []
 
 

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from headrace.backends.base import InstanceLost
 from headrace.clock import monotonic_ns
+from headrace.engine import opening
 from headrace.engine.lifecycle import Engine
 from headrace.engine.opening import open_version
 from headrace.engine.probe import Rejected
@@ -189,7 +190,7 @@ def test_executors_of_each_backend(found, made):
     options = {FIRST: {"executors": 3}, SECOND: {"executors": 2}}
     opened = opened_by(found(FIRST, SECOND, instances=2, backend_options=options))
     assert len(opened.instances) == 6
-    instance = asyncio.run(opened.supply.make(SECOND, 0))
+    instance = asyncio.run(opened.supply.make(SECOND, 0, hurry=True))
     assert opened.supply.total(SECOND) == 4
     instance.close()
 
@@ -199,7 +200,7 @@ def test_what_waits_for_a_device_does_not_run_on_the_event_loop(found, inline):
     options = {FIRST: {"inline": inline}, SECOND: {"inline": not inline}}
     opened = open_version(found(FIRST, SECOND, backend_options=options), FakeClock(), 1_000_000_000)
     assert opened.cost.inline(1) is inline
-    asyncio.run(opened.supply.make(SECOND, 0)).close()
+    asyncio.run(opened.supply.make(SECOND, 0, hurry=True)).close()
     cost = opened.supply.cost_model(SECOND)
     cost.observe(1, 1000)
     assert cost.inline(1) is not inline
@@ -209,7 +210,7 @@ def test_what_waits_for_a_device_does_not_run_on_the_event_loop(found, inline):
 
 
 def make(supply, backend, index=0):
-    return asyncio.run(supply.make(backend, index))
+    return asyncio.run(supply.make(backend, index, hurry=True))
 
 
 def test_an_instance_is_made_anew_of_what_is_loaded_and_has_to_prove_itself(found, made):
@@ -226,6 +227,15 @@ def test_an_instance_is_made_anew_of_what_is_loaded_and_has_to_prove_itself(foun
     (version.path / "first.broken").unlink()
     make(opened.supply, FIRST)
     assert len(made) == 2, "what it had loaded may be lost too: it is loaded anew"
+
+
+@pytest.mark.parametrize("hurry", [False, True])
+def test_others_that_serve_are_left_the_processor(found, monkeypatch, hurry):
+    opened = opened_by(found(FIRST))
+    rests = []
+    monkeypatch.setattr(opening, "rest_ns", rests.append)
+    asyncio.run(opened.supply.make(FIRST, 0, hurry=hurry)).close()
+    assert bool(rests) is not hurry
 
 
 def test_a_stand_in_has_to_pass_the_probe(found, made):

@@ -36,8 +36,11 @@ class Supply(Protocol):
     first_ns: int
     max_ns: int
 
-    async def make(self, backend: str, index: int) -> Instance:
-        """A new instance that has proved to work. Raises any exception if there is none."""
+    async def make(self, backend: str, index: int, *, hurry: bool) -> Instance:
+        """A new instance that has proved to work. Raises any exception if there is none.
+
+        hurry: nothing runs the model until it is there; else it may leave others the processor in between.
+        """
         ...
 
     def total(self, backend: str) -> int:
@@ -61,7 +64,7 @@ class NoSupply:
     def __init__(self, backend: str) -> None:
         self.backends: Sequence[str] = (backend,)
 
-    async def make(self, backend: str, index: int) -> Instance:
+    async def make(self, backend: str, index: int, *, hurry: bool) -> Instance:
         """See `Supply`."""
         raise NotImplementedError
 
@@ -239,7 +242,7 @@ class Instances:
     async def _make(self, make: Make) -> None:
         backend = make.backend
         try:
-            instance = await self._supply.make(backend, make.index)
+            instance = await self._supply.make(backend, make.index, hurry=not self.usable)
         except Exception as error:
             if self._closed:
                 return

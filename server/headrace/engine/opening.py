@@ -145,9 +145,9 @@ class ModelSupply:
     def __repr__(self) -> str:
         return f"<ModelSupply of {self._found.name}/{self._found.version} by {', '.join(self.backends)}>"
 
-    async def make(self, backend: str, index: int) -> Instance:
+    async def make(self, backend: str, index: int, *, hurry: bool) -> Instance:
         """See `instances.Supply`; raises ModelLoadError, or whatever the backend does."""
-        return await in_background(lambda: self._make(backend, index))
+        return await in_background(lambda: self._make(backend, index, no_rest if hurry else rest_ns))
 
     def total(self, backend: str) -> int:
         """See `instances.Supply`."""
@@ -162,7 +162,7 @@ class ModelSupply:
         """See `instances.Supply`."""
         self._models.pop(backend, None)
 
-    def _make(self, backend: str, index: int) -> Instance:
+    def _make(self, backend: str, index: int, rest: Rest) -> Instance:
         with self._locks[backend], ExitStack() as unless_it_works:
             # the model may be lost with its instances: if this comes to nothing, the next attempt loads it anew
             unless_it_works.callback(self.forget, backend)
@@ -170,8 +170,8 @@ class ModelSupply:
             self._inline[backend], self._executors[backend] = model.inline, model.executors_per_instance
             instance = model.make_instance(index)
             unless_it_works.callback(instance.close)
-            if backend == self.backends[0]:  # others serve meanwhile, and this one need not hurry
-                _Warming(self._found, model, self._clock, rest_ns).run(instance, self.cost_model(backend))
+            if backend == self.backends[0]:  # requests wait for a stand-in: it warms up on them
+                _Warming(self._found, model, self._clock, rest).run(instance, self.cost_model(backend))
             if self._probe is not None:
                 self._probe.check(instance)
             self._models[backend] = model

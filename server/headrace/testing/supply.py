@@ -20,7 +20,8 @@ class FakeSupply:
     """See `engine.instances.Supply`.
 
     models: of each backend, in the order of the chain. takes_ns: how long making an instance takes, by backend.
-    failures: what the next attempts raise, by backend; None: that one succeeds. made, forgotten: how often, by backend.
+    failures: what the next attempts raise, by backend; None: that one succeeds. hurried: whether each attempt was to
+    hurry. made, forgotten: how often, by backend.
     total: instances of each backend.
     """
 
@@ -38,6 +39,7 @@ class FakeSupply:
         self.max_ns = max_ns
         self.takes_ns: Counter[str] = Counter()
         self.failures: defaultdict[str, deque[Exception | None]] = defaultdict(deque)
+        self.hurried: list[bool] = []
         self.made: Counter[str] = Counter()
         self.forgotten: Counter[str] = Counter()
         self._models = models
@@ -47,8 +49,9 @@ class FakeSupply:
     def __repr__(self) -> str:
         return f"<FakeSupply {dict(self.made)}>"
 
-    async def make(self, backend: str, index: int) -> FakeInstance:
+    async def make(self, backend: str, index: int, *, hurry: bool) -> FakeInstance:
         """See `Supply`."""
+        self.hurried.append(hurry)
         if self.takes_ns[backend]:
             await asyncio.sleep(self.takes_ns[backend] / 1e9)
         failures = self.failures[backend]
