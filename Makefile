@@ -8,7 +8,7 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types unit protos models loadtest compare wheel clean
+.PHONY: help serve test lint types unit protos models kernels loadtest compare wheel clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,7 +26,7 @@ lint: .venv/test.done
 types: .venv/test.done
 	.venv/bin/mypy
 
-unit: .venv/test.done
+unit: .venv/test.done .venv/cubins.done
 	.venv/bin/pytest $(ARGS)
 
 protos: .venv/test.done ## write server/headrace/rpc from protos/ again
@@ -38,6 +38,8 @@ models: .venv/test.done ## train digits again, and fetch filetype, textline and 
 	.venv/bin/python models/textline/fetch.py
 	.venv/bin/python models/vad/fetch.py
 
+kernels: .venv/cubins.done ## compile the CUDA kernels for every GPU architecture; needs no GPU
+
 loadtest: .venv/test.done ## a minute of locust users; ARGS="--host 127.0.0.1:8001" for a server that runs
 	loadtest/run_locust $(ARGS)
 
@@ -45,11 +47,12 @@ compare: .venv/test.done ## measure against NVIDIA Triton (2 GB of downloads the
 	loadtest/peers/setup
 	PYTHONPATH=loadtest .venv/bin/python -m compare $(ARGS)
 
-wheel: .venv/test.done ## build dist/headrace-*.whl
+wheel: .venv/test.done .venv/cubins.done ## build dist/headrace-*.whl
 	.venv/bin/hatchling build -t wheel
 
 clean: ## remove the environment and what was built
 	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf kernels/headrace_kernels/cubins
 
 # --- the environment: one, in two steps; serving does not wait for the test tools ------------------------------------
 
@@ -73,4 +76,9 @@ clean: ## remove the environment and what was built
 	$(PIP) install -q --no-deps -c constraints.txt pyannote.audio
 	loadtest/peers/setup clients
 	tests/interop/setup
+	@touch $@
+
+.venv/cubins.done: .venv/test.done $(wildcard kernels/headrace_kernels/cuda/*) kernels/headrace_kernels/cubins.py
+	@# NVRTC is for Linux
+	if [ "$$(uname)" = Linux ]; then .venv/bin/python -m headrace_kernels build; fi
 	@touch $@

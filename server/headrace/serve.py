@@ -113,7 +113,11 @@ async def serve(settings: Settings, severities: Severities) -> int:
         parts.security.announce()
         parts.set_ready(True)
         logger.info(
-            "ready: gRPC (%s) on %s:%d, HTTP on port %d", settings.transport, settings.host, grpc_port, http_port
+            "ready: gRPC (%s) on %s:%d, HTTP on port %d",
+            settings.transport,
+            f"[{settings.host}]" if ":" in settings.host else settings.host,
+            grpc_port,
+            http_port,
         )
         watching = asyncio.create_task(parts.control.watch(settings.repository_poll_seconds))
         await stop.first.wait()

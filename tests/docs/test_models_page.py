@@ -18,6 +18,7 @@ from headrace.repository.model_config import (
     WarmupData,
     WarmupInput,
 )
+from headrace.repository.processing_config import DequantizeConfig, ImageConfig, QuantizeConfig, TopKConfig
 from headrace.repository.triton.backend import _PARAMETERS
 from headrace.repository.triton.fields import DECISIONS, Taken
 from headrace.settings_sources import leaves
@@ -44,6 +45,10 @@ def words(page):
         BucketConfig,
         SizeRule,
         FollowingDim,
+        ImageConfig,
+        QuantizeConfig,
+        DequantizeConfig,
+        TopKConfig,
         Options,
     ],
 )

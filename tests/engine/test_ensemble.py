@@ -201,11 +201,15 @@ async def test_an_ensemble_that_cannot_be(repository):
     ensemble(repository, "e", CHAIN.replace('"b"', '"nobody"'))
     ensemble(repository, "itself", '[[ensemble.steps]]\nmodel = "itself"\ninputs = {x = "t"}\noutputs = {y = "u"}\n')
     ensemble(repository, "wrong", CHAIN.replace("x = ", "z = "))
+    ensemble(repository, "one", '[[ensemble.steps]]\nmodel = "other"\ninputs = {x = "t"}\noutputs = {y = "u"}\n')
+    ensemble(repository, "other", '[[ensemble.steps]]\nmodel = "one"\ninputs = {x = "t"}\noutputs = {y = "u"}\n')
     world = Control(repository, "explicit")
     await world.control.start()
     for name, text in (
         ("e", "'nobody' is not found"),
         ("itself", "'itself'"),
+        ("itself", "its steps lead back to itself: itself -> itself"),
+        ("one", "its steps lead back to itself: one -> other -> one"),
         ("wrong", "has no input 'z'|not mapped"),
     ):
         with pytest.raises(LoadFailed, match=text):

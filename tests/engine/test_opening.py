@@ -294,6 +294,8 @@ def test_what_was_passed_over_is_counted_and_shown(found):
         (entry,) = catalog.index()
         assert entry.reason.startswith(f"falls back to {CPU}; {MISSING}: ")
         assert "there is no such device" in entry.reason
+        engine.confirm("m", 1)
+        assert catalog.index()[0].reason == entry.reason, "it still is"
         labels = {"model": "m", "version": "1"}
         sample = registry.get_sample_value
         counted = [(MISSING, FIRST, "unavailable"), (FIRST, CPU, "load")]

@@ -7,6 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 from headrace.backends import registry
 from headrace.engine.policies import make_buckets
 from headrace.engine.probe import Rejected, check_alike, computes_in_integers, make_probe
+from headrace.engine.processed import process, ragged_inputs
 from headrace.engine.warmup import read_samples
 from headrace.messages import Signature, TensorSpec
 from headrace.repository.discovery import Found
@@ -149,6 +150,27 @@ def test_with_buckets_it_fills_one(found):
     (run,) = check(probe_of(made, signature), lambda inputs: [inputs[0] * 2], signature)
     assert run.inputs[0].shape[1] in (4, 16)
     assert np.count_nonzero(run.inputs[0]) > 1
+
+
+def test_images_are_compared_behind_their_preprocessing(found):
+    file = onnx_bytes(
+        [helper.make_node("Identity", ["x"], ["y"])], [value("x", "N", 3, 4, 4)], [value("y", "N", 3, 4, 4)]
+    )
+    made = found(file, preprocess={"x": {"kind": "image"}})
+    signature = Signature((TensorSpec("x", "FP32", (3, 4, 4)),), (TensorSpec("y", "FP32", (3, 4, 4)),), 8)
+
+    def outcome(compute):
+        model = process(FakeModel(signature, compute), made.config)
+        buckets = make_buckets(made.config, model.signature, ragged_inputs(model))
+        probe = make_probe(made, "fast", model.signature, [], buckets)
+        assert repr(probe) == "<Probe of 1 batches, to be compared>"
+        probe.check(model.make_instance(0))
+
+    seen = []
+    outcome(lambda inputs: seen.append(inputs[0]) or inputs)
+    assert seen[0].std() > 0.1, "an image of one colour says nothing"
+    with pytest.raises(Rejected, match="compared with onnxruntime-cpu"):
+        outcome(lambda inputs: [inputs[0][:, ::-1]])
 
 
 def test_the_reference_itself_is_run_and_not_compared(found):

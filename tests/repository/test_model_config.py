@@ -78,6 +78,30 @@ def test_bad_version_policies(load, versions):
         ("slo_ms = inf", "slo_ms = Infinity (in {file}): expected a number of at least 0"),
         ("warmup = 3", "warmup = 3 (in {file}): expected true or false or a list (each an integer of at least 1)"),
         ("batching.quantile = 1.0", "batching.quantile = 1.0 (in {file}): expected a number above 0 and below 1"),
+        (
+            "preprocess.x.kind = 'blur'",
+            'preprocess.x = {{"kind": "blur"}} (in {file}): expected a table with kind = "image" or "quantize"',
+        ),
+        (
+            "preprocess.x.k = 1",
+            'preprocess.x = {{"k": 1}} (in {file}): expected a table with kind = "image" or "quantize"',
+        ),
+        (
+            "[preprocess.x]\nkind = 'image'\nmaen = [1]",
+            "unknown key 'preprocess.x.maen' (in {file}); did you mean 'mean'?",
+        ),
+        (
+            "[preprocess.x]\nkind = 'image'\nsize = [224]",
+            "preprocess.x.size = [224] (in {file}): expected height and width, each an integer from 1 to 32767",
+        ),
+        (
+            "[preprocess.x]\nkind = 'image'\nshorter = 3",
+            "preprocess.x: shorter is for fit = 'crop', and fit is 'stretch' (in {file})",
+        ),
+        (
+            "[postprocess.y]\nkind = 'top_k'\nk = 0",
+            "postprocess.y.k = 0 (in {file}): expected an integer of at least 1",
+        ),
         ("max_bach = 1", "unknown key 'max_bach' (in {file}); did you mean 'max_batch'?"),
         ("inputs.x.mim = 1", "unknown key 'inputs.x.mim' (in {file}); did you mean 'min'?"),
         ("inputs.x = {{min = 2, max = 1}}", "inputs.x: min = 2 is above max = 1 (in {file})"),

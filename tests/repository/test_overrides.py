@@ -63,6 +63,10 @@ def test_files_stay_below_a_version(root, into, path):
     [
         ("", "parameter 'config' is needed"),
         ("{", "not a ModelConfig in JSON"),
+        ("[]", "not a ModelConfig in JSON: expected an object"),
+        ("null", "not a ModelConfig in JSON: expected an object"),
+        ("5", "not a ModelConfig in JSON: expected an object"),
+        ("[" * 100_000, "not a ModelConfig in JSON"),
         ('{"max_batch": 1}', "max_batch"),
         ('{"model_operations": {"op_library_filename": ["x.so"]}}', "loads libraries"),
     ],

@@ -8,7 +8,7 @@ interpreter lock during calls. Nothing here has an effect before `open_device`.
 from __future__ import annotations
 
 import ctypes
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from cuda.bindings import driver
 
 from headrace.backends.device import DeviceError, DeviceLost, DeviceOutOfMemory
 from headrace.errors import ModelLoadError
+from headrace_kernels.device import DeviceKernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -183,6 +184,15 @@ class CudaDevice:
         """See `backends.device.Device`."""
         self.use()
         return _Stream()
+
+    @cached_property
+    def _kernels(self) -> DeviceKernels:
+        return DeviceKernels(self.index)
+
+    def kernels(self) -> DeviceKernels:
+        """See `backends.device.Device`."""
+        self.use()
+        return self._kernels
 
 
 @cache

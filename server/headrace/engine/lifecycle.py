@@ -16,7 +16,7 @@ from headrace.engine.presented import check_described
 from headrace.engine.scheduler import Scheduler
 from headrace.engine.sequence import SequenceScheduler
 from headrace.errors import HeadraceError, ModelLoadError
-from headrace.pipeline.ensemble import BadGraph, build_graph
+from headrace.pipeline.ensemble import BadGraph, build_graph, circle
 from headrace.repository.catalog import State
 from headrace.repository.discovery import Broken, Found, scan
 
@@ -65,6 +65,7 @@ class Engine:
         self._cache = cache
         self._schedulers: dict[tuple[str, int], Served] = {}
         self._loaded: dict[tuple[str, int], Found] = {}
+        self._notes: dict[tuple[str, int], str] = {}  # of what serves, for the index
         self._ensembles: dict[tuple[str, int], Found] = {}  # that are wanted, whether they serve or not
         self._leaving: dict[Served, asyncio.Task[None]] = {}
         self._one_at_a_time = asyncio.Lock()
@@ -101,12 +102,20 @@ class Engine:
 
     def broken(self, entry: Broken) -> None:
         """Reports what cannot be loaded. A version that serves goes on doing so."""
-        logger.error("model %s cannot be served: %s", entry.name, entry.reason)
-        if entry.version is None:
-            if not self.serving(entry.name):
-                self.catalog.failed(entry.name, None, entry.reason)
-        else:
+        if entry.version is not None:
             self._failed(entry.name, entry.version, entry.reason)
+            return
+        serving = self.serving(entry.name)
+        for version in serving:
+            self._failed(entry.name, version, entry.reason)
+        if not serving:
+            logger.error("model %s cannot be served: %s", entry.name, entry.reason)
+            self.catalog.failed(entry.name, None, entry.reason)
+
+    def confirm(self, name: str, version: int) -> None:
+        """What the repository holds is what serves: the reason why a load has failed is past."""
+        key = name, version
+        self.catalog.ready(*key, self._schedulers[key], self._notes.get(key, ""))
 
     async def load(self, found: Found) -> str:
         """Loads and warms one version, then publishes it; one that serves does so until the new one is ready.
@@ -129,11 +138,9 @@ class Engine:
             async with self._one_at_a_time:
                 opened = await in_background(lambda: open_version(found, self._clock, self._inline_below_ns, rest))
         except ModelLoadError as error:
-            logger.error("model %s version %d cannot be served: %s", *key, error)
             return self._failed(*key, str(error))
-        except Exception:
-            logger.exception("model %s version %d cannot be served", *key)
-            return self._failed(*key, "loading failed unexpectedly; the server's log says more")
+        except Exception as error:
+            return self._failed(*key, "loading failed unexpectedly; the server's log says more", error)
         if self._closed:
             for instance in opened.instances:
                 instance.close()
@@ -175,13 +182,16 @@ class Engine:
             return scheduler
         return CachedModel(scheduler, self._cache, int(found.config.cache_ttl_s * 1e9), self._clock)
 
-    def _failed(self, name: str, version: int, reason: str) -> str:
-        """Puts the reason into the catalog; what serves goes on doing so."""
+    def _failed(self, name: str, version: int, reason: str, error: Exception | None = None) -> str:
+        """Puts the reason into the log and the catalog; what serves goes on doing so. error: that nobody foresaw."""
         scheduler = self._schedulers.get((name, version))
         if scheduler is None:
+            logger.error("model %s version %d cannot be served: %s", name, version, reason, exc_info=error)
             self.catalog.failed(name, version, reason)
         else:
-            self.catalog.ready(name, version, scheduler, f"loading it again failed: {reason}")
+            now = f"loading it again failed: {reason}"
+            logger.error("model %s version %d serves as before, %s", name, version, now, exc_info=error)
+            self.catalog.ready(name, version, scheduler, now)
         return reason
 
     def unload(self, name: str, version: int) -> None:
@@ -219,6 +229,7 @@ class Engine:
         before = self._schedulers.get(key)
         self._schedulers[key] = served
         self._loaded[key] = found
+        self._notes[key] = note
         self.catalog.ready(*key, served, note)
         if before is not None:
             self._leave(before)
@@ -245,6 +256,8 @@ class Engine:
             graph = replace(graph, signature=check_described(graph.signature, found.config, found.path.parent))
         except (HeadraceError, BadGraph, ModelLoadError) as error:
             reason = f"a model of its steps does not serve: {error}" if isinstance(error, HeadraceError) else str(error)
+            if way := circle(found.name, self._members()):
+                reason = f"its steps lead back to itself: {' -> '.join(way)}"
             if self.catalog.state(*key) is not State.UNAVAILABLE:
                 logger.error("model %s version %d cannot be served: %s", *key, reason)
             self.catalog.failed(*key, reason)
@@ -260,6 +273,10 @@ class Engine:
         elif self.catalog.state(*key) is not State.READY:
             self.catalog.ready(*key, before)
         return ""
+
+    def _members(self) -> dict[str, list[str]]:
+        """The models that each ensemble runs, by its name."""
+        return {each.name: [step.model for step in each.config.ensemble.steps] for each in self._ensembles.values()}
 
     def _users(self, served: Served) -> list[Ensemble]:
         """The ensembles whose requests may run through a model."""

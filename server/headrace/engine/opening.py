@@ -15,6 +15,7 @@ from headrace.engine.background import in_background
 from headrace.engine.policies import cost_model, make_buckets
 from headrace.engine.presented import present
 from headrace.engine.probe import Rejected, check_alike, make_probe
+from headrace.engine.processed import process, ragged_inputs
 from headrace.engine.sequence_plan import plan_sequences
 from headrace.engine.warm_buckets import warm_buckets
 from headrace.engine.warmup import RUNS, WARM_BYTES, WARM_SECONDS, read_samples, run_samples, zeros
@@ -194,7 +195,8 @@ def _open_with(
         return model, instances, cost, None
     try:
         samples = read_samples(config, model.signature, found.path.parent)
-        probe = make_probe(found, backend, model.signature, samples, make_buckets(config, model.signature))
+        buckets = make_buckets(config, model.signature, ragged_inputs(model))
+        probe = make_probe(found, backend, model.signature, samples, buckets)
         for instance in instances:
             probe.check(instance)
     except BaseException:
@@ -226,7 +228,7 @@ def _load_model(found: Found, backend: str, max_batch: int | None) -> LoadedMode
         raise Rejected("unavailable", str(error)) from error
     options = config.options_of(backend)
     model = opener.load(found.path, max_batch=max_batch, threads=config.threads, options=options)
-    return present(model, config, found.path.parent)
+    return process(present(model, config, found.path.parent), config)
 
 
 def _rejection(error: Exception) -> Rejected:
@@ -244,7 +246,7 @@ class _Warming:
     def __init__(self, found: Found, model: LoadedModel, clock: Clock, rest: Rest) -> None:
         self._found = found
         self._signature = model.signature
-        self._buckets = make_buckets(found.config, model.signature)
+        self._buckets = make_buckets(found.config, model.signature, ragged_inputs(model))
         self._samples = read_samples(found.config, model.signature, found.path.parent)
         self._sizes = warm_sizes(found.config, model.signature.max_batch)
         self._clock = clock

@@ -18,6 +18,7 @@ import numpy as np
 from headrace.backends import registry
 from headrace.datatypes import DATATYPES
 from headrace.engine.presented import present
+from headrace.engine.processed import process
 from headrace.engine.warmup import WARM_BYTES, Sample, random_values
 from headrace.errors import ModelLoadError
 from headrace.pipeline.agreement import Tolerance, difference
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from headrace.messages import Buffer, Signature, TensorSpec
     from headrace.pipeline.buckets import Buckets
     from headrace.repository.discovery import Found
-    from headrace.repository.model_config import InputConfig, ModelConfig
+    from headrace.repository.model_config import ModelConfig
 
     Array = np.ndarray[Any, Any]
 
@@ -165,7 +166,7 @@ def _reference_results(
     try:
         reference = registry.get(registry.REFERENCE)
         model = reference.load(found.path, max_batch=signature.max_batch, threads=config.threads, options=options)
-        model = present(model, config, found.path.parent)
+        model = process(present(model, config, found.path.parent), config)
     except ModelLoadError as error:
         logger.warning("model %s cannot be compared with %s: %s", found.name, registry.REFERENCE, error)
         return None
@@ -199,7 +200,7 @@ def _batches(
     row_bytes = sum(_bytes(spec, shape) for spec, shape in zip(signature.inputs, dims, strict=True))
     rows = max(min(ROWS, signature.max_batch or 1, WARM_BYTES // max(row_bytes, 1)), 1)
     inputs = [
-        [_values(config.inputs, spec, shape, rng) for _ in range(rows)]
+        [_values(config, spec, shape, rng) for _ in range(rows)]
         for spec, shape in zip(signature.inputs, dims, strict=True)
     ]
     shapes = [(rows, *shape) if signature.max_batch else shape for shape in dims]
@@ -211,19 +212,21 @@ def _bucket_batch(config: ModelConfig, signature: Signature, buckets: Buckets, r
     fit, dims = next(iter(buckets.all()))
     shapes = [(1, *shape) if signature.max_batch else shape for shape in dims]
     parts = [
-        [b"" if own is None else _values(config.inputs, spec, own, rng)]
+        [b"" if own is None else _values(config, spec, own, rng)]
         for spec, own in zip(signature.inputs, fit.shapes, strict=True)
     ]
     return ProbeBatch("random numbers", buckets.pack([(fit, 1)], parts, shapes), shapes, buckets.certain)
 
 
-def _values(said: Mapping[str, InputConfig], spec: TensorSpec, shape: Sequence[int], rng: np.random.Generator) -> bytes:
-    """One row of an input, within its limits."""
+def _values(config: ModelConfig, spec: TensorSpec, shape: Sequence[int], rng: np.random.Generator) -> bytes:
+    """One row of an input, within its limits; of pixels, all there are."""
     elements = prod(shape)
     if spec.datatype == "BYTES":
         return bytes(4 * elements)
-    limits = said.get(spec.name)
+    limits = config.inputs.get(spec.name)
     low, high = (None, None) if limits is None else (limits.min, limits.max)
+    if spec.name in config.preprocess and spec.datatype == "UINT8":
+        low, high = low or 0, 255 if high is None else high
     return random_values(spec, elements, rng, low, high)
 
 

@@ -146,3 +146,21 @@ def _ordered(steps: Sequence[StepLike]) -> tuple[Step, ...]:
         ordered += ready
         left = [step for step in left if step not in ready]
     return tuple(ordered)
+
+
+def circle(name: str, members: Mapping[str, Sequence[str]]) -> list[str]:
+    """A way from an ensemble through those that it runs back to itself; empty if there is none.
+
+    members: the models that each ensemble runs.
+    """
+    ways = [[name]]
+    seen = {name}
+    while ways:
+        way = ways.pop(0)
+        for model in members.get(way[-1], ()):
+            if model == name:
+                return [*way, name]
+            if model not in seen:
+                seen.add(model)
+                ways.append([*way, model])
+    return []

@@ -5,6 +5,7 @@ Source: Triton's model repository extension, the parameters `config` and `file:<
 
 from __future__ import annotations
 
+import json
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -48,8 +49,10 @@ def stage(root: Path, name: str, config: str, files: Mapping[str, bytes], into: 
 
 def _message(name: str, config: str) -> mc.ModelConfig:
     try:
+        if not isinstance(json.loads(config), dict):
+            raise json_format.ParseError("expected an object")
         message = json_format.Parse(config, mc.ModelConfig(), descriptor_pool=POOL)
-    except json_format.ParseError as error:
+    except (json_format.ParseError, ValueError, RecursionError) as error:
         raise InvalidRequest(f"load of '{name}': parameter 'config' is not a ModelConfig in JSON: {error}") from None
     if message.HasField("model_operations"):
         raise InvalidRequest(f"load of '{name}': model_operations loads libraries, which a client may not choose")

@@ -7,7 +7,7 @@ a result too early finds what was there before. Memory that is freed is filled w
 from __future__ import annotations
 
 import ctypes
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,10 @@ import numpy as np
 from headrace.backends.device import DeviceError, DeviceLost, DeviceOutOfMemory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+
+    from headrace_kernels.interface import Bound
+    from headrace_kernels.operations import Array, Operation
 
 ALIGNMENT = 256
 FREED = 0xDD
@@ -166,6 +169,35 @@ class FakeStream:
         self.open = False
 
 
+class FakeKernels:
+    """Operations that NumPy computes, when their stream is waited for. launched: how often each was put into one."""
+
+    def __init__(self, device: FakeDevice) -> None:
+        self.launched: Counter[str] = Counter()
+        self._device = device
+
+    def stream(self, handle: int) -> FakeStream:
+        """See `backends.device.StreamKernels`."""
+        return self._device.stream_of(handle)
+
+    def bind(self, operation: Operation, memory: Mapping[str, int]) -> Bound:
+        """See `headrace_kernels.interface.Kernels`."""
+        operation.check_addresses(memory)
+        operation.launches()  # what a GPU would refuse
+        arrays = {each.name: _at(memory[each.name], each) for each in operation.arrays()}
+
+        def run(stream: Any = None) -> None:  # noqa: ANN401
+            self.launched[type(operation).__name__] += 1
+            stream.enqueue(lambda: operation.compute(arrays))
+
+        return run
+
+
+def _at(address: int, array: Array) -> np.ndarray[Any, Any]:
+    raw = np.ctypeslib.as_array((ctypes.c_uint8 * array.nbytes).from_address(address))
+    return raw.view(array.dtype).reshape(array.shape)
+
+
 class FakeDevice:
     """See `backends.device.Device`. memory: bytes that it has.
 
@@ -184,6 +216,7 @@ class FakeDevice:
         self.allocated: set[FakeMemory] = set()
         self.streams: list[FakeStream] = []
         self._memory = memory
+        self._kernels = FakeKernels(self)
 
     def check(self) -> None:
         """Raises DeviceLost if it is."""
@@ -219,6 +252,11 @@ class FakeDevice:
         stream = FakeStream(self, handle=1 + len(self.streams))
         self.streams.append(stream)
         return stream
+
+    def kernels(self) -> FakeKernels:
+        """See `backends.device.Device`."""
+        self.check()
+        return self._kernels
 
     def stream_of(self, handle: int) -> FakeStream:
         """The stream with a handle, for libraries that were given one."""

@@ -118,7 +118,7 @@ def test_all_problems_are_told_at_once():
         line.partition(":")[0] for line in problems("max_batch_size: -1 instance_group { passive: true }", name="other")
     ] == [
         "instance_group[0].passive",
-        "max_batch = -1",
+        "max_batch_size",
     ]
 
 

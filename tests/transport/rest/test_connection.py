@@ -451,7 +451,7 @@ def refused(world, octets, piece=1 << 20):
         b"POST /v2/models/m/infer HTTP/1.1\r\ncontent-length: 1x\r\n\r\n",
         b"POST /v2/models/m/infer HTTP/1.1\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n12",
         b"POST / HTTP/1.1\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
-        b"POST / HTTP/1.1\r\ntransfer-encoding: gzip\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
         b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nxyz\r\n",
         b"GET / HTTP/1.1\r\nhost : x\r\n\r\n",
         b"GET / HTTP/1.1\nhost: x\n\n",
@@ -466,6 +466,23 @@ def test_what_is_not_http(world, octets):
     assert answer.json.keys() == {"error"}
     assert answer.fields["content-type"] == "application/json"
     assert world.counts.http_requests == {("none", 400): 1}
+
+
+@pytest.mark.parametrize(
+    ("octets", "status", "text"),
+    [
+        (
+            b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+            501,
+            "Transfer-Encoding 'gzip, chunked': expected chunked",
+        ),
+        (b"GET /v2\r\n\r\n", 505, "HTTP/0.9 is not spoken here"),
+    ],
+)
+def test_http_of_another_kind(world, octets, status, text):
+    answer = refused(world, octets)
+    assert answer.status == status
+    assert text in answer.json["error"]
 
 
 def test_what_is_not_http_is_answered_in_its_turn(world, held):

@@ -72,7 +72,9 @@ def completes_itself(message: mc.ModelConfig) -> bool:
 
 def _plain(message: mc.ModelConfig, notes: Notes) -> Values:
     values: Values = {}
-    if message.max_batch_size or not completes_itself(message):
+    if message.max_batch_size < 0:
+        notes.wrong("max_batch_size", f"{message.max_batch_size}, expected 0 or more")
+    elif message.max_batch_size or not completes_itself(message):
         values["max_batch"] = message.max_batch_size
     count = 0
     for at, group in enumerate(message.instance_group):

@@ -17,7 +17,7 @@ from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 
 from headrace.errors import HeadraceError, Overloaded, RequestTooSlow
 from headrace.transport.rest.answer import CONTINUE, HttpError
-from headrace.transport.rest.body import IN_CHUNKS, SMALL, Body, too_large
+from headrace.transport.rest.body import IN_CHUNKS, SMALL, Body, body_length, too_large
 from headrace.transport.rest.exchange import AppExchange, Exchange, InferExchange, Refusal
 from headrace.transport.rest.flow import Flow
 from headrace.transport.rest.head import read_head, read_target
@@ -281,14 +281,9 @@ class Connection(asyncio.BufferedProtocol):
         octets = len(self._url) + sum(len(name) + len(value) for name, value in self._fields) + 4 * len(self._fields)
         if octets > server.settings.max_head_bytes:
             raise self._head_too_large()
-        keep_alive = self._parser.get_http_version() == "1.1" and self._parser.should_keep_alive()
-        length = 0
-        for name, value in self._fields:
-            if name == b"content-length":
-                length = int(value)
-            elif name == b"transfer-encoding":
-                length = IN_CHUNKS
-                break
+        version = self._parser.get_http_version()
+        keep_alive = version == "1.1" and self._parser.should_keep_alive()
+        length = body_length(version, self._fields)
         if length > server.max_message:
             raise too_large(server.max_message)
         self._upgrades = length != 0 and self._parser.should_upgrade()
