@@ -8,10 +8,10 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types unit protos models kernels loadtest compare wheel clean
+.PHONY: help serve test lint types unit protos models kernels loadtest compare gpu-check gpu-pack wheel clean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 serve: .venv/serve.done ## serve models/ on gRPC 8001 and HTTP 8000; ARGS="--log-level debug" adds flags
 	.venv/bin/headrace serve --model-repository models $(ARGS)
@@ -47,6 +47,13 @@ compare: .venv/test.done ## measure against NVIDIA Triton (2 GB of downloads the
 	loadtest/peers/setup
 	PYTHONPATH=loadtest .venv/bin/python -m compare $(ARGS)
 
+# It installs nothing, so that it runs where there is no network, nor a .venv.
+gpu-check: ## check and measure what needs a GPU, within 12 minutes; ARGS="--list", "--only overlap", "--cpu"
+	PYTHONPATH=loadtest:server:kernels $(or $(wildcard .venv/bin/python),$(PYTHON)) -m gpu_check $(ARGS)
+
+gpu-pack: .venv/test.done ## gather in .gpu/ what gpu-check needs on a machine without a network; ARGS="--arch 89"
+	PYTHONPATH=loadtest:server .venv/bin/python -m gpu_check.pack $(ARGS)
+
 wheel: .venv/test.done .venv/cubins.done ## build dist/headrace-*.whl
 	.venv/bin/hatchling build -t wheel
 
@@ -71,9 +78,11 @@ clean: ## remove the environment and what was built
 	.venv/bin/python models/vad/fetch.py
 	@touch $@
 
-.venv/test.done: .venv/serve.done tests/interop/setup $(wildcard tests/interop/clients/*.txt tests/interop/clients/*.json)
+.venv/test.done: .venv/serve.done tests/interop/setup $(wildcard tests/interop/clients/*.txt tests/interop/clients/*.json tests/backends/tensorrt/stub/*)
 	$(PIP) install -q -c constraints.txt --group test
 	$(PIP) install -q --no-deps -c constraints.txt pyannote.audio
+	$(PIP) install -q --no-deps -c constraints.txt --group tensorrt
+	PYTHON=.venv/bin/python tests/backends/tensorrt/stub/setup
 	loadtest/peers/setup clients
 	tests/interop/setup
 	@touch $@

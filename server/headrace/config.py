@@ -132,6 +132,27 @@ class TlsSettings(_Settings):
     )
 
 
+class TensorRtSettings(_Settings):
+    """TensorRT's engines, of all models."""
+
+    allow_plan_files: bool = Field(
+        False,
+        description="load plans that were built elsewhere (.plan, .engine): whoever has made one runs what he likes as "
+        "this server",
+    )
+    engine_cache: str = Field(
+        "",
+        description="directory of built engines, which nobody but the server's user may enter; by default "
+        "headrace/engines in the user's cache",
+        json_schema_extra={"format": "path"},
+    )
+    engine_cache_bytes: int = Field(
+        16 << 30,
+        ge=0,
+        description="of that directory, in bytes: what was not used for longest goes first; 0: none is kept",
+    )
+
+
 class HttpSettings(_Settings):
     """Limits of the HTTP port."""
 
@@ -237,6 +258,7 @@ class Settings(_Settings):
     http2: Http2Settings = Field(Http2Settings(), description="limits of a connection of the native transport")
     http: HttpSettings = Field(HttpSettings(), description="limits of the HTTP port")
     tls: TlsSettings = Field(TlsSettings(), description="TLS on the ports")
+    tensorrt: TensorRtSettings = Field(TensorRtSettings(), description="TensorRT's engines, of all models")
 
     def secures(self, port: Literal["grpc", "http"]) -> bool:
         """Whether this port speaks TLS."""

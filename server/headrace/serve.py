@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
+from headrace.backends.tensorrt import policy
 from headrace.clock import monotonic_ns
+from headrace.engine.background import in_background
 from headrace.engine.control import ModelControl
 from headrace.engine.lifecycle import Engine
 from headrace.engine.shared_memory import NoSharedMemory, SharedMemoryRegions
@@ -26,6 +28,7 @@ from headrace.errors import ConfigError
 from headrace.pipeline.response_cache import ResponseCache
 from headrace.repository.catalog import Catalog
 from headrace.telemetry import logs
+from headrace.telemetry.gpu import GpuMetrics
 from headrace.telemetry.guard import ObserverGuard
 from headrace.telemetry.metrics import Metrics, ServerMetrics, register_process_metrics
 from headrace.transport.admin import Admin
@@ -149,10 +152,12 @@ class _Parts:
     def __init__(self, settings: Settings, severities: Severities) -> None:
         settings = _within_open_files(settings)
         self._settings = settings
+        policy.use(settings.tensorrt)
         self._registry = CollectorRegistry()
         metrics = Metrics(self._registry)
         self._counts = ServerMetrics(self._registry)
         register_process_metrics(self._registry)
+        self._gpus = GpuMetrics(self._registry, in_background)
         self.status = Status()
         self._health = Health()
         self.security = Security(settings, self._registry)
@@ -191,7 +196,7 @@ class _Parts:
         settings = self._settings
         limits = JsonLimits(settings.http.max_json_depth, settings.http.max_json_elements)
         return HttpServer(
-            make_app(self.status, self._registry, self._table, limits, self._counts.http_requests),
+            make_app(self.status, self._registry, self._table, limits, self._counts.http_requests, self._gpus.refresh),
             _listen(settings.host, settings.http_port),
             RestInfer(self._catalog, self._turn, self._refused, self._memory, self.status, limits),
             settings=settings.http,

@@ -206,7 +206,8 @@ def describe(schema: Schema) -> str:
         case "boolean":
             return "true or false"
         case "array":
-            return f"a list (each {describe(schema.get('items', {}))})"
+            some = " that is not empty" if schema.get("minItems") else ""
+            return f"a list{some} (each {describe(schema.get('items', {}))})"
         case "object":
             return "a table"
         case "string":
@@ -255,7 +256,13 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
 def _explain(root: Schema, error: ValidationError, source: Source) -> Iterator[str]:
     """One line for each of pydantic's errors; the branches of a union make one line together."""
     for problem in error.errors(include_url=False):
-        location, path, node = _locate(root, tuple(str(part) for part in problem["loc"]))
+        loc = tuple(str(part) for part in problem["loc"])
+        if loc[-1:] == ("[key]",) and problem["type"] != "value_error":
+            _, path, node = _locate(root, loc[:-2])
+            allowed = describe(node.get("propertyNames", {}))
+            yield f"{'.'.join(path)} has the key {loc[-2]!r}{_origin(source, path)}: expected {allowed}"
+            continue
+        location, path, node = _locate(root, loc)
         key = ".".join(path)
         if problem["type"] == "extra_forbidden":
             unknown = location[len(path)]
@@ -297,7 +304,10 @@ def _locate(root: Schema, location: KeyPath) -> tuple[KeyPath, KeyPath, Schema]:
             node = _resolve(root, {"$ref": tables[key]})
             continue
         properties = node.get("properties", {})
-        child = properties.get(key) if properties else node.get("additionalProperties")
+        if properties:
+            child = properties.get(key)
+        else:  # a table with names of the user's own
+            child = node.get("additionalProperties") or next(iter(node.get("patternProperties", {}).values()), None)
         if "$ref" in node.get("items", {}):  # a list of tables
             child = node["items"]
         if not isinstance(child, dict):

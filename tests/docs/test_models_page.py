@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from headrace.backends.onnxruntime import Options
+from headrace.backends.onnxruntime.gpu_options import CudaOptions, GpuOptions, ShapeRange, TensorRtOptions
+from headrace.backends.tensorrt import options as tensorrt
 from headrace.repository.bucket_config import BucketConfig, FollowingDim, SizeRule
 from headrace.repository.fallback_config import FallbackConfig, ToleranceConfig
 from headrace.repository.model_config import (
@@ -21,6 +23,7 @@ from headrace.repository.model_config import (
 from headrace.repository.processing_config import DequantizeConfig, ImageConfig, QuantizeConfig, TopKConfig
 from headrace.repository.triton.backend import _PARAMETERS
 from headrace.repository.triton.fields import DECISIONS, Taken
+from headrace.repository.triton.gpus import _ACCELERATORS
 from headrace.settings_sources import leaves
 from headrace.telemetry.observer import FALLBACK_REASONS
 
@@ -28,7 +31,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 def words(page):
-    return set(re.findall(r"[a-zA-Z_.]+", (DOCS / page).read_text()))
+    return set(re.findall(r"[\w.]+", (DOCS / page).read_text()))
 
 
 @pytest.mark.parametrize(
@@ -50,6 +53,8 @@ def words(page):
         DequantizeConfig,
         TopKConfig,
         Options,
+        tensorrt.Options,
+        tensorrt.ShapeRange,
     ],
 )
 def test_keys_of_model_toml(model):
@@ -65,6 +70,19 @@ def test_keys_of_fallback():
 
 def test_reasons_of_fallbacks():
     assert set(FALLBACK_REASONS) <= words("fallback.md")
+
+
+@pytest.mark.parametrize("model", [GpuOptions, CudaOptions, TensorRtOptions, ShapeRange])
+def test_options_on_gpus(model):
+    keys = {setting.path[-1] for setting in leaves(model)} - {setting.path[-1] for setting in leaves(Options)}
+    written = set(re.findall(r"\w+", (DOCS / "backends.md").read_text()))
+    assert keys <= written
+
+
+def test_parameters_of_accelerators():
+    written = (DOCS / "triton.md").read_text()
+    for known in _ACCELERATORS.values():
+        assert not [key for key in known if f"`{key}`" not in written]
 
 
 def test_fields_of_config_pbtxt():

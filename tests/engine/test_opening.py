@@ -307,3 +307,14 @@ def test_what_was_passed_over_is_counted_and_shown(found):
         engine.close()
 
     run_virtual(main())
+
+
+def test_the_chain_of_the_documentation_serves_on_any_machine(found):
+    chain = ("tensorrt", "onnxruntime-tensorrt", "onnxruntime-cuda", CPU)
+    opened = opened_by(found(*chain))
+    assert run(opened.instances[0]) == [[2, 4]]
+    assert opened.supply.backends == chain[len(opened.passed_over) :], "without a GPU, the processor alone"
+    assert {rejection.reason for rejection in opened.passed_over.values()} <= {"load", "unavailable"}
+    assert "failed unexpectedly" not in opened.note
+    for instance in opened.instances:
+        instance.close()

@@ -3,7 +3,7 @@ import re
 import numpy as np
 import pytest
 
-from headrace.backends.base import device_of
+from headrace.backends.base import device_of, memory_of, nodes_of
 from headrace.engine.presented import present
 from headrace.errors import ModelLoadError
 from headrace.messages import Signature, TensorSpec
@@ -185,3 +185,13 @@ def test_the_device_of_an_instance_is_that_of_the_one_behind(shown):
     model.device = 1
     assert presented.make_instance(1) is not model.instances[1]
     assert device_of(presented.make_instance(1)) == 1
+
+
+def test_what_a_model_takes_is_that_of_the_model_behind_it(tmp_path):
+    model = FakeModel()
+    config = ModelConfig(inputs={"x": {"dims": (1, 2), "reshape": (2,)}})
+    shown = present(model, config, tmp_path)
+    assert shown is not model
+    assert (dict(memory_of(shown)), dict(nodes_of(shown))) == ({}, {})
+    model.memory, model.nodes = {"cuda:0": 5}, {"CPUExecutionProvider": 1}
+    assert (memory_of(shown), nodes_of(shown)) == ({"cuda:0": 5}, {"CPUExecutionProvider": 1})

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from headrace.backends.tensorrt import options
 from headrace.errors import InvalidRequest
 from headrace.repository.discovery import Found, scan_model
 from headrace.repository.overrides import stage
@@ -56,6 +57,12 @@ def test_a_model_that_the_repository_does_not_hold(root, into):
 def test_files_stay_below_a_version(root, into, path):
     with pytest.raises(InvalidRequest, match="expected 'file:<version>/<file>'"):
         stage(root, "m", CONFIG, {path: b""}, into)
+
+
+@pytest.mark.parametrize("suffix", sorted(options.PLAN_SUFFIXES))
+def test_no_client_brings_a_plan(root, into, suffix):
+    with pytest.raises(InvalidRequest, match="a plan is code, which a client may not bring"):
+        stage(root, "m", CONFIG, {f"1/model{suffix}": b""}, into)
 
 
 @pytest.mark.parametrize(

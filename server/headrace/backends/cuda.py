@@ -33,6 +33,9 @@ _LOST = frozenset(
 """After these the context takes no more work (CUDA driver API, CUresult); nothing but a new process brings it back."""
 
 
+_THREAD_LOCAL = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+
+
 def checked(results: tuple[Any, ...]) -> Any:  # noqa: ANN401  -- the bindings are not typed
     """What a driver call has returned behind its status. Raises by the status: see `backends.device`."""
     status, *values = results
@@ -123,8 +126,7 @@ class _Stream(_Owned):
 
     def capture(self, work: Callable[[], None]) -> _Graph:
         # thread-local: what other threads allocate meanwhile does not end the capture
-        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        checked(driver.cuStreamBeginCapture(self.handle, mode))
+        checked(driver.cuStreamBeginCapture(self.handle, _THREAD_LOCAL))
         try:
             work()
         except BaseException:
@@ -163,6 +165,8 @@ class CudaDevice:
     def use(self) -> None:
         """See `backends.device.Device`."""
         checked(driver.cuCtxSetCurrent(self._context))
+        # that another thread records a graph, as ONNX Runtime does for the whole process, is nothing to this one
+        checked(driver.cuThreadExchangeStreamCaptureMode(_THREAD_LOCAL))
 
     def memory_info(self) -> tuple[int, int]:
         """See `backends.device.Device`."""

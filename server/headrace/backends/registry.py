@@ -12,8 +12,11 @@ if TYPE_CHECKING:
     from headrace.backends.base import Backend
 
 BACKENDS = {
-    "onnxruntime": "headrace.backends.onnxruntime:OnnxRuntimeBackend",
-    "onnxruntime-cpu": "headrace.backends.onnxruntime:OnnxRuntimeBackend",
+    "onnxruntime": "headrace.backends.onnxruntime.cpu:OnnxRuntimeBackend",  # the old name of the next
+    "onnxruntime-cpu": "headrace.backends.onnxruntime.cpu:OnnxRuntimeBackend",
+    "onnxruntime-cuda": "headrace.backends.onnxruntime.cuda:OnnxRuntimeCudaBackend",
+    "onnxruntime-tensorrt": "headrace.backends.onnxruntime.tensorrt:OnnxRuntimeTensorRtBackend",
+    "tensorrt": "headrace.backends.tensorrt.backend:TensorRtBackend",
 }
 """Short name -> where the backend is. The module is imported when a model asks for it and not before."""
 

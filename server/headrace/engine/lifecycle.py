@@ -19,6 +19,7 @@ from headrace.errors import HeadraceError, ModelLoadError
 from headrace.pipeline.ensemble import BadGraph, build_graph, circle
 from headrace.repository.catalog import State
 from headrace.repository.discovery import Broken, Found, scan
+from headrace.telemetry.recorder import no_resources
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from headrace.repository.catalog import Catalog
     from headrace.telemetry.metrics import Metrics
     from headrace.telemetry.observer import Observer
+    from headrace.telemetry.recorder import Resources
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +159,7 @@ class Engine:
         served: Served = self._cached(found, scheduler)
         if opened.plan is not None:
             served = SequenceScheduler(scheduler, opened.plan, self._clock, self._turn)
-        self._serve(found, served, seconds, opened.note)
+        self._serve(found, served, seconds, opened.note, opened.supply.resources)
         for (backend, rejection), following in zip(opened.passed_over.items(), found.config.chain[1:], strict=False):
             served.observer.fell_back(backend, following, rejection.reason)
         self._review()
@@ -210,7 +212,9 @@ class Engine:
         for key in [key for key in self._ensembles if key[0] == name]:
             del self._ensembles[key]
 
-    def _serve(self, found: Found, served: Served, seconds: float, note: str = "") -> None:
+    def _serve(
+        self, found: Found, served: Served, seconds: float, note: str = "", resources: Resources = no_resources
+    ) -> None:
         """Publishes a version in the place of one that may have served before.
 
         seconds: that loading took. note: what the index says of it.
@@ -225,7 +229,7 @@ class Engine:
             served.lookups = recorder
         recorder.sequences = served.counts if isinstance(served, SequenceScheduler) else None
         recorder.instances = served.condition.count
-        recorder.loaded(seconds)
+        recorder.loaded(seconds, resources)
         before = self._schedulers.get(key)
         self._schedulers[key] = served
         self._loaded[key] = found

@@ -9,7 +9,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from headrace.backends import registry
-from headrace.backends.base import InstanceLost
+from headrace.backends.base import InstanceLost, memory_of, nodes_of
 from headrace.clock import no_rest, rest_ns
 from headrace.engine.background import in_background
 from headrace.engine.policies import cost_model, make_buckets
@@ -22,7 +22,7 @@ from headrace.engine.warmup import RUNS, WARM_BYTES, WARM_SECONDS, read_samples,
 from headrace.errors import ModelLoadError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from headrace.backends.base import Instance, LoadedModel
     from headrace.clock import Clock, Rest
@@ -162,6 +162,11 @@ class ModelSupply:
     def forget(self, backend: str) -> None:
         """See `instances.Supply`."""
         self._models.pop(backend, None)
+
+    def resources(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
+        """See `telemetry.recorder.Resources`: of the first backend that has loaded the model."""
+        model = next(filter(None, map(self._models.get, self.backends)), None)
+        return ({}, {}) if model is None else (memory_of(model), nodes_of(model))
 
     def _make(self, backend: str, index: int, rest: Rest) -> Instance:
         with self._locks[backend], ExitStack() as unless_it_works:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from headrace.backends.base import device_of
+from headrace.backends.base import device_of, memory_of, nodes_of
 from headrace.errors import ModelLoadError
 from headrace.messages import Signature, TensorSpec
 from headrace.repository.labels import read_labels
@@ -112,6 +112,16 @@ class PresentedModel:
     def inline(self) -> bool:
         """See `backends.base.LoadedModel`."""
         return self._model.inline
+
+    @property
+    def memory(self) -> Mapping[str, int]:
+        """See `backends.base.memory_of`."""
+        return memory_of(self._model)
+
+    @property
+    def nodes(self) -> Mapping[str, int]:
+        """See `backends.base.nodes_of`."""
+        return nodes_of(self._model)
 
     def make_instance(self, index: int) -> Instance:
         """See `backends.base.LoadedModel`."""

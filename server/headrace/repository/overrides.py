@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FILE_PREFIX = "file:"
+PLANS = frozenset({".plan", ".engine"})
+"""What the tensorrt backend takes for plans, by their suffix: code that runs as the server."""
 
 
 def stage(root: Path, name: str, config: str, files: Mapping[str, bytes], into: Path) -> None:
@@ -64,4 +66,6 @@ def _checked(path: str) -> PurePosixPath:
     parts = PurePosixPath(path)
     if len(parts.parts) < 2 or not parts.parts[0].isdecimal() or ".." in parts.parts or "\0" in path:
         raise InvalidRequest(f"parameter '{FILE_PREFIX}{path[:200]}': expected '{FILE_PREFIX}<version>/<file>'")
+    if parts.suffix in PLANS:
+        raise InvalidRequest(f"parameter '{FILE_PREFIX}{path[:200]}': a plan is code, which a client may not bring")
     return parts

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 FALLBACK_REASONS = ("unavailable", "load", "signature", "probe_failed", "probe_differs", "lost")
-"""unavailable: the backend is not installed, or its module fails. load: it cannot load or warm the model. signature:
+"""unavailable: the backend's module is not there, or fails. load: it cannot load or warm the model. signature:
 its inputs, outputs or batches are others than those of the backend that it is compared with. probe_failed: it fails to
 run the probe. probe_differs: its results are others. lost: its instances were lost while they served."""
 

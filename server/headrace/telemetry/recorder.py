@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from headrace.telemetry.observer import BatchRecord, QueueDepth
 
     Int64s = NDArray[np.int64]
+    Resources = Callable[[], tuple[Mapping[str, int], Mapping[str, int]]]
+    """Bytes by device and nodes by execution provider, at the moment."""
 
 FOLD_AT = 1024
 """Pending requests at which they are folded. More would not make a request cheaper, only the fold's pause longer."""
@@ -40,8 +42,8 @@ REQUEST_EDGES: Int64s = np.array(
 )
 """Upper bounds in ns, 1 us to 10 s in steps of 1, 1.5, 2, 3, 5, 7: 43 buckets for the percentiles of the whole."""
 
-BATCH_COLUMNS = 6
-"""Entries of one batch in the flat list of batches: requests, rows, batched, started, finished, encoded."""
+BATCH_COLUMNS = 7
+"""Entries of one batch in the flat list of batches: requests, rows, instance, batched, started, finished, encoded."""
 
 
 class Histogram:
@@ -97,13 +99,19 @@ class SequenceCounts:
     expired: int
 
 
+def no_resources() -> tuple[Mapping[str, int], Mapping[str, int]]:
+    """The `Resources` of a model that takes none of devices."""
+    return {}, {}
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """All that is known of one model version at one moment. It does not change while it is being written out.
 
     phases: by name (`messages.PHASES`). refused: requests by `HeadraceError.reason`. closed: batches by close reason
     and instance. queue: requests and rows that wait now. sequences: of a stateful model. elements, padding: of inputs
-    with buckets, as they ran. instances: how many there are by backend and state. fallbacks: by backend, what was
+    with buckets, as they ran. memory: bytes by device. nodes: of the graph, by execution provider. busy: nanoseconds in
+    which each instance ran batches. instances: how many there are by backend and state. fallbacks: by backend, what was
     taken in its place, and reason.
     """
 
@@ -125,6 +133,9 @@ class Reading:
     fallbacks: Mapping[tuple[str, str, str], int]
     instances_lost: int
     reruns: int
+    memory: Mapping[str, int]
+    nodes: Mapping[str, int]
+    busy: Mapping[int, int]
 
 
 class ModelRecorder:
@@ -136,10 +147,10 @@ class ModelRecorder:
     """
 
     __slots__ = (
-        "_admitted", "_batches", "_clock", "_closed", "_decoded", "_elements", "_executions", "_expired_sequences",
-        "_fallbacks", "_hit_lookups", "_hits", "_instances_lost", "_last_ms", "_load_seconds", "_misses", "_padding",
-        "_phases", "_received", "_refused", "_request", "_reruns", "_rows", "_wall_ms", "_wasted_ns", "_wasted_rows",
-        "instances", "model", "queue_depth", "sequences", "trace", "version",
+        "_admitted", "_batches", "_busy", "_clock", "_closed", "_decoded", "_elements", "_executions",
+        "_expired_sequences", "_fallbacks", "_hit_lookups", "_hits", "_instances_lost", "_last_ms", "_load_seconds",
+        "_misses", "_padding", "_phases", "_received", "_refused", "_request", "_reruns", "_resources", "_rows",
+        "_wall_ms", "_wasted_ns", "_wasted_rows", "instances", "model", "queue_depth", "sequences", "trace", "version",
     )  # fmt: skip
 
     def __init__(
@@ -166,6 +177,7 @@ class ModelRecorder:
         # Counted.
         self._rows = 0
         self._closed: Counter[tuple[str, int]] = Counter()
+        self._busy: Counter[int] = Counter()  # instance -> ns of execute
         self._refused: Counter[str] = Counter()
         self._request = Histogram(REQUEST_EDGES)
         self._phases = {phase: Histogram(PHASE_EDGES) for phase in PHASES}
@@ -180,6 +192,7 @@ class ModelRecorder:
         self._fallbacks: Counter[tuple[str, str, str]] = Counter()
         self._instances_lost = 0
         self._reruns = 0
+        self._resources: Resources = no_resources
         self.trace: Callable[[BatchRecord], None] | None = None
         self._hits: list[int] = []  # the time of each request that the cache answered, not folded yet
         self._hit_lookups = Duration()
@@ -196,7 +209,15 @@ class ModelRecorder:
         self._decoded.extend(record.decoded)
         self._admitted.extend(record.admitted)
         self._batches.extend(
-            (len(rows), record.batch_rows, record.batched, record.started, record.finished, record.encoded)
+            (
+                len(rows),
+                record.batch_rows,
+                record.instance,
+                record.batched,
+                record.started,
+                record.finished,
+                record.encoded,
+            )
         )
         self._rows += sum(rows)
         closed = self._closed
@@ -249,9 +270,10 @@ class ModelRecorder:
         """Requests wait again because the instance that ran them was lost."""
         self._reruns += requests
 
-    def loaded(self, seconds: float) -> None:
-        """The version has become ready; loading and warming it took this long."""
+    def loaded(self, seconds: float, resources: Resources = no_resources) -> None:
+        """The version has become ready; loading and warming it took this long, and it takes `resources`."""
         self._load_seconds = seconds
+        self._resources = resources
 
     def statistics(self) -> Statistics:
         """Everything until now, as ModelStatistics reports it."""
@@ -279,6 +301,7 @@ class ModelRecorder:
 
     def read(self) -> Reading:
         """Everything until now, as a copy that later batches leave alone."""
+        memory, nodes = self._resources()
         return Reading(
             model=self.model,
             version=self.version,
@@ -298,6 +321,9 @@ class ModelRecorder:
             fallbacks=dict(self._fallbacks),
             instances_lost=self._instances_lost,
             reruns=self._reruns,
+            memory=dict(memory),
+            nodes=dict(nodes),
+            busy=dict(self._busy),
         )
 
     def fold(self) -> None:
@@ -315,7 +341,9 @@ class ModelRecorder:
         batches = self._batches
         self._received, self._decoded, self._admitted, self._batches = [], [], [], []
         received, decoded, admitted = map(_int64s, columns)
-        requests, rows, batched, started, finished, encoded = _int64s(batches).reshape(-1, BATCH_COLUMNS).T.copy()
+        requests, rows, instances, batched, started, finished, encoded = (
+            _int64s(batches).reshape(-1, BATCH_COLUMNS).T.copy()
+        )
         if not len(received) == len(decoded) == len(admitted) == requests.sum():
             raise ValueError(
                 f"columns of {len(received)}, {len(decoded)}, {len(admitted)} for {requests.sum()} requests"
@@ -333,6 +361,8 @@ class ModelRecorder:
         phases["encode"].add_weighted(encode, requests)
         self._request.add(whole)
         self._count_executions(rows, (batch, execute, encode))
+        for instance in np.unique(instances).tolist():
+            self._busy[instance] += int(execute[instances == instance].sum())
         self._last_ms = self._wall_ms() - (self._clock() - int(encoded.max())) // 1_000_000
 
     def _count_executions(self, rows: Int64s, phases: tuple[Int64s, ...]) -> None:

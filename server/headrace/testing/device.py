@@ -1,12 +1,14 @@
 """A device in the host's memory: what a backend does with streams and memory can be tested without a GPU.
 
 Nothing that a stream is given happens before somebody waits for it, and then it happens in order: a backend that reads
-a result too early finds what was there before. Memory that is freed is filled with a pattern.
+a result too early finds what was there before. Memory that is freed is filled with a pattern. Work is done by one
+thread at a time, whichever waits.
 """
 
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,13 @@ if TYPE_CHECKING:
 ALIGNMENT = 256
 FREED = 0xDD
 FRESH = 0xCD
+
+_thread = threading.local()
+
+
+def device_in_use() -> FakeDevice | None:
+    """The device that the calling thread uses, for libraries that go by that."""
+    return getattr(_thread, "device", None)
 
 
 class FakeMemory:
@@ -97,6 +106,11 @@ class FakeStream:
         self._pending: deque[Callable[[], None]] = deque()
         self._recording: list[Callable[[], None]] | None = None
 
+    @property
+    def capturing(self) -> bool:
+        """Whether what it is given is being recorded."""
+        return self._recording is not None
+
     def enqueue(self, step: Callable[[], None]) -> None:
         """Puts a step of a library that works on this device into the stream."""
         self._device.check()
@@ -118,7 +132,7 @@ class FakeStream:
     def _copy(self, target: FakeMemory, source: FakeMemory, nbytes: int) -> None:
         if nbytes > min(target.nbytes, source.nbytes):
             raise DeviceError(f"a copy of {nbytes} bytes, from {source.nbytes} to {target.nbytes}")
-        if not (target.open and source.open):
+        if not (getattr(target, "open", True) and getattr(source, "open", True)):  # a library's own has no such thing
             raise DeviceError("a copy of memory that is freed")
 
         def copy() -> None:
@@ -142,25 +156,29 @@ class FakeStream:
 
     def run_until(self, event: FakeEvent) -> None:
         """Does what was given, until an event is reached."""
-        while not event.reached:
-            if not self._pending:
-                raise DeviceError("an event is waited for that nobody recorded")
-            self._pending.popleft()()
+        with self._device.lock:
+            while not event.reached:
+                if not self._pending:
+                    raise DeviceError("an event is waited for that nobody recorded")
+                self._pending.popleft()()
 
     def synchronize(self) -> None:
         """See `backends.device.Stream`."""
         self._device.check()
         if self._recording is not None:
             raise DeviceError("a stream is waited for that is being captured")
-        while self._pending:
-            self._pending.popleft()()
+        with self._device.lock:
+            while self._pending:
+                self._pending.popleft()()
 
     def capture(self, work: Callable[[], None]) -> FakeGraph:
         """See `backends.device.Stream`."""
         self._recording = []
         try:
             work()
-            return FakeGraph(self._recording)
+            graph = FakeGraph(self._recording)
+            self._device.graphs.append(graph)
+            return graph
         finally:
             self._recording = None
 
@@ -215,6 +233,8 @@ class FakeDevice:
         self.lost = False
         self.allocated: set[FakeMemory] = set()
         self.streams: list[FakeStream] = []
+        self.lock = threading.RLock()
+        self.graphs: list[FakeGraph] = []
         self._memory = memory
         self._kernels = FakeKernels(self)
 
@@ -226,6 +246,7 @@ class FakeDevice:
     def use(self) -> None:
         """See `backends.device.Device`."""
         self.check()
+        _thread.device = self
 
     def memory_info(self) -> tuple[int, int]:
         """See `backends.device.Device`."""
