@@ -114,8 +114,12 @@ def test_a_broken_model_leaves_the_others_serving(repository, caplog):
         assert reasons["refused/1"] == "no such operator"
         assert reasons["crashed/1"] == "loading failed unexpectedly; the server's log says more"
         assert reasons["failing/1"] == "a first run on zeros, batch size 1, failed: bad weights"
-        assert reasons["checked/1"] == "the configuration speaks of input ['q'], but the inputs of the model are ['x']"
-        assert reasons["forgetful/1"] == "sequence speaks of output 'q', but the outputs of the model are ['y']"
+        assert reasons["checked/1"] == (
+            "model.toml: the configuration speaks of input ['q'], but the inputs of the model are ['x']"
+        )
+        assert reasons["forgetful/1"] == (
+            "model.toml: sequence speaks of output 'q', but the outputs of the model are ['y']"
+        )
         assert "max_bach" in reasons["unreadable/None"]
         assert "policy" in reasons["unknown/None"]
         assert (await world.client.infer("good", {"x": ROW}))["y"].tolist() == ROW.tolist()
@@ -245,10 +249,16 @@ def test_every_size_that_can_occur_is_warmed_the_telling_ones_first(max_batch):
 
 
 @pytest.mark.parametrize(
-    ("warmup", "max_batch", "sizes"), [(False, 8, []), (True, 0, [1]), ((1, 5, 99), 8, [1, 5, 8]), ((3,), 0, [1])]
+    ("warmup", "max_batch", "sizes"), [(False, 8, []), (True, 0, [1]), ((1, 5, 8), 8, [1, 5, 8]), ((1,), 0, [1])]
 )
 def test_what_the_configuration_says_of_warming(warmup, max_batch, sizes):
     assert warm_sizes(ModelConfig(warmup=warmup), max_batch) == sizes
+
+
+@pytest.mark.parametrize(("warmup", "max_batch", "most"), [((1, 5, 99), 8, 8), ((3,), 0, 1)])
+def test_a_size_that_cannot_occur_is_no_warming(warmup, max_batch, most):
+    with pytest.raises(ModelLoadError, match=f"warmup has {max(warmup)} rows, a batch of the model at most {most}"):
+        warm_sizes(ModelConfig(warmup=warmup), max_batch)
 
 
 def test_warming_teaches_the_cost_model_and_stops_in_time(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ from headrace.engine.warmup import RUNS, WARM_BYTES, WARM_SECONDS, read_samples,
 from headrace.errors import ModelLoadError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from headrace.backends.base import Instance, LoadedModel
     from headrace.clock import Clock, Rest
@@ -217,7 +217,8 @@ def _plan(found: Found, model: LoadedModel, instances: Sequence[Instance]) -> Se
     if sequence is None:
         return None
     try:
-        return plan_sequences(sequence, model.signature, len(instances), found.path.parent)
+        with _said_in(found):
+            return plan_sequences(sequence, model.signature, len(instances), found.path.parent)
     except ModelLoadError:
         for instance in instances:
             instance.close()
@@ -233,7 +234,18 @@ def _load_model(found: Found, backend: str, max_batch: int | None) -> LoadedMode
         raise Rejected("unavailable", str(error)) from error
     options = config.options_of(backend)
     model = opener.load(found.path, max_batch=max_batch, threads=config.threads, options=options)
-    return process(present(model, config, found.path.parent), config)
+    with _said_in(found):
+        return process(present(model, config, found.path.parent), config)
+
+
+@contextmanager
+def _said_in(found: Found) -> Iterator[None]:
+    """Names the file in what is wrong with a configuration for this model."""
+    try:
+        yield
+    except ModelLoadError as error:
+        file = found.configuration.file if found.configuration else ""
+        raise ModelLoadError(f"{file}: {error}" if file else str(error)) from error
 
 
 def _rejection(error: Exception) -> Rejected:
@@ -251,9 +263,10 @@ class _Warming:
     def __init__(self, found: Found, model: LoadedModel, clock: Clock, rest: Rest) -> None:
         self._found = found
         self._signature = model.signature
-        self._buckets = make_buckets(found.config, model.signature, ragged_inputs(model))
-        self._samples = read_samples(found.config, model.signature, found.path.parent)
-        self._sizes = warm_sizes(found.config, model.signature.max_batch)
+        with _said_in(found):
+            self._buckets = make_buckets(found.config, model.signature, ragged_inputs(model))
+            self._samples = read_samples(found.config, model.signature, found.path.parent)
+            self._sizes = warm_sizes(found.config, model.signature.max_batch)
         self._clock = clock
         self._rest = rest
 
@@ -269,11 +282,17 @@ class _Warming:
 
 
 def warm_sizes(config: ModelConfig, max_batch: int) -> list[int]:
-    """The batch sizes to run before serving: powers of two and the largest first, then all the others."""
+    """The batch sizes to run before serving: powers of two and the largest first, then all the others.
+
+    Raises ModelLoadError for one that cannot occur.
+    """
     if config.warmup is False:
         return []
     if config.warmup is not True:
-        return [min(rows, max(max_batch, 1)) for rows in config.warmup]
+        largest, most = max(config.warmup), max(max_batch, 1)
+        if largest > most:
+            raise ModelLoadError(f"warmup has {largest} rows, a batch of the model at most {most}")
+        return list(config.warmup)
     if not max_batch:
         return [1]
     first = [1 << power for power in range(max_batch.bit_length()) if 1 << power < max_batch]
