@@ -21,6 +21,7 @@ from headrace.engine.turn import Turn
 from headrace.engine.worker import Worker
 from headrace.errors import reason_of
 from headrace.messages import InferRequest, Signature, TensorSpec
+from headrace.pipeline.cost import CostModel
 from headrace.testing.loop import VirtualTimeLoop
 from headrace.testing.observer import RecordingObserver
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from headrace.clock import Clock
     from headrace.engine.worker import Job
     from headrace.messages import Buffer, Cancellable, Owner, QueuePolicy
-    from headrace.pipeline.cost import CostModel
     from headrace.repository.model_config import ModelConfig
     from headrace.telemetry.recording import Recording
 
@@ -77,16 +77,18 @@ def replay(recording: Recording, config: ModelConfig, seed: int = 0) -> Outcome:
 
 
 class Times:
-    """How long batches take, by the recording."""
+    """How long batches take, by the recording. max_rows: of any that will run."""
 
-    def __init__(self, recording: Recording, cost: CostModel, rng: np.random.Generator) -> None:
+    def __init__(self, recording: Recording, max_rows: int, rng: np.random.Generator) -> None:
         batches = recording.batches
-        self._cost = cost
+        self._cost = CostModel(max(max_rows, int(batches["rows"].max())))
         self._rng = rng
         self._rows = batches["rows"]
         self._before = np.maximum(batches["started"] - batches["batched"], 0)
         self._run = np.maximum(batches["finished"] - batches["started"], 1)
         self._after = np.maximum(batches["encoded"] - batches["finished"], 0)
+        for rows, run in zip(batches["rows"].tolist(), self._run.tolist(), strict=True):
+            self._cost.observe(rows, run)
         self._of = {int(rows): np.flatnonzero(self._rows == rows) for rows in np.unique(self._rows)}
 
     def draw(self, rows: int) -> tuple[int, int, int]:
@@ -200,7 +202,7 @@ class _Simulation:
         for rows, started, finished in zip(batches["rows"], batches["started"], batches["finished"], strict=True):
             if rows <= max(signature.max_batch, 1):
                 cost.observe(int(rows), int(finished - started))
-        times = Times(self.recording, cost, np.random.default_rng(self.seed))
+        times = Times(self.recording, signature.max_batch, np.random.default_rng(self.seed))
         observer = RecordingObserver()
         scheduler = Scheduler(
             self.recording.model,

@@ -93,7 +93,7 @@ class Diary:
             )
         )
         self._kept += len(requests)
-        while self._kept - len(self._ran[0].each) > self._capacity:
+        while self._kept - len(self._ran[0].each) >= self._capacity:
             self._kept -= len(self._ran.popleft().each)
 
     def ended(self, request: InferRequest, reason: str) -> None:

@@ -79,7 +79,7 @@ def to_bytes(
 def read(path: Path) -> Recording:
     """The recording in a file. Raises ConfigError that says what is wrong with it."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
             columns = {name: archive[name] for name in archive.files}
         about = json.loads(columns["about"].tobytes())
         if about["format"] != FORMAT:
