@@ -40,6 +40,10 @@ UNIT_BY_SUFFIX: Final = {
     "_batches": "batches",
     "_nodes": "nodes",
     "_state": "0 or 1",
+    "_info": "1",
+    "_instances": "instances",
+    "_instances_lost": "instances",
+    "_fallbacks": "times",
     "_utilization": "0 to 1",
     "_power_usage": "watts",
     "_power_limit": "watts",
@@ -80,6 +84,8 @@ def models(registry: CollectorRegistry) -> None:
     recorder.cache_miss(1)
     recorder.padded(1, 1)
     recorder.sequences = lambda: (1, 1)
+    recorder.instances = lambda: {("onnxruntime", "idle"): 1}
+    recorder.fell_back("onnxruntime-cuda", "onnxruntime", "lost")
     recorder.loaded(1.0, lambda: ({"cuda:0": 1}, {"CUDAExecutionProvider": 1}))
 
 

@@ -64,6 +64,20 @@ def text() -> str:
             about="Share of time in which an instance ran batches, summed over servers.",
         ),
         lines(
+            "Instances by backend and state",
+            Query(f"sum by (model, backend, state) (headrace_instances{{{MODEL}}})", "{{model}} {{backend}} {{state}}"),
+            unit="none",
+            about="lost: the device of an instance was lost, or had no memory left, and it is to be made anew.",
+            stacked=True,
+        ),
+        lines(
+            "Lost instances, and requests that ran again",
+            Query(rate("headrace_instances_lost_total", "model"), "{{model}} lost"),
+            Query(rate("headrace_rerun_requests_total", "model"), "{{model}} run again"),
+            unit="ops",
+            about="docs/fallback.md says what becomes of them.",
+        ),
+        lines(
             "Wasted",
             Query(rate("headrace_wasted_seconds_total", "model"), "{{model}}"),
             unit="s",

@@ -178,6 +178,7 @@ class _Parts:
             settings.inline_below_us * 1000,
             settings.drain_seconds,
             ResponseCache(settings.response_cache_bytes) if settings.response_cache_bytes else None,
+            settings.record_requests,
         )
         startup = [name.strip() for name in settings.load_models.split(",") if name.strip()]
         self.control = ModelControl(settings.model_repository, settings.model_control_mode, self.engine, startup)
@@ -209,6 +210,7 @@ class _Parts:
                 limits,
                 self._counts.http_requests,
                 self._gpus.refresh,
+                self.engine.recording,
                 self._summary.read,
             ),
             _listen(settings.host, settings.http_port),

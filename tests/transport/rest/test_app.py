@@ -63,7 +63,9 @@ def application(health=READY, registry=None, counts=None, before_scrape=None, su
     table = ServiceTable(unary=rpcs, streams={}, infer=None, service_names=())
     limits = JsonLimits(depth=5, elements=50)
     counts = Counter() if counts is None else counts
-    return make_app(health, registry or CollectorRegistry(), table, limits, counts, before_scrape, summary), rpcs
+    return make_app(
+        health, registry or CollectorRegistry(), table, limits, counts, before_scrape, summary=summary
+    ), rpcs
 
 
 async def call(app, path, method="GET", body=b"", **headers):
