@@ -30,8 +30,8 @@ PLAN_ROWS = 512
 class Monitor:
     """Counts what flows through one model version, and holds it against a reference, if there is one.
 
-    reference: has a plan for each watch, made for the same kind of features, or DriftError is raised. salt: for plans
-    that are drawn here.
+    A tensor that the reference has nothing of is counted, but not judged. salt: for plans that are drawn here. Raises
+    DriftError for a reference that was made for other features than are watched.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Monitor:
         self._drawn: dict[str, list[Columns]] = {}
         self._extractors: dict[str, Extractor] = {}
         for key, watch in self._watches.items():
-            if reference is not None:
+            if reference is not None and key in reference.tensors:
                 self.record.plans[key] = _plan_for(watch, reference)
             plan = self.record.plans.get(key)
             self._extractors[key] = Extractor(watch, salt) if plan is None else plan.extractor()
@@ -157,7 +157,7 @@ def _plan_for(watch: Watch, reference: Reference) -> Plan:
             f"the reference ({reference.source}) has nothing of {watch.key}: run `headrace drift fit` again"
         )
     plan = reference.tensors[watch.key][0]
-    if plan.watch != watch:
+    if not plan.watch.same_features(watch):
         raise DriftError(
             f"the reference ({reference.source}) was made for {watch.key} of kind {plan.watch.kind}, "
             f"{len(plan.watch.features)} features, other than is configured: run `headrace drift fit` again"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
@@ -33,7 +33,7 @@ class Watch:
     shape: without the batch; -1 is any size. bins: of a numeric feature, about. columns: of kind numeric, which
     elements of a row, flattened, are features. layout, channels: of an image. pad: of tokens, the id that is none.
     salted: whether items are kept as keyed hashes alone. projections: of embeddings. logits: whether scores of classes
-    need a softmax. labels: names of classes.
+    need a softmax. labels: names, of classes, or of the elements of a row where there are as many.
     """
 
     tensor: str
@@ -61,7 +61,8 @@ class Watch:
         """Names of the numeric features, in the order of their columns."""
         match self.kind:
             case "numeric":
-                return tuple(str(column) for column in self.columns)
+                named = len(self.labels) == prod(self.shape)
+                return tuple(self.labels[column] if named else str(column) for column in self.columns)
             case "summary":
                 return _SUMMARY
             case "image":
@@ -79,6 +80,10 @@ class Watch:
     def items(self) -> str:
         """Name of the feature whose values are items, not numbers; empty if there is none."""
         return {"tokens": "tokens", "text": "text", "classes": "class"}.get(self.kind, "")
+
+    def same_features(self, other: Watch) -> bool:
+        """Whether both mean the same features, whatever they call them."""
+        return replace(self, labels=()) == replace(other, labels=())
 
     @property
     def is_label(self) -> bool:
