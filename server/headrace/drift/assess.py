@@ -33,7 +33,8 @@ class Assessment:
     """One feature, window against reference.
 
     psi, jensen_shannon, total_variation of all features; kolmogorov_smirnov and wasserstein (in standard deviations of
-    the reference) of numeric ones, else None. missing, outside, unseen: shares in the window, and in the reference.
+    the reference) of numeric ones that both sides have values of, else None. missing, outside, unseen: shares in the
+    window, and in the reference.
     """
 
     key: str
@@ -82,20 +83,28 @@ def _numeric(plan: Plan, reference: Summary, window: Summary, design_effect: flo
         )
         found.append(
             Assessment(
-                key=plan.watch.key, feature=name, index=index, rows=int(rows[index]), psi=float(psi[index]),
-                psi_noise=float(noise[index]), jensen_shannon=float(js[index]), total_variation=float(tv[index]),
-                kolmogorov_smirnov=float(ks[index]), wasserstein=float(moved[index]), missing=lost, outside=out,
+                key=plan.watch.key,
+                feature=name,
+                index=index,
+                rows=int(rows[index]),
+                psi=float(psi[index]),
+                psi_noise=float(noise[index]),
+                jensen_shannon=float(js[index]),
+                total_variation=float(tv[index]),
+                kolmogorov_smirnov=float(ks[index]),
+                wasserstein=None if np.isnan(moved[index]) else float(moved[index]),
+                missing=lost,
+                outside=out,
                 tests=tests,
             )
-        )  # fmt: skip
-    return found
+        )  # fmt: skip return found
 
 
 def _moved(plan: Plan, reference: Summary, window: Summary) -> NDArray[np.float64]:
     """The Wasserstein distances in standard deviations of the reference; of a constant one, in steps of the grid."""
     before, now = (plan.grid.values(one.quantiles.T).T for one in (reference, window))
     deviation = reference.moments.deviation
-    return np.nan_to_num(scores.wasserstein(before, now) / np.where(deviation > 0, deviation, plan.grid.step))
+    return np.asarray(scores.wasserstein(before, now) / np.where(deviation > 0, deviation, plan.grid.step))
 
 
 def _items(plan: Plan, reference: Summary, window: Summary, design_effect: float) -> Assessment:

@@ -70,8 +70,8 @@ class Quantiles:
     def quantiles(self, ranks: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
         """FP64 [F, ranks], the cells at ranks from 0 to 1; NaN for a feature that has seen nothing."""
         result = np.full((self.features, len(ranks)), np.nan)
-        known = np.flatnonzero(self.seen)
-        if len(known):
+        known = np.flatnonzero(self.seen).tolist()  # datasketches 5.2 takes an array of INT64 for one of INT32
+        if known:
             result[known] = self._sketches.get_quantiles(np.asarray(ranks, np.float64), known)
         return result
 
