@@ -33,8 +33,7 @@ class Assessment:
     """One feature, window against reference.
 
     psi, jensen_shannon, total_variation of all features; kolmogorov_smirnov and wasserstein (in standard deviations of
-    the reference) of numeric ones that both sides have values of, else None. missing, outside, unseen: shares in the
-    window, and in the reference.
+    the reference) of numeric ones with values, else None. missing, outside, unseen: shares in the window, and in the reference.
     """
 
     key: str
@@ -73,6 +72,7 @@ def _numeric(plan: Plan, reference: Summary, window: Summary, design_effect: flo
         missing = [(int(one.moments.missing[index]), int(one.moments.missing[index] + one.moments.count[index]))
                    for one in (window, reference)]  # fmt: skip
         outside = [(int(one.outside[index].sum()), int(one.moments.count[index])) for one in (window, reference)]
+        shift = None if np.isnan(moved[index]) else float(moved[index])
         lost, out = (_shares(pair) for pair in (missing, outside))
         tests = (
             Test(
@@ -83,21 +83,13 @@ def _numeric(plan: Plan, reference: Summary, window: Summary, design_effect: flo
         )
         found.append(
             Assessment(
-                key=plan.watch.key,
-                feature=name,
-                index=index,
-                rows=int(rows[index]),
-                psi=float(psi[index]),
-                psi_noise=float(noise[index]),
-                jensen_shannon=float(js[index]),
-                total_variation=float(tv[index]),
-                kolmogorov_smirnov=float(ks[index]),
-                wasserstein=None if np.isnan(moved[index]) else float(moved[index]),
-                missing=lost,
-                outside=out,
+                key=plan.watch.key, feature=name, index=index, rows=int(rows[index]), psi=float(psi[index]),
+                psi_noise=float(noise[index]), jensen_shannon=float(js[index]), total_variation=float(tv[index]),
+                kolmogorov_smirnov=float(ks[index]), wasserstein=shift, missing=lost, outside=out,
                 tests=tests,
             )
-        )  # fmt: skip return found
+        )  # fmt: skip
+    return found
 
 
 def _moved(plan: Plan, reference: Summary, window: Summary) -> NDArray[np.float64]:
