@@ -32,8 +32,8 @@ class Test:
 class Assessment:
     """One feature, window against reference.
 
-    psi, jensen_shannon, total_variation of all features; kolmogorov_smirnov and wasserstein (in standard deviations of
-    the reference) of numeric ones with values, else None. missing, outside, unseen: shares in the window, and in the reference.
+    kolmogorov_smirnov and wasserstein (in standard deviations of the reference): of numeric features with values, else
+    None. missing, outside, unseen: shares in the window, and in the reference.
     """
 
     key: str

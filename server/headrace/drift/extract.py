@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import blake2b
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,11 +69,11 @@ class Extractor:
         return self._of(rows)
 
     def _numeric(self, rows: Rows) -> Columns:
-        flat = rows.reshape(len(rows), -1)
+        flat = _flat(rows)
         return Columns(flat[:, list(self._watch.columns)].astype(np.float64))
 
     def _summary(self, rows: Rows) -> Columns:
-        flat = rows.reshape(len(rows), -1).astype(np.float64)
+        flat = _flat(rows).astype(np.float64)
         length = flat.shape[1]
         if not length:
             return Columns(np.column_stack([np.full((len(rows), 4), np.nan), np.zeros(len(rows))]))
@@ -101,24 +102,24 @@ class Extractor:
     def _embedding(self, rows: Rows) -> Columns:
         """Random projections (Johnson and Lindenstrauss, 1984) of the mean over all dimensions but the last."""
         size = self._watch.shape[-1]
-        vectors = rows.reshape(len(rows), -1, size).astype(np.float64)
+        vectors = rows.reshape(len(rows), prod(rows.shape[1:-1]), size).astype(np.float64)
         mean = vectors.mean(axis=1) if vectors.shape[1] else np.full((len(rows), size), np.nan)
         norm = np.sqrt(np.einsum("ij,ij->i", mean, mean))
         return Columns(np.column_stack([mean @ self._projection, norm]))
 
     def _tokens(self, rows: Rows) -> Columns:
-        flat = rows.reshape(len(rows), -1)
+        flat = _flat(rows)
         real = np.ones(flat.shape, np.bool_) if self._watch.pad is None else flat != self._watch.pad
         ids = flat[real].astype(np.int64)
         return Columns(_column(real.sum(axis=1)), self._mixed(ids) if self._watch.salted else ids)
 
     def _text(self, rows: Rows) -> Columns:
-        flat = [[_octets(value) for value in row] for row in rows.reshape(len(rows), -1)]
+        flat = [[_octets(value) for value in row] for row in _flat(rows)]
         lengths = _column(np.array([sum(map(len, row)) for row in flat]))
         return Columns(lengths, np.array([self._hash(value) for row in flat for value in row], np.int64))
 
     def _classes(self, rows: Rows) -> Columns:
-        flat = rows.reshape(len(rows), -1)
+        flat = _flat(rows)
         if self._watch.is_label:
             return Columns(np.zeros((len(rows), 0)), flat[:, 0].astype(np.int64))
         scores = flat.astype(np.float64)
@@ -139,6 +140,10 @@ class Extractor:
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     return len(shape) == len(wanted) and all(want in (-1, dim) for dim, want in zip(shape, wanted, strict=True))
+
+
+def _flat(rows: Rows) -> Rows:
+    return rows.reshape(len(rows), prod(rows.shape[1:]))
 
 
 def _column(values: Rows) -> Floats:

@@ -29,17 +29,23 @@ def homogeneity(reference: Counts, window: Counts, ordered: bool) -> float:
     """The p-value of Pearson's chi-square test that two rows of counts [bins] are samples of one distribution.
 
     Bins in which either sample leads to expect fewer than LEAST_EXPECTED are joined with a neighbour (`ordered`) or
-    with one another. 1 if fewer than two are left. scipy.stats.chi2_contingency without correction.
+    with one another. Where fewer than two are left, it is Fisher's test of the fullest bin against all others.
+    scipy.stats.chi2_contingency without correction.
     """
     table = np.stack([reference, window]).astype(np.float64)
     rows = table.sum(axis=1)
     if not rows.all():
         return 1.0
     least = LEAST_EXPECTED * rows.sum() / rows.min()
-    table = (_join_neighbours if ordered else _join_small)(table, float(least))
-    columns = table.sum(axis=0)
-    if len(columns) < 2:
-        return 1.0
+    joined = (_join_neighbours if ordered else _join_small)(table, float(least))
+    if joined.shape[1] < 2:
+        fullest = table[:, table.sum(axis=0).argmax()]
+        return differs_in_share(int(fullest[0]), int(rows[0]), int(fullest[1]), int(rows[1]))
+    return _pearson(joined)
+
+
+def _pearson(table: Floats) -> float:
+    rows, columns = table.sum(axis=1), table.sum(axis=0)
     expected = np.outer(rows, columns) / rows.sum()
     statistic = float(((table - expected) ** 2 / expected).sum())
     return chi_square_tail(statistic, len(columns) - 1)

@@ -85,9 +85,10 @@ class Quantiles:
         result = cls(len(parts))
         for feature, part in enumerate(parts):
             with _Readable("quantiles"):
+                k = datasketches().kll_floats_sketch.deserialize(part).k
                 result._sketches.deserialize(part, feature)
-        if parts and result._sketches.k != KLL_K:
-            raise DriftError(f"sketches of quantiles have k = {result._sketches.k}, expected {KLL_K}")
+            if k != KLL_K:
+                raise DriftError(f"a sketch of quantiles has k = {k}, expected {KLL_K}")
         return result
 
 
