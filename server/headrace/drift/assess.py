@@ -20,7 +20,7 @@ What = Literal["distribution", "missing", "range", "unseen"]
 
 
 @dataclass(frozen=True, slots=True)
-class Test:
+class Check:
     """One question about a feature: p_value by chance, and the size of the effect as a share, 0 to 1."""
 
     what: What
@@ -49,7 +49,7 @@ class Assessment:
     missing: tuple[float, float] = (0.0, 0.0)
     outside: tuple[float, float] = (0.0, 0.0)
     unseen: tuple[float, float] = (0.0, 0.0)
-    tests: tuple[Test, ...] = ()
+    tests: tuple[Check, ...] = ()
 
 
 def assess(plan: Plan, reference: Summary, window: Summary, design_effect: float = 1.0) -> list[Assessment]:
@@ -75,11 +75,11 @@ def _numeric(plan: Plan, reference: Summary, window: Summary, design_effect: flo
         shift = None if np.isnan(moved[index]) else float(moved[index])
         lost, out = (_shares(pair) for pair in (missing, outside))
         tests = (
-            Test(
+            Check(
                 "distribution", homogeneity(before[index], now[index] / design_effect, ordered=True), float(ks[index])
             ),
-            Test("missing", _differs(missing, design_effect), abs(lost[0] - lost[1])),
-            Test("range", _beyond(reference, window, index, design_effect), max(0.0, out[0] - out[1])),
+            Check("missing", _differs(missing, design_effect), abs(lost[0] - lost[1])),
+            Check("range", _beyond(reference, window, index, design_effect), max(0.0, out[0] - out[1])),
         )
         found.append(
             Assessment(
@@ -107,8 +107,8 @@ def _items(plan: Plan, reference: Summary, window: Summary, design_effect: float
     variation = float(scores.total_variation(before, now))
     strange = [(int(counts[-1]), int(counts.sum())) for counts in (before, now)]
     tests = (
-        Test("distribution", homogeneity(before, now, ordered=False), variation),
-        Test("unseen", more_often(*strange[0], *strange[1]), max(0.0, unseen[0] - unseen[1])),
+        Check("distribution", homogeneity(before, now, ordered=False), variation),
+        Check("unseen", more_often(*strange[0], *strange[1]), max(0.0, unseen[0] - unseen[1])),
     )
     noise = scores.psi_noise(int(((before + now) > 0).sum()), float(now.sum()), float(before.sum()))
     return Assessment(

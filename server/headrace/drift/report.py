@@ -50,7 +50,7 @@ class Bin(_Part):
     window: float = Field(description="share of the window in it")
 
 
-class TestResult(_Part):
+class CheckReport(_Part):
     """One of the questions that are asked of a feature."""
 
     what: Literal["distribution", "missing", "range", "unseen"] = Field(description="the question")
@@ -78,7 +78,7 @@ class FeatureReport(_Part):
     js: float | None = Field(None, description="Jensen-Shannon distance, base 2")
     tv: float | None = Field(None, description="total variation")
     wasserstein: float | None = Field(None, description="in standard deviations of the reference; null for items")
-    tests: tuple[TestResult, ...] = Field((), description="of the end of the last window, the strongest of each")
+    tests: tuple[CheckReport, ...] = Field((), description="of the end of the last window, the strongest of each")
     reference: Statistics | None = Field(None, description="the reference's side")
     window: Statistics = Field(description="the window's side")
     histogram: tuple[Bin, ...] = Field((), description="both sides by the same bins")
@@ -193,13 +193,13 @@ def _feature(
     )
 
 
-def _strongest(findings: list[Finding]) -> tuple[TestResult, ...]:
+def _strongest(findings: list[Finding]) -> tuple[CheckReport, ...]:
     best: dict[str, Finding] = {}
     for one in findings:
         if one.what not in best or (one.p_value, -one.effect) < (best[one.what].p_value, -best[one.what].effect):
             best[one.what] = one
     return tuple(
-        TestResult(what=one.what, p_value=one.p_value, effect=one.effect, windows=one.windows) for one in best.values()
+        CheckReport(what=one.what, p_value=one.p_value, effect=one.effect, windows=one.windows) for one in best.values()
     )
 
 

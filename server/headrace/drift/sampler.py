@@ -90,4 +90,5 @@ def choose_rows(rows: int, take: int, start: float) -> NDArray[np.intp]:
     """
     if take >= rows:
         return np.arange(rows)
-    return ((np.arange(take) + start) * (rows / take)).astype(np.intp)
+    places = (np.arange(take) + start) * (rows / max(1, take))
+    return np.minimum(places.astype(np.intp), rows - 1)

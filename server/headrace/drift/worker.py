@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from headrace.clock import Clock
+    from headrace.drift.alarms import Event
     from headrace.drift.monitor import Monitor
 
     Tensors = Mapping[str, NDArray[Any]]
@@ -41,20 +42,29 @@ MAX_BYTES = 64 << 20
 class Watched:
     """A monitor and what the worker knows of it. Counters are written by one thread each, and read by any.
 
-    offered, skipped: rows, as of the thread that offers. looked_at, failed: rows, as of the worker.
+    offered, refused: rows, the latter those of batches that found no place; as of the thread that offers. looked_at,
+    passed_over, failed: rows of the batches that did; as of the worker.
     """
 
-    __slots__ = ("_counted", "cost", "failed", "last_error", "looked_at", "monitor", "offered", "skipped")
+    __slots__ = (
+        "_counted", "cost", "failed", "last_error", "looked_at", "monitor", "offered", "passed_over", "refused"
+    )  # fmt: skip
 
     def __init__(self, monitor: Monitor) -> None:
         self.monitor = monitor
         self.cost = RowCost()
         self.offered = 0
-        self.skipped = 0
+        self.refused = 0
         self.looked_at = 0
+        self.passed_over = 0
         self.failed = 0
         self.last_error = ""
         self._counted = 0
+
+    @property
+    def skipped(self) -> int:
+        """Rows that were not looked at, to keep the budget."""
+        return self.refused + self.passed_over
 
     def newly_offered(self) -> int:
         """Rows offered since the last call. Of the worker alone."""
@@ -107,7 +117,7 @@ class DriftWorker:
             or self._batches_in - self._batches_out >= MAX_BATCHES
             or self._bytes_in - self._bytes_out + size > MAX_BYTES
         ):
-            watched.skipped += rows
+            watched.refused += rows
             return
         self._batches_in += 1
         self._bytes_in += size
@@ -127,6 +137,12 @@ class DriftWorker:
 
         self._queue.put(run)
         return future
+
+    def tick(self, watched: Watched) -> list[Event]:
+        """Judges the windows that are over, see `Monitor.tick`: to be submitted now and then, every few seconds."""
+        now_ms = self._wall_ms()
+        watched.monitor.count(now_ms, {}, watched.newly_offered())
+        return watched.monitor.tick(now_ms)
 
     def start(self) -> None:
         """Starts the thread."""
@@ -155,6 +171,7 @@ class DriftWorker:
         try:
             begun = self._cpu_clock()
             take = watched.cost.rows(self._budget.available(self._clock()), rows)
+            watched.passed_over += rows - take
             if take:
                 self._count(watched, tensors, rows, take)
                 cpu_ns = self._cpu_clock() - begun
