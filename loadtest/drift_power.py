@@ -117,7 +117,7 @@ def main() -> None:
     part = 10 if arguments.quick else 1
     begun = time.monotonic()
     if arguments.only != "power":
-        for setting in (Setting(1000, 30), Setting(1000, 0.7), Setting(300, 0.7)):
+        for setting in (Setting(300, 0.69), Setting(300, 30), Setting(2000, 0.69)):
             print(json.dumps(quiet(random, 10_000 // part, setting)), flush=True)
     if arguments.only != "quiet":
         for shift, sizes in ((0.5, (100, 250, 1000)), (0.25, (250, 1000, 4000)), (0.1, (1000, 4000))):

@@ -35,7 +35,7 @@ def made(reference):
     count = monitor.count
 
     def counted(now_ms, tensors, offered):
-        cpu.now += cpu.row_ns * len(next(iter(tensors.values())))
+        cpu.now += cpu.row_ns * sum(map(len, tensors.values()))
         count(now_ms, tensors, offered)
 
     monitor.count = counted

@@ -69,8 +69,11 @@ class Tally:
         self.items += self.plan.items.counts(items, counts)
         self.sketch.update(items, counts)
 
-    def merge(self, other: Tally) -> None:
-        """Adds what another has counted. Raises DriftError unless by the same plan."""
+    def merge(self, other: Tally, counts_alone: bool = False) -> None:
+        """Adds what another has counted. Raises DriftError unless by the same plan.
+
+        counts_alone: without the sketches, in a fraction of the time; they are of this one alone then.
+        """
         if other.plan is not self.plan and other.plan.fingerprint != self.plan.fingerprint:
             raise DriftError(f"{self.plan.watch.tensor}: counted by different plans, which cannot be merged")
         self.rows += other.rows
@@ -78,8 +81,10 @@ class Tally:
         self.moments = self.moments.merge(other.moments)
         self.histogram += other.histogram
         self.outside += other.outside
-        self.quantiles.merge(other.quantiles)
         self.items += other.items
+        if counts_alone:
+            return
+        self.quantiles.merge(other.quantiles)
         if self.sketch is not None and other.sketch is not None:
             self.sketch.merge(other.sketch)
 

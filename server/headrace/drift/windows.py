@@ -49,13 +49,13 @@ class Window:
             self.tallies[key] = Tally(plan)
         self.tallies[key].update(columns)
 
-    def merge(self, other: Window) -> None:
-        """Adds another's rows; the span stays this one's. Raises DriftError where a plan is another."""
+    def merge(self, other: Window, counts_alone: bool = False) -> None:
+        """Adds the rows of another, see `Tally.merge`; the span stays as it is. Raises DriftError where a plan differs."""
         self.offered += other.offered
         for key, tally in other.tallies.items():
             if key not in self.tallies:
                 self.tallies[key] = Tally(tally.plan)
-            self.tallies[key].merge(tally)
+            self.tallies[key].merge(tally, counts_alone)
 
 
 class Record:
@@ -84,13 +84,13 @@ class Record:
         """The starts of windows that are over, ascending."""
         return sorted(start for start in self.windows if start + self.window_ms <= now_ms)
 
-    def merged(self, end_ms: int, count: int) -> Window:
-        """All of the `count` windows that end at `end_ms` as one; those in which nothing flowed are empty."""
+    def merged(self, end_ms: int, count: int, counts_alone: bool = False) -> Window:
+        """All of the `count` windows that end at `end_ms` as one, see `Tally.merge`; where nothing flowed, none is."""
         first = end_ms - count * self.window_ms
         whole = Window(first)
         for start, window in self.windows.items():
             if first <= start < end_ms:
-                whole.merge(window)
+                whole.merge(window, counts_alone)
         return whole
 
     def merge(self, other: Record) -> None:

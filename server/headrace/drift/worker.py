@@ -141,7 +141,8 @@ class DriftWorker:
     def tick(self, watched: Watched) -> list[Event]:
         """Judges the windows that are over, see `Monitor.tick`: to be submitted now and then, every few seconds."""
         now_ms = self._wall_ms()
-        watched.monitor.count(now_ms, {}, watched.newly_offered())
+        if offered := watched.newly_offered():
+            watched.monitor.count(now_ms, {}, offered)
         return watched.monitor.tick(now_ms)
 
     def start(self) -> None:
