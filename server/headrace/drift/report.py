@@ -227,7 +227,7 @@ def _statistics(plan: Plan, index: int | None, side: Summary) -> Statistics:
 
 
 def _number_bins(plan: Plan, index: int, before: Summary | None, now: Summary) -> tuple[Bin, ...]:
-    """Its bins; those that are open end at the furthest cell of the range, if that is further."""
+    """Its bins, of which the outermost are open."""
     grid = plan.grid
     edges = grid.edges[index][np.isfinite(grid.edges[index])]
     ends = grid.origin[index] + edges.astype(np.float64) * grid.step[index]

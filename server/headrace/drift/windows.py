@@ -50,7 +50,7 @@ class Window:
         self.tallies[key].update(columns)
 
     def merge(self, other: Window, counts_alone: bool = False) -> None:
-        """Adds the rows of another, see `Tally.merge`; the span stays as it is. Raises DriftError where a plan differs."""
+        """Adds the rows of another, see `Tally.merge`; the span stays. Raises DriftError where a plan differs."""
         self.offered += other.offered
         for key, tally in other.tallies.items():
             if key not in self.tallies:
