@@ -29,7 +29,7 @@ def data(tmp_path, random):
     rows = random.normal(size=(4000, 3)).astype(np.float32)
     np.save(tmp_path / "train.npy", rows[:3000])
     np.save(tmp_path / "today.npy", rows[3000:])
-    np.save(tmp_path / "shifted.npy", rows[3000:] + [0, 0, 0.7])
+    np.save(tmp_path / "shifted.npy", rows[3000:] + np.array([0, 0, 0.7]))
     return tmp_path
 
 
@@ -46,7 +46,7 @@ def recorded(path, random, shift=0.0, windows=(0, 1)):
     """What a server without a reference has recorded in some windows."""
     monitor = Monitor("m", "1", [watch()], AlarmSettings(WINDOW_MS, 16), SALT)
     for at in windows:
-        monitor.count(at * WINDOW_MS, {"inputs.x": random.normal(size=(1000, 3)) + [0, 0, shift]}, 3000)
+        monitor.count(at * WINDOW_MS, {"inputs.x": random.normal(size=(1000, 3)) + np.array([0, 0, shift])}, 3000)
     path.write_bytes(monitor.pack())
     return monitor
 
@@ -135,7 +135,7 @@ def test_report_of_what_replicas_recorded(version, data, tmp_path, random, capsy
     files = []
     for name, shift in (("a", 0.0), ("b", 0.7)):
         monitor = Monitor("m", "1", [watch()], AlarmSettings(WINDOW_MS, 16, 1), SALT, reference)
-        monitor.count(0, {"inputs.x": random.normal(size=(500, 3)) + [0, 0, shift]}, 700)
+        monitor.count(0, {"inputs.x": random.normal(size=(500, 3)) + np.array([0, 0, shift])}, 700)
         files.append(tmp_path / f"{name}.drift")
         files[-1].write_bytes(monitor.pack())
     capsys.readouterr()

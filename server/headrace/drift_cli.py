@@ -163,12 +163,15 @@ def _sources(directory: Path, given: Sequence[Given]) -> list[tuple[Watch, Sourc
     config, signature = _model(directory)
     drift = config.drift or DriftConfig()
     tables = {"inputs": dict(drift.inputs), "outputs": dict(drift.outputs)}
+    unwatched = []
     for side, name, _, _ in given:
         if name not in tables[side]:
             tables[side][name] = TensorDrift()
-            print(f"headrace: {name} is watched once there is [drift.{side}.{name}] in model.toml", file=sys.stderr)
+            unwatched.append(f"{name} is watched once there is [drift.{side}.{name}] in model.toml")
     wanted = drift.model_copy(update=tables)
     watches = {watch.key: watch for watch in wanted.watches(signature, _layouts(config))}
+    for line in unwatched:
+        print(f"headrace: {line}", file=sys.stderr)
     found = []
     for side, name, path, columns in given:
         watch = watches[f"{side}.{name}"]

@@ -72,24 +72,24 @@ def test_it_is_written_as_it_is_read(load):
 
 
 def test_the_format_of_an_input_is_the_layout_of_its_image(load):
-    drift = load("[drift.inputs.image]\n[drift.inputs.x]\n").drift
-    signature = Signature((TensorSpec("x", "FP32", (4,)), TensorSpec("image", "FP32", (3, 32, 3))), (), 8)
-    layouts = {"image": "NCHW", "x": "NCHW"}
-    with_format = [watch.layout for watch in drift.watches(signature, layouts) if watch.kind == "image"]
-    assert with_format == ["NCHW"]
-    default = next(watch for watch in drift.watches(SIGNATURE) if watch.tensor == "image")
-    assert default.layout == "NCHW"
+    signature = Signature((TensorSpec("image", "FP32", (3, 4, 3)),), (), 8)
+    (watch,) = load("[drift.inputs.image]").drift.watches(signature, {"image": "NCHW"})
+    assert (watch.kind, watch.layout) == ("image", "NCHW")
+    (watch,) = load('[drift.inputs.image]\nlayout = "NHWC"').drift.watches(signature, {"image": "NCHW"})
+    assert (watch.kind, watch.layout) == ("image", "NHWC")
+    (watch,) = load('[drift.inputs.image]\nkind = "numeric"').drift.watches(signature, {"image": "NCHW"})
+    assert watch.kind == "numeric"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("[drift]\nwindow_s = 1", "drift.window_s = 1 (in FILE): expected an integer from 10 to 604800"),
-        ("[drift]\nwindows = 1", "unknown key 'drift.windows' (in FILE); did you mean 'drift.window_s'?"),
+        ("[drift]\nwindows = 1", "unknown key 'drift.windows' (in FILE); did you mean 'window_s'?"),
         ('[drift.inputs.x]\nkind = "number"', 'drift.inputs.x.kind = "number" (in FILE): expected'),
         ("[drift.inputs.x]\nbins = 2", "drift.inputs.x.bins = 2 (in FILE): expected an integer from 4 to 64"),
         ("[drift.inputs.x]\nfeatures = []", "drift.inputs.x.features = [] (in FILE): expected"),
-        ("[drift.inputs.x]\nfeatures = [-1]", "drift.inputs.x.features.0 = -1 (in FILE): expected"),
+        ("[drift.inputs.x]\nfeatures = [-1]", "drift.inputs.x.features = [-1] (in FILE): expected"),
     ],
 )
 def test_problems_name_key_value_allowed_and_file(load, tmp_path, text, message):

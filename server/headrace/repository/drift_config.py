@@ -15,7 +15,6 @@ from headrace.drift.watch import (
     Kind,
     Layout,
     Watch,
-    default_kind,
     watch_of,
 )
 from headrace.errors import ConfigError
@@ -91,7 +90,7 @@ class DriftConfig(_Table):
     def watches(self, signature: Signature, layouts: Mapping[str, Layout] | None = None) -> list[Watch]:
         """What is watched of a model with this signature. Raises ConfigError with a line for each problem.
 
-        layouts: of inputs that are images, as `format` in `[inputs.NAME]` has them; a layout given here comes first.
+        layouts: of inputs that are images because `format` in `[inputs.NAME]` says so; what is said here comes first.
         """
         found: list[Watch] = []
         problems: list[str] = []
@@ -118,14 +117,14 @@ def _spec(specs: Mapping[str, TensorSpec], side: str, name: str) -> TensorSpec:
 
 
 def _watch(table: TensorDrift, spec: TensorSpec, output: bool, layout: Layout | None) -> Watch:
-    image = table.kind == "image" or (table.kind is None and default_kind(spec, output) == "image")
+    kind = table.kind or ("image" if layout else None)
     return watch_of(
         spec,
         output=output,
-        kind=table.kind,
+        kind=kind,
         bins=table.bins,
         columns=table.features,
-        layout=table.layout or (layout if image else None),
+        layout=table.layout or (layout if kind == "image" else None),
         pad=table.pad,
         salted=table.salted,
         projections=table.projections,
