@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _SAVED_NS = 1_000_000_000  # of elapsed time: what an idle spell may save up for the burst that follows
+_WORTH = 0.1  # of what can be saved: worth waking up for, since a batch costs much before its first row
 _WEIGHT = 0.2  # of the last batch in what is known of costs
 _FIRST_ROWS = 16  # of a model whose cost nobody knows
 _ENOUGH = 0.01  # relative variance of sizes from which a line can be drawn
@@ -25,7 +26,8 @@ class Budget:
     def __init__(self, share: float, now_ns: int) -> None:
         self.share = share
         self.spent_ns = 0
-        self._balance = share * _SAVED_NS
+        self._most = share * _SAVED_NS
+        self._balance = self._most
         self._at = now_ns
 
     def __repr__(self) -> str:
@@ -33,14 +35,22 @@ class Budget:
 
     def available(self, now_ns: int) -> float:
         """CPU nanoseconds that may be spent now; negative while overdrawn."""
-        self._balance = min(self.share * _SAVED_NS, self._balance + self.share * max(0, now_ns - self._at))
+        self._balance = min(self._most, self._balance + self.share * max(0, now_ns - self._at))
         self._at = max(self._at, now_ns)
         return self._balance
+
+    def full(self, now_ns: int) -> bool:
+        """Whether no more can be saved: what is too dear now, is so for ever."""
+        return self.available(now_ns) >= self._most
 
     def spend(self, cpu_ns: int) -> None:
         """So many were spent."""
         self._balance -= cpu_ns
         self.spent_ns += cpu_ns
+
+    def rest_ns(self, now_ns: int) -> int:
+        """How long until there is enough again to be worth it."""
+        return int(max(0.0, _WORTH * self._most - self.available(now_ns)) / self.share)
 
 
 class RowCost:

@@ -90,6 +90,8 @@ class DriftWorker:
         self._random = np.random.default_rng(seed)
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._cpu_at = 0  # what this thread's CPU clock said when it was last paid for
+        self._exhausted = False  # the last batch was too dear
         self._resume_ns = 0  # written here, read by who offers: until then the budget is overdrawn
         self._batches_in = self._bytes_in = 0  # of the offering thread
         self._batches_out = self._bytes_out = 0  # of the worker
@@ -99,7 +101,7 @@ class DriftWorker:
 
     @property
     def cpu_ns(self) -> int:
-        """CPU time spent on looking at rows."""
+        """CPU time that the thread has spent, on rows and everything else."""
         return self._budget.spent_ns
 
     def offer(self, watched: Watched, tensors: Tensors, rows: int, now_ns: int) -> None:
@@ -109,14 +111,13 @@ class DriftWorker:
         or too much waits, its rows are skipped, and counted.
         """
         watched.offered += rows
+        if now_ns < self._resume_ns or self._batches_in - self._batches_out >= MAX_BATCHES:
+            watched.refused += rows
+            return
         size = 0
         for tensor in tensors.values():
             size += tensor.nbytes
-        if (
-            now_ns < self._resume_ns
-            or self._batches_in - self._batches_out >= MAX_BATCHES
-            or self._bytes_in - self._bytes_out + size > MAX_BYTES
-        ):
+        if self._bytes_in - self._bytes_out + size > MAX_BYTES:
             watched.refused += rows
             return
         self._batches_in += 1
@@ -158,29 +159,41 @@ class DriftWorker:
 
     def run_waiting(self) -> None:
         """What the thread would do until nothing waits: for tests, and for whoever has a thread of his own."""
+        self._cpu_at = self._cpu_clock()
         while not self._queue.empty():
             step = self._queue.get()
             if step is not None:
                 step()
+                self._settle()
 
     def _run(self) -> None:
+        self._cpu_at = self._cpu_clock()
         while (step := self._queue.get()) is not None:
             step()
             del step  # or the last batch's tensors would be kept until the next one comes
+            self._settle()
+
+    def _settle(self) -> None:
+        """Pays for everything that this thread did since the last time, and rests when the budget is spent."""
+        cpu = self._cpu_clock()
+        self._budget.spend(cpu - self._cpu_at)
+        self._cpu_at = cpu
+        now = self._clock()
+        if self._exhausted or self._budget.available(now) <= 0:
+            self._resume_ns = now + self._budget.rest_ns(now)
 
     def _look(self, watched: Watched, tensors: Tensors, rows: int, size: int) -> None:
         try:
-            begun = self._cpu_clock()
-            take = watched.cost.rows(self._budget.available(self._clock()), rows)
-            watched.passed_over += rows - take
-            if take:
-                self._count(watched, tensors, rows, take)
-                cpu_ns = self._cpu_clock() - begun
-                watched.cost.learn(take, cpu_ns)
-                self._budget.spend(cpu_ns)
             now = self._clock()
-            overdrawn = -self._budget.available(now)
-            self._resume_ns = now + int(overdrawn / self._budget.share) if overdrawn > 0 else 0
+            take = watched.cost.rows(self._budget.available(now), rows)
+            if not take and self._budget.full(now):
+                take = min(rows, 1)  # a row that is dearer than all that can be saved is looked at now and then
+            watched.passed_over += rows - take
+            self._exhausted = not take
+            if take:
+                begun = self._cpu_clock()
+                self._count(watched, tensors, rows, take)
+                watched.cost.learn(take, self._cpu_clock() - begun)
         finally:
             self._batches_out += 1
             self._bytes_out += size
