@@ -66,6 +66,7 @@ def test_what_lies_outside_the_range_of_the_plan(rows):
     tally = tally_of(plan, np.array([[0, 0, 0], [99, 0, -99], [np.inf, np.nan, -np.inf]], np.float32))
     assert tally.outside.tolist() == [[0, 2], [0, 0], [2, 0]]
     assert tally.moments.missing.tolist() == [0, 1, 0]
+    assert not tally_of(plan, rows).outside.any(), "its least and greatest row are within"
 
 
 def test_unseen_items_are_those_that_the_plan_did_not_have():
