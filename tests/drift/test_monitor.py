@@ -126,6 +126,18 @@ def test_tokens_of_many_rare_kinds_are_quiet(random):
         assert flow(monitor_of(reference_of(make(3000), **options)), 4, make) == []
 
 
+def test_tokens_of_a_row_are_no_independent_rows(random):
+    """Thirty tokens that are the same say what one does: unweighted, chance in 500 rows would look like 15,000's."""
+    options = {"datatype": "INT64", "kind": "tokens", "shape": (-1,)}
+
+    def make(rows=500, most=20):
+        return np.repeat(random.integers(0, most, size=(rows, 1)), 30, axis=1)
+
+    monitor = monitor_of(reference_of(make(5000), **options))
+    assert flow(monitor, 6, make) == []
+    assert flow(monitor, 1, lambda: make(most=15), first=6), "and a change is seen all the same"
+
+
 def test_too_few_rows_say_nothing(random, reference):
     monitor = monitor_of(reference)
     assert flow(monitor, 1, lambda: normal(random, 199, shift=9)) == []
