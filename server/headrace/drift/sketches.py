@@ -28,6 +28,7 @@ FREQUENT_LG = 10
 """Log2 of the map of frequent items: no count is off by more than 0.35 % of all (3.5 / 1024); 768 items are kept."""
 DISTINCT_LG = 11
 """Log2 of HLL's registers: 2.3 % standard error (1.04 / sqrt(2048)); 2 KiB."""
+_AT_ONCE = 2048  # values: a call into datasketches keeps the interpreter's lock, and the event loop waits for its end
 
 
 def datasketches() -> ModuleType:
@@ -49,8 +50,11 @@ class Quantiles:
 
     def update(self, cells: Cells) -> None:
         """Adds cells [rows, F]; NaNs are left out."""
-        if self.features and len(cells):
-            self._sketches.update(np.ascontiguousarray(cells))
+        if not self.features:
+            return
+        rows = max(1, _AT_ONCE // self.features)
+        for start in range(0, len(cells), rows):
+            self._sketches.update(np.ascontiguousarray(cells[start : start + rows]))
 
     def merge(self, other: Quantiles) -> None:
         """Adds what the other has seen."""
