@@ -176,6 +176,15 @@ def test_without_a_reference_a_plan_is_drawn_and_windows_are_kept(random):
     assert flow(later, 1, lambda: normal(random, 1000, shift=1), first=3)
 
 
+def test_items_that_a_plan_was_drawn_from_are_not_counted_by_it(random):
+    monitor = Monitor("m", "1", [watch((-1,), "INT64")], AlarmSettings(WINDOW_MS, 4), SALT)
+    for _ in range(2):
+        monitor.count(0, {KEY: tokens(random, PLAN_ROWS)}, PLAN_ROWS)
+    tally = monitor.record.windows[0].tallies[KEY]
+    assert (tally.rows, tally.item_rows) == (2 * PLAN_ROWS, PLAN_ROWS)
+    assert tally.items.sum() == tally.sketch.total == PLAN_ROWS * 6
+
+
 def test_a_restart_goes_on(random, reference):
     monitor = monitor_of(reference)
     flow(monitor, 2, lambda: normal(random, 1000, shift=1))

@@ -152,6 +152,15 @@ def test_a_file_is_replaced_at_once_or_not_at_all(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_who_reads_while_it_is_written_sees_all_of_one(tmp_path):
+    path = tmp_path / "state"
+    write_atomically(path, b"old")
+    with path.open("rb") as reader:
+        write_atomically(path, b"newer")
+        assert reader.read() == b"old"
+    assert path.read_bytes() == b"newer"
+
+
 def test_a_file_that_is_too_large_is_not_read(tmp_path):
     path = tmp_path / "state"
     path.write_bytes(b"12345")
