@@ -8,10 +8,10 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types unit protos models loadtest compare wheel clean
+.PHONY: help serve test lint types unit protos models kernels loadtest compare gpu-check gpu-pack wheel clean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 serve: .venv/serve.done ## serve models/ on gRPC 8001 and HTTP 8000; ARGS="--log-level debug" adds flags
 	.venv/bin/headrace serve --model-repository models $(ARGS)
@@ -26,7 +26,7 @@ lint: .venv/test.done
 types: .venv/test.done
 	.venv/bin/mypy
 
-unit: .venv/test.done
+unit: .venv/test.done .venv/cubins.done
 	.venv/bin/pytest $(ARGS)
 
 protos: .venv/test.done ## write server/headrace/rpc from protos/ again
@@ -38,6 +38,8 @@ models: .venv/test.done ## train digits again, and fetch filetype, textline and 
 	.venv/bin/python models/textline/fetch.py
 	.venv/bin/python models/vad/fetch.py
 
+kernels: .venv/cubins.done ## compile the CUDA kernels for every GPU architecture; needs no GPU
+
 loadtest: .venv/test.done ## a minute of locust users; ARGS="--host 127.0.0.1:8001" for a server that runs
 	loadtest/run_locust $(ARGS)
 
@@ -45,11 +47,19 @@ compare: .venv/test.done ## measure against NVIDIA Triton (2 GB of downloads the
 	loadtest/peers/setup
 	PYTHONPATH=loadtest .venv/bin/python -m compare $(ARGS)
 
-wheel: .venv/test.done ## build dist/headrace-*.whl
+# It installs nothing, so that it runs where there is no network, nor a .venv.
+gpu-check: ## check and measure what needs a GPU, within 12 minutes; ARGS="--list", "--only overlap", "--cpu"
+	PYTHONPATH=loadtest:server:kernels $(or $(wildcard .venv/bin/python),$(PYTHON)) -m gpu_check $(ARGS)
+
+gpu-pack: .venv/test.done ## gather in .gpu/ what gpu-check needs on a machine without a network; ARGS="--arch 89"
+	PYTHONPATH=loadtest:server .venv/bin/python -m gpu_check.pack $(ARGS)
+
+wheel: .venv/test.done .venv/cubins.done ## build dist/headrace-*.whl
 	.venv/bin/hatchling build -t wheel
 
 clean: ## remove the environment and what was built
 	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf kernels/headrace_kernels/cubins
 
 # --- the environment: one, in two steps; serving does not wait for the test tools ------------------------------------
 
@@ -68,9 +78,16 @@ clean: ## remove the environment and what was built
 	.venv/bin/python models/vad/fetch.py
 	@touch $@
 
-.venv/test.done: .venv/serve.done tests/interop/setup $(wildcard tests/interop/clients/*.txt tests/interop/clients/*.json)
+.venv/test.done: .venv/serve.done tests/interop/setup $(wildcard tests/interop/clients/*.txt tests/interop/clients/*.json tests/backends/tensorrt/stub/*)
 	$(PIP) install -q -c constraints.txt --group test
 	$(PIP) install -q --no-deps -c constraints.txt pyannote.audio
+	$(PIP) install -q --no-deps -c constraints.txt --group tensorrt
+	PYTHON=.venv/bin/python tests/backends/tensorrt/stub/setup
 	loadtest/peers/setup clients
 	tests/interop/setup
+	@touch $@
+
+.venv/cubins.done: .venv/test.done $(wildcard kernels/headrace_kernels/cuda/*) kernels/headrace_kernels/cubins.py
+	@# NVRTC is for Linux
+	if [ "$$(uname)" = Linux ]; then .venv/bin/python -m headrace_kernels build; fi
 	@touch $@

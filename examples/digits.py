@@ -29,6 +29,8 @@ def main() -> None:
     parser.add_argument("--url", default="127.0.0.1:8001", help="gRPC address (default: %(default)s)")
     parser.add_argument("--count", type=int, default=8, help="images to send, in one request (default: %(default)s)")
     args = parser.parse_args()
+    if args.count < 1:
+        parser.error(f"--count {args.count}: expected 1 or more")
 
     digits = np.load(HELD_OUT)
     pixels, truth = digits["pixels"][: args.count], digits["labels"][: args.count]  # FP32 [N,64], INT64 [N]

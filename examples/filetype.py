@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def identify(client: grpcclient.InferenceServerClient, path: Path, parameters: P
     return name(scores[0], parameters)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description="Names the type of files by their content.")
     parser.add_argument("files", metavar="FILE", nargs="+", type=Path)
     parser.add_argument("--url", default="127.0.0.1:8001", help="gRPC address (default: %(default)s)")
@@ -81,14 +82,17 @@ def main() -> None:
 
     parameters = json.loads(LABELS.read_text(encoding="utf-8"))
     client = grpcclient.InferenceServerClient(args.url)
+    status = 0
     for path in args.files:
         try:
             kind, score = identify(client, path, parameters)
         except OSError as error:
             print(f"{path}: {error.strerror}")
+            status = 1
         else:
             print(f"{path}: {kind} ({score:.2f})")
+    return status
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

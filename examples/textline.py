@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,7 +91,7 @@ async def read_all(url: str, images: dict[str, Image.Image], characters: list[st
         print(f"{name}: {reading.text!r} ({reading.score:.2f}), {reading.width} wide, {reading.padding} % padding")
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description="Reads lines of printed text in images.")
     parser.add_argument("images", metavar="IMAGE", nargs="*", type=Path, help="each of a single line of text")
     parser.add_argument("--url", default="127.0.0.1:8001", help="gRPC address (default: %(default)s)")
@@ -106,7 +107,8 @@ def main() -> None:
     if not args.images:
         images = {text: draw(text) for text in SAMPLES}
     asyncio.run(read_all(args.url, images, characters))
+    return int(len(images) < len(args.images))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -115,7 +115,7 @@ def segments(probabilities: list[float], samples: int) -> list[tuple[float, floa
     return [(max(begin - PAD, 0) / RATE, min(end + PAD, samples) / RATE) for begin, end in spoken]
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description="Finds the speech in recordings.")
     parser.add_argument("files", metavar="FILE", nargs="+", type=Path)
     parser.add_argument("--url", default="127.0.0.1:8001", help="gRPC address (default: %(default)s)")
@@ -134,7 +134,8 @@ def main() -> None:
         print(f"{path}: {len(samples) / RATE:.2f} s, {sum(end - start for start, end in spoken):.2f} s of speech")
         for start, end in spoken:
             print(f"  {start:7.2f} to {end:7.2f}")
+    return int(len(recordings) < len(args.files))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -35,6 +35,8 @@ def run(*command, **options):
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     directory = tmp_path_factory.mktemp("wheel")
+    if sys.platform == "linux":  # for which NVRTC is
+        run(sys.executable, "-m", "headrace_kernels", "build")  # as `make wheel` does
     run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", directory, cwd=ROOT)
     (built,) = directory.glob("headrace-*.whl")
     return built
@@ -63,22 +65,40 @@ def elsewhere(tmp_path):
     return {"cwd": tmp_path, "env": environment}
 
 
-def test_holds_the_package_and_nothing_else(wheel):
+def test_holds_the_packages_and_nothing_else(wheel):
     with ZipFile(wheel) as archive:
         names = archive.namelist()
         metadata = archive.read(next(name for name in names if name.endswith(".dist-info/METADATA"))).decode()
-    assert {name.partition("/")[0].partition("-")[0] for name in names} == {"headrace"}
+    assert {name.partition("/")[0].partition("-")[0] for name in names} == {"headrace", "headrace_kernels"}
     assert {"headrace/cli.py", "headrace/rpc/inference_pb2.py", "headrace/transport/http2/hpack.py"} <= set(names)
     assert not [name for name in names if "__pycache__" in name or "test_" in name]
     sources = {f"headrace/{path.relative_to(ROOT / 'server/headrace')}" for path in (ROOT / "server").rglob("*.py")}
     assert sources <= set(names)
+    kernels = {str(path.relative_to(ROOT / "kernels")) for path in (ROOT / "kernels").rglob("*.cu*")}
+    assert {"headrace_kernels/cuda/common.cuh", "headrace_kernels/cuda/images.cu"} <= kernels <= set(names)
+    assert len([name for name in kernels if name.endswith(".cubin")]) >= (5 * 7 if sys.platform == "linux" else 0)
     assert "Requires-Python: >=3.11" in metadata
     assert "Requires-Dist: onnxruntime" in metadata
+    assert "Requires-Dist: cuda-core>=1.2; extra == 'gpu'" in metadata
 
 
 def test_imports_from_where_it_was_installed(installed, elsewhere):
     found = run(installed / "python", "-c", "import headrace.cli; print(headrace.__file__)", **elsewhere)
     assert Path(found.strip()).is_relative_to(installed.parent)
+
+
+def test_has_kernels_for_every_gpu_and_says_that_there_is_none(installed, elsewhere):
+    code = "from headrace_kernels import cubins as c; print(all(c.choose(s, (9, 0)) for s in c.KERNELS), c.HERE)"
+    found, _, where = run(installed / "python", "-c", code, **elsewhere).strip().partition(" ")
+    assert found == str(sys.platform == "linux")
+    assert Path(where).is_relative_to(installed.parent)
+    checked = subprocess.run(
+        [installed / "python", "-c", "import sys; sys.modules['cuda'] = None; import runpy; sys.argv[1:] = ['check'];"
+         "runpy.run_module('headrace_kernels', run_name='__main__')"],
+        capture_output=True, text=True, check=False, **elsewhere,
+    )  # fmt: skip
+    assert checked.returncode == 3
+    assert "headrace_kernels: cuda-core is not installed" in checked.stderr
 
 
 def test_serves_digits(installed, elsewhere, tmp_path):

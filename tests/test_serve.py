@@ -163,6 +163,15 @@ def test_what_was_accepted_is_answered_before_it_stops(settings, monkeypatch, tm
     assert run(main()) == 0
 
 
+def test_after_a_delay_it_leaves_by_itself(settings, monkeypatch):
+    async def main():
+        async with Server(settings(drain_delay_seconds=0.01), monkeypatch) as server:
+            server.signals.first.set()
+            return await server.status()
+
+    assert run(main()) == 0
+
+
 async def under_way(instance):
     """Returns once the instance's thread waits to be released."""
     assert await asyncio.to_thread(instance.blocked.wait, PATIENCE_S)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import time
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import trustme
 
 from compare.clients import pinned
 from compare.figures import Unmeasured
+from compare.launch import free_ports
 from compare.oip import Client
 from compare.rest import RestClient
 
@@ -142,16 +142,6 @@ def serving(kind: Kind, setup: Setup, model: str, pin: str | None = None) -> Ite
             raise Unmeasured(f"{kind} ended under load with {process.returncode}; its log: {log}")
     finally:
         _stop(process)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listened on a moment ago, all different."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [s.getsockname()[1] for s in sockets]
-    finally:
-        for s in sockets:
-            s.close()
 
 
 def _await_ready(process: subprocess.Popen[bytes], client: Client | RestClient, model: str, log: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -58,12 +59,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed.parser.error("unrecognized: " + ", ".join(hints))
     try:
         status: int = parsed.command(parsed)
+        sys.stdout.flush()
     except (ConfigError, UsageError) as error:
         for line in str(error).splitlines():
             print(f"headrace: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever read the output has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter's end complains
+        return 128 + signal.SIGPIPE
     return status
 
 

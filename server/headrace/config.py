@@ -83,7 +83,10 @@ class Http2Settings(_Settings):
         20.0, gt=0, allow_inf_nan=False, description="and closed when no answer comes within this time, in seconds"
     )
     max_connections: int = Field(
-        4096, ge=1, description="connections open at a time; never more than the process may open files"
+        4096,
+        ge=1,
+        le=MAX_INT32,
+        description="connections open at a time; fewer where the process may not open as many files",
     )
     stall_timeout_s: float = Field(
         60.0,
@@ -129,10 +132,36 @@ class TlsSettings(_Settings):
     )
 
 
+class TensorRtSettings(_Settings):
+    """TensorRT's engines, of all models."""
+
+    allow_plan_files: bool = Field(
+        False,
+        description="load plans that were built elsewhere (.plan, .engine): whoever has made one runs what he likes as "
+        "this server",
+    )
+    engine_cache: str = Field(
+        "",
+        description="directory of built engines, which nobody but the server's user may enter; by default "
+        "headrace/engines in the user's cache",
+        json_schema_extra={"format": "path"},
+    )
+    engine_cache_bytes: int = Field(
+        16 << 30,
+        ge=0,
+        description="of that directory, in bytes: what was not used for longest goes first; 0: none is kept",
+    )
+
+
 class HttpSettings(_Settings):
     """Limits of the HTTP port."""
 
-    max_connections: int = Field(512, ge=1, le=MAX_INT32, description="connections open at a time; more are told so")
+    max_connections: int = Field(
+        512,
+        ge=1,
+        le=MAX_INT32,
+        description="connections open at a time, more are told so; fewer where the process may not open as many files",
+    )
     max_head_bytes: int = Field(
         64 << 10, ge=1024, le=MAX_INT32, description="request line and headers of one request, in bytes"
     )
@@ -200,6 +229,13 @@ class Settings(_Settings):
     drain_seconds: float = Field(
         30.0, ge=0, allow_inf_nan=False, description="time to finish accepted requests after SIGTERM, in seconds"
     )
+    drain_delay_seconds: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="time after SIGTERM in which the server says that it is not ready and serves on, until load "
+        "balancers have noticed, in seconds",
+    )
     max_message_bytes: int = Field(64 * MIB, ge=1, le=MAX_INT32, description="largest request taken, in bytes")
     response_cache_bytes: int = Field(
         0, ge=0, description="memory for replies of models with `response_cache`, in bytes; 0: none are kept"
@@ -222,6 +258,7 @@ class Settings(_Settings):
     http2: Http2Settings = Field(Http2Settings(), description="limits of a connection of the native transport")
     http: HttpSettings = Field(HttpSettings(), description="limits of the HTTP port")
     tls: TlsSettings = Field(TlsSettings(), description="TLS on the ports")
+    tensorrt: TensorRtSettings = Field(TensorRtSettings(), description="TensorRT's engines, of all models")
 
     def secures(self, port: Literal["grpc", "http"]) -> bool:
         """Whether this port speaks TLS."""

@@ -233,6 +233,18 @@ class SharedMemory(Protocol):
         """The bytes of a region, writable. Raises RegionNotFound and InvalidRequest."""
         ...
 
+    def pin(self, region: Region, /) -> Place:
+        """Where an output shall go, whatever the region's name comes to mean. Raises as `view`."""
+        ...
+
+
+class Place(Protocol):
+    """Shared memory for one output; mapped while this is there."""
+
+    def write(self, data: Buffer, /) -> None:
+        """Writes an output, which must fit. Raises InvalidRequest if its owner has left less of the memory since."""
+        ...
+
 
 class Template(Protocol):
     """What all requests of one look share: checked against the model once, then looked up by their bytes.

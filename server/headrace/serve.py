@@ -11,12 +11,14 @@ import signal
 import socket
 import sys
 import threading
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
+from headrace.backends.tensorrt import policy
 from headrace.clock import monotonic_ns
+from headrace.engine.background import in_background
 from headrace.engine.control import ModelControl
 from headrace.engine.lifecycle import Engine
 from headrace.engine.shared_memory import NoSharedMemory, SharedMemoryRegions
@@ -26,6 +28,7 @@ from headrace.errors import ConfigError
 from headrace.pipeline.response_cache import ResponseCache
 from headrace.repository.catalog import Catalog
 from headrace.telemetry import logs
+from headrace.telemetry.gpu import GpuMetrics
 from headrace.telemetry.guard import ObserverGuard
 from headrace.telemetry.metrics import Metrics, ServerMetrics, register_process_metrics
 from headrace.transport.admin import Admin
@@ -33,6 +36,7 @@ from headrace.transport.grpc_native import NativeTransport
 from headrace.transport.grpc_reference import ReferenceTransport
 from headrace.transport.health import Health
 from headrace.transport.infer import InferService
+from headrace.transport.open_files import most_connections
 from headrace.transport.repository import RepositoryAdmin
 from headrace.transport.rest.app import make_app
 from headrace.transport.rest.infer import RestInfer
@@ -112,7 +116,11 @@ async def serve(settings: Settings, severities: Severities) -> int:
         parts.security.announce()
         parts.set_ready(True)
         logger.info(
-            "ready: gRPC (%s) on %s:%d, HTTP on port %d", settings.transport, settings.host, grpc_port, http_port
+            "ready: gRPC (%s) on %s:%d, HTTP on port %d",
+            settings.transport,
+            f"[{settings.host}]" if ":" in settings.host else settings.host,
+            grpc_port,
+            http_port,
         )
         watching = asyncio.create_task(parts.control.watch(settings.repository_poll_seconds))
         await stop.first.wait()
@@ -120,21 +128,36 @@ async def serve(settings: Settings, severities: Severities) -> int:
 
         parts.status.exiting = True
         parts.set_ready(False)
+        await _linger(settings.drain_delay_seconds, stop.second)
         http.drain()
         drained = await _drain(grpc, parts.engine, settings.drain_seconds, stop.second)
         logger.info("stopped%s", "" if drained else ": some requests were cut off")
     return 0 if drained else 1
 
 
+def _within_open_files(settings: Settings) -> Settings:
+    """The settings with no more connections than the process may open files."""
+    grpc, http = most_connections(settings.http2.max_connections, settings.http.max_connections)
+    return settings.model_copy(
+        update={
+            "http2": settings.http2.model_copy(update={"max_connections": grpc}),
+            "http": settings.http.model_copy(update={"max_connections": http}),
+        }
+    )
+
+
 class _Parts:
     """What a server is made of, put together and not yet started."""
 
     def __init__(self, settings: Settings, severities: Severities) -> None:
+        settings = _within_open_files(settings)
         self._settings = settings
+        policy.use(settings.tensorrt)
         self._registry = CollectorRegistry()
         metrics = Metrics(self._registry)
         self._counts = ServerMetrics(self._registry)
         register_process_metrics(self._registry)
+        self._gpus = GpuMetrics(self._registry, in_background)
         self.status = Status()
         self._health = Health()
         self.security = Security(settings, self._registry)
@@ -173,7 +196,7 @@ class _Parts:
         settings = self._settings
         limits = JsonLimits(settings.http.max_json_depth, settings.http.max_json_elements)
         return HttpServer(
-            make_app(self.status, self._registry, self._table, limits, self._counts.http_requests),
+            make_app(self.status, self._registry, self._table, limits, self._counts.http_requests, self._gpus.refresh),
             _listen(settings.host, settings.http_port),
             RestInfer(self._catalog, self._turn, self._refused, self._memory, self.status, limits),
             settings=settings.http,
@@ -208,6 +231,14 @@ async def _load(control: ModelControl, stop: asyncio.Event) -> bool:
         task.cancel()
     await asyncio.wait((loading, stopped))
     return loaded
+
+
+async def _linger(seconds: float, stop: asyncio.Event) -> None:
+    """Lets those who send requests hear that the server leaves, while it still serves them. `stop` ends it."""
+    if seconds:
+        logger.info("not ready, and serving on for %g s; a second signal stops at once", seconds)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), seconds)
 
 
 async def _drain(grpc: GrpcTransport, engine: Engine, seconds: float, stop: asyncio.Event) -> bool:

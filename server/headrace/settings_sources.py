@@ -187,6 +187,9 @@ def describe(schema: Schema) -> str:
         return str(schema["allowed"])
     if "$ref" in schema:
         return "a table"
+    if "discriminator" in schema:
+        chosen = schema["discriminator"]
+        return f"a table with {chosen['propertyName']} = {' or '.join(map(json.dumps, chosen['mapping']))}"
     if "anyOf" in schema:
         options = [describe(option) for option in schema["anyOf"] if option.get("type") != "null"]
         return " or ".join(dict.fromkeys(options))
@@ -203,7 +206,8 @@ def describe(schema: Schema) -> str:
         case "boolean":
             return "true or false"
         case "array":
-            return f"a list (each {describe(schema.get('items', {}))})"
+            some = " that is not empty" if schema.get("minItems") else ""
+            return f"a list{some} (each {describe(schema.get('items', {}))})"
         case "object":
             return "a table"
         case "string":
@@ -252,8 +256,13 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
 def _explain(root: Schema, error: ValidationError, source: Source) -> Iterator[str]:
     """One line for each of pydantic's errors; the branches of a union make one line together."""
     for problem in error.errors(include_url=False):
-        location = tuple(str(part) for part in problem["loc"])
-        path, node = _locate(root, location)
+        loc = tuple(str(part) for part in problem["loc"])
+        if loc[-1:] == ("[key]",) and problem["type"] != "value_error":
+            _, path, node = _locate(root, loc[:-2])
+            allowed = describe(node.get("propertyNames", {}))
+            yield f"{'.'.join(path)} has the key {loc[-2]!r}{_origin(source, path)}: expected {allowed}"
+            continue
+        location, path, node = _locate(root, loc)
         key = ".".join(path)
         if problem["type"] == "extra_forbidden":
             unknown = location[len(path)]
@@ -281,18 +290,33 @@ def _resolve(root: Schema, node: Schema) -> Schema:
     return target
 
 
-def _locate(root: Schema, location: KeyPath) -> tuple[KeyPath, Schema]:
-    """The longest part of an error's location that is a key of the tree, and that key's schema."""
+def _locate(root: Schema, location: KeyPath) -> tuple[KeyPath, KeyPath, Schema]:
+    """An error's location in the source, the longest part of it that is a key of the tree, and that key's schema.
+
+    Where one of several tables is chosen by a key of theirs, pydantic's location holds its value, which is no key.
+    """
     node = root
-    for depth, key in enumerate(location):
+    keys: list[str] = []
+    known = len(location)
+    for at, key in enumerate(location):
+        tables = node.get("discriminator", {}).get("mapping", {})
+        if key in tables:
+            node = _resolve(root, {"$ref": tables[key]})
+            continue
         properties = node.get("properties", {})
-        child = properties.get(key) if properties else node.get("additionalProperties")
+        if properties:
+            child = properties.get(key)
+        else:  # a table with names of the user's own
+            child = node.get("additionalProperties") or next(iter(node.get("patternProperties", {}).values()), None)
         if "$ref" in node.get("items", {}):  # a list of tables
             child = node["items"]
         if not isinstance(child, dict):
-            return location[:depth], node
+            known = len(keys)
+            keys += location[at:]
+            break
+        keys.append(key)
         node = _resolve(root, child)
-    return location, node
+    return tuple(keys), tuple(keys[:known]), node
 
 
 def _keys(root: Schema, node: Schema) -> Iterator[KeyPath]:

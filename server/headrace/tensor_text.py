@@ -44,25 +44,36 @@ def convert(name: str, value: object, datatype: str, shape: tuple[int, ...]) -> 
     objects for BYTES. Raises UsageError for what cannot be converted without changing it (floats may be rounded).
     """
     try:
-        array = np.array(value, dtype=object) if datatype == "BYTES" else np.asarray(value)
+        array = np.array(value, dtype=object) if datatype == "BYTES" else _convert_numbers(name, value, datatype)
     except ValueError as error:
         raise UsageError(f"input {name!r}: the lists are not of equal lengths") from error
-    if datatype == "BYTES":
-        if not all(isinstance(element, str | bytes) for element in array.ravel()):
-            raise UsageError(f"input {name!r} is BYTES: expected strings")
-    else:
-        array = _convert_numbers(name, array, datatype)
+    if datatype == "BYTES" and not all(isinstance(element, str | bytes) for element in array.ravel()):
+        raise UsageError(f"input {name!r} is BYTES: expected strings")
     return array[np.newaxis] if shape[:1] == (-1,) and array.ndim == len(shape) - 1 else array
 
 
-def _convert_numbers(name: str, array: Array, datatype: str) -> Array:
+def _convert_numbers(name: str, value: object, datatype: str) -> Array:
+    array = np.asarray(value)
     target = np.dtype(np.float32) if datatype == "BF16" else DATATYPES[datatype].numpy
     if array.size and array.dtype.kind not in "biuf":
         raise UsageError(f"input {name!r} is {datatype}: expected numbers, in lists of equal lengths")
-    with np.errstate(all="ignore"):
-        converted = array.astype(target)
-    if target.kind != "f" and not np.array_equal(converted, array):
-        raise UsageError(f"input {name!r} is {datatype}, which cannot hold these values")
+    if target.kind in "iu" and array is not value and array.dtype.kind == "f":
+        # as they were typed: NumPy rounds integers beyond 2**53 that stand beside others
+        array = np.array(value, dtype=object)
+        limits = np.iinfo(target.name)
+        lost = np.array([not (limits.min <= one <= limits.max and one % 1 == 0) for one in array.flat], bool)
+        lost = lost.reshape(array.shape)
+        converted = np.where(lost, 0, array).astype(target)
+    else:
+        with np.errstate(all="ignore"):
+            converted = array.astype(target)
+        if target.kind == "f":
+            held = from_wire(to_wire(converted, datatype), datatype, converted.shape)
+            lost = np.isfinite(array) & ~np.isfinite(held)
+        else:
+            lost = converted != array
+    if lost.any():
+        raise UsageError(f"input {name!r} is {datatype}, which cannot hold {array[lost][0]}")
     return converted
 
 

@@ -8,8 +8,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from headrace.backends import onnxruntime as backend
 from headrace.backends.buffers import COPY_EACH_BYTES
+from headrace.backends.onnxruntime import cpu as backend
+from headrace.backends.onnxruntime import feeds, sessions
+from headrace.datatypes import DATATYPES
 from headrace.errors import ModelLoadError
 from headrace.messages import Signature, TensorSpec
 from headrace.pipeline import bytes_tensor
@@ -185,7 +187,7 @@ def test_outputs_come_as_asked_for(pair, shape):
 def test_numeric_datatypes_keep_their_bits(identity, datatype, last):
     model = identity(NUMERIC[datatype], ["N", last])
     assert model.signature.inputs[0].datatype == model.signature.outputs[0].datatype == datatype
-    x = np.array([[0, 1], [1, 0], [1, 1]], backend.DATATYPES[datatype].numpy)
+    x = np.array([[0, 1], [1, 0], [1, 1]], DATATYPES[datatype].numpy)
     (y,) = model.make_instance(0).run([parts_of(x, [1, 2])], [x.shape], [0])
     assert y.dtype == x.dtype
     np.testing.assert_array_equal(y, x)
@@ -230,8 +232,8 @@ def test_one_large_request_is_run_where_it_lies(identity, offset, monkeypatch):
     columns = backend.IN_PLACE_BYTES // 4
     instance = identity(TensorProto.FLOAT, ["N", columns], max_batch=4).make_instance(0)
     seen = []
-    tensor = backend._tensor
-    monkeypatch.setattr(backend, "_tensor", lambda *args: seen.append(tensor(*args)) or seen[-1])
+    tensor = feeds.tensor_of
+    monkeypatch.setattr(feeds, "tensor_of", lambda *args: seen.append(tensor(*args)) or seen[-1])
     x = np.random.default_rng(0).random((2, columns), np.float32)
     part = memoryview(bytes(offset) + x.tobytes())[offset:]
     (y,) = instance.run([[part]], [x.shape], [0])
@@ -449,7 +451,7 @@ def test_files_that_are_no_models(tmp_path):
     [(logging.DEBUG, 1), (logging.INFO, 2), (logging.WARNING, 2), (logging.ERROR, 3), (logging.CRITICAL, 4)],
 )
 def test_onnxruntime_logs_as_we_do(caplog, level, severity):
-    with caplog.at_level(level, backend.log.name):
-        assert backend._ort_severity() == severity
-        backend._on_ort_message(4, "ort", "digits/1", "file.cc:1", "on fire")
+    with caplog.at_level(level, sessions.log.name):
+        assert sessions.ort_severity() == severity
+        sessions._on_ort_message(4, "ort", "digits/1", "file.cc:1", "on fire")
     assert [record.getMessage() for record in caplog.records] == ["digits/1: on fire"]

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from headrace.backends.onnxruntime import Options
+from headrace.backends.onnxruntime.gpu_options import CudaOptions, GpuOptions, ShapeRange, TensorRtOptions
+from headrace.backends.tensorrt import options as tensorrt
 from headrace.repository.bucket_config import BucketConfig, FollowingDim, SizeRule
 from headrace.repository.drift_config import DriftConfig, TensorDrift
 from headrace.repository.model_config import (
@@ -18,15 +20,17 @@ from headrace.repository.model_config import (
     WarmupData,
     WarmupInput,
 )
+from headrace.repository.processing_config import DequantizeConfig, ImageConfig, QuantizeConfig, TopKConfig
 from headrace.repository.triton.backend import _PARAMETERS
 from headrace.repository.triton.fields import DECISIONS, Taken
+from headrace.repository.triton.gpus import _ACCELERATORS
 from headrace.settings_sources import leaves
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 
 def words(page):
-    return set(re.findall(r"[a-zA-Z_.]+", (DOCS / page).read_text()))
+    return set(re.findall(r"[\w.]+", (DOCS / page).read_text()))
 
 
 @pytest.mark.parametrize(
@@ -43,7 +47,13 @@ def words(page):
         BucketConfig,
         SizeRule,
         FollowingDim,
+        ImageConfig,
+        QuantizeConfig,
+        DequantizeConfig,
+        TopKConfig,
         Options,
+        tensorrt.Options,
+        tensorrt.ShapeRange,
     ],
 )
 def test_keys_of_model_toml(model):
@@ -55,6 +65,19 @@ def test_keys_of_model_toml(model):
 def test_keys_of_drift(model):
     known = words("drift.md") | {word.rpartition(".")[2] for word in words("drift.md")}
     assert {setting.path[-1] for setting in leaves(model)} <= known
+
+
+@pytest.mark.parametrize("model", [GpuOptions, CudaOptions, TensorRtOptions, ShapeRange])
+def test_options_on_gpus(model):
+    keys = {setting.path[-1] for setting in leaves(model)} - {setting.path[-1] for setting in leaves(Options)}
+    written = set(re.findall(r"\w+", (DOCS / "backends.md").read_text()))
+    assert keys <= written
+
+
+def test_parameters_of_accelerators():
+    written = (DOCS / "triton.md").read_text()
+    for known in _ACCELERATORS.values():
+        assert not [key for key in known if f"`{key}`" not in written]
 
 
 def test_fields_of_config_pbtxt():

@@ -1,6 +1,8 @@
 """The command `headrace` as a user types it, against servers that run, and the examples."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -123,6 +125,24 @@ def test_models(server):
 
 
 # --- the examples -----------------------------------------------------------------------------------------------------
+
+
+def test_whoever_reads_the_output_may_stop(server):
+    """As in `headrace models | head`."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    try:
+        done = subprocess.run(
+            [HEADRACE, "models", "--url", server.address],
+            stdout=writes,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+            env=plain_environment(),
+        )
+    finally:
+        os.close(writes)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
 
 def test_example_digits(server):

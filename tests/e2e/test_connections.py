@@ -4,8 +4,9 @@ import contextlib
 import random
 import socket
 
+import grpc
 import pytest
-from e2e.calls import SECONDS, floats, output, request
+from e2e.calls import SECONDS, connect, failure, floats, output, request
 from e2e.gated import HELD, let_go
 from e2e.h2_client import PREFACE, H2Client
 from e2e.onnx_models import WIDTH
@@ -13,6 +14,7 @@ from e2e.server_process import eventually
 from grpc import StatusCode
 from hyperframe.frame import DataFrame, PingFrame
 from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
 
 ROW = floats([1, 2, 3, 4])
 native_only = pytest.mark.parametrize("transport", ["native"], indirect=True)
@@ -117,7 +119,10 @@ def test_a_client_that_dies_while_its_call_is_served(slow_server, waits):
     def gone():
         return slow_server.metric("headrace_refused_total", model="cancel", reason="cancelled")
 
-    before = gone()
+    def answered():
+        return slow_server.metric("nv_inference_request_success", model="cancel")
+
+    before, before_answered = gone(), answered()
     with H2Client(slow_server.port) as victim, H2Client(slow_server.port) as other:
         for number, client in enumerate((other, victim, other) if waits else (victim, other)):
             client.call(request("cancel", x=floats(HELD if number == 0 else 1)).SerializeToString())
@@ -130,9 +135,12 @@ def test_a_client_that_dies_while_its_call_is_served(slow_server, waits):
         if waits:
             eventually(lambda: gone() == before + 1)
         let_go(slow_server.repository, "cancel")
-        eventually(lambda: gone() == before + 1)
         for stream in list(other.replies):
             assert other.reply(stream).status == 0
+        if slow_server.transport == "native" or waits:
+            eventually(lambda: gone() == before + 1)
+        else:  # grpcio may tell of the reset when the reply is on its way already
+            eventually(lambda: gone() + answered() == before + before_answered + 2)
 
 
 def test_a_client_that_does_not_read(server, stub):
@@ -189,3 +197,20 @@ def test_a_message_in_small_padded_frames(h2):
         h2.send(piece)
     h2.send(DataFrame(stream, flags=["END_STREAM"]))
     assert h2.reply(stream).status == 0
+
+
+@native_only
+def test_one_connection_too_many_is_told_so(serve, repository):
+    """grpcio's client does not take it for a failure of the network, and there is room when another has gone."""
+    server = serve(repository, "--http2-max-connections", 1)
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    message = request("echo_fp32", x=ROW)
+    with grpc.insecure_channel(server.address, options) as late:
+        infer = service_pb2_grpc.GRPCInferenceServiceStub(late).ModelInfer
+        with grpc.insecure_channel(server.address, options) as first:
+            connect(first)
+            refused = failure(infer, message)
+            assert (refused.code, refused.reason) == (StatusCode.UNAVAILABLE, "overloaded")
+            assert refused.text == "1 connections are open, no more are taken (http2.max_connections)"
+        eventually(lambda: server.metric("headrace_connections") == 0)
+        assert infer(message, timeout=SECONDS).model_name == "echo_fp32"

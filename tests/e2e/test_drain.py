@@ -1,8 +1,10 @@
 """SIGTERM: nothing that was accepted is lost, nothing more is taken, and all may see it coming."""
 
+import json
 import signal
 import subprocess
 import threading
+import urllib.request
 
 import grpc
 import pytest
@@ -12,7 +14,7 @@ from e2e.h2_client import H2Client
 from e2e.server_process import HEADRACE, eventually, plain_environment
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tritonclient.grpc import service_pb2_grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 CLIENTS = 4
 CALLS = 200
@@ -102,6 +104,29 @@ def test_every_accepted_request_is_answered(serve, repository, open_channel):
     assert states[:2] == [serving, not_serving]
     assert states[2:] == [StatusCode.UNAVAILABLE]
     assert "cut off" not in server.log
+
+
+def test_with_a_delay_the_server_says_that_it_leaves_and_serves_on(serve, repository, open_channel):
+    """New connections as well, until load balancers have noticed; a second signal ends that."""
+    server = serve(repository, *THREADS, "--drain-delay-seconds", 1000)
+    channel = open_channel(server)
+    states, _ = watch(channel)
+    server.signal(signal.SIGTERM)
+    server.await_log(lambda line: "not ready, and serving on for 1000 s" in line)
+    assert server.get_json("/v2/health/ready") == (503, {"ready": False})
+    assert server.get_json("/v2/health/live") == (200, {"live": True})
+    eventually(lambda: states[1:] == [health_pb2.HealthCheckResponse.NOT_SERVING])
+    for each in (channel, open_channel(server)):
+        assert output(infer(each, 2).result()).item() == 2
+        ready = service_pb2_grpc.GRPCInferenceServiceStub(each).ServerReady
+        assert not ready(service_pb2.ServerReadyRequest(), timeout=SECONDS).ready
+    body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [3]}]}
+    asked = urllib.request.Request(f"{server.http}/v2/models/slow/infer", json.dumps(body).encode())
+    with urllib.request.urlopen(asked, timeout=SECONDS) as answered:
+        assert json.load(answered)["outputs"][0]["data"] == [3]
+    server.signal(signal.SIGTERM)
+    server.wait(10)
+    assert "draining for at most" in server.log
 
 
 def test_a_call_on_an_old_connection_is_told_why(serve, repository, open_channel):

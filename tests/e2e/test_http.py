@@ -55,6 +55,8 @@ def test_metrics_agree_with_statistics(server, stub):
     assert found["headrace_batch_rows_count",] == stats.execution_count
     batches = [value for key, value in found.items() if key[0] == "headrace_batches_total"]
     assert sum(batches) == stats.execution_count
+    busy = sum(value for key, value in found.items() if key[0] == "headrace_instance_busy_seconds_total")
+    assert busy == pytest.approx(sum(batch.compute_infer.ns for batch in stats.batch_stats) / 1e9)
 
 
 def test_metrics_of_the_process(server):

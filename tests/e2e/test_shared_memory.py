@@ -1,13 +1,17 @@
 """Tensors in system shared memory, as a client on the same machine passes them."""
 
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.shared_memory import SharedMemory
 
 import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+import tritonclient.http as triton_http
 from e2e.calls import SECONDS, statistics, tensor
 from e2e.conftest import shared
+from e2e.gated import HELD, at_work, let_go, write_gated
+from e2e.server_process import eventually
 from e2e.test_load_generators import MISSING, PERF_ANALYZER, run_perf_analyzer
 from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import InferenceServerException
@@ -81,6 +85,15 @@ def test_some_in_shared_memory_and_some_in_the_message(shm_client, region):
         assert np.frombuffer(bytes(region.buf[1000:1024]), np.int32).tolist() == (2 * b).ravel().tolist()
 
 
+def test_the_output_alone_in_shared_memory(shm_client, region):
+    wanted = triton.InferRequestedOutput("y")
+    wanted.set_shared_memory("r", 16, 128)
+    for n in range(3):  # the second time its look is known
+        sent = np.full((1, 4), n, np.float32)
+        shm_client.infer("echo_fp32", [tensor("x", sent)], outputs=[wanted], client_timeout=SECONDS)
+        np.testing.assert_array_equal(np.frombuffer(region.buf, np.float32, 4, 128)[None], sent)
+
+
 def test_text(shm_client, region):
     texts = [b"ab", "ä".encode(), b"", b"d"]
     data = b"".join(len(text).to_bytes(4, "little") + text for text in texts)
@@ -144,6 +157,34 @@ def test_a_region_that_is_given_up_or_cut_off(shm_client, shm_server):
     finally:
         memory.close()
         memory.unlink()
+
+
+@pytest.mark.parametrize("way", ["grpc", "http"])
+def test_a_region_that_is_given_up_while_a_request_runs(serve, tmp_path, way):
+    """The request is answered where it was to be, and not where the name leads by then."""
+    write_gated(tmp_path, "held")
+    server = serve(tmp_path, "--allow-client-shm", "true", "--inline-below-us", 0)
+    kind, address = (triton, server.address) if way == "grpc" else (triton_http, server.http.removeprefix("http://"))
+    mine, theirs = (SharedMemory(create=True, size=4096) for _ in range(2))
+    try:
+        with triton.InferenceServerClient(server.address) as client, ThreadPoolExecutor(1) as threads:
+            client.register_system_shared_memory("o", mine.name, 4096)
+            given = kind.InferInput("x", [1, 1], "FP32")
+            given.set_data_from_numpy(np.array([[HELD]], np.float32))
+            wanted = kind.InferRequestedOutput("y")
+            wanted.set_shared_memory("o", 4)
+            call = threads.submit(kind.InferenceServerClient(address).infer, "held", [given], outputs=[wanted])
+            eventually(lambda: client.is_server_live() and at_work(tmp_path, "held"))
+            client.unregister_system_shared_memory("o")
+            client.register_system_shared_memory("o", theirs.name, 4096)
+            let_go(tmp_path, "held")
+            call.result(SECONDS)
+        assert np.frombuffer(mine.buf, np.float32, 1).item() == HELD
+        assert not any(theirs.buf)
+    finally:
+        for memory in (mine, theirs):
+            memory.close()
+            memory.unlink()
 
 
 def test_cuda_is_told_that_there_is_none(shm_client):

@@ -150,10 +150,25 @@ def test_what_cannot_be_served_says_why_in_the_index(client, server):
     index = {model.name: model for model in client.get_model_repository_index(client_timeout=SECONDS).models}
     reasons = {name: model.reason for name, model in index.items() if model.state == "UNAVAILABLE"}
     assert set(reasons) == {"for_gpus", "mistyped", "contradicting", "sequences"}
-    assert "backend: 'tensorrt' is not supported: there is no GPU backend yet" in reasons["for_gpus"]
+    assert "model.plan is a plan, built elsewhere" in reasons["for_gpus"]
     assert 'config.pbtxt:2:1: Message type "inference.ModelConfig" has no field' in reasons["mistyped"]
     assert "says [-1, 5] of input 'x' (the first is the batch's), the model has [-1, 4]" in reasons["contradicting"]
     assert "sequence_batching.iterative_sequence: not supported" in reasons["sequences"]
+
+
+def test_plans_are_for_the_operator_to_allow(tmp_path):
+    """Then it is for TensorRT to say what is wrong: that it is not there, or that this is no plan."""
+    (tmp_path / "for_gpus" / "1").mkdir(parents=True)
+    (tmp_path / "for_gpus" / "1" / "model.plan").write_bytes(b"a plan")
+    (tmp_path / "for_gpus" / "config.pbtxt").write_text('platform: "tensorrt_plan"')
+    with (
+        Server(tmp_path, "--tensorrt-allow-plan-files", "true") as server,
+        triton.InferenceServerClient(server.address) as client,
+    ):
+        (model,) = client.get_model_repository_index(client_timeout=SECONDS).models
+    assert model.state == "UNAVAILABLE"
+    assert "TensorRT" in model.reason or "device 0 cannot be used" in model.reason
+    assert "built elsewhere" not in model.reason
 
 
 def test_what_has_no_effect_is_in_the_log(server):
@@ -179,7 +194,7 @@ def test_converted_it_serves_the_same(transport, tmp_path, capsys):
     assert main(["models", "convert", str(tmp_path), "--write"]) == 1
     assert {path.parent.name for path in tmp_path.glob("*/config.pbtxt")} - {
         path.parent.name for path in tmp_path.glob("*/model.toml")
-    } == {"for_gpus", "mistyped", "sequences"}
+    } == {"mistyped", "sequences"}
     with Server(tmp_path, "--transport", transport) as server, triton.InferenceServerClient(server.address) as client:
         test_an_empty_reshape(client)
         test_a_reshape_with_dimensions_of_any_size(client)

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import os
 
 import numpy as np
@@ -395,3 +396,62 @@ async def test_a_load_goes_on_when_whoever_asked_for_it_has_gone_away(repository
     assert asked.cancelled()
     await asyncio.wait(world.control._at_work)
     assert world.states() == {"a/1": ("READY", "")}
+
+
+@pytest.mark.parametrize("mode", ["explicit", "poll"])
+def test_a_change_that_cannot_be_read_is_told_of_what_serves_until_it_is_past(repository, caplog, mode):
+    async def scenario():
+        repository.write("a")
+        world = Control(repository, mode, *(["a"] if mode == "explicit" else []))
+        await world.control.start()
+
+        async def look():
+            if mode == "poll":
+                await world.control.poll()
+                return
+            with contextlib.suppress(LoadFailed):
+                await world.control.load("a")
+
+        for spoil in ("max_batch = -2\n", "junk = 3\n"):
+            repository.write("a", spoil)
+            await look()
+            state, reason = world.states()["a/1"]
+            assert state == "READY"
+            assert reason.startswith("loading it again failed: ")
+            assert spoil.split()[0] in reason
+            assert await world.serves() == "1"
+            repository.write("a")
+            await look()
+            assert world.states()["a/1"] == ("READY", "")
+        assert "model a version 1 serves as before, loading it again failed: " in caplog.text
+        assert "cannot be served" not in caplog.text
+
+    run_virtual(scenario())
+
+
+def test_models_to_load_are_for_explicit_control(repository, caplog):
+    async def scenario():
+        repository.write("a")
+        await Control(repository, "none", "a").control.start()
+
+    run_virtual(scenario())
+    assert "load_models has no effect: model_control_mode is 'none', expected 'explicit'" in caplog.text
+
+
+@virtual
+async def test_what_is_wrong_with_a_configuration_that_a_client_brings(repository):
+    """Nothing is said of the files that it was laid out in."""
+    repository.write("a")
+    world = Control(repository, "explicit")
+    await world.control.start()
+    for config, text in (
+        ('{"version_policy": {"specific": {"versions": ["3"]}}}', "asks for version 3, but there is no a/3"),
+        ('{"max_batch_size": -1}', "max_batch_size"),
+    ):
+        with pytest.raises(LoadFailed) as caught:
+            await world.control.load("a", config)
+        assert text in str(caught.value)
+        assert "/" not in str(caught.value).replace("a/3", "")
+        assert "/tmp" not in world.states().get("a/1", ("", ""))[1]
+    with pytest.raises(ModelNotInRepository, match="a model's name is letters, digits"):
+        await world.control.load("no name")

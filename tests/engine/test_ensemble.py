@@ -200,16 +200,36 @@ async def test_an_ensemble_that_cannot_be(repository):
     ensemble(repository, "e", CHAIN.replace('"b"', '"nobody"'))
     ensemble(repository, "itself", '[[ensemble.steps]]\nmodel = "itself"\ninputs = {x = "t"}\noutputs = {y = "u"}\n')
     ensemble(repository, "wrong", CHAIN.replace("x = ", "z = "))
+    ensemble(repository, "one", '[[ensemble.steps]]\nmodel = "other"\ninputs = {x = "t"}\noutputs = {y = "u"}\n')
+    ensemble(repository, "other", '[[ensemble.steps]]\nmodel = "one"\ninputs = {x = "t"}\noutputs = {y = "u"}\n')
     world = Control(repository, "explicit")
     await world.control.start()
     for name, text in (
         ("e", "'nobody' is not found"),
         ("itself", "'itself'"),
+        ("itself", "its steps lead back to itself: itself -> itself"),
+        ("one", "its steps lead back to itself: one -> other -> one"),
         ("wrong", "has no input 'z'|not mapped"),
     ):
         with pytest.raises(LoadFailed, match=text):
             await world.control.load(name)
         assert world.states()[f"{name}/1"][0] == "UNAVAILABLE"
+
+
+@virtual
+async def test_labels_are_its_own_else_its_models(repository):
+    for name, labels in (("b", "left\nright\n"), ("own", "up\ndown\n")):
+        ensemble(repository, name, "")
+        (repository.root / name / "labels.txt").write_text(labels)
+    repository.write("b", '[outputs.y]\nlabels = "labels.txt"\n')
+    ensemble(repository, "own", CHAIN + '[outputs.end]\nlabels = "labels.txt"\n')
+    ensemble(repository, "none", CHAIN + '[outputs.end]\nlabels = "absent.txt"\n')
+    world = Control(repository, "none")
+    await world.control.start()
+    for name, labels in (("e", ("left", "right")), ("own", ("up", "down"))):
+        served = world.catalog.resolve(name)
+        assert served.signature.outputs[0].labels == served.view.labels["end"] == labels
+    assert "absent.txt: cannot be read" in world.states()["none/1"][1]
 
 
 @virtual

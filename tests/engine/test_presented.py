@@ -3,6 +3,7 @@ import re
 import numpy as np
 import pytest
 
+from headrace.backends.base import memory_of, nodes_of
 from headrace.engine.presented import present
 from headrace.errors import ModelLoadError
 from headrace.messages import Signature, TensorSpec
@@ -176,3 +177,13 @@ def test_without_batching_the_message_speaks_of_no_batch(shown):
     assert refusal(shown, signature, inputs={"x": {"dims": (3, 2)}}).startswith(
         "the configuration says [3, 2] of input 'x', the model has [2, 3]"
     )
+
+
+def test_what_a_model_takes_is_that_of_the_model_behind_it(tmp_path):
+    model = FakeModel()
+    config = ModelConfig(inputs={"x": {"dims": (1, 2), "reshape": (2,)}})
+    shown = present(model, config, tmp_path)
+    assert shown is not model
+    assert (dict(memory_of(shown)), dict(nodes_of(shown))) == ({}, {})
+    model.memory, model.nodes = {"cuda:0": 5}, {"CPUExecutionProvider": 1}
+    assert (memory_of(shown), nodes_of(shown)) == ({"cuda:0": 5}, {"CPUExecutionProvider": 1})

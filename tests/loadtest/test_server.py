@@ -1,7 +1,8 @@
 import ssl
 from pathlib import Path
 
-from compare.server import Setup, free_ports
+from compare.launch import free_ports
+from compare.server import Setup
 
 SETUP = Setup(Path("/peers"), ("headrace",), Path("/loadtest/peers/triton"), Path("/scratch"))
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from headrace.engine.shared_memory import NoSharedMemory, Registered, SharedMemoryRegions
-from headrace.errors import InvalidRequest, RegionTooSmall
+from headrace.errors import InvalidRequest, RegionNotFound, RegionTooSmall
 from headrace.messages import Region, ReplyOutput, RequestedOutput, TensorSpec
 from headrace.pipeline import bytes_tensor
 from headrace.pipeline.delivery import Delivery, classes, described
@@ -79,7 +79,7 @@ def test_an_output_goes_to_shared_memory(tmp_path):
     (tmp_path / "r").write_bytes(bytes(32))
     memory = SharedMemoryRegions(tmp_path)
     memory.register(Registered("r", "/r", 0, 32))
-    writer = delivery(RequestedOutput("y", region=Region("r", 4, 20)), memory=memory)
+    writer = delivery(RequestedOutput("y", region=Region("r", 4, 20)), memory=memory).pinned()
     assert writer.encode(b"", [b"twelve bytes"], ((1, 3),))[1:3] == ([b""], ((1, 3),))
     assert (tmp_path / "r").read_bytes() == b"\0" * 4 + b"twelve bytes" + b"\0" * 16
     with pytest.raises(RegionTooSmall) as caught:
@@ -88,3 +88,31 @@ def test_an_output_goes_to_shared_memory(tmp_path):
         "shared memory size specified with the request for output 'y' (20 bytes) should be at least 24 bytes to hold "
         "the results"
     )
+
+
+def test_an_output_goes_where_its_name_led_when_it_was_asked_for(tmp_path):
+    memory = SharedMemoryRegions(tmp_path)
+    for name in ("first", "second"):
+        (tmp_path / name).write_bytes(bytes(12))
+    memory.register(Registered("r", "/first", 0, 12))
+    shared = delivery(RequestedOutput("y", region=Region("r", 0, 12)), memory=memory)
+    before = shared.pinned()
+    memory.unregister("r")
+    with pytest.raises(RegionNotFound):
+        shared.pinned()
+    memory.register(Registered("r", "/second", 0, 12))
+    after = shared.pinned()
+    before.encode(b"", [b"of the first"], ((1, 3),))
+    assert ((tmp_path / "first").read_bytes(), (tmp_path / "second").read_bytes()) == (b"of the first", bytes(12))
+    after.encode(b"", [b"of the other"], ((1, 3),))
+    assert ((tmp_path / "first").read_bytes(), (tmp_path / "second").read_bytes()) == (b"of the first", b"of the other")
+
+
+def test_what_was_cut_off_meanwhile_is_not_written_to(tmp_path):
+    (tmp_path / "r").write_bytes(bytes(12))
+    memory = SharedMemoryRegions(tmp_path)
+    memory.register(Registered("r", "/r", 0, 12))
+    writer = delivery(RequestedOutput("y", region=Region("r", 0, 12)), memory=memory).pinned()
+    (tmp_path / "r").write_bytes(b"")
+    with pytest.raises(InvalidRequest, match="has shrunk to 0 bytes"):
+        writer.encode(b"", [b"twelve bytes"], ((1, 3),))

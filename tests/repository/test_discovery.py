@@ -85,7 +85,11 @@ def test_models_may_be_links(repository, tmp_path_factory):
     root = repository("README.md")
     os.symlink(elsewhere, root / "m")
     os.symlink(root / "nowhere", root / "dangling")
-    assert found(scan(root)) == [("m", 1)]
+    entries = scan(root)
+    assert found(entries) == [("m", 1)]
+    assert entries[0] == Broken(
+        "dangling", None, f"{root / 'dangling'} is a link to {root / 'nowhere'}, which is not there"
+    )
 
 
 def test_an_empty_repository_is_no_error(tmp_path):

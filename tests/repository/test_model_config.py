@@ -66,7 +66,8 @@ def test_version_policies(load, versions):
     "versions", ['"latest"', '"latest:0"', '"latest:-1"', '"2"', "[]", "[0]", "[true]", "2", '["1"]']
 )
 def test_bad_version_policies(load, versions):
-    with pytest.raises(ConfigError, match=r'expected "all" or "latest:N" or a list \(each an integer of at least 1\)'):
+    allowed = r'"all" or "latest:N" or a list that is not empty \(each an integer of at least 1\)'
+    with pytest.raises(ConfigError, match=f"expected {allowed}"):
         load(f"versions = {versions}")
 
 
@@ -76,8 +77,39 @@ def test_bad_version_policies(load, versions):
         ("max_batch = -1", "max_batch = -1 (in {file}): expected an integer from 0 to 1048576"),
         ("instances = true", "instances = true (in {file}): expected an integer from 1 to 1024"),
         ("slo_ms = inf", "slo_ms = Infinity (in {file}): expected a number of at least 0"),
-        ("warmup = 3", "warmup = 3 (in {file}): expected true or false or a list (each an integer of at least 1)"),
+        (
+            "warmup = 3",
+            "warmup = 3 (in {file}): expected true or false or a list that is not empty (each an integer of at "
+            "least 1)",
+        ),
         ("batching.quantile = 1.0", "batching.quantile = 1.0 (in {file}): expected a number above 0 and below 1"),
+        (
+            "preprocess.x.kind = 'blur'",
+            'preprocess.x = {{"kind": "blur"}} (in {file}): expected a table with kind = "image" or "quantize"',
+        ),
+        (
+            "preprocess.x.k = 1",
+            'preprocess.x = {{"k": 1}} (in {file}): expected a table with kind = "image" or "quantize"',
+        ),
+        (
+            "[preprocess.x]\nkind = 'image'\nmaen = [1]",
+            "unknown key 'preprocess.x.maen' (in {file}); did you mean 'mean'?",
+        ),
+        (
+            "[preprocess.x]\nkind = 'image'\nsize = [224]",
+            "preprocess.x.size = [224] (in {file}): expected height and width, each an integer from 1 to 32767",
+        ),
+        (
+            "[preprocess.x]\nkind = 'image'\nshorter = 3",
+            "preprocess.x: shorter is for fit = 'crop', and fit is 'stretch' (in {file})",
+        ),
+        (
+            "[postprocess.y]\nkind = 'top_k'\nk = 0",
+            "postprocess.y.k = 0 (in {file}): expected an integer of at least 1",
+        ),
+        ("version_labels.1 = 1", "version_labels has the key '1' (in {file}): expected a name that is no number"),
+        ("version_labels.a = 0", "version_labels.a = 0 (in {file}): expected an integer of at least 1"),
+        ("serve_outputs = []", "serve_outputs = [] (in {file}): expected a list that is not empty (each text)"),
         ("max_bach = 1", "unknown key 'max_bach' (in {file}); did you mean 'max_batch'?"),
         ("inputs.x.mim = 1", "unknown key 'inputs.x.mim' (in {file}); did you mean 'min'?"),
         ("inputs.x = {{min = 2, max = 1}}", "inputs.x: min = 2 is above max = 1 (in {file})"),

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from headrace.backends.tensorrt import options
 from headrace.errors import InvalidRequest
 from headrace.repository.discovery import Found, scan_model
 from headrace.repository.overrides import stage
@@ -58,11 +59,21 @@ def test_files_stay_below_a_version(root, into, path):
         stage(root, "m", CONFIG, {path: b""}, into)
 
 
+@pytest.mark.parametrize("suffix", sorted(options.PLAN_SUFFIXES))
+def test_no_client_brings_a_plan(root, into, suffix):
+    with pytest.raises(InvalidRequest, match="a plan is code, which a client may not bring"):
+        stage(root, "m", CONFIG, {f"1/model{suffix}": b""}, into)
+
+
 @pytest.mark.parametrize(
     ("config", "text"),
     [
         ("", "parameter 'config' is needed"),
         ("{", "not a ModelConfig in JSON"),
+        ("[]", "not a ModelConfig in JSON: expected an object"),
+        ("null", "not a ModelConfig in JSON: expected an object"),
+        ("5", "not a ModelConfig in JSON: expected an object"),
+        ("[" * 100_000, "not a ModelConfig in JSON"),
         ('{"max_batch": 1}', "max_batch"),
         ('{"model_operations": {"op_library_filename": ["x.so"]}}', "loads libraries"),
     ],

@@ -105,7 +105,17 @@ def configurations(draw):
         model_warmup=draw(st.lists(warmups(), max_size=2)),
         default_model_filename=draw(st.sampled_from(["", "model.onnx", "net.onnx"])),
         instance_group=draw(
-            st.lists(st.builds(mc.ModelInstanceGroup, count=st.integers(0, 3), kind=st.integers(0, 3)), max_size=2)
+            st.one_of(
+                st.lists(
+                    st.builds(mc.ModelInstanceGroup, count=st.integers(0, 3), kind=st.sampled_from([0, 2, 3])),
+                    max_size=2,
+                ),
+                st.builds(
+                    lambda count, gpus: [mc.ModelInstanceGroup(count=count, gpus=gpus, kind=1)],
+                    st.integers(0, 3),
+                    st.lists(st.integers(0, 3), unique=True),
+                ),
+            )
         ),
     )
     made.version_policy.CopyFrom(

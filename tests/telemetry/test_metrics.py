@@ -91,6 +91,26 @@ def test_tritons_names_and_units_are_exact(registry, metrics):
         assert found[f"nv_inference_{name}_duration_histogram_us_count", ()] == 2
 
 
+def test_what_a_model_takes_of_devices_is_asked_for_at_each_scrape(registry, metrics):
+    model = metrics.model("m", "1", lambda: (0, 0))
+    memory = {"cuda:0": 10, "cuda:1": 20}
+    model.loaded(1.0, lambda: (memory, {"CUDAExecutionProvider": 7}))
+    other = metrics.model("n", "1", lambda: (0, 0))
+    other.loaded(1.0)
+
+    def found(name):
+        return {rest: value for (family, rest), value in samples(registry, version="1").items() if family == name}
+
+    assert found("headrace_model_memory_bytes") == {
+        (("device", "cuda:0"), ("model", "m")): 10,
+        (("device", "cuda:1"), ("model", "m")): 20,
+    }
+    assert found("headrace_model_nodes") == {(("model", "m"), ("provider", "CUDAExecutionProvider")): 7}
+    del memory["cuda:1"]
+    memory["cuda:0"] = 0
+    assert found("headrace_model_memory_bytes") == {(("device", "cuda:0"), ("model", "m")): 0}
+
+
 def test_the_four_failure_reasons_exist_from_the_start(registry, metrics):
     model = metrics.model("m", "1", lambda: (0, 0))
 
@@ -151,6 +171,22 @@ def test_batches_by_size_reason_and_instance(registry, metrics):
     assert found["headrace_wasted_rows_total", ()] == 3
     assert found["headrace_wasted_seconds_total", ()] == pytest.approx(0.005)
     assert (found["headrace_queue_requests", ()], found["headrace_queue_rows", ()]) == (2, 5)
+
+
+def test_instances_are_busy_while_they_run_batches(registry, metrics):
+    model = metrics.model("m", "1", lambda: (0, 0))
+    for instance in (0, 2, 0):
+        model.batch(record(instance=instance))
+    found = samples(registry, model="m", version="1")
+    busy = {
+        dict(rest)["instance"]: v for (name, rest), v in found.items() if name == "headrace_instance_busy_seconds_total"
+    }
+    assert busy == pytest.approx({"0": 0.010, "2": 0.005})
+
+
+def test_an_ensemble_has_no_instance_that_could_be_busy(registry, metrics):
+    metrics.model("e", "1", lambda: (0, 0)).batch(record(instance=0, close_reason="ensemble"))
+    assert not [name for name, _ in samples(registry) if name == "headrace_instance_busy_seconds_total"]
 
 
 def test_padding_is_counted_for_models_with_buckets_alone(registry, metrics):

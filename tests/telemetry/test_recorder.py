@@ -123,6 +123,10 @@ def test_counts_are_those_of_a_plain_count(batches, fold_at, read_after):
     ]
     for how in {(record.close_reason, record.instance) for record in batches}:
         assert reading.closed[how] == sum((record.close_reason, record.instance) == how for record in batches)
+    for instance in {record.instance for record in batches}:
+        own = [record.finished - record.started for record in batches if record.instance == instance]
+        assert reading.busy[instance] == sum(own)
+    assert set(reading.busy) == {record.instance for record in batches}
 
 
 def test_statistics_have_tritons_semantics():

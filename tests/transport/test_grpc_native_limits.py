@@ -6,7 +6,6 @@ from transport.http2 import wire
 from transport.http2.bench import CHAT, ECHO, FIRST, INFER, INFER_STREAM
 from transport.http2.wire import grpc_call, grpc_head, ping, rst
 
-from headrace.transport import grpc_native
 from headrace.transport.http2.limits import Limit
 
 CALM = "ENHANCE_YOUR_CALM"
@@ -185,11 +184,15 @@ def test_the_pace_can_be_set():
 
 
 def test_too_many_connections():
+    """The first call of one too many is told so, and the client asked to go; a later connection finds room."""
     with benches.bench(max_connections=2) as made:
         first, second = made.connect(), made.connect()
-        late = benches.Client(made)
-        assert late.lines() == [*wire.OPENING, f"GOAWAY 0 {CALM}"]
-        assert late.socket.lost
+        late = made.connect()
+        lines = late.send(grpc_call(ECHO, b"m"))
+        assert late.status() == (14, "2 connections are open, no more are taken (http2.max_connections)")
+        trailers = late.reader.fields[1][-1]
+        assert (trailers["headrace-reason"], trailers["grpc-retry-pushback-ms"]) == ("overloaded", "1000")
+        assert any(line.startswith("GOAWAY") and line.endswith("NO_ERROR") for line in lines)
         assert made.counts.http2_limits["connections"] == 1
         first.hang_up()
         third = made.connect()
@@ -198,16 +201,33 @@ def test_too_many_connections():
             assert client.messages() == [b"m"]
 
 
-@pytest.mark.skipif(grpc_native.resource is None, reason="the system has no such limit")
-def test_connections_leave_files_for_the_rest(monkeypatch):
-    files = [200]
-    monkeypatch.setattr(grpc_native.resource, "getrlimit", lambda which: (files[0], 10**6))
-    assert grpc_native._most_connections(4096) == 100
-    assert grpc_native._most_connections(50) == 50
-    files[0] = 90
-    assert grpc_native._most_connections(4096) == 1
-    files[0] = grpc_native.resource.RLIM_INFINITY
-    assert grpc_native._most_connections(10**6) == 10**6
+def test_one_too_many_is_served_once_there_is_room():
+    with benches.bench(max_connections=1) as made:
+        first, late = made.connect(), made.connect()
+        first.hang_up()
+        late.send(grpc_call(ECHO, b"m"))
+        assert late.messages() == [b"m"]
+        other = made.connect()
+        other.send(grpc_call(ECHO, b"m"))
+        assert not other.messages()
+
+
+def test_one_too_many_that_asks_for_nothing_is_asked_to_go():
+    with benches.bench(max_connections=1) as made:
+        made.connect()
+        late = made.connect()
+        made.wait(11)
+        assert any(line.startswith("GOAWAY") for line in late.lines())
+
+
+def test_far_too_many_connections():
+    with benches.bench(max_connections=1) as made:
+        for _ in range(65):
+            made.connect()
+        late = benches.Client(made)
+        assert late.lines() == [*wire.OPENING, f"GOAWAY 0 {CALM}"]
+        assert late.socket.lost
+        assert len(made.transport.surplus) == 64
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,24 @@ def test_groups_get_names_counts_and_the_kind_that_they_have():
     ]
 
 
+def test_groups_on_gpus_name_them():
+    config = stated("instance_group [ { kind: KIND_GPU gpus: [ 1, 2 ] }, { kind: KIND_GPU }, { gpus: [ 3 ] } ]")
+    assert [(group.kind, list(group.gpus)) for group in config.instance_group] == [
+        (mc.ModelInstanceGroup.KIND_GPU, [1, 2]),
+        (mc.ModelInstanceGroup.KIND_GPU, [0]),
+        (mc.ModelInstanceGroup.KIND_GPU, [3]),
+    ]
+
+
+def test_settings_of_model_toml_for_gpus():
+    def group(**more):
+        (found,) = describe_model(Served(config=ModelConfig(backend="onnxruntime-cuda", **more))).instance_group
+        return found.kind, list(found.gpus), found.count
+
+    assert group() == (mc.ModelInstanceGroup.KIND_GPU, [0], 1)
+    assert group(instances=2, backend_options={"devices": [1, 3]}) == (mc.ModelInstanceGroup.KIND_GPU, [1, 3], 2)
+
+
 def test_what_runs_alone_has_no_dynamic_batching():
     config = ModelConfig(batching={"policy": "single"})
     assert stated("max_batch_size: 8", config=config).WhichOneof("scheduling_choice") is None

@@ -100,3 +100,21 @@ def test_what_a_client_brings_is_handed_on(control, catalog):
     assert control.asked == [("load", "m", "{}", {"1/model.onnx": b"x"})]
     with pytest.raises(InvalidRequest, match="unknown parameter 'priority' of a load"):
         asyncio.run(admin.load(loading(priority="1")))
+    wrong = loading()
+    wrong.parameters["config"].int64_param = 5
+    for request in (wrong, loading(config="")):
+        with pytest.raises(InvalidRequest, match="'config' of a load: expected a ModelConfig in JSON, as text"):
+            asyncio.run(admin.load(request))
+    assert len(control.asked) == 1
+
+
+def test_parameters_of_an_unload(admin, control):
+    for key, field, text in (
+        ("foo", "bool_param", "unknown parameter 'foo' of an unload, expected 'unload_dependents'"),
+        ("unload_dependents", "string_param", "parameter 'unload_dependents' of an unload: expected a boolean"),
+    ):
+        request = pb.RepositoryModelUnloadRequest(model_name="m")
+        setattr(request.parameters[key], field, True if field == "bool_param" else "x")
+        with pytest.raises(InvalidRequest, match=text):
+            asyncio.run(admin.unload(request))
+    assert control.asked == []

@@ -6,7 +6,8 @@ on whichever thread calls it; the engine never calls `run` of one instance from 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -50,7 +51,7 @@ class Instance(Protocol):
 
 
 class LoadedModel(Protocol):
-    """A model version opened by a backend."""
+    """A model version opened by a backend. See also `memory_of` and `nodes_of`."""
 
     @property
     def signature(self) -> Signature:
@@ -81,6 +82,24 @@ class LoadedModel(Protocol):
     def make_instance(self, index: int) -> Instance:
         """A new instance, on the calling thread; may take long (graph optimisation)."""
         ...
+
+
+_NONE: Final[Mapping[str, int]] = MappingProxyType({})
+
+
+def memory_of(model: LoadedModel) -> Mapping[str, int]:
+    """Bytes of each device's memory, such as that of `cuda:0`, that a model's instances were measured to take.
+
+    That is its attribute `memory`, which may be asked for from any thread, if it has one.
+    """
+    found: Mapping[str, int] = getattr(model, "memory", _NONE)
+    return found
+
+
+def nodes_of(model: LoadedModel) -> Mapping[str, int]:
+    """How many nodes of a model's graph are run by whom: its attribute `nodes`, if it has one."""
+    found: Mapping[str, int] = getattr(model, "nodes", _NONE)
+    return found
 
 
 class Backend(Protocol):

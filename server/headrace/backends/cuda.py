@@ -8,7 +8,7 @@ interpreter lock during calls. Nothing here has an effect before `open_device`.
 from __future__ import annotations
 
 import ctypes
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from cuda.bindings import driver
 
 from headrace.backends.device import DeviceError, DeviceLost, DeviceOutOfMemory
 from headrace.errors import ModelLoadError
+from headrace_kernels.device import DeviceKernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +31,9 @@ _LOST = frozenset(
     )
 )  # fmt: skip
 """After these the context takes no more work (CUDA driver API, CUresult); nothing but a new process brings it back."""
+
+
+_THREAD_LOCAL = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
 
 
 def checked(results: tuple[Any, ...]) -> Any:  # noqa: ANN401  -- the bindings are not typed
@@ -122,8 +126,7 @@ class _Stream(_Owned):
 
     def capture(self, work: Callable[[], None]) -> _Graph:
         # thread-local: what other threads allocate meanwhile does not end the capture
-        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        checked(driver.cuStreamBeginCapture(self.handle, mode))
+        checked(driver.cuStreamBeginCapture(self.handle, _THREAD_LOCAL))
         try:
             work()
         except BaseException:
@@ -162,6 +165,8 @@ class CudaDevice:
     def use(self) -> None:
         """See `backends.device.Device`."""
         checked(driver.cuCtxSetCurrent(self._context))
+        # that another thread records a graph, as ONNX Runtime does for the whole process, is nothing to this one
+        checked(driver.cuThreadExchangeStreamCaptureMode(_THREAD_LOCAL))
 
     def memory_info(self) -> tuple[int, int]:
         """See `backends.device.Device`."""
@@ -183,6 +188,15 @@ class CudaDevice:
         """See `backends.device.Device`."""
         self.use()
         return _Stream()
+
+    @cached_property
+    def _kernels(self) -> DeviceKernels:
+        return DeviceKernels(self.index)
+
+    def kernels(self) -> DeviceKernels:
+        """See `backends.device.Device`."""
+        self.use()
+        return self._kernels
 
 
 @cache

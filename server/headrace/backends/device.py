@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from headrace.backends.base import InstanceLost
 from headrace.errors import ModelLoadError
+from headrace_kernels.interface import Kernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,6 +112,14 @@ class Stream(Protocol):
         ...
 
 
+class StreamKernels(Kernels[int], Protocol):
+    """Kernels that run in streams, on memory at addresses."""
+
+    def stream(self, handle: int) -> Any:  # noqa: ANN401
+        """What an operation that is bound takes for the stream of that handle, which must outlive it."""
+        ...
+
+
 class Device(Protocol):
     """One device. name: as its maker calls it. architecture: major and minor compute capability.
 
@@ -142,6 +151,10 @@ class Device(Protocol):
 
     def stream(self) -> Stream:
         """A stream that does not wait for the default one."""
+        ...
+
+    def kernels(self) -> StreamKernels:
+        """The kernels of `headrace_kernels`, on this device's memory. Raises `KernelsUnavailable` of that package."""
         ...
 
 

@@ -11,7 +11,13 @@ from headrace.errors import ModelLoadError
 if TYPE_CHECKING:
     from headrace.backends.base import Backend
 
-BACKENDS = {"onnxruntime": "headrace.backends.onnxruntime:OnnxRuntimeBackend"}
+BACKENDS = {
+    "onnxruntime": "headrace.backends.onnxruntime.cpu:OnnxRuntimeBackend",  # the old name of the next
+    "onnxruntime-cpu": "headrace.backends.onnxruntime.cpu:OnnxRuntimeBackend",
+    "onnxruntime-cuda": "headrace.backends.onnxruntime.cuda:OnnxRuntimeCudaBackend",
+    "onnxruntime-tensorrt": "headrace.backends.onnxruntime.tensorrt:OnnxRuntimeTensorRtBackend",
+    "tensorrt": "headrace.backends.tensorrt.backend:TensorRtBackend",
+}
 """Short name -> where the backend is. The module is imported when a model asks for it and not before."""
 
 

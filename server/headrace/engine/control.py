@@ -6,12 +6,14 @@ import asyncio
 import logging
 from collections import defaultdict
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from headrace.errors import ConfigError, LoadFailed, ModelControlDisabled, ModelNotInRepository
-from headrace.repository.discovery import Broken, Found, is_name, names, scan, scan_model
+from headrace.repository.configuration import PBTXT_FILE
+from headrace.repository.discovery import NAME_RULE, Broken, Found, is_name, names, scan, scan_model
 from headrace.repository.overrides import stage
 
 if TYPE_CHECKING:
@@ -48,6 +50,8 @@ class ModelControl:
 
     async def start(self) -> None:
         """Loads what is served from the start. Raises ConfigError when the repository cannot be read."""
+        if self._startup and self._mode != "explicit":
+            logger.warning("load_models has no effect: model_control_mode is '%s', expected 'explicit'", self._mode)
         if self._mode != "explicit" or "*" in self._startup:
             self._acted_on = _by_name(await self._engine.load_all(self._root))
             return
@@ -73,11 +77,14 @@ class ModelControl:
 
     async def _load_overridden(self, name: str, config: str, files: Mapping[str, bytes]) -> None:
         if not is_name(name):
-            raise ModelNotInRepository(f"failed to load '{name}', failed to poll from model repository")
+            raise _not_there(name)
         with TemporaryDirectory(prefix="headrace-load-") as directory:
             staged = Path(directory)
             await asyncio.to_thread(stage, self._root, name, config, files, staged)
-            await self._load(name, root=staged)
+            try:
+                await self._load(name, root=staged)
+            except LoadFailed as error:
+                raise LoadFailed(_without_paths(str(error), staged / name)) from error
 
     async def _to_its_end(self, work: Coroutine[Any, Any, None]) -> None:
         """Awaits work that goes on when whoever asked for it has gone away."""
@@ -90,7 +97,12 @@ class ModelControl:
         """Loads a model and, if it is an ensemble, first those of its models that do not serve. users: for whom."""
         entries = await asyncio.to_thread(scan_model, root or self._root, name)
         if not entries:
-            raise ModelNotInRepository(f"failed to load '{name}', failed to poll from model repository")
+            raise _not_there(name)
+        if root is not None:
+            entries = [
+                replace(entry, reason=_without_paths(entry.reason, root / name)) if isinstance(entry, Broken) else entry
+                for entry in entries
+            ]
         for step in _steps(entries):
             if step not in users and not self._engine.serving(step) and step != name:
                 with suppress(ModelNotInRepository, LoadFailed):  # the ensemble will say what it misses
@@ -185,6 +197,8 @@ class ModelControl:
                 reason = await engine.load(found)
                 if reason:
                     failures.append(_failure(version, reason))
+            else:
+                engine.confirm(name, version)
         if wanted:
             engine.catalog.label(name, next(iter(wanted.values())).config.version_labels)
         if not failures:
@@ -213,6 +227,16 @@ def _by_name(entries: Entries) -> dict[str, Entries]:
     for entry in entries:
         models.setdefault(entry.name, []).append(entry)
     return models
+
+
+def _not_there(name: str) -> ModelNotInRepository:
+    rule = "" if is_name(name) else f": {NAME_RULE}"
+    return ModelNotInRepository(f"failed to load '{name}', failed to poll from model repository{rule}")
+
+
+def _without_paths(text: str, directory: Path) -> str:
+    """What is said of a model that was laid out for one load, in the client's terms."""
+    return text.replace(str(directory / PBTXT_FILE), "parameter 'config'").replace(str(directory), directory.name)
 
 
 def _failure(version: int | None, reason: str) -> str:

@@ -71,6 +71,7 @@ class Ensemble:
             config.split_oversize,
             config.priority_levels,
             config.default_level,
+            {spec.name: spec.labels for spec in self.signature.outputs if spec.labels},
         )
         self._resolve = resolve
         self._clock = clock

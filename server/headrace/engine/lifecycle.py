@@ -9,21 +9,24 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from headrace.backends import registry
+from headrace.backends.base import memory_of, nodes_of
 from headrace.clock import no_rest, rest_ns
 from headrace.engine.background import in_background
 from headrace.engine.cached import CachedModel
 from headrace.engine.ensemble import Ensemble
 from headrace.engine.policies import cost_model, make_buckets
 from headrace.engine.presented import check_described, present
+from headrace.engine.processed import process, ragged_inputs
 from headrace.engine.scheduler import Scheduler
 from headrace.engine.sequence import SequenceScheduler
 from headrace.engine.sequence_plan import plan_sequences
 from headrace.engine.warm_buckets import warm_buckets
 from headrace.engine.warmup import RUNS, WARM_BYTES, WARM_SECONDS, read_samples, run_samples, zeros
 from headrace.errors import HeadraceError, ModelLoadError
-from headrace.pipeline.ensemble import BadGraph, build_graph
+from headrace.pipeline.ensemble import BadGraph, build_graph, circle
 from headrace.repository.catalog import State
 from headrace.repository.discovery import Broken, Found, scan
+from headrace.telemetry.recorder import no_resources
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from headrace.repository.model_config import ModelConfig
     from headrace.telemetry.metrics import Metrics
     from headrace.telemetry.observer import Observer
+    from headrace.telemetry.recorder import Resources
 
 logger = logging.getLogger(__name__)
 
@@ -110,12 +114,19 @@ class Engine:
 
     def broken(self, entry: Broken) -> None:
         """Reports what cannot be loaded. A version that serves goes on doing so."""
-        logger.error("model %s cannot be served: %s", entry.name, entry.reason)
-        if entry.version is None:
-            if not self.serving(entry.name):
-                self.catalog.failed(entry.name, None, entry.reason)
-        else:
+        if entry.version is not None:
             self._failed(entry.name, entry.version, entry.reason)
+            return
+        serving = self.serving(entry.name)
+        for version in serving:
+            self._failed(entry.name, version, entry.reason)
+        if not serving:
+            logger.error("model %s cannot be served: %s", entry.name, entry.reason)
+            self.catalog.failed(entry.name, None, entry.reason)
+
+    def confirm(self, name: str, version: int) -> None:
+        """What the repository holds is what serves: the reason why a load has failed is past."""
+        self.catalog.ready(name, version, self._schedulers[name, version])
 
     async def load(self, found: Found) -> str:
         """Loads and warms one version, then publishes it; one that serves does so until the new one is ready.
@@ -140,11 +151,9 @@ class Engine:
                     lambda: _open_planned(found, self._clock, self._inline_below_ns, rest)
                 )
         except ModelLoadError as error:
-            logger.error("model %s version %d cannot be served: %s", *key, error)
             return self._failed(*key, str(error))
-        except Exception:
-            logger.exception("model %s version %d cannot be served", *key)
-            return self._failed(*key, "loading failed unexpectedly; the server's log says more")
+        except Exception as error:
+            return self._failed(*key, "loading failed unexpectedly; the server's log says more", error)
         if self._closed:
             for instance in instances:
                 instance.close()
@@ -167,7 +176,7 @@ class Engine:
         served: Served = self._cached(found, scheduler)
         if plan is not None:
             served = SequenceScheduler(scheduler, plan, self._clock, self._turn)
-        self._serve(found, served, seconds)
+        self._serve(found, served, seconds, lambda: (memory_of(model), nodes_of(model)))
         self._review()
         logger.info(
             "model %s version %s serves: %s, max batch %d, %d instances, loaded in %.2f s, 1 row takes %d us",
@@ -189,13 +198,16 @@ class Engine:
             return scheduler
         return CachedModel(scheduler, self._cache, int(found.config.cache_ttl_s * 1e9), self._clock)
 
-    def _failed(self, name: str, version: int, reason: str) -> str:
-        """Puts the reason into the catalog; what serves goes on doing so."""
+    def _failed(self, name: str, version: int, reason: str, error: Exception | None = None) -> str:
+        """Puts the reason into the log and the catalog; what serves goes on doing so. error: that nobody foresaw."""
         scheduler = self._schedulers.get((name, version))
         if scheduler is None:
+            logger.error("model %s version %d cannot be served: %s", name, version, reason, exc_info=error)
             self.catalog.failed(name, version, reason)
         else:
-            self.catalog.ready(name, version, scheduler, f"loading it again failed: {reason}")
+            now = f"loading it again failed: {reason}"
+            logger.error("model %s version %d serves as before, %s", name, version, now, exc_info=error)
+            self.catalog.ready(name, version, scheduler, now)
         return reason
 
     def unload(self, name: str, version: int) -> None:
@@ -214,7 +226,7 @@ class Engine:
         for key in [key for key in self._ensembles if key[0] == name]:
             del self._ensembles[key]
 
-    def _serve(self, found: Found, served: Served, seconds: float) -> None:
+    def _serve(self, found: Found, served: Served, seconds: float, resources: Resources = no_resources) -> None:
         """Publishes a version in the place of one that may have served before; seconds: that loading took."""
         key = found.name, found.version
         served.stated = found.configuration.stated if found.configuration else None
@@ -225,7 +237,7 @@ class Engine:
         if isinstance(served, CachedModel):
             served.lookups = recorder
         recorder.sequences = served.counts if isinstance(served, SequenceScheduler) else None
-        recorder.loaded(seconds)
+        recorder.loaded(seconds, resources)
         before = self._schedulers.get(key)
         self._schedulers[key] = served
         self._loaded[key] = found
@@ -252,9 +264,11 @@ class Engine:
             graph = build_graph(
                 steps, [model.signature for model in models], found.config.ensemble.outputs, found.config.max_batch
             )
-            graph = replace(graph, signature=check_described(graph.signature, found.config))
+            graph = replace(graph, signature=check_described(graph.signature, found.config, found.path.parent))
         except (HeadraceError, BadGraph, ModelLoadError) as error:
             reason = f"a model of its steps does not serve: {error}" if isinstance(error, HeadraceError) else str(error)
+            if way := circle(found.name, self._members()):
+                reason = f"its steps lead back to itself: {' -> '.join(way)}"
             if self.catalog.state(*key) is not State.UNAVAILABLE:
                 logger.error("model %s version %d cannot be served: %s", *key, reason)
             self.catalog.failed(*key, reason)
@@ -270,6 +284,10 @@ class Engine:
         elif self.catalog.state(*key) is not State.READY:
             self.catalog.ready(*key, before)
         return ""
+
+    def _members(self) -> dict[str, list[str]]:
+        """The models that each ensemble runs, by its name."""
+        return {each.name: [step.model for step in each.config.ensemble.steps] for each in self._ensembles.values()}
 
     def _users(self, served: Served) -> list[Ensemble]:
         """The ensembles whose requests may run through a model."""
@@ -336,8 +354,8 @@ def open_model(
     config = found.config
     backend = registry.get(config.backend)
     model = backend.load(found.path, max_batch=config.max_batch, threads=config.threads, options=config.backend_options)
-    model = present(model, config, found.path.parent)
-    buckets = make_buckets(config, model.signature)
+    model = process(present(model, config, found.path.parent), config)
+    buckets = make_buckets(config, model.signature, ragged_inputs(model))
     samples = read_samples(config, model.signature, found.path.parent)
     cost = cost_model(config, model.signature, inline_below_ns if model.inline else 0)
     sizes = warm_sizes(config, model.signature.max_batch)

@@ -13,7 +13,10 @@ from headrace.pipeline.cost import CostModel
 from headrace.pipeline.decode import ModelView
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from headrace.messages import Owner, Signature
+    from headrace.pipeline.padding import RaggedRule
     from headrace.repository.model_config import LevelConfig, ModelConfig, QueueConfig
 
 
@@ -37,10 +40,12 @@ def model_view(
     )
 
 
-def make_buckets(config: ModelConfig, signature: Signature) -> Buckets | None:
-    """What rows of variable length are padded to; None: nothing is. Raises ModelLoadError."""
+def make_buckets(
+    config: ModelConfig, signature: Signature, ragged: Mapping[str, RaggedRule] | None = None
+) -> Buckets | None:
+    """How rows of variable size share batches; None: there are none. ragged: see `Buckets`. Raises ModelLoadError."""
     pads = {name: said.pad for name, said in config.inputs.items() if said.pad is not None}
-    return Buckets(config.buckets, signature, pads) if config.buckets or pads else None
+    return Buckets(config.buckets, signature, pads, ragged) if config.buckets or pads or ragged else None
 
 
 def cost_model(config: ModelConfig, signature: Signature, inline_below_ns: int) -> CostModel:

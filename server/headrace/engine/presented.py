@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from headrace.backends.base import memory_of, nodes_of
 from headrace.errors import ModelLoadError
 from headrace.messages import Signature, TensorSpec
 from headrace.repository.labels import read_labels
@@ -49,15 +50,19 @@ def present(model: LoadedModel, config: ModelConfig, directory: Path) -> LoadedM
     return PresentedModel(model, signature, inputs, outputs)
 
 
-def check_described(signature: Signature, config: ModelConfig) -> Signature:
-    """The signature of what has no file of its own, as `config` shows it. Raises ModelLoadError for a contradiction."""
+def check_described(signature: Signature, config: ModelConfig, directory: Path) -> Signature:
+    """The signature of what has no file of its own, as `config` shows it.
+
+    directory: of the model, where files of labels are. Raises ModelLoadError for a contradiction.
+    """
     inputs = [_face("input", signature, at, spec, config.inputs, config) for at, spec in enumerate(signature.inputs)]
     outputs = [
         _face("output", signature, at, spec, config.outputs, config) for at, spec in enumerate(signature.outputs)
     ]
     reshaped = [face.spec.name for face in (*inputs, *outputs) if face.inside is not None]
-    if reshaped or any(said.labels for said in config.outputs.values()) or config.serve_outputs:
-        raise ModelLoadError("reshape, labels and serve_outputs are for models that have a file of their own")
+    if reshaped or config.serve_outputs:
+        raise ModelLoadError("reshape and serve_outputs are for models that have a file of their own")
+    outputs = [_with_labels(face, config, directory) for face in outputs]
     return Signature(
         tuple(face.spec for face in _in_order("input", inputs, list(config.inputs))),
         tuple(face.spec for face in _in_order("output", outputs, list(config.outputs))),
@@ -107,6 +112,16 @@ class PresentedModel:
     def inline(self) -> bool:
         """See `backends.base.LoadedModel`."""
         return self._model.inline
+
+    @property
+    def memory(self) -> Mapping[str, int]:
+        """See `backends.base.memory_of`."""
+        return memory_of(self._model)
+
+    @property
+    def nodes(self) -> Mapping[str, int]:
+        """See `backends.base.nodes_of`."""
+        return nodes_of(self._model)
 
     def make_instance(self, index: int) -> Instance:
         """See `backends.base.LoadedModel`."""

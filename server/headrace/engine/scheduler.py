@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from headrace.engine.policies import batch_limits, make_buckets, model_view, queue_limits
+from headrace.engine.processed import ragged_inputs
 from headrace.engine.worker import Job, Worker
 from headrace.errors import BackendFailed, Cancelled, DeadlineUnreachable, QueueFull, ShuttingDown, reason_of
 from headrace.messages import Batch, State
@@ -68,7 +69,7 @@ class Scheduler:
         self.version = version
         self.platform = model.platform
         self._takes = model.signature
-        self._buckets = make_buckets(config, model.signature)
+        self._buckets = make_buckets(config, model.signature, ragged_inputs(model))
         self.signature = model.signature if self._buckets is None else self._buckets.offered
         self.config = config
         self.cost = cost

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from headrace.errors import InvalidRequest, RegionExists, RegionNotFound, Unimplemented
 
 if TYPE_CHECKING:
-    from headrace.messages import Region
+    from headrace.messages import Buffer, Place, Region
 
 DIRECTORY = Path("/dev/shm")
 """Where Linux keeps POSIX shared memory (shm_overview(7))."""
@@ -42,6 +42,38 @@ class _Mapped:
     mapped: mmap.mmap
     memory: memoryview
 
+    def part(self, region: Region) -> memoryview:
+        """The bytes of a part of it. Raises InvalidRequest: see `SharedMemoryRegions.view`."""
+        registered = self.registered
+        if region.offset > registered.byte_size:
+            raise InvalidRequest(
+                f"Invalid offset for shared memory region: '{region.name}'. It has {registered.byte_size} bytes, "
+                f"got offset {region.offset}"
+            )
+        if region.size > registered.byte_size - region.offset:
+            raise InvalidRequest(
+                f"Invalid offset + byte size for shared memory region: '{region.name}'. It has "
+                f"{registered.byte_size} bytes, got {region.size} from offset {region.offset}"
+            )
+        left = self.mapped.size()
+        if left < registered.offset + region.offset + region.size:
+            raise InvalidRequest(
+                f"shared memory region '{region.name}' has shrunk to {left} bytes since it was registered"
+            )
+        return self.memory[region.offset : region.offset + region.size]
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A `messages.Place`."""
+
+    mapped: _Mapped
+    region: Region
+
+    def write(self, data: Buffer) -> None:
+        """See `messages.Place`."""
+        self.mapped.part(self.region)[: len(data)] = data
+
 
 class SharedMemoryRegions:
     """A `messages.SharedMemory` of regions that are registered by name. Lives on the event loop."""
@@ -59,26 +91,19 @@ class SharedMemoryRegions:
         Raises RegionNotFound, and InvalidRequest for what reaches beyond the region, or beyond what its owner has left
         of it since: touching that would end the process (SIGBUS, mmap(2)).
         """
+        return self._mapped(region).part(region)
+
+    def pin(self, region: Region) -> _Place:
+        """Where an output shall go: what the region's name means now. Raises as `view`."""
+        mapped = self._mapped(region)
+        mapped.part(region)
+        return _Place(mapped, region)
+
+    def _mapped(self, region: Region) -> _Mapped:
         found = self._regions.get(region.name)
         if found is None:
             raise RegionNotFound(f"Unable to find shared memory region: '{region.name}'")
-        registered = found.registered
-        if region.offset > registered.byte_size:
-            raise InvalidRequest(
-                f"Invalid offset for shared memory region: '{region.name}'. It has {registered.byte_size} bytes, "
-                f"got offset {region.offset}"
-            )
-        if region.size > registered.byte_size - region.offset:
-            raise InvalidRequest(
-                f"Invalid offset + byte size for shared memory region: '{region.name}'. It has "
-                f"{registered.byte_size} bytes, got {region.size} from offset {region.offset}"
-            )
-        left = found.mapped.size()
-        if left < registered.offset + region.offset + region.size:
-            raise InvalidRequest(
-                f"shared memory region '{region.name}' has shrunk to {left} bytes since it was registered"
-            )
-        return found.memory[region.offset : region.offset + region.size]
+        return found
 
     def register(self, region: Registered) -> None:
         """Maps a region. Raises RegionExists, and InvalidRequest for a key that cannot be opened or is too small."""
@@ -145,6 +170,10 @@ class NoSharedMemory:
     """A `messages.SharedMemory` for a server that has it switched off."""
 
     def view(self, region: Region) -> memoryview:
+        """Raises Unimplemented."""
+        raise disabled()
+
+    def pin(self, region: Region) -> Place:
         """Raises Unimplemented."""
         raise disabled()
 

@@ -49,14 +49,15 @@ def warm_buckets(
             if clock() > end:
                 return
             expected = RUNS * cost.of(fit).mean(rows) if rows > 1 else 0
-            if clock() + expected > end or rows * _row_bytes(signature, dims) > WARM_BYTES:
+            if clock() + expected > end or rows * _row_bytes(signature, fit, dims) > WARM_BYTES:
                 continue
             try:
                 elapsed = _run(signature, buckets, instance, rows, fit, dims, clock)
             except ModelLoadError:
                 raise
             except Exception as error:
-                what = f"{rows} rows of zeros, {' and '.join(map(str, map(list, dims)))} each"
+                each = [list(own or dim) for own, dim in zip(fit.shapes, dims, strict=True)]
+                what = f"{rows} rows of zeros, {' and '.join(map(str, each))} each"
                 if buckets.certain:
                     raise ModelLoadError(f"a first run on {what}, failed: {error}") from error
                 logger.warning("model %s is not warmed: %s, failed: %s", name, what, error)
@@ -65,10 +66,11 @@ def warm_buckets(
             cost.observe(rows, max(elapsed, 1), fit)
 
 
-def _row_bytes(signature: Signature, dims: Sequence[Shape]) -> int:
+def _row_bytes(signature: Signature, fit: Fit, dims: Sequence[Shape]) -> int:
     return sum(
-        prod(shape) * (DATATYPES[spec.datatype].itemsize or 4)
-        for spec, shape in zip(signature.inputs, dims, strict=True)
+        prod(own if own is not None and min(shape, default=0) < 0 else shape)  # ragged: a batch has no dimensions
+        * (DATATYPES[spec.datatype].itemsize or 4)
+        for spec, own, shape in zip(signature.inputs, fit.shapes, dims, strict=True)
     )
 
 

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from headrace.errors import ModelLoadError
 from headrace.pipeline.cropping import Follows
-from headrace.pipeline.padding import MASK, Filling, Padding, number
+from headrace.pipeline.padding import MASK, Filling, Padding, Ragged, number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from headrace.messages import Signature, TensorSpec
+    from headrace.pipeline.padding import RaggedRule
 
 MAX_BUCKETS = 1024
 """Buckets of a model, the sizes of several lengths multiplied: each has a cost model, and is warmed."""
@@ -80,16 +81,22 @@ class Resolved:
     """lengths: in the order of model.toml. inputs, outputs: of each of the signature's. filled: names of inputs."""
 
     lengths: list[Length]
-    inputs: list[Padding]
+    inputs: list[Padding | Ragged]
     outputs: list[tuple[Follows, ...]]
     filled: frozenset[str]
 
 
-def resolve(rules: Mapping[str, LengthRules], signature: Signature, pads: Mapping[str, float]) -> Resolved:
+def resolve(
+    rules: Mapping[str, LengthRules],
+    signature: Signature,
+    pads: Mapping[str, float],
+    ragged: Mapping[str, RaggedRule] | None = None,
+) -> Resolved:
     """The rules, by the names of lengths, for a model. pads: what fills an input up, by its name.
 
-    Raises ModelLoadError where they contradict one another, or the model.
+    ragged: see `Buckets`. Raises ModelLoadError where they contradict one another, or the model.
     """
+    ragged = ragged or {}
     lengths = [Length(name, tuple(rule.bucket_sizes)) for name, rule in rules.items()]
     buckets = prod(len(length.sizes) for length in lengths)
     if buckets > MAX_BUCKETS:
@@ -101,6 +108,8 @@ def resolve(rules: Mapping[str, LengthRules], signature: Signature, pads: Mappin
             spec = tensors.input(f"buckets.{name}", input_name)
             if spec.datatype == "BYTES":
                 raise ModelLoadError(f"buckets.{name}: input '{input_name}' is BYTES, which cannot be padded")
+            if input_name in ragged:
+                raise ModelLoadError(f"buckets.{name}: rows of input '{input_name}' may be of any size already")
             for dim in dims:
                 at = tensors.dim(f"buckets.{name}", "input", spec, dim)
                 if axes.setdefault(input_name, {}).setdefault(at, index) != index:
@@ -115,7 +124,12 @@ def resolve(rules: Mapping[str, LengthRules], signature: Signature, pads: Mappin
             raise ModelLoadError(f"inputs.{name} has a pad, but no buckets are for its data")
     return Resolved(
         lengths,
-        [_padding(spec, axes.get(spec.name, {}), pads, filled.get(spec.name)) for spec in signature.inputs],
+        [
+            Ragged(spec, ragged[spec.name])
+            if spec.name in ragged
+            else _padding(spec, axes.get(spec.name, {}), pads, filled.get(spec.name))
+            for spec in signature.inputs
+        ],
         _outputs(rules, tensors),
         frozenset(filled),
     )
@@ -217,7 +231,7 @@ def _outputs(rules: Mapping[str, LengthRules], tensors: _Tensors) -> list[tuple[
                     raise ModelLoadError(f"buckets.{length}: dimension {one.dim} of output '{name}' follows already")
                 axes[at] = Follows(at, index, one.multiply, one.divide, one.add)
     for spec in tensors.outputs.values():
-        if not spec.fixed and spec.name not in found:
+        if rules and not spec.fixed and spec.name not in found:
             raise ModelLoadError(
                 f"output '{spec.name}' has dimensions {list(spec.shape)}, and no buckets say which of them follows a "
                 f"length: outputs.{spec.name} = that dimension, or [] to leave the output as it is"

@@ -18,12 +18,14 @@ from headrace.errors import InvalidRequest, ModelLoadError
 from headrace.messages import Fit
 from headrace.pipeline.bucket_rules import resolve
 from headrace.pipeline.cropping import Crop, Cut
+from headrace.pipeline.padding import Ragged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from headrace.messages import Batch, Buffer, ReplyWriter, Signature
     from headrace.pipeline.bucket_rules import LengthRules
+    from headrace.pipeline.padding import RaggedRule
 
     Shape = tuple[int, ...]
     Member = tuple[Fit, int]  # of a batch: how a request lies in its bucket, and its rows
@@ -33,12 +35,19 @@ class Buckets:
     """The buckets of one model version. Raises ModelLoadError where the rules and the model contradict one another.
 
     rules: by the name of the length. signature: as the model takes it. pads: what fills up an input, by its name.
+    ragged: inputs, UINT8, whose rows share batches whatever their dimensions are, by name.
     optional: names of the inputs that the server fills. offered: the signature without them, as clients see it.
     certain: whether the shapes of all inputs are known, but for their lengths.
     """
 
-    def __init__(self, rules: Mapping[str, LengthRules], signature: Signature, pads: Mapping[str, float]) -> None:
-        resolved = resolve(rules, signature, pads)
+    def __init__(
+        self,
+        rules: Mapping[str, LengthRules],
+        signature: Signature,
+        pads: Mapping[str, float],
+        ragged: Mapping[str, RaggedRule] | None = None,
+    ) -> None:
+        resolved = resolve(rules, signature, pads, ragged)
         self._lead = 1 if signature.max_batch else 0
         self._lengths = resolved.lengths
         self._inputs = list(zip(signature.inputs, resolved.inputs, strict=True))
@@ -48,7 +57,9 @@ class Buckets:
             signature, inputs=tuple(spec for spec in signature.inputs if spec.name not in self.optional)
         )
         self.certain = all(
-            dim >= 0 or at in dict(padding.axes) for spec, padding in self._inputs for at, dim in enumerate(spec.shape)
+            dim >= 0 or at in dict(padding.axes) or isinstance(padding, Ragged)
+            for spec, padding in self._inputs
+            for at, dim in enumerate(spec.shape)
         )
 
     def __repr__(self) -> str:
@@ -65,7 +76,9 @@ class Buckets:
         )
         bucket = []
         elements = padded = 0
-        for (_, padding), own in zip(self._inputs, shapes, strict=True):
+        for (spec, padding), own in zip(self._inputs, shapes, strict=True):
+            if isinstance(padding, Ragged) and own is not None and (why := padding.rule.refusal(own)):
+                raise InvalidRequest(f"input '{spec.name}' for model '{model}' has rows of {list(own)}: {why}")
             shape = padding.shape(own, sizes)
             bucket.append(shape)
             if own is not None and padding.axes and padding.filling is None:
@@ -76,7 +89,7 @@ class Buckets:
     def all(self) -> Iterator[tuple[Fit, tuple[Shape, ...]]]:
         """What `fit` gives for a request as long as its bucket, for each bucket, the longest first.
 
-        It leaves out what it may. Dimensions that vary and have no buckets are 1.
+        It leaves out what it may. Dimensions that vary and have no buckets are 1, or those of a typical ragged row.
         """
         for sizes in product(*(reversed(length.sizes) for length in self._lengths)):
             yield self.fit([None if padding.filling else padding.shape(None, sizes) for _, padding in self._inputs], "")

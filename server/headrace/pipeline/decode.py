@@ -12,6 +12,7 @@ from headrace.datatypes import DATATYPES
 from headrace.errors import InvalidRequest
 from headrace.messages import ANY_WAIT, ReplyOutput, RequestedOutput, SequenceFlags
 from headrace.pipeline.checks import Check, checks_for
+from headrace.pipeline.cropping import Crop
 from headrace.pipeline.delivery import Delivery, described
 from headrace.pipeline.wire import field_text
 
@@ -87,9 +88,9 @@ class RequestTemplate:
     input of the signature, its place among the `given` inputs of the request, -1 for one that the server fills.
     contents: raw forms of typed contents, in the request's order, or None where the tensors arrive raw. regions: of the
     request's inputs, in its order, those that lie in shared `memory`, None for the others. total: bytes of all tensors,
-    0 where BYTES make it vary. plain: one raw input of `total` bytes and nothing to check but its size. timeout_ns: the
-    request's own `timeout` or what the policy says instead, 0 for none. sequence: a model that keeps no state goes on
-    without looking at it.
+    0 where BYTES make it vary. pins: outputs go to shared memory. plain: one raw input of `total` bytes, nothing
+    to check but its size, and nothing pinned. timeout_ns: the request's own `timeout` or what the policy says instead,
+    0 for none. sequence: a model that keeps no state goes on without looking at it.
     """
 
     __slots__ = (
@@ -103,6 +104,7 @@ class RequestTemplate:
         "model",
         "outputs",
         "owner",
+        "pins",
         "plain",
         "policy",
         "positions",
@@ -126,6 +128,7 @@ class RequestTemplate:
         self.reply: ReplyWriter
         self.rows = 1
         self.plain = False
+        self.pins = False
         self.key: Hashable = ()
         self.shapes: tuple[tuple[int, ...], ...] = ()
         self.sizes: tuple[int, ...] = ()
@@ -147,10 +150,26 @@ class RequestTemplate:
 
     def of_sequence(self, sequence: SequenceFlags) -> RequestTemplate:
         """The same, for requests that are part of a sequence."""
+        template = self._copy()
+        template.sequence = sequence
+        return template
+
+    def bound(self, raw: Sequence[Buffer], id_field: bytes) -> tuple[RequestTemplate, Sequence[Buffer]]:
+        """The template of one request, and what `bind` gives. Raises as `bind`.
+
+        It is a template of the request's own where outputs go to shared memory, which is found here and now.
+        """
+        parts = self.bind(raw, id_field)
+        if not self.pins:
+            return self, parts
+        template = self._copy()
+        template.reply = _pinned(self.reply)
+        return template, parts
+
+    def _copy(self) -> RequestTemplate:
         template: RequestTemplate = object.__new__(RequestTemplate)
         for name in RequestTemplate.__slots__:
             setattr(template, name, getattr(self, name))
-        template.sequence = sequence
         return template
 
     def bind(self, raw: Sequence[Buffer], id_field: bytes) -> Sequence[Buffer]:
@@ -230,6 +249,7 @@ def build_template(
     template.rows = _rows(tensors, model, prefix)
     requested = _outputs(message, model)
     template.outputs, template.reply = _delivery(requested, model, make_writer, memory)
+    template.pins = any(output.region is not None for output in requested)
     shapes, template.sizes = _shapes_and_sizes(tensors, model, prefix)
     template.shapes = tuple(shape or () for shape in shapes)
     if model.buckets is not None:
@@ -257,6 +277,7 @@ def build_template(
         and template.sizes[0] >= 0
         and template.contents is None
         and template.regions is None
+        and not template.pins
         and not template.checks
     )
     return template
@@ -440,6 +461,13 @@ def _delivery(
         batched = model.signature.max_batch > 0
         writer = Delivery(requested, specs, writer, memory, model.labels, batched=batched)
     return indices, writer
+
+
+def _pinned(writer: ReplyWriter) -> ReplyWriter:
+    """The writer with what it holds of `Delivery` pinned."""
+    if isinstance(writer, Crop):
+        return writer.around(_pinned(writer.inner))
+    return writer.pinned() if isinstance(writer, Delivery) else writer
 
 
 def _contents(message: InferMessage, model: ModelView) -> tuple[bytes, ...] | None:

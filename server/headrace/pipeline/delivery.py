@@ -5,6 +5,7 @@ Source: Triton's protocol extensions for classification and system shared memory
 
 from __future__ import annotations
 
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from headrace.pipeline import bytes_tensor
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from headrace.messages import Buffer, Region, ReplyWriter, RequestedOutput, SharedMemory
+    from headrace.messages import Buffer, Place, Region, ReplyWriter, RequestedOutput, SharedMemory
 
     Shape = tuple[int, ...]
 
@@ -57,9 +58,21 @@ class Delivery:
         self._memory = memory
         self._labels = labels
         self._batched = batched
+        self._places: dict[str, Place] = {}
+
+    def pinned(self) -> Delivery:
+        """The same for one request: its outputs go where the names of its regions lead now. Raises as `encode`.
+
+        Nobody may be given what somebody else has asked for because a name has come to mean another region meanwhile.
+        """
+        made = copy(self)
+        made._places = {
+            output.name: self._memory.pin(output.region) for output, _ in self._outputs if output.region is not None
+        }
+        return made
 
     def encode(self, id_field: bytes, raw: Sequence[Buffer], shapes: tuple[Shape, ...], parameters: bytes = b"") -> Any:  # noqa: ANN401
-        """See `messages.ReplyWriter`. Raises RegionTooSmall, RegionNotFound and InvalidRequest."""
+        """See `messages.ReplyWriter`. Raises RegionTooSmall and InvalidRequest. With regions, of `pinned` alone."""
         sent: list[Buffer] = []
         sent_shapes: list[Shape] = []
         for (output, spec), data, shape in zip(self._outputs, raw, shapes, strict=True):
@@ -85,7 +98,7 @@ class Delivery:
                 f"shared memory size specified with the request for output '{name}' ({region.size} bytes) should be "
                 f"at least {len(data)} bytes to hold the results"
             )
-        self._memory.view(region)[: len(data)] = data
+        self._places[name].write(data)
 
 
 def classes(values: np.ndarray[Any, Any], count: int, labels: Sequence[str]) -> np.ndarray[Any, Any]:

@@ -5,7 +5,7 @@ Source: Triton's ensemble scheduling: a step maps the inputs and outputs of a mo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from headrace.messages import Signature, TensorSpec
@@ -114,7 +114,7 @@ def _mapped(
 def _of_ensemble(name: str, spec: TensorSpec, signature: Signature, batched: bool) -> TensorSpec:
     """A model's tensor under its name in the ensemble, without the batch dimension if the ensemble has one."""
     shape = spec.shape if batched or not signature.max_batch else (-1, *spec.shape)
-    return TensorSpec(name, spec.datatype, shape)
+    return replace(spec, name=name, shape=shape)
 
 
 def _agreed(one: TensorSpec, other: TensorSpec, who: str) -> TensorSpec:
@@ -146,3 +146,21 @@ def _ordered(steps: Sequence[StepLike]) -> tuple[Step, ...]:
         ordered += ready
         left = [step for step in left if step not in ready]
     return tuple(ordered)
+
+
+def circle(name: str, members: Mapping[str, Sequence[str]]) -> list[str]:
+    """A way from an ensemble through those that it runs back to itself; empty if there is none.
+
+    members: the models that each ensemble runs.
+    """
+    ways = [[name]]
+    seen = {name}
+    while ways:
+        way = ways.pop(0)
+        for model in members.get(way[-1], ()):
+            if model == name:
+                return [*way, name]
+            if model not in seen:
+                seen.add(model)
+                ways.append([*way, model])
+    return []

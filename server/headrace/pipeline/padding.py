@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -97,3 +97,44 @@ class Padding:
                 array[start:stop] = fit.lengths[self.filling.length]
             start = stop
         return [array.reshape(-1).view(np.uint8).data]
+
+
+class RaggedRule(Protocol):
+    """What is known of the rows of an input that share batches whatever their dimensions are."""
+
+    @property
+    def typical(self) -> Shape:
+        """The dimensions of a row to warm the model with."""
+
+    def refusal(self, dims: Shape) -> str:
+        """Why rows of these dimensions cannot be taken; empty if they can."""
+
+
+class Ragged:
+    """How an input is laid whose rows keep their dimensions: not at all. In `Padding`'s place."""
+
+    __slots__ = ("_spec", "axes", "filling", "rule")
+
+    def __init__(self, spec: TensorSpec, rule: RaggedRule) -> None:
+        self.axes: tuple[tuple[int, int], ...] = ()
+        self.filling = None
+        self.rule = rule
+        self._spec = spec
+
+    def __repr__(self) -> str:
+        return f"<Ragged {self._spec.name}>"
+
+    def shape(self, own: Shape | None, sizes: Sequence[int]) -> Shape:
+        """The dimensions of its batches, -1 where rows differ. own: None: those of a row to warm the model with."""
+        return self._spec.shape if own is not None else self.rule.typical
+
+    def lay(
+        self, index: int, parts: Sequence[Buffer], members: Sequence[tuple[Fit, int]], shape: Shape
+    ) -> Sequence[Buffer]:
+        """Each part as a view of its shape [rows, ...], of the datatype UINT8."""
+        views = []
+        for part, (fit, rows) in zip(parts, members, strict=True):
+            own = fit.shapes[index]
+            assert own is not None  # nobody may leave it out
+            views.append(memoryview(part).cast("B", (rows, *own)))
+        return views

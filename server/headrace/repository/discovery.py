@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+NAME_RULE = "a model's name is letters, digits, '_', '-' and '.', beginning with a letter, a digit or '_'"
 # A name travels in URLs, metric labels and log lines.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 # One spelling a version: `01` and `1` would be two directories for the same number on the wire (int64).
@@ -84,13 +85,18 @@ def names(root: Path) -> list[str]:
 
 
 def _is_model(entry: Path) -> bool:
-    return entry.is_dir() and not entry.name.startswith(".") and entry.name not in _NOT_MODELS
+    """Whether it is a directory, or was meant to be one: a link that leads nowhere is reported, not passed over."""
+    there = entry.is_dir() or (entry.is_symlink() and not entry.exists())
+    return there and not entry.name.startswith(".") and entry.name not in _NOT_MODELS
 
 
 def _model(directory: Path) -> Iterator[Found | Broken]:
     name = directory.name
     if not is_name(name):
-        yield Broken(name, None, "a model's name is letters, digits, '_', '-' and '.', beginning with no '-'")
+        yield Broken(name, None, NAME_RULE)
+        return
+    if not directory.is_dir():
+        yield Broken(name, None, f"{directory} is a link to {directory.readlink()}, which is not there")
         return
     try:
         configuration = read_configuration(directory)
@@ -115,7 +121,7 @@ def _model(directory: Path) -> Iterator[Found | Broken]:
 def _versions(directory: Path) -> list[int]:
     versions = []
     for entry in directory.iterdir():
-        if not _is_model(entry):
+        if not entry.is_dir() or not _is_model(entry):
             continue
         if _VERSION.fullmatch(entry.name):
             versions.append(int(entry.name))

@@ -12,6 +12,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from headrace import settings_sources as sources
 from headrace.repository.bucket_config import BucketConfig  # noqa: TC001 - pydantic reads the annotation
 from headrace.repository.drift_config import DriftConfig  # noqa: TC001 - pydantic reads the annotation
+from headrace.repository.processing_config import (  # noqa: TC001 - pydantic reads the annotations
+    PostprocessConfig,
+    PreprocessConfig,
+)
 from headrace.repository.sequence_config import SequenceConfig  # noqa: TC001 - pydantic reads the annotation
 
 if TYPE_CHECKING:
@@ -224,6 +228,8 @@ class ModelConfig(_Table):
     inputs: dict[str, InputConfig] = Field({}, description="how clients see an input, and its checks, by its name")
     outputs: dict[str, OutputConfig] = Field({}, description="how clients see an output, by its name")
     buckets: dict[str, BucketConfig] = Field({}, description="lengths that vary, by a name of your own")
+    preprocess: dict[str, PreprocessConfig] = Field({}, description="what is made of what clients send, by input")
+    postprocess: dict[str, PostprocessConfig] = Field({}, description="what is made of what the model gives, by output")
     serve_outputs: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = Field(
         None, description="outputs that clients see, in this order; default: all"
     )
@@ -268,8 +274,9 @@ class ModelConfig(_Table):
 
     @model_validator(mode="after")
     def _models_pad(self) -> Self:
-        if self.buckets and self.ensemble.steps:
-            raise ValueError("buckets have no effect in an ensemble; its models may have some")
+        for table in ("buckets", "preprocess", "postprocess"):
+            if getattr(self, table) and self.ensemble.steps:
+                raise ValueError(f"{table} have no effect in an ensemble; its models may have some")
         return self
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ Source: Triton's model repository extension, the parameters `config` and `file:<
 
 from __future__ import annotations
 
+import json
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FILE_PREFIX = "file:"
+PLANS = frozenset({".plan", ".engine"})
+"""What the tensorrt backend takes for plans, by their suffix: code that runs as the server."""
 
 
 def stage(root: Path, name: str, config: str, files: Mapping[str, bytes], into: Path) -> None:
@@ -48,8 +51,10 @@ def stage(root: Path, name: str, config: str, files: Mapping[str, bytes], into: 
 
 def _message(name: str, config: str) -> mc.ModelConfig:
     try:
+        if not isinstance(json.loads(config), dict):
+            raise json_format.ParseError("expected an object")
         message = json_format.Parse(config, mc.ModelConfig(), descriptor_pool=POOL)
-    except json_format.ParseError as error:
+    except (json_format.ParseError, ValueError, RecursionError) as error:
         raise InvalidRequest(f"load of '{name}': parameter 'config' is not a ModelConfig in JSON: {error}") from None
     if message.HasField("model_operations"):
         raise InvalidRequest(f"load of '{name}': model_operations loads libraries, which a client may not choose")
@@ -61,4 +66,6 @@ def _checked(path: str) -> PurePosixPath:
     parts = PurePosixPath(path)
     if len(parts.parts) < 2 or not parts.parts[0].isdecimal() or ".." in parts.parts or "\0" in path:
         raise InvalidRequest(f"parameter '{FILE_PREFIX}{path[:200]}': expected '{FILE_PREFIX}<version>/<file>'")
+    if parts.suffix in PLANS:
+        raise InvalidRequest(f"parameter '{FILE_PREFIX}{path[:200]}': a plan is code, which a client may not bring")
     return parts

@@ -177,6 +177,7 @@ class Metrics(Collector):
         yield from _request_families(readings)
         yield from _batch_families(readings)
         yield from _sequence_families(readings)
+        yield from _device_families(readings)
 
 
 class ServerMetrics(Collector):
@@ -324,6 +325,11 @@ def _batch_families(readings: Sequence[Reading]) -> Iterator[Metric]:
         "Executed batches, by what closed them and who ran them",
         labels=(*LABELS, "close_reason", "instance"),
     )
+    busy = CounterMetricFamily(
+        "headrace_instance_busy_seconds",
+        "Time in which an instance ran batches; its rate is the share of the time",
+        labels=(*LABELS, "instance"),
+    )
     wasted_rows = CounterMetricFamily(
         "headrace_wasted_rows", "Rows computed although their caller had gone away", labels=LABELS
     )
@@ -342,12 +348,15 @@ def _batch_families(readings: Sequence[Reading]) -> Iterator[Metric]:
         rows.add_metric(labels, buckets, sum(size * n for size, n in sizes))
         for (reason, instance), count in sorted(reading.closed.items()):
             closed.add_metric((*labels, reason, str(instance)), count)
+        for instance, ns in sorted(reading.busy.items()):
+            if ("ensemble", instance) not in reading.closed:  # an ensemble has none
+                busy.add_metric((*labels, str(instance)), ns / 1e9)
         wasted_rows.add_metric(labels, reading.wasted_rows)
         wasted.add_metric(labels, reading.wasted_ns / 1e9)
         if reading.elements or reading.padding:  # it has buckets
             elements.add_metric(labels, reading.elements)
             padding.add_metric(labels, reading.padding)
-    yield from (rows, closed, wasted_rows, wasted, elements, padding)
+    yield from (rows, closed, busy, wasted_rows, wasted, elements, padding)
 
 
 def _sequence_families(readings: Sequence[Reading]) -> Iterator[Metric]:
@@ -364,6 +373,25 @@ def _sequence_families(readings: Sequence[Reading]) -> Iterator[Metric]:
             waiting.add_metric(labels, counts.waiting)
             expired.add_metric(labels, counts.expired)
     yield from (active, waiting, expired)
+
+
+def _device_families(readings: Sequence[Reading]) -> Iterator[Metric]:
+    """Of models on devices with memory of their own."""
+    memory = GaugeMetricFamily(
+        "headrace_model_memory_bytes",
+        "Memory of a device that a model was measured to take",
+        labels=(*LABELS, "device"),
+    )
+    nodes = GaugeMetricFamily(
+        "headrace_model_nodes", "Nodes of a model's graph, by what runs them", labels=(*LABELS, "provider")
+    )
+    for reading in readings:
+        labels = (reading.model, reading.version)
+        for device, nbytes in sorted(reading.memory.items()):
+            memory.add_metric((*labels, device), nbytes)
+        for provider, count in sorted(reading.nodes.items()):
+            nodes.add_metric((*labels, provider), count)
+    yield from (memory, nodes)
 
 
 def _add_histogram(

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from headrace.telemetry.observer import BatchRecord, QueueDepth
 
     Int64s = NDArray[np.int64]
+    Resources = Callable[[], tuple[Mapping[str, int], Mapping[str, int]]]
+    """Bytes by device and nodes by execution provider, at the moment."""
 
 FOLD_AT = 1024
 """Pending requests at which they are folded. More would not make a request cheaper, only the fold's pause longer."""
@@ -40,8 +42,8 @@ REQUEST_EDGES: Int64s = np.array(
 )
 """Upper bounds in ns, 1 us to 10 s in steps of 1, 1.5, 2, 3, 5, 7: 43 buckets for the percentiles of the whole."""
 
-BATCH_COLUMNS = 6
-"""Entries of one batch in the flat list of batches: requests, rows, batched, started, finished, encoded."""
+BATCH_COLUMNS = 7
+"""Entries of one batch in the flat list of batches: requests, rows, instance, batched, started, finished, encoded."""
 
 
 class Histogram:
@@ -97,13 +99,19 @@ class SequenceCounts:
     expired: int
 
 
+def no_resources() -> tuple[Mapping[str, int], Mapping[str, int]]:
+    """The `Resources` of a model that takes none of devices."""
+    return {}, {}
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """All that is known of one model version at one moment. It does not change while it is being written out.
 
     phases: by name (`messages.PHASES`). refused: requests by `HeadraceError.reason`. closed: batches by close reason
     and instance. queue: requests and rows that wait now. sequences: of a stateful model. elements, padding: of inputs
-    with buckets, as they ran.
+    with buckets, as they ran. memory: bytes by device. nodes: of the graph, by execution provider. busy: nanoseconds in
+    which each instance ran batches.
     """
 
     model: str
@@ -120,6 +128,9 @@ class Reading:
     elements: int
     padding: int
     load_seconds: float
+    memory: Mapping[str, int]
+    nodes: Mapping[str, int]
+    busy: Mapping[int, int]
 
 
 class ModelRecorder:
@@ -130,10 +141,11 @@ class ModelRecorder:
     """
 
     __slots__ = (
-        "_admitted", "_batches", "_clock", "_closed", "_decoded", "_elements", "_executions", "_expired_sequences",
-        "_hit_lookups", "_hits", "_last_ms", "_load_seconds", "_misses", "_padding", "_phases", "_received", "_refused",
-        "_request", "_rows", "_wall_ms", "_wasted_ns", "_wasted_rows", "model", "queue_depth", "sequences", "trace",
-        "version",
+        "_admitted", "_batches", "_busy", "_clock", "_closed", "_decoded", "_elements", "_executions",
+        "_expired_sequences", "_hit_lookups", "_hits", "_last_ms", "_load_seconds", "_misses", "_padding", "_phases",
+        "_received", "_refused", "_request", "_resources", "_rows", "_wall_ms", "_wasted_ns", "_wasted_rows", "model",
+        "queue_depth",
+        "sequences", "trace", "version",
     )  # fmt: skip
 
     def __init__(
@@ -159,6 +171,7 @@ class ModelRecorder:
         # Counted.
         self._rows = 0
         self._closed: Counter[tuple[str, int]] = Counter()
+        self._busy: Counter[int] = Counter()  # instance -> ns of execute
         self._refused: Counter[str] = Counter()
         self._request = Histogram(REQUEST_EDGES)
         self._phases = {phase: Histogram(PHASE_EDGES) for phase in PHASES}
@@ -170,6 +183,7 @@ class ModelRecorder:
         self._padding = 0
         self._expired_sequences = 0
         self._load_seconds = 0.0
+        self._resources: Resources = no_resources
         self.trace: Callable[[BatchRecord], None] | None = None
         self._hits: list[int] = []  # the time of each request that the cache answered, not folded yet
         self._hit_lookups = Duration()
@@ -186,7 +200,15 @@ class ModelRecorder:
         self._decoded.extend(record.decoded)
         self._admitted.extend(record.admitted)
         self._batches.extend(
-            (len(rows), record.batch_rows, record.batched, record.started, record.finished, record.encoded)
+            (
+                len(rows),
+                record.batch_rows,
+                record.instance,
+                record.batched,
+                record.started,
+                record.finished,
+                record.encoded,
+            )
         )
         self._rows += sum(rows)
         closed = self._closed
@@ -227,9 +249,10 @@ class ModelRecorder:
         """Sequences are over because no request of theirs came for too long."""
         self._expired_sequences += sequences
 
-    def loaded(self, seconds: float) -> None:
-        """The version has become ready; loading and warming it took this long."""
+    def loaded(self, seconds: float, resources: Resources = no_resources) -> None:
+        """The version has become ready; loading and warming it took this long, and it takes `resources`."""
         self._load_seconds = seconds
+        self._resources = resources
 
     def statistics(self) -> Statistics:
         """Everything until now, as ModelStatistics reports it."""
@@ -257,6 +280,7 @@ class ModelRecorder:
 
     def read(self) -> Reading:
         """Everything until now, as a copy that later batches leave alone."""
+        memory, nodes = self._resources()
         return Reading(
             model=self.model,
             version=self.version,
@@ -272,6 +296,9 @@ class ModelRecorder:
             elements=self._elements,
             padding=self._padding,
             load_seconds=self._load_seconds,
+            memory=dict(memory),
+            nodes=dict(nodes),
+            busy=dict(self._busy),
         )
 
     def fold(self) -> None:
@@ -289,7 +316,9 @@ class ModelRecorder:
         batches = self._batches
         self._received, self._decoded, self._admitted, self._batches = [], [], [], []
         received, decoded, admitted = map(_int64s, columns)
-        requests, rows, batched, started, finished, encoded = _int64s(batches).reshape(-1, BATCH_COLUMNS).T.copy()
+        requests, rows, instances, batched, started, finished, encoded = (
+            _int64s(batches).reshape(-1, BATCH_COLUMNS).T.copy()
+        )
         if not len(received) == len(decoded) == len(admitted) == requests.sum():
             raise ValueError(
                 f"columns of {len(received)}, {len(decoded)}, {len(admitted)} for {requests.sum()} requests"
@@ -307,6 +336,8 @@ class ModelRecorder:
         phases["encode"].add_weighted(encode, requests)
         self._request.add(whole)
         self._count_executions(rows, (batch, execute, encode))
+        for instance in np.unique(instances).tolist():
+            self._busy[instance] += int(execute[instances == instance].sum())
         self._last_ms = self._wall_ms() - (self._clock() - int(encoded.max())) // 1_000_000
 
     def _count_executions(self, rows: Int64s, phases: tuple[Int64s, ...]) -> None:

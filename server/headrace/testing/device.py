@@ -1,13 +1,15 @@
 """A device in the host's memory: what a backend does with streams and memory can be tested without a GPU.
 
 Nothing that a stream is given happens before somebody waits for it, and then it happens in order: a backend that reads
-a result too early finds what was there before. Memory that is freed is filled with a pattern.
+a result too early finds what was there before. Memory that is freed is filled with a pattern. Work is done by one
+thread at a time, whichever waits.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections import deque
+import threading
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,11 +17,21 @@ import numpy as np
 from headrace.backends.device import DeviceError, DeviceLost, DeviceOutOfMemory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+
+    from headrace_kernels.interface import Bound
+    from headrace_kernels.operations import Array, Operation
 
 ALIGNMENT = 256
 FREED = 0xDD
 FRESH = 0xCD
+
+_thread = threading.local()
+
+
+def device_in_use() -> FakeDevice | None:
+    """The device that the calling thread uses, for libraries that go by that."""
+    return getattr(_thread, "device", None)
 
 
 class FakeMemory:
@@ -94,6 +106,11 @@ class FakeStream:
         self._pending: deque[Callable[[], None]] = deque()
         self._recording: list[Callable[[], None]] | None = None
 
+    @property
+    def capturing(self) -> bool:
+        """Whether what it is given is being recorded."""
+        return self._recording is not None
+
     def enqueue(self, step: Callable[[], None]) -> None:
         """Puts a step of a library that works on this device into the stream."""
         self._device.check()
@@ -115,7 +132,7 @@ class FakeStream:
     def _copy(self, target: FakeMemory, source: FakeMemory, nbytes: int) -> None:
         if nbytes > min(target.nbytes, source.nbytes):
             raise DeviceError(f"a copy of {nbytes} bytes, from {source.nbytes} to {target.nbytes}")
-        if not (target.open and source.open):
+        if not (getattr(target, "open", True) and getattr(source, "open", True)):  # a library's own has no such thing
             raise DeviceError("a copy of memory that is freed")
 
         def copy() -> None:
@@ -139,31 +156,64 @@ class FakeStream:
 
     def run_until(self, event: FakeEvent) -> None:
         """Does what was given, until an event is reached."""
-        while not event.reached:
-            if not self._pending:
-                raise DeviceError("an event is waited for that nobody recorded")
-            self._pending.popleft()()
+        with self._device.lock:
+            while not event.reached:
+                if not self._pending:
+                    raise DeviceError("an event is waited for that nobody recorded")
+                self._pending.popleft()()
 
     def synchronize(self) -> None:
         """See `backends.device.Stream`."""
         self._device.check()
         if self._recording is not None:
             raise DeviceError("a stream is waited for that is being captured")
-        while self._pending:
-            self._pending.popleft()()
+        with self._device.lock:
+            while self._pending:
+                self._pending.popleft()()
 
     def capture(self, work: Callable[[], None]) -> FakeGraph:
         """See `backends.device.Stream`."""
         self._recording = []
         try:
             work()
-            return FakeGraph(self._recording)
+            graph = FakeGraph(self._recording)
+            self._device.graphs.append(graph)
+            return graph
         finally:
             self._recording = None
 
     def close(self) -> None:
         """See `backends.device.Stream`."""
         self.open = False
+
+
+class FakeKernels:
+    """Operations that NumPy computes, when their stream is waited for. launched: how often each was put into one."""
+
+    def __init__(self, device: FakeDevice) -> None:
+        self.launched: Counter[str] = Counter()
+        self._device = device
+
+    def stream(self, handle: int) -> FakeStream:
+        """See `backends.device.StreamKernels`."""
+        return self._device.stream_of(handle)
+
+    def bind(self, operation: Operation, memory: Mapping[str, int]) -> Bound:
+        """See `headrace_kernels.interface.Kernels`."""
+        operation.check_addresses(memory)
+        operation.launches()  # what a GPU would refuse
+        arrays = {each.name: _at(memory[each.name], each) for each in operation.arrays()}
+
+        def run(stream: Any = None) -> None:  # noqa: ANN401
+            self.launched[type(operation).__name__] += 1
+            stream.enqueue(lambda: operation.compute(arrays))
+
+        return run
+
+
+def _at(address: int, array: Array) -> np.ndarray[Any, Any]:
+    raw = np.ctypeslib.as_array((ctypes.c_uint8 * array.nbytes).from_address(address))
+    return raw.view(array.dtype).reshape(array.shape)
 
 
 class FakeDevice:
@@ -183,7 +233,10 @@ class FakeDevice:
         self.lost = False
         self.allocated: set[FakeMemory] = set()
         self.streams: list[FakeStream] = []
+        self.lock = threading.RLock()
+        self.graphs: list[FakeGraph] = []
         self._memory = memory
+        self._kernels = FakeKernels(self)
 
     def check(self) -> None:
         """Raises DeviceLost if it is."""
@@ -193,6 +246,7 @@ class FakeDevice:
     def use(self) -> None:
         """See `backends.device.Device`."""
         self.check()
+        _thread.device = self
 
     def memory_info(self) -> tuple[int, int]:
         """See `backends.device.Device`."""
@@ -219,6 +273,11 @@ class FakeDevice:
         stream = FakeStream(self, handle=1 + len(self.streams))
         self.streams.append(stream)
         return stream
+
+    def kernels(self) -> FakeKernels:
+        """See `backends.device.Device`."""
+        self.check()
+        return self._kernels
 
     def stream_of(self, handle: int) -> FakeStream:
         """The stream with a handle, for libraries that were given one."""

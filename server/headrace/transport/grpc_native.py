@@ -12,23 +12,21 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from headrace.clock import Clock, monotonic_ns
+from headrace.errors import Overloaded
 from headrace.transport.grpc_call import Call, StreamCall
-from headrace.transport.grpc_head import VARYING, read_head
+from headrace.transport.grpc_head import VARYING, CallHead, read_head, status_block
 from headrace.transport.grpc_infer_stream import InferStreamCall
 from headrace.transport.http2.connection import Connection
 from headrace.transport.http2.frames import MAX_STREAM_ID, ErrorCode
 from headrace.transport.http2.limits import Limit, Limits
 from headrace.transport.pace import IN, OUT, Pace
-
-try:
-    import resource
-except ImportError:  # not on Windows
-    resource = None  # type: ignore[assignment]
+from headrace.transport.status import grpc_status
 
 if TYPE_CHECKING:
     from headrace.config import Http2Settings
     from headrace.engine.turn import Turn
     from headrace.telemetry.metrics import ServerMetrics
+    from headrace.transport.http2.fields import Fields
     from headrace.transport.http2.heads import RequestHead
     from headrace.transport.http2.stream import Stream
     from headrace.transport.pace import Flow
@@ -44,10 +42,10 @@ _LAST_IDS = MAX_STREAM_ID // 4 * 3
 """Beyond this stream a client is asked to go: ids run out, and there are no others on this connection (5.1.1)."""
 _DRAIN_PING_NS = 5 * 10**9
 """A client that has not answered the PING behind our first GOAWAY by then is sent the last one all the same."""
+_SURPLUS = 64
+"""So many connections beyond the limit are told so, call by call; the next one is closed without a word to a call."""
 _LINGER_SECONDS = 1.0
 """After the last octets, the client gets this long to close: closing first may destroy what it has not yet read."""
-_SPARE_FILES = 100
-"""Of those that the process may open, for models, the HTTP port and the log."""
 
 
 class NativeTransport:
@@ -82,12 +80,13 @@ class NativeTransport:
         self.max_message = max_message_bytes
         self.counts = counts
         self.counts.http2_limits.update(dict.fromkeys(Limit, 0))  # a series that appears at its first event has no rate
-        self.max_connections = _most_connections(http2.max_connections)
+        self.max_connections = http2.max_connections
         if tls is not None:
             tls.most = self.max_connections
         self.clock = clock
         self.read_buffer = memoryview(bytearray(_READ_BUFFER))
         self.peers: set[Peer] = set()
+        self.surplus: set[Peer] = set()  # of those, the ones beyond max_connections, whose calls are refused
         self._turn = turn
         self._tls = tls
         self._dirty: list[Peer] = []
@@ -99,6 +98,11 @@ class NativeTransport:
 
     def __repr__(self) -> str:
         return f"<NativeTransport {self._host}:{self._port}, {len(self.peers)} connections>"
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another connection may be served."""
+        return len(self.peers) - len(self.surplus) < self.max_connections
 
     async def start(self) -> int:
         """See `base.GrpcTransport`."""
@@ -204,6 +208,7 @@ class Peer(asyncio.BufferedProtocol):
         self._pace = Pace(int(stall_s * 1e9), max(1, int(stall_s * server.http2.min_bytes_per_s)))
         self._pinged_at = 0
         self._draining_since = 0
+        self._surplus = False
         self._clock = server.clock
         self._counts = server.counts
         self.connection: Connection  # begins with the socket
@@ -222,19 +227,23 @@ class Peer(asyncio.BufferedProtocol):
         """See asyncio.BufferedProtocol."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's does not derive from asyncio's
         server = self.server
-        self.connection = Connection(
-            server.limits, self._open, server.read_head, self._wake, VARYING, limited=server.limited
-        )
+        self._surplus = not server.has_room
+        read_head = self._read_head if self._surplus else server.read_head
+        self.connection = Connection(server.limits, self._open, read_head, self._wake, VARYING, limited=server.limited)
         self._began = self._last_read = self._last_call = self._clock()
         server.peers.add(self)
         self._counts.connections_open += 1
         self._counts.connections_total += 1
         if server.draining:
             self.abort()
-        elif len(server.peers) > server.max_connections:
+        elif self._surplus and len(server.surplus) >= _SURPLUS:
+            self._surplus = False
             self.connection.calm_down(Limit.CONNECTIONS)
             self._write()
             self._transport.close()  # without the time that others get to read the last words
+        elif self._surplus:
+            server.surplus.add(self)
+            server.limited(Limit.CONNECTIONS)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """See asyncio.BufferedProtocol."""
@@ -285,6 +294,7 @@ class Peer(asyncio.BufferedProtocol):
             self._ending.cancel()
         self.connection.lost()
         self.server.peers.discard(self)
+        self.server.surplus.discard(self)
         self._counts.connections_open -= 1
         if self.connection.closed_with is not ErrorCode.NO_ERROR:
             self._counts.protocol_errors[self.connection.closed_with.name] += 1
@@ -331,9 +341,24 @@ class Peer(asyncio.BufferedProtocol):
 
     # --- the life of the connection -----------------------------------------------------------------------------------
 
+    def _read_head(self, fields: Fields | None) -> CallHead:
+        """The head of a call of a connection that was one too many: refused, unless there is room now."""
+        server = self.server
+        head = server.read_head(fields)
+        if self._surplus and server.has_room:
+            server.surplus.discard(self)
+            self._surplus = False
+        if self._surplus and head.refusal is None:
+            most = server.max_connections
+            error = Overloaded(f"{most} connections are open, no more are taken (http2.max_connections)", 1000)
+            head.refusal = status_block(grpc_status(error), opening=True)
+        return head
+
     def _open(self, connection: Connection, stream_id: int, head: RequestHead) -> Stream:
         self._counts.streams_total += 1
         app = head.app
+        if self._surplus and not self._draining_since:
+            self.drain()  # its first call has been told; the next one may find room on another connection
         if app.stream is not None:
             return StreamCall(self, stream_id, head, app.stream)
         if app.infers:
@@ -355,6 +380,8 @@ class Peer(asyncio.BufferedProtocol):
                 connection.fail(ErrorCode.SETTINGS_TIMEOUT, "no SETTINGS ACK")
                 self._end()
             return
+        if self._surplus and not self._draining_since and now - self._began > settings.handshake_timeout_s * 1e9:
+            self.drain()
         if not self._moves(now):
             return
         if connection.ids.last > _LAST_IDS and not self._draining_since:
@@ -449,15 +476,3 @@ class Peer(asyncio.BufferedProtocol):
     def abort(self) -> None:
         """Closes at once."""
         self._transport.abort()
-
-
-def _most_connections(wanted: int) -> int:
-    """As many as are wanted, if the process may open that many files."""
-    if resource is None:
-        return wanted
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if files == resource.RLIM_INFINITY or files >= wanted + _SPARE_FILES:
-        return wanted
-    most = min(wanted, max(1, files - _SPARE_FILES))
-    logger.info("http2.max_connections is %d, not %d: the process may open %d files", most, wanted, files)
-    return most

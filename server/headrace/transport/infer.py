@@ -85,7 +85,7 @@ class InferService(Intake[InferCall]):
             template, raw, id_field = self._parse(message)
         if template.plain and not id_field and template.total and template.sequence is None:
             self._opening = len(message) - template.total
-        return template, template.bind(raw, id_field), id_field
+        return (*template.bound(raw, id_field), id_field)
 
     def _recognise(self, message: Buffer) -> tuple[RequestTemplate, Sequence[Buffer], bytes]:
         """Template, raw tensors and id of a message whose look is known. Raises LookupError or ValueError if not."""

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 MODEL_FILENAMES = {"onnxruntime_onnx": "model.onnx"}
 """The file of a version, by platform."""
+GPU_BACKENDS = frozenset({"onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt"})
+"""Whose option `devices` names GPUs, the first by default."""
 GRAPH_LEVELS = {"basic": -1, "all": 0, "extended": 1, "disabled": 2}
 """Triton's numbers for ONNX Runtime's levels of optimisation."""
 
@@ -83,7 +85,9 @@ def _complete(config: mc.ModelConfig) -> None:
         group.name = group.name or f"{config.name}_{at}"
         group.count = max(group.count, 1)
         if group.kind == mc.ModelInstanceGroup.KIND_AUTO:
-            group.kind = mc.ModelInstanceGroup.KIND_CPU
+            group.kind = mc.ModelInstanceGroup.KIND_GPU if group.gpus else mc.ModelInstanceGroup.KIND_CPU
+        if group.kind == mc.ModelInstanceGroup.KIND_GPU and not group.gpus:
+            group.gpus.append(0)
     dynamic = config.dynamic_batching
     if config.HasField("dynamic_batching") and not dynamic.preferred_batch_size and config.max_batch_size:
         dynamic.preferred_batch_size.append(config.max_batch_size)
@@ -102,9 +106,7 @@ def _from_settings(served: Configured) -> mc.ModelConfig:
         max_batch_size=signature.max_batch,
         input=(_input(spec, config) for spec in signature.inputs),
         output=(_output(spec, config) for spec in signature.outputs),
-        instance_group=[]
-        if ensemble
-        else [mc.ModelInstanceGroup(name=served.name, kind=mc.ModelInstanceGroup.KIND_CPU, count=config.instances)],
+        instance_group=[] if ensemble else [_instance_group(served.name, config)],
         default_model_filename=config.backend_options.get("file", MODEL_FILENAMES.get(served.platform, "")),
         optimization=_optimization(config),
         dynamic_batching=_dynamic_batching(config) if dynamic else None,
@@ -113,6 +115,14 @@ def _from_settings(served: Configured) -> mc.ModelConfig:
         model_warmup=(_warmup(data) for data in config.warmup_data),
         response_cache=mc.ModelResponseCache(enable=True) if config.response_cache else None,
     )
+
+
+def _instance_group(name: str, config: ModelConfig) -> mc.ModelInstanceGroup:
+    group = mc.ModelInstanceGroup(name=name, kind=mc.ModelInstanceGroup.KIND_CPU, count=config.instances)
+    if config.backend in GPU_BACKENDS:
+        group.kind = mc.ModelInstanceGroup.KIND_GPU
+        group.gpus.extend(config.backend_options.get("devices", [0]))
+    return group
 
 
 def _input(spec: TensorSpec, config: ModelConfig) -> mc.ModelInput:

@@ -53,7 +53,7 @@ class RepositoryAdmin:
         for key, value in request.parameters.items():
             if key == "config":
                 _refuse_unless(self._allow_config, key, "--allow-config-override")
-                config = value.string_param
+                config = _text(key, value)
             elif key.startswith(FILE_PREFIX):
                 _refuse_unless(self._allow_files, key, "--allow-file-override")
                 files[key.removeprefix(FILE_PREFIX)] = value.bytes_param
@@ -65,9 +65,21 @@ class RepositoryAdmin:
     async def unload(self, request: pb.RepositoryModelUnloadRequest) -> pb.RepositoryModelUnloadResponse:
         """Answers when the model takes no more requests; what it has accepted is answered after that."""
         _refuse_repository(request.repository_name)
-        dependents = request.parameters["unload_dependents"].bool_param
+        dependents = False
+        for key, value in request.parameters.items():
+            if key != "unload_dependents":
+                raise InvalidRequest(f"unknown parameter '{key}' of an unload, expected 'unload_dependents'")
+            if value.WhichOneof("parameter_choice") != "bool_param":
+                raise InvalidRequest(f"parameter '{key}' of an unload: expected a boolean")
+            dependents = value.bool_param
         await self._control.unload(request.model_name, dependents=dependents)
         return pb.RepositoryModelUnloadResponse()
+
+
+def _text(key: str, value: pb.ModelRepositoryParameter) -> str:
+    if value.WhichOneof("parameter_choice") != "string_param" or not value.string_param:
+        raise InvalidRequest(f"parameter '{key}' of a load: expected a ModelConfig in JSON, as text")
+    return value.string_param
 
 
 def _refuse_unless(allowed: bool, key: str, flag: str) -> None:

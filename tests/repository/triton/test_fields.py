@@ -52,7 +52,7 @@ def test_what_is_set_is_named_by_its_path():
     message = mc.ModelConfig(metric_tags={"a": "b"}, runtime="x.so")
     message.input.add(name="x", allow_ragged_batch=True)
     message.input.add(is_shape_tensor=True)
-    message.instance_group.add(name="g", gpus=[0])
+    message.instance_group.add(name="g", host_policy="p")
     message.optimization.cuda.graphs = True
     message.sequence_batching.iterative_sequence = True
     found = dict(not_taken(message))
@@ -61,7 +61,7 @@ def test_what_is_set_is_named_by_its_path():
         "runtime": Ignored,
         "input[x].allow_ragged_batch": Refused,
         "input[1].is_shape_tensor": Refused,
-        "instance_group[g].gpus": Ignored,
+        "instance_group[g].host_policy": Ignored,
         "optimization.cuda": Ignored,
         "sequence_batching.iterative_sequence": Refused,
     }

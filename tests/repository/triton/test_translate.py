@@ -52,13 +52,49 @@ def test_onnx_runtime_is_the_backend(text):
 
 
 @pytest.mark.parametrize(
+    ("text", "files", "options"),
+    [
+        ('platform: "tensorrt_plan"', (), {"file": "model.plan"}),
+        ('backend: "tensorrt"', (), {"file": "model.plan"}),
+        ('backend: "tensorrt"', ("model.onnx",), {}),
+        ('backend: "tensorrt"', ("model.onnx", "model.plan"), {"file": "model.plan"}),
+        ('backend: "tensorrt" default_model_filename: "model.onnx"', ("model.plan",), {}),
+        ('backend: "tensorrt" default_model_filename: "net.engine"', (), {"file": "net.engine"}),
+        ('default_model_filename: "model.plan"', (), {"file": "model.plan"}),
+        ("", ("model.plan",), {"file": "model.plan"}),
+        (
+            'backend: "tensorrt" model_operations { op_library_filename: "a.so" } '
+            "instance_group { kind: KIND_GPU gpus: [ 1, 0 ] }",
+            ("model.onnx",),
+            {"plugins": ["a.so"], "devices": [1, 0]},
+        ),
+    ],
+)
+def test_tensorrt_is_the_backend(text, files, options):
+    found = settings(text, files=files)
+    assert (found["backend"], found.get("backend_options", {})) == ("tensorrt", options)
+    assert not [line for line in warnings(text, files=files) if line.startswith("instance_group")]
+
+
+def test_what_is_for_other_backends_does_not_go_to_tensorrt():
+    text = 'backend: "tensorrt" optimization { graph { level: 1 } } parameters { key: "a" value { string_value: "1" } }'
+    assert {line.partition(":")[0] for line in warnings(text)} >= {"optimization.graph.level", "parameters[a]"}
+    assert settings(text)["backend_options"] == {"file": "model.plan"}
+
+
+@pytest.mark.parametrize(
     ("text", "files", "message"),
     [
-        ('platform: "tensorrt_plan"', (), "backend: 'tensorrt' is not supported: there is no GPU backend yet"),
-        ('backend: "tensorrt"', (), "backend: 'tensorrt' is not supported"),
-        ('default_model_filename: "model.plan"', (), "backend: 'tensorrt' is not supported"),
-        ("", ("model.plan",), "backend: 'tensorrt' is not supported"),
-        ('backend: "python"', (), "backend: 'python' is not supported: expected onnxruntime, or one of your own"),
+        (
+            'backend: "python"',
+            (),
+            "backend: 'python' is not supported: expected onnxruntime or tensorrt, or one of your",
+        ),
+        (
+            'platform: "tensorrt_plan" instance_group { kind: KIND_CPU }',
+            (),
+            "instance_group: is on the CPU, but TensorRT runs on GPUs alone",
+        ),
         ("", ("model.py", "x.txt"), "backend: 'python' is not supported"),
         ('platform: "caffe2"', (), "platform: unexpected platform type 'caffe2', expected onnxruntime_onnx"),
         (
@@ -118,7 +154,7 @@ def test_all_problems_are_told_at_once():
         line.partition(":")[0] for line in problems("max_batch_size: -1 instance_group { passive: true }", name="other")
     ] == [
         "instance_group[0].passive",
-        "max_batch = -1",
+        "max_batch_size",
     ]
 
 
@@ -211,12 +247,6 @@ def test_instances_are_added_up():
     assert (found.config.instances, found.warnings) == (6, ())
 
 
-def test_a_group_for_gpus_runs_on_the_cpu_with_a_warning():
-    found = translated('instance_group [ { name: "g" count: 2 kind: KIND_GPU gpus: [ 0, 1 ] } ]')
-    assert found.config.instances == 2
-    assert [line.partition(":")[0] for line in found.warnings] == ["instance_group[g].gpus", "instance_group[g].kind"]
-
-
 @pytest.mark.parametrize(
     ("text", "field"),
     [
@@ -228,10 +258,6 @@ def test_a_group_for_gpus_runs_on_the_cpu_with_a_warning():
         ("optimization { cuda { graphs: true } }", "optimization.cuda"),
         ("optimization { input_pinned_memory { enable: true } }", "optimization.input_pinned_memory"),
         ("optimization { eager_batching: true }", "optimization.eager_batching"),
-        (
-            'optimization { execution_accelerators { gpu_execution_accelerator { name: "tensorrt" } } }',
-            "optimization.execution_accelerators.gpu_execution_accelerator",
-        ),
         (
             'optimization { execution_accelerators { cpu_execution_accelerator { name: "openvino" } } }',
             "optimization.execution_accelerators.cpu_execution_accelerator",
@@ -417,15 +443,8 @@ def test_bad_ensembles(text, field):
 
 
 def test_what_an_ensemble_does_not_do():
-    text = """
-        platform: "ensemble" response_cache { enable: true } default_model_filename: "x"
-        output { name: "z" data_type: TYPE_FP32 dims: 1 label_filename: "l" }
-    """
-    assert [line.partition(":")[0] for line in warnings(text + STEPS)] == [
-        "default_model_filename",
-        "output[z].label_filename",
-        "response_cache",
-    ]
+    text = 'platform: "ensemble" response_cache { enable: true } default_model_filename: "x"'
+    assert [line.partition(":")[0] for line in warnings(text + STEPS)] == ["default_model_filename", "response_cache"]
 
 
 # --- warm-up ----------------------------------------------------------------------------------------------------------

@@ -55,12 +55,12 @@ class Answer:
         return json.loads(self.body)
 
 
-def application(health=READY, registry=None, counts=None, **answers):
+def application(health=READY, registry=None, counts=None, before_scrape=None, **answers):
     rpcs = Rpcs(**answers)
     table = ServiceTable(unary=rpcs, streams={}, infer=None, service_names=())
     limits = JsonLimits(depth=5, elements=50)
-    app = make_app(health, registry or CollectorRegistry(), table, limits, Counter() if counts is None else counts)
-    return app, rpcs
+    counts = Counter() if counts is None else counts
+    return make_app(health, registry or CollectorRegistry(), table, limits, counts, before_scrape), rpcs
 
 
 async def call(app, path, method="GET", body=b"", **headers):
@@ -251,6 +251,20 @@ def test_metrics_as_text_and_as_openmetrics():
     assert openmetrics.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
     assert openmetrics.body == generate_openmetrics(registry)
     assert "large" in {family.name for family in parse_openmetrics(openmetrics.body.decode())}
+
+
+def test_what_a_scrape_has_to_read_is_read_before_and_not_otherwise():
+    registry, reads = CollectorRegistry(), []
+
+    async def read():
+        await asyncio.sleep(0)
+        reads.append(None)
+        registry.register(Large())
+
+    assert ask("/v2/health/live", registry=registry, before_scrape=read).status == 200
+    assert not reads
+    assert b"large" in ask("/metrics", registry=registry, before_scrape=read).body
+    assert len(reads) == 1
 
 
 def test_scrapes_take_turns():

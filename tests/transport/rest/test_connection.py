@@ -451,7 +451,7 @@ def refused(world, octets, piece=1 << 20):
         b"POST /v2/models/m/infer HTTP/1.1\r\ncontent-length: 1x\r\n\r\n",
         b"POST /v2/models/m/infer HTTP/1.1\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n12",
         b"POST / HTTP/1.1\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
-        b"POST / HTTP/1.1\r\ntransfer-encoding: gzip\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
         b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nxyz\r\n",
         b"GET / HTTP/1.1\r\nhost : x\r\n\r\n",
         b"GET / HTTP/1.1\nhost: x\n\n",
@@ -466,6 +466,23 @@ def test_what_is_not_http(world, octets):
     assert answer.json.keys() == {"error"}
     assert answer.fields["content-type"] == "application/json"
     assert world.counts.http_requests == {("none", 400): 1}
+
+
+@pytest.mark.parametrize(
+    ("octets", "status", "text"),
+    [
+        (
+            b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+            501,
+            "Transfer-Encoding 'gzip, chunked': expected chunked",
+        ),
+        (b"GET /v2\r\n\r\n", 505, "HTTP/0.9 is not spoken here"),
+    ],
+)
+def test_http_of_another_kind(world, octets, status, text):
+    answer = refused(world, octets)
+    assert answer.status == status
+    assert text in answer.json["error"]
 
 
 def test_what_is_not_http_is_answered_in_its_turn(world, held):
@@ -592,6 +609,21 @@ def test_a_bug_of_ours_is_a_500(world, monkeypatch, caplog):
 def test_a_head_without_end(start, piece):
     with World(max_head_bytes=4096) as world:
         answer = refused(world, start + b"a" * 5000, piece)
+        assert (answer.status, "larger than 4096 octets" in answer.json["error"]) == (431, True)
+
+
+LONG_HEADS = {
+    "target": b"GET /%s HTTP/1.1\r\n\r\n" % (b"a" * 5000),
+    "a field": b"GET / HTTP/1.1\r\nx: %s\r\n\r\n" % (b"a" * 5000),
+    "many fields": b"GET / HTTP/1.1\r\n%s\r\n" % (b"a: b\r\n" * 1000),
+}
+
+
+@pytest.mark.parametrize("piece", [1000, 1 << 20])
+@pytest.mark.parametrize("head", LONG_HEADS)
+def test_a_whole_head_above_the_limit(head, piece):
+    with World(max_head_bytes=4096) as world:
+        answer = refused(world, LONG_HEADS[head], piece)
         assert (answer.status, "larger than 4096 octets" in answer.json["error"]) == (431, True)
 
 

@@ -59,6 +59,8 @@ def test_a_path_that_is_not_utf_8():
         ("prefer", b"wait=10", {"timeout_ns": 10 * 10**9}),
         ("prefer", b'respond-async, wait="2"; x=y', {"timeout_ns": 2 * 10**9}),
         ("prefer", b"Wait = 3", {"timeout_ns": 3 * 10**9}),
+        ("prefer", b"wait=0.05", {"timeout_ns": 50 * 10**6}),
+        ("prefer", b"wait=.5, wait=5.", {}),
         ("prefer", b"wait=0", {}),
         ("prefer", b"wait=long, await=3, waiting=3", {}),
         ("x-envoy-expected-rq-timeout-ms", b"1500", {"timeout_ns": 1500 * 10**6}),

@@ -1,6 +1,7 @@
 """RestInfer without HTTP: bodies and heads in, header fields and bodies out."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -347,6 +348,10 @@ class Memory:
         if region.name != "r":
             raise RegionNotFound(region.name)
         return memoryview(self.octets)[region.offset : region.offset + region.size]
+
+    def pin(self, region):
+        view = self.view(region)
+        return SimpleNamespace(write=lambda data: view[: len(data)].__setitem__(slice(None), data))
 
 
 def test_shared_memory_and_classification():

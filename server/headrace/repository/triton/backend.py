@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from headrace.repository.triton.gpus import FOR_GPUS, read_accelerators, read_parameter
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
+    from headrace.repository.triton.gpus import Placed
     from headrace.repository.triton.notes import Notes
     from headrace.rpc import model_config_pb2 as mc
 
@@ -27,28 +30,30 @@ FILES = {
     "model.py": "python",
 }
 """What tells the backend where nothing else does: the file's name."""
+KNOWN = ("onnxruntime", "tensorrt")
+PLAN = "model.plan"
 GRAPH_LEVELS = {-1: "basic", 1: "extended", 2: "disabled"}
 """Triton's numbers for ONNX Runtime's levels; 0 and all others mean every optimisation."""
-FOR_GPUS = frozenset({"cudnn_conv_algo_search", "gpu_mem_limit", "arena_extend_strategy", "do_copy_in_default_stream"})
-_REFUSALS = {
-    "tensorrt": "there is no GPU backend yet; serve the ONNX file that the plan was built from, with backend: "
-    '"onnxruntime"'
-}
-
 Values = dict[str, Any]
 
 
-def read_backend(message: mc.ModelConfig, files: Collection[str], notes: Notes) -> Values:
+def read_backend(message: mc.ModelConfig, files: Collection[str], placed: Placed, notes: Notes) -> Values:
     """Settings of model.toml: the backend, its options and threads. files: in a version of the model."""
     if message.HasField("ensemble_scheduling"):
         return _no_backend(message, notes)
     backend = _backend(message, files, notes)
     if ":" in backend:  # a user's own
-        return _own_backend(backend, message, notes)
+        return _own_backend(backend, message, placed, notes)
+    if backend == "tensorrt":
+        return _tensorrt(message, files, placed, notes)
     options: Values = {}
     values: Values = {"backend_options": options}
+    on_gpu = bool(placed.devices)
     for key, parameter in sorted(message.parameters.items()):
-        _parameter(key, parameter.string_value, values, notes)
+        _parameter(key, parameter.string_value, values, notes, on_gpu=on_gpu)
+    backend = read_accelerators(message, placed, options, notes)
+    if backend != "onnxruntime":
+        values["backend"] = backend
     level = message.optimization.graph.level
     if level in GRAPH_LEVELS:
         options["graph_optimization_level"] = GRAPH_LEVELS[level]
@@ -61,7 +66,27 @@ def read_backend(message: mc.ModelConfig, files: Collection[str], notes: Notes) 
     return {key: value for key, value in values.items() if value != {}}
 
 
-def _own_backend(backend: str, message: mc.ModelConfig, notes: Notes) -> Values:
+def _tensorrt(message: mc.ModelConfig, files: Collection[str], placed: Placed, notes: Notes) -> Values:
+    """A plan where there is one, as in Triton; else the ONNX file, of which the server builds its own."""
+    options: Values = {}
+    plan = PLAN if PLAN in files or "model.onnx" not in files else ""
+    file = message.default_model_filename or plan
+    if file not in ("", "model.onnx"):
+        options["file"] = file
+    if message.model_operations.op_library_filename:
+        options["plugins"] = list(message.model_operations.op_library_filename)
+    if placed.on_cpu:
+        notes.wrong("instance_group", "is on the CPU, but TensorRT runs on GPUs alone")
+    if placed.devices:
+        options["devices"] = list(placed.devices)
+    if message.optimization.graph.level:
+        notes.ignored("optimization.graph.level", "ignored: it is for other backends")
+    for key in sorted(message.parameters):
+        notes.ignored(f"parameters[{key}]", "ignored: options of tensorrt stand in model.toml alone")
+    return {"backend": "tensorrt"} | ({"backend_options": options} if options else {})
+
+
+def _own_backend(backend: str, message: mc.ModelConfig, placed: Placed, notes: Notes) -> Values:
     for_triton = {
         "default_model_filename": message.default_model_filename,
         "optimization.graph": message.optimization.graph.level,
@@ -70,6 +95,8 @@ def _own_backend(backend: str, message: mc.ModelConfig, notes: Notes) -> Values:
     for where, given in for_triton.items():
         if given:
             notes.ignored(where, f"ignored: {backend} gets the parameters alone, as its options")
+    if placed.devices:
+        notes.ignored("instance_group", f"on GPUs {list(placed.devices)}: where it runs is for {backend} to decide")
     options = {key: parameter.string_value for key, parameter in sorted(message.parameters.items())}
     return {"backend": backend} | ({"backend_options": options} if options else {})
 
@@ -109,16 +136,16 @@ def _backend(message: mc.ModelConfig, files: Collection[str], notes: Notes) -> s
     by_file = FILES.get(message.default_model_filename)
     found = next((FILES[name] for name in FILES if name in files), None)
     backend = backend or by_file or (found if not message.default_model_filename else None) or "onnxruntime"
-    if backend != "onnxruntime" and ":" not in backend:
-        why = _REFUSALS.get(backend, "expected onnxruntime, or one of your own as package.module:attribute")
-        notes.wrong("backend", f"'{backend}' is not supported: {why}")
+    if backend not in KNOWN and ":" not in backend:
+        expected = f"expected {' or '.join(KNOWN)}, or one of your own as package.module:attribute"
+        notes.wrong("backend", f"'{backend}' is not supported: {expected}")
     return backend
 
 
 # --- parameters of Triton's ONNX Runtime backend ----------------------------------------------------------------------
 
 
-def _parameter(key: str, text: str, values: Values, notes: Notes) -> None:
+def _parameter(key: str, text: str, values: Values, notes: Notes, *, on_gpu: bool) -> None:
     known = _PARAMETERS.get(key)
     where = f"parameters[{key}]"
     if known is not None:
@@ -127,8 +154,10 @@ def _parameter(key: str, text: str, values: Values, notes: Notes) -> None:
             apply(values, text.strip())
         except (ValueError, KeyError):
             notes.wrong(where, f"is '{text}', expected {expected}")
+    elif key in FOR_GPUS and on_gpu:
+        read_parameter(key, text, values["backend_options"], notes)
     elif key in FOR_GPUS:
-        notes.ignored(where, "ignored: models run on the CPU")
+        notes.ignored(where, "ignored: the model runs on the CPU")
     else:
         notes.ignored(where, f"ignored: unknown; known are {', '.join(sorted(_PARAMETERS))}")
 

@@ -39,8 +39,8 @@ class Refused:
 Decision = Taken | Ignored | Refused
 
 TAKEN = Taken()
-NO_GPU = "models run on the CPU"
-TENSORRT_ONLY = "only TensorRT plans have it, and they are not supported; leave it out"
+PINNED = "tensors reach a GPU and come back through page-locked memory in any case"
+TENSORRT_ONLY = "only TensorRT plans have it, and it is not used of those; leave it out"
 
 DECISIONS: dict[str, Decision] = {
     "ModelConfig.name": TAKEN,
@@ -59,7 +59,7 @@ DECISIONS: dict[str, Decision] = {
     "ModelConfig.ensemble_scheduling": TAKEN,
     "ModelConfig.instance_group": TAKEN,
     "ModelConfig.default_model_filename": TAKEN,
-    "ModelConfig.cc_model_filenames": Ignored(f"it picks a file by the GPU, and {NO_GPU}"),
+    "ModelConfig.cc_model_filenames": Ignored("it picks a file by the GPU; all run default_model_filename"),
     "ModelConfig.metric_tags": Ignored("metrics have the labels model and version"),
     "ModelConfig.parameters": TAKEN,
     "ModelConfig.model_warmup": TAKEN,
@@ -100,11 +100,11 @@ DECISIONS: dict[str, Decision] = {
     "ModelInstanceGroup.name": TAKEN,
     "ModelInstanceGroup.kind": TAKEN,
     "ModelInstanceGroup.count": TAKEN,
-    "ModelInstanceGroup.gpus": Ignored(NO_GPU),
+    "ModelInstanceGroup.gpus": TAKEN,
     "ModelInstanceGroup.profile": Refused(f"optimization profiles: {TENSORRT_ONLY}"),
     "ModelInstanceGroup.rate_limiter": Ignored("instances do not wait for one another, as in Triton by default"),
     "ModelInstanceGroup.passive": Refused("instances that take no requests; leave the group out"),
-    "ModelInstanceGroup.secondary_devices": Ignored(NO_GPU),
+    "ModelInstanceGroup.secondary_devices": Ignored("the accelerator tensorrt has trt_dla_enable and trt_dla_core"),
     "ModelInstanceGroup.host_policy": Ignored("instances are not bound to cores"),
     # scheduling
     "ModelDynamicBatching.preferred_batch_size": TAKEN,
@@ -166,15 +166,17 @@ DECISIONS: dict[str, Decision] = {
     "ModelOptimizationPolicy.graph": TAKEN,
     "ModelOptimizationPolicy.Graph.level": TAKEN,
     "ModelOptimizationPolicy.priority": Ignored("it is between TensorRT models"),
-    "ModelOptimizationPolicy.cuda": Ignored(NO_GPU),
+    "ModelOptimizationPolicy.cuda": Ignored("it is for TensorRT plans; the accelerator cuda has enable_cuda_graph"),
     "ModelOptimizationPolicy.execution_accelerators": TAKEN,
-    "ModelOptimizationPolicy.ExecutionAccelerators.gpu_execution_accelerator": Ignored(NO_GPU),
+    "ModelOptimizationPolicy.ExecutionAccelerators.gpu_execution_accelerator": TAKEN,
+    "ModelOptimizationPolicy.ExecutionAccelerators.Accelerator.name": TAKEN,
+    "ModelOptimizationPolicy.ExecutionAccelerators.Accelerator.parameters": TAKEN,
     "ModelOptimizationPolicy.ExecutionAccelerators.cpu_execution_accelerator": Ignored(
         "models run on ONNX Runtime's own CPU provider"
     ),
-    "ModelOptimizationPolicy.input_pinned_memory": Ignored(NO_GPU),
-    "ModelOptimizationPolicy.output_pinned_memory": Ignored(NO_GPU),
-    "ModelOptimizationPolicy.gather_kernel_buffer_threshold": Ignored(NO_GPU),
+    "ModelOptimizationPolicy.input_pinned_memory": Ignored(PINNED),
+    "ModelOptimizationPolicy.output_pinned_memory": Ignored(PINNED),
+    "ModelOptimizationPolicy.gather_kernel_buffer_threshold": Ignored("inputs are gathered by the CPU"),
     "ModelOptimizationPolicy.eager_batching": Ignored("a batch is formed when an instance is idle"),
     # the rest
     "ModelParameter.string_value": TAKEN,

@@ -10,6 +10,7 @@ from headrace.errors import ConfigError
 from headrace.repository.model_config import ModelConfig
 from headrace.repository.triton.backend import read_backend
 from headrace.repository.triton.fields import Refused, not_taken
+from headrace.repository.triton.gpus import read_groups
 from headrace.repository.triton.notes import Notes
 from headrace.repository.triton.sequences import read_sequences
 from headrace.rpc import model_config_pb2 as mc
@@ -45,8 +46,11 @@ def translate(message: mc.ModelConfig, name: str, origin: str, files: Collection
             "name",
             f"unexpected directory name '{name}' for model '{message.name}', directory name must equal model name",
         )
+    placed = read_groups(message, notes)
     values = _plain(message, notes)
-    values |= read_backend(message, files, notes)
+    if placed.instances:
+        values["instances"] = placed.instances
+    values |= read_backend(message, files, placed, notes)
     values |= _tensors(message, notes)
     values |= _scheduling(message, notes)
     values |= read_sequences(message, notes)
@@ -72,17 +76,10 @@ def completes_itself(message: mc.ModelConfig) -> bool:
 
 def _plain(message: mc.ModelConfig, notes: Notes) -> Values:
     values: Values = {}
-    if message.max_batch_size or not completes_itself(message):
+    if message.max_batch_size < 0:
+        notes.wrong("max_batch_size", f"{message.max_batch_size}, expected 0 or more")
+    elif message.max_batch_size or not completes_itself(message):
         values["max_batch"] = message.max_batch_size
-    count = 0
-    for at, group in enumerate(message.instance_group):
-        count += max(group.count, 1)
-        if group.kind == mc.ModelInstanceGroup.KIND_GPU:
-            notes.ignored(
-                f"instance_group[{group.name or at}].kind", "KIND_GPU, but there is no GPU backend: on the CPU"
-            )
-    if count:
-        values["instances"] = count
     policy = message.version_policy
     chosen = policy.WhichOneof("policy_choice")
     if chosen == "latest":
@@ -217,9 +214,6 @@ def _make_ensemble(message: mc.ModelConfig, values: Values, notes: Notes) -> Non
     if not steps:
         notes.wrong("ensemble_scheduling", "must specify 'step'")
     values["ensemble"] = {"steps": steps, "outputs": values.pop("serve_outputs", [])}
-    for name, output in values.get("outputs", {}).items():
-        if output.pop("labels", ""):
-            notes.ignored(f"output[{name}].label_filename", "ignored: an ensemble has no labels")
     if values.pop("response_cache", False):
         notes.ignored("response_cache", "ignored: replies of an ensemble are not kept, those of its models may be")
 

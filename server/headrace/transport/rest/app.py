@@ -58,15 +58,20 @@ class Health(Protocol):
 
 
 def make_app(
-    health: Health, registry: CollectorRegistry, table: ServiceTable, limits: JsonLimits, counts: Counter[Any]
+    health: Health,
+    registry: CollectorRegistry,
+    table: ServiceTable,
+    limits: JsonLimits,
+    counts: Counter[Any],
+    before_scrape: Callable[[], Awaitable[None]] | None = None,
 ) -> ASGIApp:
     """The application.
 
     health is asked at each probe: 200 for yes, 400 for no, and for ready 503 while the server leaves (OIP; the JSON
-    bodies are for KServe's client, which parses them). counts: of replies, by route and status. Every error is JSON,
-    `{"error": message}`.
+    bodies are for KServe's client, which parses them). counts: of replies, by route and status. before_scrape: reads
+    what metrics show and nobody counts. Every error is JSON, `{"error": message}`.
     """
-    endpoints = _own_endpoints(health, registry)
+    endpoints = _own_endpoints(health, registry, before_scrape)
     for route in ROUTES:
         endpoints.setdefault(route.path, {})[route.verb] = _rpc(route, table, limits)
     paths = [Path(path, _by_verb(path, verbs), methods=_VERBS) for path, verbs in endpoints.items()]
@@ -86,7 +91,9 @@ def make_app(
     return app
 
 
-def _own_endpoints(health: Health, registry: CollectorRegistry) -> dict[str, dict[str, Endpoint]]:
+def _own_endpoints(
+    health: Health, registry: CollectorRegistry, before_scrape: Callable[[], Awaitable[None]] | None
+) -> dict[str, dict[str, Endpoint]]:
     """Those that are no RPC."""
     scrape = asyncio.Lock()
     document = openapi.document(ROUTES)
@@ -106,6 +113,8 @@ def _own_endpoints(health: Health, registry: CollectorRegistry) -> dict[str, dic
     async def metrics(request: Request) -> Response:
         # One at a time: the loop then gives a turn in two to scrapes at most, however many clients ask.
         async with scrape:
+            if before_scrape is not None:
+                await before_scrape()
             body, content_type = await exposition(registry, request.headers.get("accept", ""))
         return Response(body, headers={"content-type": content_type})
 

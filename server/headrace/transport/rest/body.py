@@ -6,14 +6,40 @@ from typing import TYPE_CHECKING
 
 from headrace.errors import MessageTooLarge
 from headrace.transport.grpc_messages import large_buffer
+from headrace.transport.rest.answer import HttpError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from headrace.messages import Buffer
 
 SMALL = 64 << 10
 """Up to this size a body is handed on as `bytes`; a larger one stays in the buffer that it was received into."""
 
 IN_CHUNKS = -1
+
+
+def body_length(version: str, fields: Iterable[tuple[bytes, bytes]]) -> int:
+    """Octets of a request's body, or IN_CHUNKS. fields: with names in lower case, of a head that has been parsed.
+
+    Raises HttpError for what a server must refuse: another version, no Host (RFC 9112, 3.2), a coding (6.1).
+    """
+    if version not in ("1.0", "1.1"):
+        raise HttpError(505, f"HTTP/{version} is not spoken here, expected HTTP/1.1")
+    length = 0
+    host = False
+    for name, value in fields:
+        if name == b"content-length" and length != IN_CHUNKS:
+            length = int(value)
+        elif name == b"transfer-encoding":
+            if value.strip().lower() != b"chunked":
+                raise HttpError(501, f"Transfer-Encoding {value[:40].decode('latin-1')!r}: expected chunked")
+            length = IN_CHUNKS
+        elif name == b"host":
+            host = True
+    if version == "1.1" and not host:
+        raise HttpError(400, "a request of HTTP/1.1 needs a Host field")
+    return length
 
 
 class Body:

@@ -17,7 +17,7 @@ from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 
 from headrace.errors import HeadraceError, Overloaded, RequestTooSlow
 from headrace.transport.rest.answer import CONTINUE, HttpError
-from headrace.transport.rest.body import IN_CHUNKS, SMALL, Body, too_large
+from headrace.transport.rest.body import IN_CHUNKS, SMALL, Body, body_length, too_large
 from headrace.transport.rest.exchange import AppExchange, Exchange, InferExchange, Refusal
 from headrace.transport.rest.flow import Flow
 from headrace.transport.rest.head import read_head, read_target
@@ -174,9 +174,8 @@ class Connection(asyncio.BufferedProtocol):
             return
         if self._phase is Phase.HEAD and not self._opened:
             self._head_octets += len(data)
-            limit = self.server.settings.max_head_bytes
-            if self._head_octets > limit:
-                self._refuse(HttpError(431, f"the request's head is larger than {limit} octets (http.max_head_bytes)"))
+            if self._head_octets > self.server.settings.max_head_bytes:
+                self._refuse(self._head_too_large())
         elif self._phase is Phase.BODY:
             self._await_body()
         elif between and self._opened == 1 and self._head is not None:
@@ -267,6 +266,10 @@ class Connection(asyncio.BufferedProtocol):
             self._deaf = True
         self._completed(exchange)
 
+    def _head_too_large(self) -> HttpError:
+        limit = self.server.settings.max_head_bytes
+        return HttpError(431, f"the request's head is larger than {limit} octets (http.max_head_bytes)")
+
     def _open(self) -> Exchange:
         """The exchange of the head that is complete. Raises HeadraceError, HttpError."""
         server = self.server
@@ -275,14 +278,12 @@ class Connection(asyncio.BufferedProtocol):
                 f"{server.settings.max_connections} connections are open, no more are taken (http.max_connections)",
                 1000,
             )
-        keep_alive = self._parser.get_http_version() == "1.1" and self._parser.should_keep_alive()
-        length = 0
-        for name, value in self._fields:
-            if name == b"content-length":
-                length = int(value)
-            elif name == b"transfer-encoding":
-                length = IN_CHUNKS
-                break
+        octets = len(self._url) + sum(len(name) + len(value) for name, value in self._fields) + 4 * len(self._fields)
+        if octets > server.settings.max_head_bytes:
+            raise self._head_too_large()
+        version = self._parser.get_http_version()
+        keep_alive = version == "1.1" and self._parser.should_keep_alive()
+        length = body_length(version, self._fields)
         if length > server.max_message:
             raise too_large(server.max_message)
         self._upgrades = length != 0 and self._parser.should_upgrade()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _PATH = re.compile(rb"/v2/models/([^/?#]+)(?:/versions/([^/?#]+))?/infer(?:\?[^#]*)?")
 _COUNT = re.compile(rb"[0-9]{1,18}")
-_WAIT = re.compile(rb"(?:^|[,;])\s*wait\s*=\s*\"?([0-9]{1,9})\"?\s*(?:$|[,;])", re.IGNORECASE)
+_WAIT = re.compile(rb"(?:^|[,;])\s*wait\s*=\s*\"?([0-9]{1,9}(?:\.[0-9]{1,9})?)\"?\s*(?:$|[,;])", re.IGNORECASE)
 _CODINGS = (b"gzip", b"deflate")
 _ALIASES = {b"x-gzip": b"gzip"}
 """RFC 9110, 8.4.1.3."""
@@ -61,8 +61,9 @@ def read_target(url: bytes) -> Target | None:
 def read_head(target: Target, fields: Iterable[tuple[bytes, bytes]], length: int, *, keep_alive: bool) -> InferHead:
     """The head from header fields with names in lower case. Raises InvalidRequest, Unimplemented.
 
-    Source of `Prefer: wait`: RFC 7240, 4.3, in seconds; of the other deadline: Envoy, which sets it to how long it will
-    wait itself. The sooner of them counts.
+    Source of `Prefer: wait`: RFC 7240, 4.3, in seconds, of which there may be fractions here; of the other deadline:
+    Envoy, which sets it to how long it will wait itself. The sooner of them counts; a preference that makes no sense is
+    none, as is one of 0.
     """
     json_length, coding, reply_coding, waits, expects = WHOLE_JSON, b"", b"", [], False
     for name, value in fields:
@@ -75,7 +76,7 @@ def read_head(target: Target, fields: Iterable[tuple[bytes, bytes]], length: int
         elif name == b"expect":
             expects = value.strip().lower() == b"100-continue"
         elif name == b"prefer" and (match := _WAIT.search(value)):
-            waits.append(int(match[1]) * 10**9)
+            waits.append(int(float(match[1]) * 1e9))
         elif name == b"x-envoy-expected-rq-timeout-ms" and _COUNT.fullmatch(value.strip()):
             waits.append(int(value) * 10**6)
     timeout = min((wait for wait in waits if wait), default=0)

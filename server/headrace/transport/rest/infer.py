@@ -150,7 +150,7 @@ class RestInfer(Intake[RestCall]):
                 if look is not None:
                     whole = look.single and at + look.octets == len(message)
                     raw = (message[at:],) if whole else look.raw(message, at)
-                    return look.template, look.template.bind(raw, id_field), id_field
+                    return (*look.template.bound(raw, id_field), id_field)
         return self._parse(message, at, head.target)
 
     def _parse(self, message: Buffer, at: int, target: Target) -> Opened:
@@ -168,7 +168,7 @@ class RestInfer(Intake[RestCall]):
         if not look.parsed and at <= _LEAD:
             self._remember(target, _recognisable(text, request_id), look)
         raw = look.raw(message, at, data)
-        return look.template, look.template.bind(raw, id_field), id_field
+        return (*look.template.bound(raw, id_field), id_field)
 
     def _template(self, described: Described) -> RequestTemplate:
         message = described.message
@@ -195,7 +195,7 @@ class RestInfer(Intake[RestCall]):
             self._remember(target, key, look)
         if not DATATYPES[look.template.model.signature.inputs[0].datatype].itemsize:
             message = len(message).to_bytes(4, "little") + bytes(message)
-        return look.template, look.template.bind((message,), b""), b""
+        return (*look.template.bound((message,), b""), b"")
 
     def _remember(self, target: Target, key: bytes, look: _Look) -> None:
         if not key:

@@ -1,0 +1,1 @@
+"""What can only be seen on a GPU: checks and measurements in one bounded run, kept as a dated file."""

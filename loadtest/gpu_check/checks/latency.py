@@ -1,0 +1,73 @@
+"""What a single row takes, with and without a CUDA graph."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gpu_check.registry import check
+
+if TYPE_CHECKING:
+    from gpu_check.context import Context
+    from gpu_check.registry import Figures
+
+ORT = ("numpy", "onnx", "onnxruntime")
+
+
+BACKEND = (*ORT, "pydantic")
+
+
+@check("latency-resnet50-fp16", needs=ORT, seconds=20, on_cpu=True)
+def latency_resnet50_fp16(context: Context) -> Figures:
+    """One row of ResNet-50 in FP16 on ONNX Runtime alone, with and without a CUDA graph."""
+    return _latency(context, "resnet50-fp16-u8", "scores")
+
+
+@check("latency-bert-fp16", needs=ORT, seconds=20, on_cpu=True)
+def latency_bert_fp16(context: Context) -> Figures:
+    """One row of 128 tokens of BERT-base in FP16 on ONNX Runtime alone, with and without a CUDA graph."""
+    return _latency(context, "bert-fp16", "pooler_output")
+
+
+@check("latency-backend-resnet50-fp16", needs=BACKEND, seconds=20, on_cpu=True)
+def latency_backend_resnet50_fp16(context: Context) -> Figures:
+    """One row of ResNet-50 in FP16 through the server's backend, host to host, with and without a CUDA graph."""
+    from gpu_check.agreement import checked
+    from gpu_check.bare import latency_us
+    from gpu_check.loaded import Loaded
+    from gpu_check.sessions import on_cpu
+
+    name, output = "resnet50-fp16-u8", "scores"
+    feeds, fresh = context.sizes.feeds(name, 1), context.sizes.feeds(name, 1, seed=9)
+    (want,) = on_cpu(context.model(name), fresh, [output])
+    backend = "onnxruntime" if context.cpu else "onnxruntime-cuda"
+    ways: dict[str, dict[str, bool]] = {"plain": {}} if context.cpu else {
+        "plain": {"cuda_graphs": False}, "graph": {"cuda_graphs": True}}  # fmt: skip
+    figures: dict[str, object] = {}
+    for way, options in ways.items():
+        with Loaded(context, backend, name, output, 1, **options) as model:
+            took = latency_us(model.prepared(feeds), context.seconds / 2)
+            figures |= {f"{way}_{key}": value for key, value in took.items()}
+            figures[f"{way}_error"] = checked(model.run(fresh), want, "fp16", f"{way}, with other inputs")
+    return figures
+
+
+def _latency(context: Context, name: str, output: str) -> Figures:
+    """p50 and p99 of both ways; the graph's output after its input was changed must be right."""
+    from gpu_check.agreement import checked
+    from gpu_check.bare import latency_us
+    from gpu_check.sessions import Bound, on_cpu, opened
+
+    feeds, fresh = context.sizes.feeds(name, 1), context.sizes.feeds(name, 1, seed=9)
+    (want,) = on_cpu(context.model(name), fresh, [output])
+    figures: dict[str, object] = {}
+    for way, options in (("plain", {}), ("graph", {"enable_cuda_graph": "1"})):
+        if context.cpu and options:
+            continue
+        bound = Bound(opened(context.model(name), context, **options), feeds, output, context)
+        if options:
+            bound.graph(1)
+        figures |= {f"{way}_{key}": value for key, value in latency_us(bound.run, context.seconds / 2).items()}
+        bound.update(fresh)
+        bound.run()
+        figures[f"{way}_error"] = checked(bound.output(), want, "fp16", f"{way}, with other inputs")
+    return figures

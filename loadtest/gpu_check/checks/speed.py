@@ -1,0 +1,117 @@
+"""How much of a model's own speed the server passes on."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from gpu_check.loaded import known
+from gpu_check.registry import Failed, check
+
+if TYPE_CHECKING:
+    from gpu_check.bare import Best
+    from gpu_check.context import Context
+    from gpu_check.registry import Figures
+
+ORT = ("numpy", "onnx", "onnxruntime")
+SERVER = (*ORT, "google.protobuf", "grpc", "grpc_reflection", "httptools", "orjson", "prometheus_client", "pydantic",
+          "starlette", "uvicorn")  # fmt: skip
+SHARE_RESNET, SHARE_BERT = 0.85, 0.9
+"""What the server has to reach of the model's own rows per second, at its best batch size, without a server."""
+IN_FLIGHT = 4
+"""Batches of requests that callers keep under way: those that the device has, and as many that wait behind them."""
+PAYLOADS = 16
+
+
+@check("throughput-resnet50-fp16", needs=SERVER, seconds=60, on_cpu=True)
+def throughput_resnet50_fp16(context: Context) -> Figures:
+    """ResNet-50 in FP16: rows/s through gRPC, of octets, against the model without a server."""
+    return throughput(context, "resnet50-fp16-u8", "scores", SHARE_RESNET)
+
+
+@check("throughput-resnet50-int8", needs=SERVER, seconds=60, on_cpu=True)
+def throughput_resnet50_int8(context: Context) -> Figures:
+    """ResNet-50 in INT8: rows/s through gRPC, of octets, against the model without a server."""
+    return throughput(context, "resnet50-int8-u8", "scores", SHARE_RESNET)
+
+
+@check("throughput-bert-fp16", needs=SERVER, seconds=60, on_cpu=True)
+def throughput_bert_fp16(context: Context) -> Figures:
+    """BERT-base in FP16, 128 tokens: rows/s through gRPC against the model without a server."""
+    return throughput(context, "bert-fp16", "pooler_output", SHARE_BERT)
+
+
+@check("throughput-resnet50-tensorrt", needs=(*SERVER, "tensorrt"), seconds=150)
+def throughput_resnet50_tensorrt(context: Context) -> Figures:
+    """ResNet-50 in FP16 on TensorRT: rows/s through gRPC, of octets, against the same backend without a server."""
+    return throughput_of_backend(context, "tensorrt", "resnet50-fp16-u8", "scores", SHARE_RESNET)
+
+
+def throughput(context: Context, name: str, output: str, share: float) -> Figures:
+    """Against ONNX Runtime alone, its inputs and outputs in the device's memory."""
+    from gpu_check.bare import best
+
+    backend = "onnxruntime" if context.cpu else known("onnxruntime-cuda")
+    batches = _batches(context)
+    bare = best(name, output, context, context.seconds / len(batches), batches)
+    return compared(context, name, output, backend, bare, share)
+
+
+def throughput_of_backend(context: Context, backend: str, name: str, output: str, share: float) -> Figures:
+    """Against one instance of the same backend, from the host's memory to the host's."""
+    from gpu_check.bare import best_of_backend
+
+    batches = _batches(context)
+    bare = best_of_backend(backend, name, output, context, context.seconds / len(batches), batches)
+    return compared(context, name, output, backend, bare, share)
+
+
+def _batches(context: Context) -> tuple[int, ...]:
+    from gpu_check.bare import BATCHES
+
+    return (1, 4) if context.cpu else BATCHES
+
+
+def compared(context: Context, name: str, output: str, backend: str, bare: Best, share: float) -> Figures:
+    """Both rates and their ratio. Raises Failed where it is below `share` (never for a run without a GPU)."""
+    served = _served(context, name, output, backend, bare)
+    ratio = served["rows_per_second"] / bare.rate
+    figures = {
+        "ratio": ratio,
+        "ratio_to_host_memory": served["rows_per_second"] / bare.host_rate,
+        "bare_rows_per_second": bare.rate,
+        "bare_host_rows_per_second": bare.host_rate,
+        "bare_batch": bare.batch,
+        "bare_rows_per_second_by_batch": bare.rates,
+        **{f"server_{name}": value for name, value in served.items()},
+    }
+    if ratio < share and not context.cpu:
+        raise Failed(f"{ratio:.2f} of the model's own rows/s, expected at least {share}", figures)
+    return figures
+
+
+def _served(context: Context, name: str, output: str, backend: str, bare: Best) -> dict[str, float]:
+    """Rows/s and latency of the server with requests of one row each; some replies are compared with the CPU's."""
+    from gpu_check import serving
+    from gpu_check.agreement import BOUNDS
+    from gpu_check.sessions import on_cpu
+
+    repository = context.scratch / "repository"
+    configuration = f'backend = "{backend}"\nmax_batch = {bare.batch}\n'
+    serving.write_model(repository, name, context.model(name), configuration)
+    feeds = context.sizes.feeds(name, PAYLOADS)
+    rows = [{key: array[at : at + 1] for key, array in feeds.items()} for at in range(PAYLOADS)]
+    messages = [serving.request(name, row, (output,)) for row in rows]
+    reference = name.replace("fp16", "fp32")  # of which the processor is quicker, and exact
+    (want,) = on_cpu(context.model(reference), feeds, [output])
+    bound = BOUNDS["int8" if "int8" in name else "fp16"]
+    payloads = serving.write_payloads(context.scratch / "payloads", messages, want, bound)
+    with serving.serving(repository, context.scratch) as server:
+        processes = max(1, min(8, (os.cpu_count() or 1) // 2))
+        shape = {"processes": processes, "in_flight": IN_FLIGHT * bare.batch}
+        serving.load(server, name, payloads, seconds=context.seconds / 3, **shape)  # it learns what batches cost
+        figures = serving.load(server, name, payloads, seconds=context.seconds, **shape)
+        alone = serving.load(server, name, payloads, seconds=context.seconds / 3, processes=1, in_flight=1)
+        figures |= {f"alone_{percentile}": alone[percentile] for percentile in ("p50_us", "p99_us")}
+        context.say(f"{name}, server: {figures['requests_per_second']:.0f} rows/s")
+    return {"rows_per_second": figures.pop("requests_per_second"), **shape, **figures}

@@ -1,0 +1,69 @@
+"""A model behind one of the server's own backends, without the server."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+from gpu_check.registry import Skip
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import numpy as np
+
+    from gpu_check.context import Context
+
+    Array = np.ndarray[Any, Any]
+
+
+def known(backend: str) -> str:
+    """The name. Raises Skip where the registry does not know it."""
+    from headrace.backends.registry import BACKENDS
+
+    if backend not in BACKENDS:
+        raise Skip(f"this revision has no backend {backend!r}; there are {', '.join(sorted(BACKENDS))}")
+    return backend
+
+
+class Loaded:
+    """One instance of a model of speed_models, and one output of it. A context manager. Raises Skip as `known` does.
+
+    options: of the backend, as `[backend_options]` has them.
+    """
+
+    def __init__(self, context: Context, backend: str, name: str, output: str, max_batch: int, **options: Any) -> None:  # noqa: ANN401
+        from headrace.backends import registry
+
+        entry = registry.get(known(backend))
+        version = context.scratch / f"{backend}-{name}-{max_batch}-{len(list(context.scratch.iterdir()))}" / "1"
+        version.mkdir(parents=True)
+        (version / "model.onnx").symlink_to(context.model(name).resolve())
+        model = entry.load(version, max_batch=max_batch, threads=0, options=options)
+        self.platform = model.platform
+        self._inputs = [spec.name for spec in model.signature.inputs]
+        self._output = [spec.name for spec in model.signature.outputs].index(output)
+        self._instance = model.make_instance(0)
+
+    def __enter__(self) -> Loaded:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with closing(self._instance):
+            pass
+
+    def prepared(self, feeds: Mapping[str, Array], requests: Sequence[int] = ()) -> Callable[[], Array]:
+        """What runs the first rows of `feeds`, as requests of so many rows each; by default all in one request."""
+        requests = requests or [len(feeds[self._inputs[0]])]
+        rows = sum(requests)
+        starts = [sum(requests[:index]) for index in range(len(requests))]
+        parts = [
+            [memoryview(feeds[name][at : at + size].tobytes()) for at, size in zip(starts, requests, strict=True)]
+            for name in self._inputs
+        ]
+        shapes = [(rows, *feeds[name].shape[1:]) for name in self._inputs]
+        return lambda: self._instance.run(parts, shapes, [self._output])[0]
+
+    def run(self, feeds: Mapping[str, Array], requests: Sequence[int] = ()) -> Array:
+        """The output for these rows. It holds good until the next run."""
+        return self.prepared(feeds, requests)()

@@ -1,0 +1,107 @@
+"""ONNX Runtime's TensorRT provider, with CUDA's for what TensorRT does not take: `backend = "onnxruntime-tensorrt"`.
+
+Engines are built for one profile over all batch buckets, when the model is loaded. They are kept in a directory that
+nobody but the server's user can write: an engine can run any code. ONNX Runtime names an engine after the graph and not
+after the weights, so each model, by the digest of all its files, has a directory of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnxruntime as ort
+
+from headrace.backends.onnxruntime.gpu import GpuModel
+from headrace.backends.onnxruntime.gpu_options import (
+    CUDA,
+    TENSORRT,
+    TensorRtOptions,
+    cuda_provider,
+    shape_profile,
+    tensorrt_provider,
+)
+from headrace.backends.onnxruntime.sessions import find_file, read_options
+from headrace.backends.onnxruntime.weights import digest_of
+from headrace.errors import ModelLoadError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from headrace.backends.device import Device
+    from headrace.backends.onnxruntime.gpu import Providers
+    from headrace.messages import Signature
+
+
+class OnnxRuntimeTensorRtBackend:
+    """Opens ONNX files with ONNX Runtime's TensorRT execution provider. for_tests: see `GpuModel`."""
+
+    def __init__(self, **for_tests: Any) -> None:  # noqa: ANN401
+        self._for_tests = for_tests
+
+    def load(self, path: Path, *, max_batch: int | None, threads: int, options: Mapping[str, Any]) -> GpuModel:
+        """See `backends.base.Backend`."""
+        checked = read_options(TensorRtOptions, options)
+        file = find_file(path, checked)
+        if checked.int8_calibration_table:
+            table = path / checked.int8_calibration_table
+            if not table.is_file():
+                raise ModelLoadError(f"int8_calibration_table: there is no {table}")
+            checked = checked.model_copy(update={"int8_calibration_table": str(table)})
+
+        def providers(signature: Signature, buckets: Sequence[int]) -> Providers:
+            profile = shape_profile(signature, buckets, checked)
+            cache = engine_directory(file, checked, profile)
+
+            def make(device: Device, stream: int) -> list[tuple[str, dict[str, str]]]:
+                tensorrt = tensorrt_provider(checked, device.index, stream, profile, cache)
+                return [(TENSORRT, tensorrt), (CUDA, cuda_provider(checked, device.index, stream))]
+
+            return make
+
+        return GpuModel(
+            file,
+            max_batch,
+            threads,
+            checked,
+            TENSORRT,
+            providers,
+            more_bytes=checked.workspace_bytes,
+            **self._for_tests,
+        )
+
+
+def engine_directory(file: Path, options: TensorRtOptions, profile: Mapping[str, str]) -> Path | None:
+    """Where the engines of this very model are, made if it is new; None without a cache. Raises ModelLoadError."""
+    if options.engine_cache is False:
+        return None
+    root = Path(options.engine_cache).expanduser() if options.engine_cache else _user_cache() / "headrace/ort-engines"
+    told = (f"{name}={value}" for name, value in sorted(profile.items()))
+    key = digest_of(file, ort.__version__, *told, *sorted(options.precision))
+    return private_directory(private_directory(root) / key[:32])
+
+
+def private_directory(path: Path) -> Path:
+    """A directory that is the user's own and that nobody else can use, made if need be. Raises ModelLoadError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
+        status = path.lstat()
+    except OSError as error:
+        raise ModelLoadError(f"the engine cache {path} cannot be made: {error.strerror or error}") from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise ModelLoadError(f"the engine cache {path} is a symbolic link or no directory, expected a directory")
+    if status.st_uid != os.geteuid():
+        raise ModelLoadError(f"the engine cache {path} belongs to user {status.st_uid}, expected {os.geteuid()}")
+    if status.st_mode & 0o077:
+        raise ModelLoadError(
+            f"the engine cache {path} has mode {stat.S_IMODE(status.st_mode):04o}, expected 0700: others can use it, "
+            "and an engine can run any code"
+        )
+    return path
+
+
+def _user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()

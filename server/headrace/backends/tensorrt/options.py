@@ -1,0 +1,107 @@
+"""`[backend_options]` of a model that TensorRT runs."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from headrace import settings_sources as sources
+from headrace.errors import ConfigError, ModelLoadError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MODEL_FILE = "model.onnx"
+PLAN_FILE = "model.plan"
+PLAN_SUFFIXES = frozenset({".plan", ".engine"})
+
+Size = Annotated[int, Field(ge=0)]
+Sizes = Annotated[tuple[Size, ...], Field(strict=False)]
+
+
+class ShapeRange(BaseModel):
+    """Shapes of an input, its batch dimension left out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    min: Sizes = Field(description="the smallest")
+    opt: Sizes = Field(description="the one that the engine is tuned for")
+    max: Sizes = Field(description="the largest")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ShapeRange:
+        if not len(self.min) == len(self.opt) == len(self.max):
+            raise ValueError("min, opt and max must have equally many dimensions")
+        if not all(a <= b <= c for a, b, c in zip(self.min, self.opt, self.max, strict=True)):
+            raise ValueError("min, opt and max must not decrease in any dimension")
+        return self
+
+
+class Options(BaseModel):
+    """`[backend_options]` of model.toml."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    file: str = Field(MODEL_FILE, description="the model file's name within the version")
+    devices: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0,), strict=False, min_length=1, description="GPUs that each instance is on, by their numbers"
+    )
+    in_flight: int = Field(2, ge=1, le=64, description="batches that an instance has on each of its GPUs at a time")
+    batch_buckets: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (), strict=False, description="numbers of rows to build for, ascending; by default powers of two and max_batch"
+    )
+    profiles: dict[str, ShapeRange] = Field(
+        {}, description="for each input with other dynamic dimensions: min, opt and max, batch dimension left out"
+    )
+    optimization_level: int = Field(3, ge=0, le=5, description="how long the builder searches; 5: longest")
+    workspace_bytes: int = Field(4 << 30, ge=0, description="memory that a layer may use to compute, in bytes")
+    tf32: bool = Field(True, description="let products of FP32 be computed in TF32; false: exact, and slower")
+    sparse_weights: bool = Field(False, description="use that weights are 2:4 sparse, where they are")
+    strip_weights: bool = Field(False, description="keep weights out of the cached engine, and take them from the file")
+    refit: bool = Field(
+        False,
+        description="build engines that take other weights: a version that differs in its weights alone is not built",
+    )
+    hardware_compatibility: Literal["none", "ampere_plus", "same_compute_capability"] = Field(
+        "none", description="GPUs besides this one on which the engine is to run too, at the cost of speed"
+    )
+    plugins: tuple[str, ...] = Field((), strict=False, description="libraries of plugins to load; they are run")
+    cuda_graphs: bool = Field(True, description="record the work of each batch bucket once and launch it as a whole")
+
+    @field_validator("file")
+    @classmethod
+    def _inside(cls, file: str) -> str:
+        path = PurePosixPath(file)
+        if path.is_absolute() or ".." in path.parts or not path.name:
+            raise ValueError(f"{file!r} is no file within the version directory")
+        return file
+
+    @field_validator("devices")
+    @classmethod
+    def _different(cls, devices: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(devices)) < len(devices):
+            raise ValueError(f"{list(devices)} names a device twice")
+        return devices
+
+    @field_validator("batch_buckets")
+    @classmethod
+    def _ascending(cls, buckets: tuple[int, ...]) -> tuple[int, ...]:
+        if any(a >= b for a, b in pairwise(buckets)):
+            raise ValueError(f"{list(buckets)} is not ascending")
+        return buckets
+
+    @property
+    def is_plan(self) -> bool:
+        """Whether the file is one that TensorRT has built."""
+        return PurePosixPath(self.file).suffix in PLAN_SUFFIXES
+
+
+def read(options: Mapping[str, Any]) -> Options:
+    """The options, checked. Raises ModelLoadError with a line for each that is wrong."""
+    try:
+        return sources.build(Options, [sources.Source(dict(options), {(): "in backend_options of model.toml"})])
+    except ConfigError as error:
+        raise ModelLoadError(str(error)) from error

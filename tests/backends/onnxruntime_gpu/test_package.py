@@ -1,0 +1,120 @@
+"""The CUDA provider of onnxruntime-gpu itself, where there is no GPU: on libraries whose every call succeeds.
+
+What its host side does with our options, streams and bindings is real; nothing is computed. It needs gcc and
+
+    pip install --no-deps --target DIR onnxruntime-gpu==1.31.1
+
+which takes 340 MB, with HEADRACE_ORT_GPU=DIR in the environment.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SITE = os.environ.get("HEADRACE_ORT_GPU", "")
+HERE = Path(__file__).parent
+pytestmark = pytest.mark.skipif(not SITE, reason="HEADRACE_ORT_GPU names no directory with onnxruntime-gpu")
+EVERYTHING = {
+    "memory_limit_bytes": 1 << 28,
+    "arena_extend": "next_power_of_two",
+    "conv_search": "exhaustive",
+    "conv_workspace": False,
+    "tf32": False,
+    "prefer_nhwc": True,
+    "cuda": {
+        "cudnn_conv1d_pad_to_nc1d": "1",
+        "fuse_conv_bias": "1",
+        "sdpa_kernel": "0",
+        "enable_skip_layer_norm_strict_mode": "1",
+        "tunable_op_enable": "0",
+        "tunable_op_tuning_enable": "0",
+        "tunable_op_max_tuning_duration_ms": "9",
+        "enable_cudnn": "1",
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def stubs(tmp_path_factory):
+    sys.path.insert(0, str(HERE / "stub"))
+    try:
+        from build import build
+    finally:
+        sys.path.pop(0)
+    out = tmp_path_factory.mktemp("stubs")
+    build(Path(SITE) / "onnxruntime/capi/libonnxruntime_providers_cuda.so", out)
+    return out
+
+
+@pytest.fixture
+def drive(stubs, affine, tmp_path):
+    def drive(version=None, **options):
+        path = os.pathsep.join([SITE, *sys.path])
+        environment = {"LD_LIBRARY_PATH": str(stubs), "PYTHONPATH": path, "STUB_TRACE": str(tmp_path / "trace")}
+        command = [sys.executable, str(HERE / "stub/drive.py"), str(version or affine()), json.dumps(options)]
+        done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            return done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return drive
+
+
+def waits(calls):
+    return [call for call in calls if "ynchronize" in call or "Query" in call or "Wait" in call]
+
+
+def test_every_option_is_taken(drive):
+    told = drive(**EVERYTHING)["options"]
+    own = {
+        "gpu_mem_limit": str(1 << 28),
+        "arena_extend_strategy": "kNextPowerOfTwo",
+        "cudnn_conv_algo_search": "EXHAUSTIVE",
+        "cudnn_conv_use_max_workspace": "0",
+        "use_tf32": "0",
+        "prefer_nhwc": "1",
+        "has_user_compute_stream": "1",
+        "user_compute_stream": "1",
+    }
+    assert own.items() <= told.items()
+    passed_on = {key: value for key, value in EVERYTHING["cuda"].items() if key in told}
+    assert passed_on.items() <= told.items()
+    assert len(passed_on) >= 7
+
+
+def test_an_option_that_is_unknown_is_a_failed_load(drive):
+    error = drive(cuda={"frobnicate": "1"})
+    assert "ModelLoadError: ONNX Runtime cannot load" in error
+    assert "frobnicate" in error
+
+
+def test_the_processor_can_be_ruled_out(drive):
+    assert drive(max_cpu_nodes=0.0)["nodes"] == {"CUDAExecutionProvider": 2}
+
+
+def test_runs_take_no_memory_and_wait_for_nothing(drive):
+    facts = drive()
+    assert facts["nodes"] == {"CUDAExecutionProvider": 2}
+    assert sum("LaunchKernel" in call for call in facts["run"]) >= 2
+    assert waits(facts["run"]) == []
+    assert [call for call in facts["run"] if "alloc" in call.lower() or "free" in call.lower()] == []
+    assert "cudaStreamCreateWithFlags" not in facts["load"]  # it computes in ours
+
+
+def test_runs_of_any_size_wait_for_nothing_either(drive, varying):
+    facts = drive(varying)
+    assert facts["nodes"] == {"CUDAExecutionProvider": 2}
+    assert waits(facts["run"]) == []
+
+
+def test_a_graph_is_recorded_at_load_and_launched_by_one_call(drive):
+    facts = drive(cuda_graphs=True, batch_buckets=[1, 4])
+    recorded = [call for call in facts["load"] if call.startswith("cudaStreamBeginCapture")]
+    assert len(recorded) == 4  # each bucket of each batch in flight
+    assert {call.split()[1] for call in recorded} == {"0x1"}
+    assert facts["run"] == ["cudaGraphLaunch 0x1"] * 2
+    assert sum(call.startswith("cudaGraphExecDestroy") for call in facts["close"]) == 4

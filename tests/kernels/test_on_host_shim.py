@@ -1,0 +1,135 @@
+"""The kernels' own source against the references, on the CPU: any sizes, blocks and threads in either order."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernels.shim import needs_compiler, run_on_shim
+
+from headrace_kernels import cubins
+from headrace_kernels.check import cases
+from headrace_kernels.check.agreement import disagreement
+from headrace_kernels.images import ImageTransform
+from headrace_kernels.operations import Dequantize, Quantize, SelectTop, UpdateStatistics
+
+pytestmark = needs_compiler
+
+reals = st.sampled_from(["float32", "float16"])
+generators = st.integers(0, 2**32 - 1).map(np.random.default_rng)
+often = settings(max_examples=60, deadline=None)
+
+
+def assert_agrees(case, backwards):
+    found = run_on_shim(case.operation, case.given, backwards=backwards)
+    assert disagreement(case.operation, case.expected(), found) is None
+
+
+@st.composite
+def transforms(draw):
+    channels = draw(st.sampled_from([1, 3]))
+    fit = draw(st.sampled_from(["stretch", "letterbox", "crop"]))
+    return ImageTransform(
+        draw(st.integers(1, 40)),
+        draw(st.integers(1, 70)),
+        channels,
+        fit,
+        draw(st.none() | st.integers(1, 50)) if fit == "crop" else None,
+        antialias=draw(st.booleans()),
+        swap=draw(st.booleans()),
+        scale=draw(st.sampled_from([1 / 255, 1.0])),
+        mean=draw(st.sampled_from([(), (0.5, 0.25, 0.125)[:channels]])),
+        std=draw(st.sampled_from([(), (0.25, 0.5, 2.0)[:channels]])),
+        pad=draw(st.sampled_from([0, 114])),
+        dtype=draw(reals),
+    )
+
+
+@often
+@given(transforms(), st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=3), generators, st.booleans())
+def test_images(transform, sizes, rng, backwards):
+    assert_agrees(cases.images(rng, sizes, transform, rows=2), backwards)
+
+
+items = st.lists(st.integers(0, 5), max_size=2).map(tuple)
+elements = st.sampled_from(["bool", "uint8", "int16", "float16", "int32", "float32", "int64"])
+lengths = st.lists(st.integers(0, 40), max_size=20)
+
+
+@often
+@given(
+    lengths, st.integers(0, 45), elements, items, st.none() | elements, st.none() | st.sampled_from(["int32", "int64"]),
+    generators, st.booleans(),
+)  # fmt: skip
+def test_gather(rows, length, dtype, item, mask, counts, rng, backwards):
+    options = {"pad": 1, "mask_dtype": mask, "lengths_dtype": counts}
+    assert_agrees(cases.gather(rng, rows, length, dtype, item, **options), backwards)
+
+
+@often
+@given(lengths, st.integers(0, 45), elements, items, generators, st.booleans())
+def test_scatter(rows, length, dtype, item, rng, backwards):
+    assert_agrees(cases.scatter(rng, rows, length, dtype, item), backwards)
+
+
+@often
+@given(
+    st.sampled_from([Quantize, Dequantize]), st.lists(st.integers(0, 17), max_size=4), st.data(), reals,
+    st.sampled_from(["int8", "uint8"]), st.booleans(), generators, st.booleans(),
+)  # fmt: skip
+def test_quantize_and_dequantize(kind, shape, data, real, quantized, zero_point, rng, backwards):
+    axis = data.draw(st.none() | st.integers(-len(shape), len(shape) - 1)) if shape else None
+    case = cases.quantize(rng, kind(tuple(shape), axis, real, quantized, zero_point))
+    assert_agrees(case, backwards)
+
+
+@often
+@given(
+    st.integers(0, 10), st.integers(1, 70) | st.integers(1000, 1300), st.integers(1, 12), st.booleans(), reals,
+    st.booleans(), st.booleans(), generators, st.booleans(),
+)  # fmt: skip
+def test_top_k(rows, classes, k, softmax, dtype, ties, odd, rng, backwards):
+    operation = SelectTop(min(rows, 3) if classes > 1000 else rows, classes, min(k, classes), softmax, dtype)
+    assert_agrees(cases.top(rng, operation, ties=ties, odd=odd), backwards)
+
+
+@often
+@given(
+    st.integers(0, 700), st.integers(0, 40), st.integers(1, 40) | st.just(256), reals,
+    st.sampled_from([0, 3, -50]), st.booleans(), st.integers(0, 3), generators, st.booleans(),
+)  # fmt: skip
+def test_statistics(rows, features, bins, dtype, offset, odd, seen, rng, backwards):
+    operation = UpdateStatistics(rows, features, bins, dtype)
+    assert_agrees(cases.statistics(rng, operation, offset=offset, odd=odd, seen=seen), backwards)
+
+
+@pytest.mark.parametrize("case", cases.small(), ids=lambda case: type(case.operation).__name__)
+def test_what_the_check_on_a_gpu_looks_at(case):
+    assert_agrees(case, backwards=False)
+
+
+def test_many_pieces_of_rows_are_merged():
+    """More pieces than a warp has lanes: each lane has several, and the last not all of them."""
+    operation = UpdateStatistics(256 * 70 + 1, 2, 8)
+    assert operation.launches()[0].grid == (1, 71, 1)
+    assert_agrees(cases.statistics(np.random.default_rng(0), operation, offset=1e4, seen=10), backwards=False)
+
+
+@pytest.mark.parametrize("outlier", [1e6, np.nan, np.inf])
+def test_the_first_value_may_be_any(outlier):
+    """Distances are from it: the variance has to survive one that is far away, and one that is no number."""
+    case = cases.statistics(np.random.default_rng(0), UpdateStatistics(256, 1, 8))
+    case.given["x"][:8] = outlier
+    assert_agrees(case, backwards=True)
+
+
+def test_a_constant_far_from_zero_has_no_variance():
+    case = cases.statistics(np.random.default_rng(0), UpdateStatistics(1000, 3, 8))
+    case.given["x"][...] = 123456.7
+    found = run_on_shim(case.operation, case.given)
+    assert found["m2"].tolist() == [0, 0, 0]
+    assert found["mean"].tolist() == [float(np.float32(123456.7))] * 3
+
+
+def test_the_check_launches_every_kernel():
+    launched = {launch.kernel for case in cases.small() for launch in case.operation.launches()}
+    assert launched == {kernel for kernels in cubins.KERNELS.values() for kernel in kernels}

@@ -1,0 +1,102 @@
+"""Bugs planted in the kernels are seen by what the tests and the check on a GPU look at.
+
+None of them writes far beyond an array, for that might end the test instead of failing it.
+"""
+
+from functools import cache
+from itertools import product
+
+import numpy as np
+import pytest
+from kernels.shim import ShimKernels, needs_compiler, run_on_shim
+
+from headrace_kernels import cubins
+from headrace_kernels.check import cases
+from headrace_kernels.check.agreement import disagreement
+from headrace_kernels.operations import UpdateStatistics
+
+pytestmark = needs_compiler
+
+BUGS = [
+    ("images", "2u * position + 1u", "2u * position", "corners for centres of pixels"),
+    ("images", "1.f / (down.total() * across.total())", "1.f", "weights not normalised"),
+    ("images", "start = base = position;", "start = base = 0;", "the first pixel everywhere"),
+    ("images", "swap ? sum[CHANNELS - 1 - c] : sum[c]", "sum[c]", "channels not swapped"),
+    ("images", "place.offset + ", "", "always the first image"),
+    ("images", "row >= 0 && row < place.resized_height", "row >= 0", "no padding below"),
+    ("images", "blockIdx.z * (CHANNELS * plane)", "blockIdx.z * plane", "images over one another"),
+    ("quantize", "rintf(x / scale)", "floorf(x / scale + 0.5f)", "halves up, not to even"),
+    ("quantize", "rintf(x / scale)", "rintf(x * (1.f / scale))", "the product with the reciprocal"),
+    ("quantize", "first / inner % channels", "first % channels", "the wrong channel"),
+    ("quantize", "if (++channel == channels) channel = 0;", "++channel;", "beyond the last channel"),
+    ("quantize", "(float(q) - zero) * scale", "float(q) * scale - zero", "the zero point scaled not"),
+    ("ragged", "i < full ? source[i] : pad", "source[i]", "no padding"),
+    ("ragged", "i < count ? mask_one : 0", "i <= count ? mask_one : 0", "a mask that is one too long"),
+    ("ragged", "count > length ? length : count", "count", "rows not cut off"),
+    ("ragged", "u128{low, high}", "u128{low, 0}", "half of the padding"),
+    (
+        "ragged",
+        "Unit* target = out + offsets[row] * units;",
+        "Unit* target = out + offsets[row];",
+        "rows in the wrong place",
+    ),
+    ("statistics", "first + rows_of_block < rows ? first + rows_of_block : rows", "rows", "rows counted twice"),
+    ("statistics", "float(bins - 1)", "float(bins)", "the upper edge in a bin of its own"),
+    ("statistics", "if (value > to)", "if (value >= to)", "the upper edge outside"),
+    ("statistics", "if (!to.count) to.shift = x;", "", "distances from zero: cancellation"),
+    ("statistics", "from.squares + by * (2.f * from.sum + moved)", "from.squares", "sums about different values added"),
+    ("statistics", "to.m2 += from.m2 + distance", "to.m2 += from.m2 + 0 * distance", "variances just added"),
+    ("statistics", "if (fabsf(value) < INFINITE) add", "add", "infinities in the mean"),
+    ("statistics", "piece += WARP", "piece += 2 * WARP", "pieces left out"),
+    ("topk", "0xffffffffu - u32(index))", "u32(index))", "ties to the last"),
+    ("topk", "x != x ? 0u :", "", "NaNs first"),
+    ("topk", "at < 0 && i < classes", "false", "a row of nothing but -inf"),
+    ("topk", "if (value > most) {", "if (value >= most) {", "the last of equals"),
+    ("topk", "key < best && key > next", "key > next", "the same again"),
+    ("topk", "lane == owner % WARP", "lane == 0", "the wrong thread's next"),
+]
+
+
+@cache
+def cases_of(source):
+    """Cases of a source, each with what its reference finds."""
+    found = [case for case in cases.small() if case.operation.source == source]
+    if source == "statistics":
+        found.append(cases.statistics(np.random.default_rng(0), UpdateStatistics(256 * 70 + 1, 2, 8), offset=1e4))
+    return [(case, case.expected()) for case in found]
+
+
+def seen(source, text):
+    """Whether any case shows, in either order of threads, that this is not the source."""
+    kernels = ShimKernels({source: text})
+    for (case, expected), backwards in product(cases_of(source), (False, True)):
+        try:
+            found = run_on_shim(case.operation, case.given, kernels, backwards)
+        except AssertionError:
+            return True
+        if disagreement(case.operation, expected, found) is not None:
+            return True
+    return False
+
+
+@pytest.mark.parametrize(("source", "right", "wrong", "what"), BUGS, ids=[bug[3].replace(" ", "-") for bug in BUGS])
+def test_is_seen(source, right, wrong, what):
+    text = cubins.source_text(source)
+    assert right in text, "the source has changed: plant the bug anew"
+    assert seen(source, text.replace(right, wrong))
+
+
+def barriers():
+    for source in cubins.KERNELS:
+        text = cubins.source_text(source)
+        for number in range(text.count("__syncthreads();")):
+            yield source, number
+
+
+@pytest.mark.parametrize(("source", "number"), list(barriers()))
+def test_no_barrier_can_be_left_out(source, number):
+    parts = cubins.source_text(source).split("__syncthreads();")
+    without = (
+        "__syncthreads();".join(parts[: number + 1]) + "__syncwarp();" + "__syncthreads();".join(parts[number + 1 :])
+    )
+    assert seen(source, without)
