@@ -183,6 +183,7 @@ def _model(directory: Path) -> tuple[ModelConfig, Signature]:
     """How a version is served, and its signature. Raises ConfigError, ModelLoadError."""
     from headrace.backends import registry
     from headrace.engine.presented import present
+    from headrace.engine.processed import process
     from headrace.repository.configuration import read_configuration
 
     directory = Path(os.path.abspath(directory))
@@ -191,7 +192,7 @@ def _model(directory: Path) -> tuple[ModelConfig, Signature]:
     config = read_configuration(directory.parent).settings
     backend = registry.get(config.backend)
     loaded = backend.load(directory, max_batch=config.max_batch, threads=config.threads, options=config.backend_options)
-    return config, present(loaded, config, directory.parent).signature
+    return config, process(present(loaded, config, directory.parent), config).signature
 
 
 def _layouts(config: ModelConfig) -> dict[str, Layout]:

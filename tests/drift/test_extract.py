@@ -114,6 +114,8 @@ def test_classes_by_score_and_by_label():
     labels = extract(np.array([[4], [2]]), shape=(1,), datatype="INT64", kind="classes")
     assert labels.items.tolist() == [4, 2]
     assert labels.numbers.shape == (2, 0)
+    one = extract(np.array([[0.9], [0.2]], np.float32), shape=(1,), kind="classes", labels=("spam",))
+    assert (one.items.tolist(), one.numbers[:, 0].tolist()) == ([0, 0], pytest.approx([0.9, 0.2]))
 
 
 def test_logits_become_confidences():

@@ -88,7 +88,7 @@ class Watch:
     @property
     def is_label(self) -> bool:
         """Of kind classes: whether the tensor holds the class itself, not a score for each."""
-        return prod(self.shape) == 1
+        return prod(self.shape) == 1 and self.datatype in _INTEGERS
 
 
 def watch_of(
