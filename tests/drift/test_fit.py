@@ -7,7 +7,7 @@ from drift.conftest import SALT, reference_of, source, watch
 from headrace.drift import fit
 from headrace.drift.errors import DriftError
 from headrace.drift.fit import Source, fit_reference
-from headrace.drift.readers import data_shape, open_source
+from headrace.drift.readers import open_source
 from headrace.drift.reference import parse_reference, read_reference
 
 KEY = "inputs.x"
@@ -126,13 +126,11 @@ def test_arrays(tmp_path, random):
         assert opened.rows == 10_000
         np.testing.assert_array_equal(rows_of(opened), rows)
     assert open_source(tmp_path / "a.npy", "x", (-1, 3)).rows == 10_000
-    assert data_shape(tmp_path / "a.npy", "x") == ("FP32", (2, 3))
 
 
 def test_text_in_an_array(tmp_path):
     np.save(tmp_path / "a.npy", np.array([["ab"], ["c"]]))
     assert rows_of(open_source(tmp_path / "a.npy", "x", (1,))).tolist() == [["ab"], ["c"]]
-    assert data_shape(tmp_path / "a.npy", "x") == ("BYTES", (1,))
 
 
 def test_csv_with_and_without_a_header(tmp_path):

@@ -41,16 +41,6 @@ def open_source(path: Path, name: str, shape: Shape, columns: Sequence[str] = ()
     return reader(path, name, shape, columns)
 
 
-def data_shape(path: Path, name: str) -> tuple[str, Shape]:
-    """The datatype and the shape of a row of an .npy or .npz: for a model that cannot be opened here."""
-    array = _array(path, name)
-    known = {"f": "FP", "i": "INT", "u": "UINT"}
-    kind = array.dtype.kind
-    if kind in known:
-        return f"{known[kind]}{array.dtype.itemsize * 8}", array.shape[1:]
-    return ("BOOL" if kind == "b" else "BYTES"), array.shape[1:]
-
-
 def _array(path: Path, name: str) -> Rows:
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
