@@ -80,17 +80,21 @@ def test_costs_that_change_are_followed():
     assert cost.rows(100_000, 1000) == pytest.approx(100, abs=2)
 
 
-@given(st.integers(1, 10_000), st.integers(0, 10_000), st.floats(0, 1, exclude_max=True))
-def test_rows_are_chosen_once_and_lie_in_the_batch(rows, take, start):
-    chosen = choose_rows(rows, take, start)
+@given(st.integers(1, 10_000), st.integers(0, 10_000), st.integers(0, 2**32 - 1))
+def test_rows_are_chosen_once_and_lie_in_the_batch(rows, take, seed):
+    chosen = choose_rows(rows, take, np.random.default_rng(seed))
     assert len(chosen) == min(rows, take)
     assert (np.diff(chosen) > 0).all()
     assert not len(chosen) or (chosen[0] >= 0 and chosen[-1] < rows)
 
 
 @pytest.mark.parametrize(("rows", "take"), [(10, 3), (7, 6), (100, 1)])
-def test_every_row_has_the_same_chance(random, rows, take):
-    counts = np.zeros(rows)
-    for start in random.random(20_000):
-        counts[choose_rows(rows, take, start)] += 1
-    np.testing.assert_allclose(counts / 20_000, take / rows, atol=5 * np.sqrt(take / rows / 20_000))
+def test_every_row_and_every_pair_has_the_same_chance(random, rows, take):
+    together = np.zeros((rows, rows))
+    for _ in range(10_000):
+        chosen = choose_rows(rows, take, random)
+        together[np.ix_(chosen, chosen)] += 1
+    share = take / rows
+    np.testing.assert_allclose(np.diag(together) / 10_000, share, atol=5 * np.sqrt(share / 10_000))
+    pairs = together[~np.eye(rows, dtype=bool)] / 10_000
+    np.testing.assert_allclose(pairs, share * (take - 1) / max(1, rows - 1), atol=0.025)

@@ -144,6 +144,19 @@ def test_rows_that_cannot_be_counted_end_nothing(made, caplog):
     assert "expected [3]" in watched.last_error
 
 
+def test_rows_that_are_not_there_end_nothing(made):
+    worker, watched, clock, cpu = made
+    cpu.row_ns = 3 * MS
+    for _ in range(2):
+        worker.offer(watched, batch(3), 1000, clock())
+        worker.run_waiting()
+    assert watched.failed == 16
+    clock.advance(10_000 * MS)
+    worker.offer(watched, batch(3), 3, clock())
+    worker.run_waiting()
+    assert watched.looked_at > 0
+
+
 def test_a_thread_does_it_all_and_ends(reference):
     worker = DriftWorker(1.0, FakeClock(), lambda: 0, lambda: 5)
     watched = Watched(monitor_of(reference))

@@ -57,7 +57,7 @@ def fit_reference(
 ) -> Reference:
     """A reference of data for each tensor. Raises DriftError for data that are not of it, or too few.
 
-    The first reading draws the plan from every so-many-th row, the second counts by it. Items are not counted in rows
+    The first reading draws the plan from a part of the rows, the second counts by it. Items are not counted in rows
     that the plan was drawn from: those that happened to be frequent there would look rarer everywhere else, and there
     would be no unseen ones.
     """
@@ -105,7 +105,7 @@ def _numbered(data: Source, what: str, progress: Progress) -> Iterator[tuple[int
 
 
 def _count(tally: Tally, extractor: Extractor, rows: Rows, start: int, stride: int) -> None:
-    planned = (start + np.arange(len(rows))) % stride == 0
+    planned = _drawn(start + np.arange(len(rows)), stride)
     if not tally.plan.watch.items:
         tally.update(extractor(rows))
         return
@@ -115,8 +115,19 @@ def _count(tally: Tally, extractor: Extractor, rows: Rows, start: int, stride: i
         tally.update(extractor(rows[~planned]))
 
 
+def _drawn(places: NDArray[np.int64], stride: int) -> NDArray[np.bool_]:
+    """Which rows the plan is drawn from: one of `stride`, a power of two, as if by chance, whatever the data's order.
+
+    All that are drawn with a stride are so with a smaller one. By the bits of SplitMix64 (Steele et al., 2014).
+    """
+    bits = (places.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray((bits ^ (bits >> np.uint64(31))) & np.uint64(stride - 1) == 0)
+
+
 class _Sample:
-    """Every stride-th row of a stream whose length nobody knows: the stride doubles when there are too many."""
+    """One of stride rows of a stream whose length nobody knows: the stride doubles when there are too many."""
 
     def __init__(self, with_items: bool) -> None:
         self.stride = 2
@@ -126,19 +137,18 @@ class _Sample:
 
     def add(self, start: int, rows: Rows, extractor: Extractor) -> None:
         self.rows_seen = start + len(rows)
-        first = -start % self.stride
-        chosen = rows[first :: self.stride]
-        if not len(chosen):
-            return
+        places = start + np.arange(len(rows))
+        drawn = _drawn(places, self.stride)
+        chosen = rows[drawn]
         if self._with_items:
-            kept = [(start + first + at * self.stride, extractor(chosen[at : at + 1])) for at in range(len(chosen))]
+            columns = [extractor(chosen[at : at + 1]) for at in range(len(chosen))]
         else:
-            numbers = extractor(chosen).numbers
-            kept = [(start + first + at * self.stride, Columns(row)) for at, row in enumerate(numbers[:, None, :])]
-        self._kept += kept
+            columns = [Columns(row) for row in extractor(chosen).numbers[:, None, :]]
+        self._kept += zip(places[drawn].tolist(), columns, strict=True)
         while len(self._kept) > PLAN_SAMPLE or (len(self._kept) > 1 and self._items() > PLAN_ITEMS):
             self.stride *= 2
-            self._kept = [(index, columns) for index, columns in self._kept if index % self.stride == 0]
+            still = _drawn(np.array([place for place, _ in self._kept]), self.stride)
+            self._kept = [kept for kept, stays in zip(self._kept, still, strict=True) if stays]
 
     def _items(self) -> int:
         return sum(len(columns.items) for _, columns in self._kept if columns.items is not None)

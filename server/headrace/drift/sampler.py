@@ -93,12 +93,11 @@ class RowCost:
         return max(0.0, cost - row * rows), max(1.0, row)
 
 
-def choose_rows(rows: int, take: int, start: float) -> NDArray[np.intp]:
-    """`take` of `rows` rows at even distances, ascending. start: 0 to below 1, drawn anew for each batch.
+def choose_rows(rows: int, take: int, random: np.random.Generator) -> NDArray[np.intp]:
+    """`take` of `rows` rows, ascending: a simple random sample.
 
-    Systematic sampling: with a random start, each row has the chance take / rows.
+    Rows at even distances would be cheaper, and no sample of a batch in which every other row is of another kind.
     """
     if take >= rows:
         return np.arange(rows)
-    places = (np.arange(take) + start) * (rows / max(1, take))
-    return np.minimum(places.astype(np.intp), rows - 1)
+    return np.sort(random.choice(rows, take, replace=False)).astype(np.intp)

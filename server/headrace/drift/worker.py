@@ -199,9 +199,9 @@ class DriftWorker:
             self._bytes_out += size
 
     def _count(self, watched: Watched, tensors: Tensors, rows: int, take: int) -> None:
-        chosen = choose_rows(rows, take, self._random.random())
-        some = {key: tensor[:rows] if take == rows else tensor[chosen] for key, tensor in tensors.items()}
         try:
+            chosen = choose_rows(rows, take, self._random)
+            some = {key: tensor[:rows] if take == rows else tensor[chosen] for key, tensor in tensors.items()}
             watched.monitor.count(self._wall_ms(), some, watched.newly_offered())
             watched.looked_at += take
         except Exception as error:  # a tensor that surprises must not end the watch over all others
