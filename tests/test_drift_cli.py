@@ -1,10 +1,13 @@
 import csv
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from drift.conftest import SALT, WINDOW_MS, watch
 from e2e.onnx_models import scale, write
+from e2e.server_process import plain_environment
 
 from headrace.cli import main
 from headrace.drift.alarms import AlarmSettings
@@ -172,3 +175,11 @@ def test_what_is_wrong_is_said_in_a_line(version, data, capsys, arguments, statu
     assert said.err.startswith("headrace: ")
     assert message in said.err
     assert said.err.count("\n") == 1
+
+
+def test_the_server_and_its_commands_start_without_optional_packages():
+    code = (
+        "import sys, headrace.cli, headrace.serve, headrace.drift.worker, headrace.drift.monitor, headrace.drift.report"
+    )
+    check = "found = {'datasketches', 'pyarrow', 'scipy', 'pandas'} & set(sys.modules); assert not found, found"
+    subprocess.run([sys.executable, "-c", f"{code}\n{check}"], check=True, timeout=60, env=plain_environment())
