@@ -183,3 +183,14 @@ def test_the_server_and_its_commands_start_without_optional_packages():
     )
     check = "found = {'datasketches', 'pyarrow', 'scipy', 'pandas'} & set(sys.modules); assert not found, found"
     subprocess.run([sys.executable, "-c", f"{code}\n{check}"], check=True, timeout=60, env=plain_environment())
+
+
+def test_the_first_backend_that_opens_the_model_here_tells_what_it_takes(version, data, capsys):
+    (version.parent / "model.toml").write_text('backend = ["absent.module:Backend", "onnxruntime"]\n' + WATCHED)
+    assert drift("fit", version, "--input", f"x={data / 'train.npy'}") == 0
+    (version / "model.onnx").write_bytes(b"nonsense")
+    capsys.readouterr()
+    assert drift("fit", version, "--force", "--input", f"x={data / 'train.npy'}") == 1
+    said = capsys.readouterr().err
+    assert f"{version}: absent.module:Backend: " in said
+    assert "; onnxruntime: " in said

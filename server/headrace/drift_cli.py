@@ -190,9 +190,15 @@ def _model(directory: Path) -> tuple[ModelConfig, Signature]:
     if not directory.is_dir():
         raise UsageError(f"{directory}: no directory of a version, such as models/NAME/1")
     config = read_configuration(directory.parent).settings
-    backend = registry.get(config.backend)
-    loaded = backend.load(directory, max_batch=config.max_batch, threads=config.threads, options=config.backend_options)
-    return config, process(present(loaded, config, directory.parent), config).signature
+    problems = []
+    for name in config.chain:  # the first that can open it here: a machine to fit on may have no GPU
+        try:
+            opener, options = registry.get(name), config.options_of(name)
+            model = opener.load(directory, max_batch=config.max_batch, threads=config.threads, options=options)
+            return config, process(present(model, config, directory.parent), config).signature
+        except ModelLoadError as error:
+            problems.append(f"{name}: {error}")
+    raise ModelLoadError(f"{directory}: {'; '.join(problems)}")
 
 
 def _layouts(config: ModelConfig) -> dict[str, Layout]:

@@ -37,6 +37,15 @@ class Broken:
     def sequences_expired(self, sequences):
         self._call("sequences_expired", sequences)
 
+    def fell_back(self, backend, to, reason):
+        self._call("fell_back", backend, to, reason)
+
+    def instances_lost(self, instances):
+        self._call("instances_lost", instances)
+
+    def rerun(self, requests):
+        self._call("rerun", requests)
+
 
 def drive(observer):
     guard = ObserverGuard(observer)
@@ -48,6 +57,9 @@ def drive(observer):
         model.wasted(1, 2)
         model.padded(3, 4)
         model.sequences_expired(4)
+        model.fell_back("fast", "safe", "lost")
+        model.instances_lost(5)
+        model.rerun(6)
     guard.forget("m", "1")
     return guard
 
@@ -61,7 +73,8 @@ def test_everything_is_passed_on(caplog):
     drive(observer)
     turn = [
         ("batch", "record"), ("refused", "queue_full", 1), ("refused", "cancelled", 3), ("wasted", 1, 2),
-        ("padded", 3, 4), ("sequences_expired", 4),
+        ("padded", 3, 4), ("sequences_expired", 4), ("fell_back", "fast", "safe", "lost"),
+        ("instances_lost", 5), ("rerun", 6),
     ]  # fmt: skip
     assert observer.calls == [("model", "m", "1"), *turn, *turn, ("forget", "m", "1")]
     assert caplog.records == []
@@ -70,18 +83,27 @@ def test_everything_is_passed_on(caplog):
 def test_each_kind_is_logged_once_and_nothing_is_raised(caplog):
     error = ValueError("x")
     observer = Broken(
-        batch=error, refused=error, wasted=KeyError("y"), padded=error, sequences_expired=error, forget=error
+        batch=error,
+        refused=error,
+        wasted=KeyError("y"),
+        padded=error,
+        sequences_expired=error,
+        fell_back=error,
+        instances_lost=error,
+        rerun=error,
+        forget=error,
     )
     guard = drive(observer)
     assert kinds(caplog) == [
         ("batch", "ValueError"), ("refused", "ValueError"), ("wasted", "KeyError"), ("padded", "ValueError"),
-        ("sequences_expired", "ValueError"), ("forget", "ValueError"),
+        ("sequences_expired", "ValueError"), ("fell_back", "ValueError"), ("instances_lost", "ValueError"),
+        ("rerun", "ValueError"), ("forget", "ValueError"),
     ]  # fmt: skip
     assert all(record.levelno == logging.ERROR and record.exc_info[1] for record in caplog.records)
-    assert len(observer.calls) == 14  # it is called again after it has failed
+    assert len(observer.calls) == 20  # it is called again after it has failed
     observer.errors["forget"] = TypeError("z")
     guard.forget("m", "1")
-    assert kinds(caplog)[6:] == [("forget", "TypeError")]
+    assert kinds(caplog)[9:] == [("forget", "TypeError")]
 
 
 def test_a_model_without_observer_hears_nothing(caplog):
