@@ -62,6 +62,11 @@ class Monitor:
     def __repr__(self) -> str:
         return f"<Monitor: {self.record!r}, {self.alarms!r}>"
 
+    @property
+    def watches(self) -> Iterable[Watch]:
+        """What is watched."""
+        return self._watches.values()
+
     def count(self, now_ms: int, tensors: Mapping[str, NDArray[Any]], offered: int) -> None:
         """Counts sampled rows. tensors: by `Watch.key`, each [rows, ...]; offered: rows that flowed by, these included.
 
