@@ -31,7 +31,7 @@ class DriftMetrics:
     def collect(self) -> Iterable[Metric]:
         """The families; none of them if no model is watched."""
         scores = GaugeMetricFamily(
-            "headrace_drift_score", "How far a feature is from its reference, over the windows that are kept",
+            "headrace_drift_score", "How far a feature is from its reference, in this window and the last",
             labels=(*_FEATURE, "score"),
         )  # fmt: skip
         alarms = GaugeMetricFamily("headrace_drift_alarm", "1: the alarm of a feature is on", labels=_FEATURE)

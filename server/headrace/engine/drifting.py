@@ -12,6 +12,7 @@ import secrets
 import time
 from contextlib import suppress
 from itertools import groupby
+from mmap import mmap
 from typing import TYPE_CHECKING, Any
 
 from headrace.clock import monotonic_ns, wall_ms
@@ -41,6 +42,8 @@ REFERENCE_FILE = "drift.json"
 TICK_SECONDS = 5.0
 SAVE_SECONDS = 60.0
 STOP_SECONDS = 2.0
+LATEST_WINDOWS = 2
+"""What metrics are of: the window that is not over, and the one before it."""
 
 
 class ModelDrift:
@@ -81,8 +84,9 @@ class ModelDrift:
             tensors: dict[str, Any] = {}
             for index, key in self._inputs:
                 dims = shapes[index]
-                if dims is not None:
-                    tensors[key] = LazyRows(self._signature.inputs[index], inputs[index][at:stop], counts, dims)
+                parts = inputs[index][at:stop]
+                if dims is not None and not any(map(_in_shared_memory, parts)):
+                    tensors[key] = LazyRows(self._signature.inputs[index], parts, counts, dims)
             for index, key in self._outputs:
                 if index in indices:
                     output = outputs[indices.index(index)]
@@ -178,7 +182,7 @@ class DriftMonitoring:
         monitor = drift.watched.monitor
         for event in self._worker.tick(drift.watched):
             logger.warning("model %s version %s: drift, %s", monitor.record.model, monitor.record.version, event)
-        drift.latest = report(monitor, wall_ms())
+        drift.latest = report(monitor, wall_ms(), LATEST_WINDOWS)
 
     async def _save(self) -> None:
         self._saved_at = self._clock()
@@ -199,6 +203,11 @@ class DriftMonitoring:
 def _write(file: Path, data: bytes) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, data)
+
+
+def _in_shared_memory(part: Buffer) -> bool:
+    """Whether a client may change it, or take it away, before anybody looks: then it is not looked at."""
+    return type(part) is memoryview and isinstance(part.obj, mmap)
 
 
 def _own_shapes(request: Any) -> tuple[tuple[int, ...] | None, ...]:  # noqa: ANN401 - an InferRequest
