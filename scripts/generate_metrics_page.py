@@ -11,10 +11,11 @@ import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from prometheus_client import CollectorRegistry
 
+from headrace.engine.drift_metrics import SCORES, DriftMetrics
 from headrace.telemetry.gpu import GpuMetrics, GpuReader
 from headrace.telemetry.metrics import Metrics, ServerMetrics
 from headrace.telemetry.observer import BatchRecord
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from prometheus_client.metrics_core import Metric
+
+    from headrace.engine.drifting import DriftMonitoring
 
 PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
 TABLE_HEAD = "| name | type | unit | labels | |\n|---|---|---|---|---|\n"
@@ -41,6 +44,8 @@ UNIT_BY_SUFFIX: Final = {
     "_nodes": "nodes",
     "_state": "0 or 1",
     "_info": "1",
+    "_drift_score": "of the score",
+    "_alarm": "0 or 1",
     "_instances": "instances",
     "_instances_lost": "instances",
     "_fallbacks": "times",
@@ -89,6 +94,14 @@ def models(registry: CollectorRegistry) -> None:
     recorder.loaded(1.0, lambda: ({"cuda:0": 1}, {"CUDAExecutionProvider": 1}))
 
 
+def drift(registry: CollectorRegistry) -> None:
+    """A watched feature."""
+    feature = SimpleNamespace(tensor="x", direction="inputs", feature="0", state="alarm", **dict.fromkeys(SCORES, 1.0))
+    watched = SimpleNamespace(looked_at=1, skipped=1, failed=1)
+    model = SimpleNamespace(watched=watched, latest=SimpleNamespace(features=[feature]))
+    registry.register(DriftMetrics(cast("DriftMonitoring", SimpleNamespace(models={("m", "1"): model}))))
+
+
 def server(registry: CollectorRegistry) -> None:
     """A server to which everything has happened."""
     counts = ServerMetrics(registry)
@@ -128,6 +141,7 @@ def gpus(registry: CollectorRegistry) -> None:
 
 SECTIONS: Final[dict[str, Callable[[CollectorRegistry], None]]] = {
     "models": models,
+    "drift": drift,
     "server": server,
     "tls": tls,
     "gpus": gpus,

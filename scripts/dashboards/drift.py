@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dashboards.parts import MODEL, Query, lines, make, number, rate, rows
 
-BY_FEATURE = "{{model}} {{version}} {{tensor}} {{feature}}"
+BY_FEATURE = "{{model}} {{version}} {{direction}} {{tensor}} {{feature}}"
 
 
 def text() -> str:
@@ -25,21 +25,21 @@ def text() -> str:
         ),
         lines(
             "Scores",
-            Query(f"max by (model, version, tensor, feature, score) ({score})", BY_FEATURE + " {{score}}"),
+            Query(f"max by (model, version, tensor, direction, feature, score) ({score})", BY_FEATURE + " {{score}}"),
             unit="none",
             about="Distance between what comes and the reference, by feature; 0 is none.",
             width=16,
         ),
         lines(
             "Alarms",
-            Query(f"max by (model, version, tensor, feature) ({alarm})", BY_FEATURE),
+            Query(f"max by (model, version, tensor, direction, feature) ({alarm})", BY_FEATURE),
             unit="none",
             about="1 while a feature has drifted.",
             top=1,
         ),
         rows(
             "Features that have drifted most",
-            Query(f"topk(20, max by (model, version, tensor, feature, score) ({score}))"),
+            Query(f"topk(20, max by (model, version, tensor, direction, feature, score) ({score}))"),
             about="The newest scores.",
             width=16,
         ),

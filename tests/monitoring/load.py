@@ -4,12 +4,27 @@ import http.client
 import itertools
 import json
 import socket
+import subprocess
 import threading
 
+import numpy as np
 from e2e.onnx_models import scale, write
 from e2e.sequence_models import STATE, accumulate
+from e2e.server_process import HEADRACE, plain_environment
 
 BUCKETS = "[buckets.n]\nsizes = [4, 8]\ninputs.x = 1\noutputs.y = 1"
+
+
+WATCHED = "[drift]\nwindow_s = 3600\n[drift.inputs.x]"
+
+
+def fit(version):
+    """Makes the reference of a watched model."""
+    data = version.parents[1].with_suffix(".npy")
+    np.save(data, np.random.default_rng(0).normal(size=(1000, 2)).astype(np.float32))
+    command = [HEADRACE, "drift", "fit", version, "--input", f"x={data}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=plain_environment())
+    assert done.returncode == 0, done.stderr
 
 
 def write_models(root):
@@ -20,6 +35,8 @@ def write_models(root):
     write(root, "cached", scale(2, "N", 2), "response_cache = true")
     write(root, "stateful", accumulate("N", 1), "[sequence]\nidle_timeout_ms = 60_000\n" + STATE)
     write(root, "tight", scale(2, "N", 2), "[queue]\nmax_rows = 2")
+    write(root, "watched", scale(2, "N", 2), WATCHED)
+    fit(root / "watched" / "1")
     write(root, "broken", b"this is no ONNX file")
     return root
 
@@ -31,6 +48,7 @@ class Load:
         self._server = server
         self._stop = threading.Event()
         self._error = None
+        self._random = np.random.default_rng(1)
         self._thread = threading.Thread(target=self._run)
         self.turns = 0
 
@@ -71,6 +89,7 @@ class Load:
         send("bucketed", [1, 2, 3], [1, 3])
         send("cached", [1, 2], [1, 2])
         send("stateful", [1], [1, 1], sequence_id=1, sequence_start=turn == 0)
+        send("watched", self._random.normal(size=128).tolist(), [64, 2])
         send("tight", [0] * 6, [3, 2], status=400)
         send("nobody", [1], [1, 1], status=404)
         if turn % 10 == 0:

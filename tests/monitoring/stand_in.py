@@ -1,6 +1,6 @@
-"""What this machine cannot show, for Prometheus to scrape: GPUs, and metrics that are agreed on and not yet made.
+"""What this machine cannot show, for Prometheus to scrape: GPUs.
 
-The GPU's come from the server's own collectors, around an NVML that is made up. Counters grow with each scrape.
+Their metrics come from the server's own collectors, around an NVML that is made up. Counters grow with each scrape.
 """
 
 import threading
@@ -12,17 +12,6 @@ from prometheus_client import CollectorRegistry, generate_latest
 from headrace.telemetry.gpu import GpuReader
 from headrace.telemetry.metrics import Metrics, ServerMetrics
 from headrace.telemetry.observer import BatchRecord
-
-AGREED = """\
-# TYPE headrace_drift_score gauge
-headrace_drift_score{{model="m",version="1",tensor="x",feature="mean",score="psi"}} 0.3
-# TYPE headrace_drift_alarm gauge
-headrace_drift_alarm{{model="m",version="1",tensor="x",feature="mean"}} 1
-# TYPE headrace_drift_rows_total counter
-headrace_drift_rows_total{{model="m",version="1"}} {scrapes}
-# TYPE headrace_drift_skipped_rows_total counter
-headrace_drift_skipped_rows_total{{model="m",version="1"}} {scrapes}
-"""
 
 
 class StandIn:
@@ -80,4 +69,4 @@ class StandIn:
         self._scrapes += 1
         self._recorder.batch(BatchRecord([0], [1], [2], [1], 3, 4, 5, 6, 1, "idle", 0))
         gpus = generate_latest(SimpleNamespace(collect=self._gpus.read))
-        return generate_latest(self._registry) + gpus + AGREED.format(scrapes=self._scrapes).encode()
+        return generate_latest(self._registry) + gpus

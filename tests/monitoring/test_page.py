@@ -163,7 +163,7 @@ def test_the_page_shows_a_server_under_load(server, browser, tmp_path):
     assert "100 %" not in phases
     assert "%" in browser.run("document.querySelector('#batches svg').getAttribute('aria-label')")
     eventually(lambda: browser.run("document.querySelectorAll('#rate svg path, #p99 svg path').length") == 2, 30)
-    assert "No model is compared with a reference." in text("#drift")
+    eventually(lambda: re.search(r"watched 1\s+x \(inputs\)\s+0\s+psi\s+[\d.]+\s+as trained", text("#drift")), 60)
 
     browser.run("(() => { const it = document.querySelector('#choice'); it.value = 'plain 1'; "
                 "it.dispatchEvent(new Event('change')); })()")  # fmt: skip
@@ -193,6 +193,7 @@ def test_what_a_model_or_a_feature_is_called_is_text(server, browser):
             "model": HOSTILE,
             "version": "1",
             "tensor": "x",
+            "direction": "inputs",
             "feature": HOSTILE,
             "score": "psi",
             "value": v,
@@ -218,6 +219,7 @@ def test_a_server_that_goes_away_is_said_to_be(browser, tmp_path_factory):
     with Server(models) as server:
         browser.open(server.http)
         eventually(lambda: browser.run("document.querySelector('#state').innerText") == "ready", 30)
+        assert "No model is compared" in browser.run("document.querySelector('#drift').innerText")
     eventually(lambda: "no answer" in browser.run("document.querySelector('#state').innerText"), 30)
 
 

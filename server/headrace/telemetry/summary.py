@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from headrace.telemetry.recorder import Reading
 
     Drift = Callable[[], Iterable[Mapping[str, Any]]]
-    """One entry a feature and score: `model`, `version`, `tensor`, `feature`, `score` (its name), `value`, `alarm`."""
+    """One entry a feature: model, version, tensor, direction, feature, score (its name), value, alarm."""
 
 FRESH_NS: Final = 500_000_000
 """How old an answer may be: however many pages are open, the metrics are read twice a second at most."""
