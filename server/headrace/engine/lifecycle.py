@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from headrace.backends import registry
@@ -17,6 +17,7 @@ from headrace.engine.ensemble import Ensemble
 from headrace.engine.policies import cost_model, make_buckets
 from headrace.engine.presented import check_described, present
 from headrace.engine.processed import process, ragged_inputs
+from headrace.engine.rules import version_rules
 from headrace.engine.scheduler import Scheduler
 from headrace.engine.sequence import SequenceScheduler
 from headrace.engine.sequence_plan import plan_sequences
@@ -29,7 +30,7 @@ from headrace.repository.discovery import Broken, Found, scan
 from headrace.telemetry.recorder import no_resources
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from headrace.backends.base import Instance, LoadedModel
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from headrace.engine.warmup import Sample
     from headrace.pipeline.cost import CostModel
     from headrace.pipeline.response_cache import ResponseCache
+    from headrace.pipeline.rules import Rules
     from headrace.repository.catalog import Catalog
     from headrace.repository.model_config import ModelConfig
     from headrace.telemetry.metrics import Metrics
@@ -147,31 +149,24 @@ class Engine:
         rest = rest_ns if self._schedulers else no_rest
         try:
             async with self._one_at_a_time:
-                model, instances, cost, plan = await in_background(
-                    lambda: _open_planned(found, self._clock, self._inline_below_ns, rest)
-                )
+                opened = await in_background(lambda: _open_planned(found, self._clock, self._inline_below_ns, rest))
         except ModelLoadError as error:
             return self._failed(*key, str(error))
         except Exception as error:
             return self._failed(*key, "loading failed unexpectedly; the server's log says more", error)
         if self._closed:
-            for instance in instances:
+            for instance in opened.instances:
                 instance.close()
             return self._failed(*key, "the server is leaving")
-        self._publish(found, model, instances, cost, plan, began)
+        self._publish(found, opened, began)
         return ""
 
-    def _publish(
-        self,
-        found: Found,
-        model: LoadedModel,
-        instances: Sequence[Instance],
-        cost: CostModel,
-        plan: SequencePlan | None,
-        began: int,
-    ) -> None:
+    def _publish(self, found: Found, opened: _Opened, began: int) -> None:
         version = str(found.version)
-        scheduler = Scheduler(found.name, version, model, found.config, instances, cost, self._clock, self._turn)
+        model, instances, cost, plan = opened.model, opened.instances, opened.cost, opened.plan
+        scheduler = Scheduler(
+            found.name, version, model, found.config, instances, cost, self._clock, self._turn, rules=opened.rules
+        )
         seconds = (self._clock() - began) / 1e9
         served: Served = self._cached(found, scheduler)
         if plan is not None:
@@ -265,6 +260,7 @@ class Engine:
                 steps, [model.signature for model in models], found.config.ensemble.outputs, found.config.max_batch
             )
             graph = replace(graph, signature=check_described(graph.signature, found.config, found.path.parent))
+            rules = version_rules(found.path, found.config, graph.signature)
         except (HeadraceError, BadGraph, ModelLoadError) as error:
             reason = f"a model of its steps does not serve: {error}" if isinstance(error, HeadraceError) else str(error)
             if way := circle(found.name, self._members()):
@@ -277,7 +273,7 @@ class Engine:
         before = self._schedulers.get(key)
         if not isinstance(before, Ensemble) or before.graph != graph or self._loaded[key] != found:
             ensemble = Ensemble(
-                found.name, str(found.version), found.config, graph, level, self.catalog.resolve, self._clock
+                found.name, str(found.version), found.config, graph, level, self.catalog.resolve, self._clock, rules
             )
             self._serve(found, ensemble, 0.0)
             logger.info("model %s version %d serves: an ensemble of %s", *key, [step.model for step in steps])
@@ -375,16 +371,27 @@ def open_model(
     return model, instances, cost
 
 
-def _open_planned(
-    found: Found, clock: Clock, inline_below_ns: int, rest: Rest
-) -> tuple[LoadedModel, list[Instance], CostModel, SequencePlan | None]:
-    """The same, and the plan of a stateful model."""
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A version that can serve. plan: of a stateful model. rules: for inputs."""
+
+    model: LoadedModel
+    instances: list[Instance]
+    cost: CostModel
+    plan: SequencePlan | None
+    rules: Mapping[str, Rules]
+
+
+def _open_planned(found: Found, clock: Clock, inline_below_ns: int, rest: Rest) -> _Opened:
+    """See `open_model`."""
     model, instances, cost = open_model(found, clock, inline_below_ns, rest)
     sequence = found.config.sequence
-    if sequence is None:
-        return model, instances, cost, None
     try:
-        return model, instances, cost, plan_sequences(sequence, model.signature, len(instances), found.path.parent)
+        rules = version_rules(found.path, found.config, model.signature)
+        plan = None
+        if sequence is not None:
+            plan = plan_sequences(sequence, model.signature, len(instances), found.path.parent)
+        return _Opened(model, instances, cost, plan, rules)
     except ModelLoadError:
         for instance in instances:
             instance.close()

@@ -17,18 +17,25 @@ if TYPE_CHECKING:
 
     from headrace.messages import Owner, Signature
     from headrace.pipeline.padding import RaggedRule
+    from headrace.pipeline.rules import Rules
     from headrace.repository.model_config import LevelConfig, ModelConfig, QueueConfig
 
 
 def model_view(
-    name: str, version: str, signature: Signature, config: ModelConfig, owner: Owner, buckets: Buckets | None = None
+    name: str,
+    version: str,
+    signature: Signature,
+    config: ModelConfig,
+    owner: Owner,
+    rules: Mapping[str, Rules],
+    buckets: Buckets | None = None,
 ) -> ModelView:
     """What decoding needs to know."""
     return ModelView(
         name,
         version,
         signature,
-        config.inputs,
+        rules,
         owner,
         config.split_oversize,
         config.priority_levels,

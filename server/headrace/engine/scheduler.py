@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from headrace.engine.policies import batch_limits, make_buckets, model_view, queue_limits
 from headrace.engine.processed import ragged_inputs
+from headrace.engine.rules import input_rules
 from headrace.engine.worker import Job, Worker
 from headrace.errors import BackendFailed, Cancelled, DeadlineUnreachable, QueueFull, ShuttingDown, reason_of
 from headrace.messages import Batch, State
@@ -23,7 +24,7 @@ from headrace.pipeline.timing import timing_parameters
 from headrace.telemetry.observer import BatchRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from headrace.backends.base import Instance, LoadedModel
     from headrace.clock import Clock
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from headrace.errors import HeadraceError
     from headrace.messages import InferRequest, Template
     from headrace.pipeline.cost import CostModel
+    from headrace.pipeline.rules import Rules
     from headrace.repository.model_config import ModelConfig
     from headrace.rpc import model_config_pb2 as mc
     from headrace.telemetry.observer import ModelObserver
@@ -47,7 +49,7 @@ class Scheduler:
     """Runs the requests of one model version on its instances. Everything happens on the event loop.
 
     model, instances: what the backend has opened. cost: as the warm-up has left it. turn: when batches are formed.
-    worker: what runs an instance; tests have one without a thread.
+    worker: what runs an instance; tests have one without a thread. rules: for inputs; None: those of `config`.
     """
 
     level = 0
@@ -64,6 +66,7 @@ class Scheduler:
         clock: Clock,
         turn: Turn,
         worker: type[Worker] = Worker,
+        rules: Mapping[str, Rules] | None = None,
     ) -> None:
         self.name = name
         self.version = version
@@ -76,7 +79,8 @@ class Scheduler:
         self.observer: ModelObserver
         self.statistics: Callable[[], Statistics]
         self.stated: mc.ModelConfig | None = None  # what its config.pbtxt says, for clients that ask
-        self.view = model_view(name, version, self._takes, config, self, self._buckets)
+        rules = input_rules(config, self._takes) if rules is None else rules
+        self.view = model_view(name, version, self._takes, config, self, rules, self._buckets)
         self.queue = RequestQueue()
         self.draining = False
         self._clock = clock

@@ -55,6 +55,7 @@ _REJECTIONS = (
     "overloaded",
     "shutting_down",
     "invalid_request",
+    "rule_broken",
     "queue_timeout",
     "deadline_exceeded",
 )
@@ -316,6 +317,15 @@ def _request_families(readings: Sequence[Reading]) -> Iterator[Metric]:
         waiting.add_metric(labels, reading.queue[0])
         rows.add_metric(labels, reading.queue[1])
     yield from (refused, waiting, rows)
+    broken = CounterMetricFamily(
+        "headrace_validation",
+        "Requests in which an input broke a rule, by what has become of them",
+        labels=(*LABELS, "input", "rule", "policy"),
+    )
+    for reading in readings:
+        for how, count in sorted(reading.rules.items()):
+            broken.add_metric((reading.model, reading.version, *how), count)
+    yield broken
 
 
 def _batch_families(readings: Sequence[Reading]) -> Iterator[Metric]:

@@ -20,6 +20,7 @@ class RecordingObserver:
         self.elements = 0
         self.padding = 0
         self.expired_sequences = 0
+        self.rules: Counter[tuple[str, str, str]] = Counter()
 
     def __repr__(self) -> str:
         return f"<RecordingObserver {self.requests} requests in {len(self.batches)} batches, {dict(self.reasons)}>"
@@ -53,6 +54,10 @@ class RecordingObserver:
         """See `ModelObserver`."""
         self.elements += elements
         self.padding += padding
+
+    def rule_broken(self, name: str, rule: str, policy: str, requests: int) -> None:
+        """See `ModelObserver`."""
+        self.rules[name, rule, policy] += requests
 
     def sequences_expired(self, sequences: int) -> None:
         """See `ModelObserver`."""
