@@ -34,6 +34,9 @@ class Broken:
     def padded(self, elements, padding):
         self._call("padded", elements, padding)
 
+    def rule_broken(self, name, rule, policy, requests):
+        self._call("rule_broken", name, rule, policy, requests)
+
     def sequences_expired(self, sequences):
         self._call("sequences_expired", sequences)
 
@@ -47,6 +50,7 @@ def drive(observer):
         model.refused("cancelled", 3)
         model.wasted(1, 2)
         model.padded(3, 4)
+        model.rule_broken("x", "range", "count", 5)
         model.sequences_expired(4)
     guard.forget("m", "1")
     return guard
@@ -61,7 +65,7 @@ def test_everything_is_passed_on(caplog):
     drive(observer)
     turn = [
         ("batch", "record"), ("refused", "queue_full", 1), ("refused", "cancelled", 3), ("wasted", 1, 2),
-        ("padded", 3, 4), ("sequences_expired", 4),
+        ("padded", 3, 4), ("rule_broken", "x", "range", "count", 5), ("sequences_expired", 4),
     ]  # fmt: skip
     assert observer.calls == [("model", "m", "1"), *turn, *turn, ("forget", "m", "1")]
     assert caplog.records == []
@@ -70,18 +74,24 @@ def test_everything_is_passed_on(caplog):
 def test_each_kind_is_logged_once_and_nothing_is_raised(caplog):
     error = ValueError("x")
     observer = Broken(
-        batch=error, refused=error, wasted=KeyError("y"), padded=error, sequences_expired=error, forget=error
+        batch=error,
+        refused=error,
+        wasted=KeyError("y"),
+        padded=error,
+        rule_broken=error,
+        sequences_expired=error,
+        forget=error,
     )
     guard = drive(observer)
     assert kinds(caplog) == [
         ("batch", "ValueError"), ("refused", "ValueError"), ("wasted", "KeyError"), ("padded", "ValueError"),
-        ("sequences_expired", "ValueError"), ("forget", "ValueError"),
+        ("rule_broken", "ValueError"), ("sequences_expired", "ValueError"), ("forget", "ValueError"),
     ]  # fmt: skip
     assert all(record.levelno == logging.ERROR and record.exc_info[1] for record in caplog.records)
-    assert len(observer.calls) == 14  # it is called again after it has failed
+    assert len(observer.calls) == 16  # it is called again after it has failed
     observer.errors["forget"] = TypeError("z")
     guard.forget("m", "1")
-    assert kinds(caplog)[6:] == [("forget", "TypeError")]
+    assert kinds(caplog)[7:] == [("forget", "TypeError")]
 
 
 def test_a_model_without_observer_hears_nothing(caplog):

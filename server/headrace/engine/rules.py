@@ -97,7 +97,8 @@ def _rules(given: InputRules, spec: TensorSpec, *, is_image: bool) -> Rules | No
 
 
 def _is_given(given: InputRules, key: str) -> bool:
-    return getattr(given, key) not in (None, False, ())
+    value = getattr(given, key)
+    return value is not None and value is not False and value != ()  # 0 is given
 
 
 def _check_kind(given: InputRules, spec: TensorSpec, *, is_image: bool) -> None:
@@ -130,9 +131,7 @@ def _texts(given: InputRules) -> TextRules:
 
 
 def _size(given: InputRules) -> SizeRules:
-    return SizeRules(
-        (given.min_height or 0, given.max_height or math.inf), (given.min_width or 0, given.max_width or math.inf)
-    )
+    return SizeRules((given.min_height, given.max_height), (given.min_width, given.max_width))
 
 
 def _oriented(rules: Rules, channels_first: bool) -> Rules:

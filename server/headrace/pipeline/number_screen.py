@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headrace.datatypes import DATATYPES
-from headrace.pipeline.text_screen import some
+from headrace.pipeline.rules import some, span
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -127,8 +127,11 @@ class NumberCheck:
             return f"{shown} a finite number"
         if rule == "values" and rules.values is not None:
             return f"{shown} {some(rules.values.tolist())}"
-        low, high = (bound[at % bound.size] if bound.ndim else bound for bound in self._bounds())
-        return f"{shown} a value from {low:g} to {high:g}"
+        low: Any
+        high: Any
+        low, high = (bound[at % bound.size] if bound.ndim else bound[()] for bound in self._bounds())
+        ends = (-np.inf, np.inf) if self._float else (np.iinfo(low.dtype).min, np.iinfo(high.dtype).max)
+        return f"{shown} a value {span(None if low == ends[0] else low, None if high == ends[1] else high)}"
 
     def clipped(self, values: Numbers) -> bytes:
         """One request's numbers as they keep the rules whose policy is `clip`: at the nearest bound, or filled."""

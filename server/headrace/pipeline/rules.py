@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
 
@@ -18,6 +18,19 @@ if TYPE_CHECKING:
 Policy = Literal["reject", "clip", "count"]
 """reject: the request is refused. clip: its values are changed to keep the rule. count: it is taken as it is."""
 RuleName = Literal["missing", "finite", "range", "values", "size", "length", "pattern"]
+
+
+def span(low: float | None, high: float | None) -> str:
+    """From one to the other, in words; None: there is no bound."""
+    if low is not None and high is not None:
+        return f"from {low:g} to {high:g}"
+    return f"of at most {high:g}" if low is None else f"of at least {low:g}"
+
+
+def some(values: Sequence[object]) -> str:
+    """One of these values, in words; of many, the first."""
+    shown = ", ".join(repr(value) for value in values[:8])
+    return f"one of {shown}{', ...' if len(values) > 8 else ''}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,18 +64,21 @@ class TextRules:
 
 @dataclass(frozen=True, slots=True)
 class SizeRules:
-    """Of an input of images. height, width: least and greatest number of pixels. channels_first: of the layout."""
+    """Of an input of images. height, width: least and greatest number of pixels, None for any.
 
-    height: tuple[int, float]
-    width: tuple[int, float]
+    channels_first: whether a row is [channels, height, width].
+    """
+
+    height: tuple[int | None, int | None]
+    width: tuple[int | None, int | None]
     channels_first: bool = False
 
     def refusal(self, dims: tuple[int, ...]) -> str:
         """What is wrong with a row of these dimensions; empty if nothing is."""
         height, width = dims[-2:] if self.channels_first else dims[-3:-1]
         for what, own, (least, most) in (("height", height, self.height), ("width", width, self.width)):
-            if not least <= own <= most:
-                return f"{height} x {width} pixels (height x width), expected a {what} from {least} to {most:g}"
+            if (least is not None and own < least) or (most is not None and own > most):
+                return f"{height} x {width} pixels (height x width), expected a {what} {span(least, most)}"
         return ""
 
 

@@ -11,6 +11,7 @@ from pydantic_core import SchemaError, SchemaValidator, core_schema
 
 from headrace.errors import InvalidRequest
 from headrace.pipeline import bytes_tensor
+from headrace.pipeline.rules import some, span
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -112,16 +113,10 @@ class TextCheck:
                 yield "values", at, f"is {_shown(text)}, expected {some(sorted(one.decode() for one in values))}"
             size = len(text)
             if size < rules.min_length or (rules.max_length is not None and size > rules.max_length):
-                most = "" if rules.max_length is None else f", at most {rules.max_length}"
-                yield "length", at, f"has {size} characters, expected at least {rules.min_length}{most}"
+                expected = span(rules.min_length or None, rules.max_length)
+                yield "length", at, f"has {size} characters, expected a length {expected}"
             if matching is not None and not matching.isinstance_python(text):
                 yield "pattern", at, f"is {_shown(text)}, expected all of it to match {rules.pattern!r}"
-
-
-def some(values: Sequence[object]) -> str:
-    """One of these values, in words; of many, the first."""
-    shown = ", ".join(repr(value) for value in values[:8])
-    return f"one of {shown}{', ...' if len(values) > 8 else ''}"
 
 
 def _shown(text: str) -> str:
