@@ -27,7 +27,8 @@ from onnx import TensorProto, helper, numpy_helper
 from prometheus_client import CollectorRegistry
 
 from headrace.clock import monotonic_ns
-from headrace.engine.lifecycle import Engine, open_model
+from headrace.engine.lifecycle import Engine
+from headrace.engine.opening import open_model
 from headrace.engine.policies import make_buckets
 from headrace.engine.shared_memory import NoSharedMemory
 from headrace.engine.turn import Turn

@@ -39,6 +39,7 @@ class Server(grpc.GenericRpcHandler):
     def ModelConfig(self, request, context):  # noqa: N802
         response = pb.ModelConfigResponse()
         response.config.max_batch_size = 64
+        response.config.backend = "onnxruntime"
         return response
 
     def RepositoryIndex(self, request, context):  # noqa: N802
@@ -225,9 +226,9 @@ def test_models_is_a_table(server, capsys):
     assert main(["models", "--url", server.url]) == 0
     table = [[cell.strip() for cell in re.split(r"  +", line)] for line in capsys.readouterr().out.splitlines()]
     assert table == [
-        ["MODEL", "VERSION", "STATE", "MAX BATCH", "INPUTS", "OUTPUTS", "REASON"],
-        ["broken", "-", "UNAVAILABLE", "-", "-", "-", "model.toml: unknown key 'a'"],
-        ["double", "3", "READY", "64", "x FP32[-1,2], t BYTES[-1,1]", "y FP32[-1,2], t2 BYTES[-1,1]"],
+        ["MODEL", "VERSION", "STATE", "BACKEND", "MAX BATCH", "INPUTS", "OUTPUTS", "REASON"],
+        ["broken", "-", "UNAVAILABLE", "-", "-", "-", "-", "model.toml: unknown key 'a'"],
+        ["double", "3", "READY", "onnxruntime", "64", "x FP32[-1,2], t BYTES[-1,1]", "y FP32[-1,2], t2 BYTES[-1,1]"],
     ]
 
 
@@ -235,5 +236,5 @@ def test_models_as_json(server, capsys):
     assert main(["models", "--url", server.url, "--json"]) == 0
     broken, double = json.loads(capsys.readouterr().out)
     assert broken == {"name": "broken", "version": "", "state": "UNAVAILABLE", "reason": "model.toml:\nunknown key 'a'"}
-    assert double["max_batch"] == 64
+    assert (double["max_batch"], double["backend"]) == (64, "onnxruntime")
     assert double["inputs"][0] == {"name": "x", "datatype": "FP32", "shape": [-1, 2]}

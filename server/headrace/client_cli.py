@@ -62,8 +62,9 @@ def add_commands(commands: Subparsers) -> None:
         "models",
         usage="headrace models [--url HOST:PORT] [--timeout-ms N] [--json] | headrace models convert [--write] DIR",
         help="list a server's models, or convert the configuration of Triton's",
-        description="Lists every model of a server: version, state (and the reason where it does not serve), largest "
-        "batch, inputs and outputs. -1 is a dimension of any size; the first one is the batch.",
+        description="Lists every model of a server: version, state (and the reason where it does not serve, or not by "
+        "the first backend of its list), backend, largest batch, inputs and outputs. -1 is a dimension of any size; "
+        "the first one is the batch.",
         allow_abbrev=False,
     )
     _add_common(models)
@@ -260,12 +261,13 @@ def _models(arguments: argparse.Namespace, server: _Server) -> None:
     if arguments.json:
         print(json.dumps(models))
         return
-    headings = ("MODEL", "VERSION", "STATE", "MAX BATCH", "INPUTS", "OUTPUTS", "REASON")
+    headings = ("MODEL", "VERSION", "STATE", "BACKEND", "MAX BATCH", "INPUTS", "OUTPUTS", "REASON")
     rows = [
         (
             model["name"],
             model["version"] or "-",
             model["state"],
+            model.get("backend") or "-",
             str(model.get("max_batch", "-")),
             ", ".join(_tensor_text(tensor) for tensor in model.get("inputs", ())) or "-",
             ", ".join(_tensor_text(tensor) for tensor in model.get("outputs", ())) or "-",
@@ -289,6 +291,7 @@ def _model(server: _Server, entry: Any) -> dict[str, Any]:  # noqa: ANN401
     config = server.call(
         "ModelConfig", pb.ModelConfigRequest(name=entry.name, version=entry.version), pb.ModelConfigResponse
     )
+    model["backend"] = config.config.backend
     model["max_batch"] = config.config.max_batch_size
     for kind in ("inputs", "outputs"):
         model[kind] = [

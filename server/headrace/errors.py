@@ -42,7 +42,7 @@ class ModelNotFound(HeadraceError):
 
 
 class ModelNotReady(HeadraceError):
-    """The version asked for exists and is loading, unloading or failed to load."""
+    """The version asked for exists and is loading, unloading, failed to load, or has lost its instances."""
 
     reason = "model_not_ready"
 
@@ -121,6 +121,12 @@ class StateFull(Overloaded):
     """The states of a model's sequences take as many bytes as they may; the sequence has ended."""
 
     reason = "state_full"
+
+
+class StateLost(HeadraceError):
+    """The instance that ran a request was lost, and with it what the model kept of the sequence; it has ended."""
+
+    reason = "state_lost"
 
 
 class DeadlineUnreachable(Overloaded):

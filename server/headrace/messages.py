@@ -351,7 +351,10 @@ class InferRequest:
 
 @dataclass(slots=True)
 class Batch:
-    """Requests that run together, in queue order. reason: why the batch was closed, one of `CLOSE_REASONS`."""
+    """Requests that run together, in queue order. reason: why the batch was closed, one of `CLOSE_REASONS`.
+
+    losses: how many instances its only request has lost before.
+    """
 
     requests: list[InferRequest]
     rows: int
@@ -359,6 +362,7 @@ class Batch:
     batched: int = 0
     started: int = 0
     finished: int = 0
+    losses: int = 0
 
     @property
     def fit(self) -> Fit | None:
@@ -370,12 +374,12 @@ class Batch:
 
 
 CLOSE_REASONS = (
-    "full", "cost", "preferred", "deadline", "idle", "delay", "shape", "single", "isolated", "drain", "ensemble",
-    "cached",
+    "full", "cost", "preferred", "deadline", "idle", "delay", "shape", "single", "isolated", "rerun", "drain",
+    "ensemble", "cached",
 )  # fmt: skip
 """full: no further row fits. cost: a further row would wait without becoming cheaper. preferred: its size is one that
 the configuration prefers. deadline: a further row, or further waiting, would make a member late. idle: an idle instance
 took all there was. delay: the fixed delay was over. shape: what waits next cannot share a tensor with it. single:
-requests of this model run alone. isolated: the batch that it was in has failed, so it is run alone. drain: the server
-is leaving. ensemble: a request that runs through other models, in whose batches it is. cached: no batch, the reply was
-there."""
+requests of this model run alone. isolated: the batch that it was in has failed, so it is run alone. rerun: the instance
+that ran it was lost, so it is run again, alone. drain: the server is leaving. ensemble: a request that runs through
+other models, in whose batches it is. cached: no batch, the reply was there."""

@@ -3,7 +3,7 @@ import sys
 import pytest
 
 from headrace.backends.onnxruntime import OnnxRuntimeBackend
-from headrace.backends.registry import BACKENDS, get
+from headrace.backends.registry import BACKENDS, get, is_reference
 from headrace.errors import ModelLoadError
 
 
@@ -64,3 +64,9 @@ def test_what_can_be_wrong_is_told_apart(package, name, message):
     with pytest.raises(ModelLoadError) as error:
         get(name)
     assert str(error.value).startswith(message)
+
+
+def test_the_reference_is_known_by_both_its_names():
+    assert [name for name in BACKENDS if is_reference(name)] == ["onnxruntime", "onnxruntime-cpu"]
+    assert not is_reference("mine.echo:Echo")
+    assert not is_reference("nothing")

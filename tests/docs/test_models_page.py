@@ -9,6 +9,7 @@ from headrace.backends.onnxruntime import Options
 from headrace.backends.onnxruntime.gpu_options import CudaOptions, GpuOptions, ShapeRange, TensorRtOptions
 from headrace.backends.tensorrt import options as tensorrt
 from headrace.repository.bucket_config import BucketConfig, FollowingDim, SizeRule
+from headrace.repository.fallback_config import FallbackConfig, ToleranceConfig
 from headrace.repository.model_config import (
     EnsembleConfig,
     EnsembleStep,
@@ -24,6 +25,7 @@ from headrace.repository.triton.backend import _PARAMETERS
 from headrace.repository.triton.fields import DECISIONS, Taken
 from headrace.repository.triton.gpus import _ACCELERATORS
 from headrace.settings_sources import leaves
+from headrace.telemetry.observer import FALLBACK_REASONS
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -58,6 +60,16 @@ def words(page):
 def test_keys_of_model_toml(model):
     known = words("models.md") | {word.rpartition(".")[2] for word in words("models.md")}
     assert {setting.path[-1] for setting in leaves(model)} <= known
+
+
+def test_keys_of_fallback():
+    known = words("fallback.md")
+    for model in (FallbackConfig, ToleranceConfig):
+        assert set(model.model_fields) <= known | words("models.md")
+
+
+def test_reasons_of_fallbacks():
+    assert set(FALLBACK_REASONS) <= words("fallback.md")
 
 
 @pytest.mark.parametrize("model", [GpuOptions, CudaOptions, TensorRtOptions, ShapeRange])

@@ -114,10 +114,12 @@ def test_models(server):
     code, out, err = headrace("models", "--url", server.address)
     assert (code, err) == (0, "")
     rows = {line.split()[0]: " ".join(line.split()) for line in out.splitlines()}
-    assert rows["MODEL"] == "MODEL VERSION STATE MAX BATCH INPUTS OUTPUTS REASON"
-    assert rows["digits"] == "digits 1 READY 64 pixels FP32[-1,64] probabilities FP32[-1,10], label INT64[-1]"
-    assert rows["fixed"] == "fixed 1 READY 0 x FP32[2,3] y FP32[2,3]"
-    assert rows["broken"].startswith("broken 1 UNAVAILABLE - - - ONNX Runtime cannot load")
+    assert rows["MODEL"] == "MODEL VERSION STATE BACKEND MAX BATCH INPUTS OUTPUTS REASON"
+    assert (
+        rows["digits"] == "digits 1 READY onnxruntime 64 pixels FP32[-1,64] probabilities FP32[-1,10], label INT64[-1]"
+    )
+    assert rows["fixed"] == "fixed 1 READY onnxruntime 0 x FP32[2,3] y FP32[2,3]"
+    assert rows["broken"].startswith("broken 1 UNAVAILABLE - - - - ONNX Runtime cannot load")
     assert "unknown key 'max_bach'" in rows["misconfigured"]
     code, out, _ = headrace("models", "--url", server.address, "--json")
     listed = {(model["name"], model["version"]): model for model in json.loads(out)}

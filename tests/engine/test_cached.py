@@ -5,6 +5,7 @@ import pytest
 from engine.test_control import Repository, virtual
 from engine.test_lifecycle import World
 
+from headrace.backends.base import InstanceLost
 from headrace.engine.control import ModelControl
 from headrace.engine.lifecycle import Engine
 from headrace.errors import ShuttingDown
@@ -183,3 +184,20 @@ async def test_more_rows_than_a_batch(repository):
     for _ in range(2):
         assert output_arrays(await world.ask(rows))["y"].tolist() == rows.tolist()
     assert world.statistics().cache_hit.count == 1
+
+
+@virtual
+async def test_what_is_cached_is_answered_though_no_instance_is_left(repository):
+    repository.write("a", CACHED)
+    world = Cached(repository)
+    await world.control.start()
+    assert output_arrays(await world.ask())["y"].tolist() == ROW.tolist()
+    served = world.catalog.resolve("a")
+    FakeBackend.loaded[-1].instances[0].lost = InstanceLost("no memory")
+    missed = world.client.send(infer_request("a", {"x": ROW * 2}))
+    await asyncio.sleep(0.1)
+    assert (served.condition.usable, missed.ended) == (0, False)
+    assert output_arrays(await world.ask())["y"].tolist() == ROW.tolist()
+    await asyncio.sleep(5)
+    assert output_arrays(missed.response)["y"].tolist() == (ROW * 2).tolist()
+    assert served.condition.usable == 1

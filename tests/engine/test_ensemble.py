@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from engine.test_control import Control, Repository, virtual
 
+from headrace.backends.base import InstanceLost
 from headrace.errors import (
     DeadlineUnreachable,
     InvalidRequest,
@@ -266,3 +267,27 @@ async def test_what_is_left_at_the_end_is_told(repository):
     call = send(world)
     world.engine.close()
     assert type(call.error) is ShuttingDown
+
+
+@virtual
+async def test_it_is_ready_while_all_its_models_are(repository):
+    repository.write("b", "instances = 2\n")
+    world = Control(repository, "none")
+    await world.control.start()
+    condition = world.catalog.resolve("e").condition
+    assert (condition.usable, condition.note, condition.backend, condition.count()) == (1, "", "", {})
+    b = next(one for one in world.engine.schedulers if one.name == "b")
+    (model,) = [model for model in FakeBackend.loaded if len(model.instances) == 2]
+    for instance in model.instances:
+        instance.lost = InstanceLost("no memory", with_others=True)
+    call = send(world)
+    await asyncio.sleep(0.1)
+    assert not call.ended
+    assert (condition.usable, b.condition.usable) == (0, 0)
+    assert condition.note.startswith("b: 2 of 2 instances of headrace.testing.backend:FakeBackend are lost")
+    assert condition.note.endswith(": no memory")
+    await asyncio.sleep(5)
+    assert end(call) == ROW.tolist(), "its second step has run on an instance that was made anew"
+    assert (condition.usable, condition.note) == (1, "")
+    world.control._engine.unload("b", 1)
+    assert condition.usable == 0, "a model that is not there"

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from headrace.engine import lifecycle
-from headrace.engine.lifecycle import Engine, open_model, warm_sizes
+from headrace.engine import opening
+from headrace.engine.lifecycle import Engine
+from headrace.engine.opening import open_model, warm_sizes
 from headrace.engine.shared_memory import NoSharedMemory
 from headrace.engine.turn import Turn
 from headrace.errors import ConfigError, InvalidRequest, ModelLoadError, ModelNotFound, ShuttingDown
@@ -85,7 +86,8 @@ def test_models_are_loaded_warmed_and_serve(repository, caplog):
         world.engine.close()
 
     run_virtual(main())
-    assert "model a version 1 serves: fake, max batch 8, 1 instances, loaded in 0.00 s, 1 row takes 5 us" in caplog.text
+    assert "model a version 1 serves: fake by headrace.testing.backend:FakeBackend, max batch 8" in caplog.text
+    assert "1 instances, loaded in 0.00 s, 1 row takes 5 us" in caplog.text
     assert len(FakeBackend.loaded) == 3
     sizes = [run.rows for run in FakeBackend.loaded[0].runs]
     assert sizes[:-1] == [rows for rows in (1, 2, 4, 8, 3, 5, 6, 7) for _ in range(3)]
@@ -112,8 +114,12 @@ def test_a_broken_model_leaves_the_others_serving(repository, caplog):
         assert reasons["refused/1"] == "no such operator"
         assert reasons["crashed/1"] == "loading failed unexpectedly; the server's log says more"
         assert reasons["failing/1"] == "a first run on zeros, batch size 1, failed: bad weights"
-        assert reasons["checked/1"] == "the configuration speaks of input ['q'], but the inputs of the model are ['x']"
-        assert reasons["forgetful/1"] == "sequence speaks of output 'q', but the outputs of the model are ['y']"
+        assert reasons["checked/1"] == (
+            "model.toml: the configuration speaks of input ['q'], but the inputs of the model are ['x']"
+        )
+        assert reasons["forgetful/1"] == (
+            "model.toml: sequence speaks of output 'q', but the outputs of the model are ['y']"
+        )
         assert "max_bach" in reasons["unreadable/None"]
         assert "policy" in reasons["unknown/None"]
         assert (await world.client.infer("good", {"x": ROW}))["y"].tolist() == ROW.tolist()
@@ -243,10 +249,16 @@ def test_every_size_that_can_occur_is_warmed_the_telling_ones_first(max_batch):
 
 
 @pytest.mark.parametrize(
-    ("warmup", "max_batch", "sizes"), [(False, 8, []), (True, 0, [1]), ((1, 5, 99), 8, [1, 5, 8]), ((3,), 0, [1])]
+    ("warmup", "max_batch", "sizes"), [(False, 8, []), (True, 0, [1]), ((1, 5, 8), 8, [1, 5, 8]), ((1,), 0, [1])]
 )
 def test_what_the_configuration_says_of_warming(warmup, max_batch, sizes):
     assert warm_sizes(ModelConfig(warmup=warmup), max_batch) == sizes
+
+
+@pytest.mark.parametrize(("warmup", "max_batch", "most"), [((1, 5, 99), 8, 8), ((3,), 0, 1)])
+def test_a_size_that_cannot_occur_is_no_warming(warmup, max_batch, most):
+    with pytest.raises(ModelLoadError, match=f"warmup has {max(warmup)} rows, a batch of the model at most {most}"):
+        warm_sizes(ModelConfig(warmup=warmup), max_batch)
 
 
 def test_warming_teaches_the_cost_model_and_stops_in_time(tmp_path, monkeypatch):
@@ -285,7 +297,7 @@ def test_dimensions_of_any_size_are_tried_with_1_and_need_not_succeed(tmp_path, 
 
 
 def test_sizes_that_would_take_very_much_memory_are_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(lifecycle, "WARM_BYTES", 65)
+    monkeypatch.setattr(opening, "WARM_BYTES", 65)
     model, _, _ = open_model(found(tmp_path, backend_options={"dims": [4]}), FakeClock(), 0)
     assert {run.rows for run in model.runs} == {1, 2, 3, 4}
 

@@ -3,7 +3,7 @@ import re
 import numpy as np
 import pytest
 
-from headrace.backends.base import memory_of, nodes_of
+from headrace.backends.base import device_of, memory_of, nodes_of
 from headrace.engine.presented import present
 from headrace.errors import ModelLoadError
 from headrace.messages import Signature, TensorSpec
@@ -177,6 +177,14 @@ def test_without_batching_the_message_speaks_of_no_batch(shown):
     assert refusal(shown, signature, inputs={"x": {"dims": (3, 2)}}).startswith(
         "the configuration says [3, 2] of input 'x', the model has [2, 3]"
     )
+
+
+def test_the_device_of_an_instance_is_that_of_the_one_behind(shown):
+    presented, model = shown(serve_outputs=("z",))
+    assert device_of(presented.make_instance(0)) is None
+    model.device = 1
+    assert presented.make_instance(1) is not model.instances[1]
+    assert device_of(presented.make_instance(1)) == 1
 
 
 def test_what_a_model_takes_is_that_of_the_model_behind_it(tmp_path):

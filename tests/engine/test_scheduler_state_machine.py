@@ -271,7 +271,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         for request in scheduler.queue:
             assert not 0 < request.expires <= now, "expired, and still in the queue"
         if scheduler._idle:
-            assert not scheduler._isolated
+            assert not scheduler._alone
             if scheduler.queue.requests:
                 assert self.policy not in ("slot", "single"), "an idle instance, and somebody waits"
                 assert not self.draining

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from headrace.datatypes import DATATYPES
-from headrace.engine.lifecycle import open_model
+from headrace.engine.opening import open_model
 from headrace.engine.warmup import read_samples, run_samples, zeros
 from headrace.errors import ModelLoadError
 from headrace.messages import Signature, TensorSpec

@@ -26,7 +26,7 @@ def running(*since):
     return [Batch([], 8, "full", batched=NOW - ago) for ago in since]
 
 
-def ask(request, *waiting, limits=None, cost=None, instances=1, busy=(), draining=False):
+def ask(request, *waiting, limits=None, cost=None, instances=1, busy=(), draining=False, alone_ns=0):
     queue = RequestQueue()
     for other in waiting:
         queue.push(other)
@@ -40,6 +40,7 @@ def ask(request, *waiting, limits=None, cost=None, instances=1, busy=(), drainin
         instances=instances,
         running=busy,
         draining=draining,
+        alone_ns=alone_ns,
     )
 
 
@@ -49,6 +50,13 @@ def request(rows=1, **more):
 
 def test_whoever_has_no_deadline_may_wait():
     assert ask(request(), *(request(8) for _ in range(100)), cost=flat(), busy=running(0)) is None
+
+
+def test_what_runs_alone_before_all_counts():
+    due = request(expires=NOW + 30 * MS)
+    alone = ask(due, cost=flat()), ask(due, cost=flat(), alone_ns=10 * MS), ask(due, cost=flat(), alone_ns=100 * MS)
+    assert [type(error) for error in alone] == [type(None), type(None), DeadlineUnreachable]
+    assert ask(due, cost=flat(), alone_ns=100 * MS, instances=10) is None, "it is shared among the instances"
 
 
 def test_a_server_that_drains_takes_nothing():
@@ -210,7 +218,7 @@ def test_whom_the_quick_look_admits_would_be_admitted_one_by_one(
     soonest = min((r.expires for r in requests if r.expires), default=0)
     quick = admit_all(
         len(requests), rows * len(requests), 5 * len(requests), soonest, NOW, queue, limits, cost,
-        max_rows=8, draining=draining,
+        max_rows=8, wary=draining,
     )  # fmt: skip
     refused = []
     for one in requests:
@@ -228,7 +236,7 @@ def test_the_quick_look_is_not_too_cautious():
     queue.push(request(8))
     for deadline, admitted in ((30, False), (40, True)):
         expires = NOW + deadline * MS
-        quick = admit_all(8, 8, 0, expires, NOW, queue, QueueLimits(), flat(), max_rows=8, draining=False)
+        quick = admit_all(8, 8, 0, expires, NOW, queue, QueueLimits(), flat(), max_rows=8, wary=False)
         assert quick is admitted
 
 
@@ -248,7 +256,7 @@ def test_levels_are_looked_at_one_by_one():
     queue = RequestQueue()
     for by_level in (False, True):
         limits = QueueLimits(by_level=by_level)
-        assert admit_all(1, 1, 0, 0, NOW, queue, limits, flat(), max_rows=8, draining=False) is not by_level
+        assert admit_all(1, 1, 0, 0, NOW, queue, limits, flat(), max_rows=8, wary=False) is not by_level
 
 
 def test_a_timeout_that_only_delays_refuses_nobody():
@@ -315,4 +323,4 @@ def test_the_quick_look_counts_a_batch_for_each_bucket(waiting):
     totals = {size: sum(rows for other, rows in waiting if other == size) for size, _ in waiting}
     batches = sum(-(-rows // 8) for rows in totals.values()) + 1  # and one that runs
     soonest = NOW + batches * cost.slowest - 1
-    assert not admit_all(1, 0, 0, soonest, NOW, queue, QueueLimits(), cost, max_rows=8, draining=False)
+    assert not admit_all(1, 0, 0, soonest, NOW, queue, QueueLimits(), cost, max_rows=8, wary=False)

@@ -40,6 +40,15 @@ class Broken:
     def sequences_expired(self, sequences):
         self._call("sequences_expired", sequences)
 
+    def fell_back(self, backend, to, reason):
+        self._call("fell_back", backend, to, reason)
+
+    def instances_lost(self, instances):
+        self._call("instances_lost", instances)
+
+    def rerun(self, requests):
+        self._call("rerun", requests)
+
 
 def drive(observer):
     guard = ObserverGuard(observer)
@@ -52,6 +61,9 @@ def drive(observer):
         model.padded(3, 4)
         model.rule_broken("x", "range", "count", 5)
         model.sequences_expired(4)
+        model.fell_back("fast", "safe", "lost")
+        model.instances_lost(5)
+        model.rerun(6)
     guard.forget("m", "1")
     return guard
 
@@ -66,6 +78,8 @@ def test_everything_is_passed_on(caplog):
     turn = [
         ("batch", "record"), ("refused", "queue_full", 1), ("refused", "cancelled", 3), ("wasted", 1, 2),
         ("padded", 3, 4), ("rule_broken", "x", "range", "count", 5), ("sequences_expired", 4),
+        ("fell_back", "fast", "safe", "lost"),
+        ("instances_lost", 5), ("rerun", 6),
     ]  # fmt: skip
     assert observer.calls == [("model", "m", "1"), *turn, *turn, ("forget", "m", "1")]
     assert caplog.records == []
@@ -80,18 +94,23 @@ def test_each_kind_is_logged_once_and_nothing_is_raised(caplog):
         padded=error,
         rule_broken=error,
         sequences_expired=error,
+        fell_back=error,
+        instances_lost=error,
+        rerun=error,
         forget=error,
     )
     guard = drive(observer)
     assert kinds(caplog) == [
         ("batch", "ValueError"), ("refused", "ValueError"), ("wasted", "KeyError"), ("padded", "ValueError"),
-        ("rule_broken", "ValueError"), ("sequences_expired", "ValueError"), ("forget", "ValueError"),
+        ("rule_broken", "ValueError"), ("sequences_expired", "ValueError"),
+        ("fell_back", "ValueError"), ("instances_lost", "ValueError"),
+        ("rerun", "ValueError"), ("forget", "ValueError"),
     ]  # fmt: skip
     assert all(record.levelno == logging.ERROR and record.exc_info[1] for record in caplog.records)
-    assert len(observer.calls) == 16  # it is called again after it has failed
+    assert len(observer.calls) == 22  # it is called again after it has failed
     observer.errors["forget"] = TypeError("z")
     guard.forget("m", "1")
-    assert kinds(caplog)[7:] == [("forget", "TypeError")]
+    assert kinds(caplog)[10:] == [("forget", "TypeError")]
 
 
 def test_a_model_without_observer_hears_nothing(caplog):

@@ -327,3 +327,27 @@ def test_sequences_of_stateful_models_alone(registry, metrics):
     assert registry.get_sample_value(names[0], {"model": "plain", "version": "1"}) is None
     recorder.sequences = None  # loaded again, as a model without sequences
     assert registry.get_sample_value(names[0], {"model": "stateful", "version": "1"}) is None
+
+
+def test_backends_and_their_instances(registry, metrics):
+    recorder = metrics.model("m", "1", lambda: (0, 0))
+    metrics.model("ensemble", "1", lambda: (0, 0))
+    recorder.instances = lambda: {("fast", "idle"): 0, ("fast", "lost"): 2, ("safe", "idle"): 1, ("safe", "running"): 3}
+    recorder.fell_back("fast", "safe", "lost")
+    recorder.fell_back("fast", "safe", "lost")
+    recorder.fell_back("faster", "fast", "load")
+    recorder.instances_lost(2)
+    recorder.rerun(5)
+    ours = {key: n for key, n in samples(registry, model="m", version="1").items() if "_seconds" not in key[0]}
+    assert {key: n for key, n in ours.items() if "backend" in key[0] or "instances" in key[0] or "rerun" in key[0]} == {
+        ("headrace_backend_info", (("backend", "safe"),)): 1,
+        ("headrace_instances", (("backend", "fast"), ("state", "idle"))): 0,
+        ("headrace_instances", (("backend", "fast"), ("state", "lost"))): 2,
+        ("headrace_instances", (("backend", "safe"), ("state", "idle"))): 1,
+        ("headrace_instances", (("backend", "safe"), ("state", "running"))): 3,
+        ("headrace_instances_lost_total", ()): 2,
+        ("headrace_rerun_requests_total", ()): 5,
+        ("headrace_backend_fallbacks_total", (("from", "fast"), ("reason", "lost"), ("to", "safe"))): 2,
+        ("headrace_backend_fallbacks_total", (("from", "faster"), ("reason", "load"), ("to", "fast"))): 1,
+    }
+    assert not [name for name, _ in samples(registry, model="ensemble") if "instances" in name]

@@ -10,6 +10,7 @@ from headrace.repository.model_config import BatchingConfig, ModelConfig, QueueC
 from headrace.rpc import inference_pb2 as pb
 from headrace.rpc import model_config_pb2 as mc
 from headrace.telemetry.statistics import BatchStatistics, Duration, Statistics
+from headrace.testing.condition import FakeCondition
 from headrace.transport.admin import Admin
 
 SIGNATURE = Signature(
@@ -33,6 +34,7 @@ class FakeServed:
     signature: Signature = SIGNATURE
     config: ModelConfig = field(default_factory=ModelConfig)
     plan: None = None
+    condition: FakeCondition = field(default_factory=FakeCondition)
     recorded: Statistics = field(default_factory=Statistics)
     stated: mc.ModelConfig | None = None
 
@@ -82,6 +84,15 @@ def test_model_ready():
     admin, _ = admin_of(FakeServed())
     assert admin.model_ready(pb.ModelReadyRequest(name="digits")).ready is True
     assert admin.model_ready(pb.ModelReadyRequest(name="digits", version="1")).ready is True
+
+
+def test_a_model_without_a_usable_instance_is_not_ready():
+    served = FakeServed(condition=FakeCondition(usable=0, note="2 of 2 instances lost"))
+    admin, _ = admin_of(served)
+    with pytest.raises(ModelNotReady, match="'digits' version 1 is not at ready state: 2 of 2 instances lost"):
+        admin.model_ready(pb.ModelReadyRequest(name="digits"))
+    served.condition.usable = 1
+    assert admin.model_ready(pb.ModelReadyRequest(name="digits")).ready is True
 
 
 def test_no_model_is_ready_on_a_server_that_is_not():

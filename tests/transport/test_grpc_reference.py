@@ -14,6 +14,7 @@ from headrace.messages import Signature, TensorSpec
 from headrace.repository.catalog import Catalog
 from headrace.repository.model_config import ModelConfig
 from headrace.telemetry.statistics import Statistics
+from headrace.testing.condition import FakeCondition
 from headrace.transport.admin import Admin
 from headrace.transport.grpc_reference import ReferenceTransport
 from headrace.transport.health import Health
@@ -38,6 +39,7 @@ class FakeServed:
     signature = Signature((TensorSpec("x", "FP32", (4,)),), (TensorSpec("y", "FP32", (2,)),), 8)
     config = ModelConfig()
     stated = plan = None
+    condition = FakeCondition()
 
     def statistics(self):
         return Statistics()

@@ -5,6 +5,7 @@ from google.protobuf import text_format
 from headrace.messages import Signature, TensorSpec
 from headrace.repository.model_config import ModelConfig
 from headrace.rpc import model_config_pb2 as mc
+from headrace.testing.condition import FakeCondition
 from headrace.transport.model_config import describe_model
 
 SIGNATURE = Signature((TensorSpec("x", "FP32", (4,)),), (TensorSpec("y", "BYTES", (1,), ("cat", "dog")),), 8)
@@ -18,6 +19,7 @@ class Served:
     config: ModelConfig = field(default_factory=ModelConfig)
     stated: mc.ModelConfig | None = None
     plan: None = None
+    condition: FakeCondition = field(default_factory=FakeCondition)
 
 
 def stated(text, **more):
@@ -79,7 +81,8 @@ def test_groups_on_gpus_name_them():
 
 def test_settings_of_model_toml_for_gpus():
     def group(**more):
-        (found,) = describe_model(Served(config=ModelConfig(backend="onnxruntime-cuda", **more))).instance_group
+        config, condition = ModelConfig(backend="onnxruntime-cuda", **more), FakeCondition(backend="onnxruntime-cuda")
+        (found,) = describe_model(Served(config=config, condition=condition)).instance_group
         return found.kind, list(found.gpus), found.count
 
     assert group() == (mc.ModelInstanceGroup.KIND_GPU, [0], 1)
@@ -133,3 +136,12 @@ def test_settings_of_model_toml_in_tritons_terms():
     first, second = made.model_warmup
     assert (first.name, first.batch_size, first.count, second.batch_size) == ("w", 2, 0, 1)
     assert (first.inputs["x"].input_data_file, list(first.inputs["x"].dims)) == ("f", [4])
+
+
+def test_of_a_chain_the_backend_that_runs_it_is_told():
+    options = {"fast": {"file": "fast.onnx"}, "safe": {"file": "safe.onnx", "graph_optimization_level": "basic"}}
+    config = ModelConfig(backend=("fast", "safe"), backend_options=options)
+    made = describe_model(Served(config=config, condition=FakeCondition(backend="safe")))
+    assert (made.backend, made.default_model_filename, made.optimization.graph.level) == ("safe", "safe.onnx", -1)
+    made = describe_model(Served(config=config, condition=FakeCondition(backend="fast")))
+    assert (made.backend, made.default_model_filename, made.optimization.graph.level) == ("fast", "fast.onnx", 0)

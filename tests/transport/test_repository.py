@@ -5,6 +5,7 @@ import pytest
 from headrace.errors import InvalidRequest, Unimplemented
 from headrace.repository.catalog import Catalog
 from headrace.rpc import inference_pb2 as pb
+from headrace.testing.condition import FakeCondition
 from headrace.transport.repository import RepositoryAdmin
 
 
@@ -22,6 +23,11 @@ class FakeControl:
         self.asked.append(("unload", name, dependents))
 
 
+class Served:
+    def __init__(self):
+        self.condition = FakeCondition()
+
+
 @pytest.fixture
 def control():
     return FakeControl()
@@ -30,7 +36,7 @@ def control():
 @pytest.fixture
 def catalog():
     catalog = Catalog()
-    catalog.ready("digits", 1, object())
+    catalog.ready("digits", 1, Served())
     catalog.loading("digits", 2)
     catalog.failed("broken", 1, "no such operator")
     catalog.failed("garbled", None, "model.toml: unknown key")
@@ -55,6 +61,21 @@ def test_the_index_tells_state_and_reason(admin, control):
     ]
     assert asked(ready=True) == [("digits", "1", "READY", "")]
     assert control.asked == ["index", "index"]
+
+
+def test_the_index_tells_the_condition_of_what_serves(admin, catalog):
+    def asked(**fields):
+        reply = asyncio.run(admin.index(pb.RepositoryIndexRequest(**fields)))
+        return [(m.state, m.reason) for m in reply.models if (m.name, m.version) == ("digits", "1")]
+
+    served = Served()
+    catalog.ready("digits", 1, served, "falls back to safe")
+    assert asked() == [("READY", "falls back to safe")]
+    served.condition.note = "1 of 2 instances lost"
+    assert asked(ready=True) == [("READY", "1 of 2 instances lost; falls back to safe")]
+    served.condition.usable = 0
+    assert asked() == [("UNAVAILABLE", "1 of 2 instances lost; falls back to safe")]
+    assert asked(ready=True) == []
 
 
 def test_load_and_unload(admin, control):

@@ -25,6 +25,7 @@ EXPECTED = {
     "Overloaded": (14, 503),
     "QueueFull": (14, 503),
     "StateFull": (14, 503),
+    "StateLost": (14, 503),
     "DeadlineUnreachable": (14, 503),
     "ShuttingDown": (14, 503),
     "QueueTimeout": (14, 503),

@@ -7,7 +7,7 @@ import urllib.request
 from typing import TYPE_CHECKING
 
 from gpu_check.modules import importable
-from gpu_check.registry import Failed, Skip, check
+from gpu_check.registry import Failed, check
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gpu_check.registry import Figures
 
 CHAIN = ("nowhere.to_be_found:Backend", "tensorrt", "onnxruntime-cuda", "onnxruntime-cpu")
-"""Of which this revision may not know each; the first one is never there."""
+"""The first one is never there."""
 SERVER = ("numpy", "onnx", "onnxruntime", "google.protobuf", "grpc", "grpc_reflection", "httptools", "orjson",
           "prometheus_client", "pydantic", "starlette", "uvicorn")  # fmt: skip
 
@@ -27,15 +27,10 @@ def fallback(context: Context) -> Figures:
     from gpu_check import serving
     from gpu_check.agreement import checked
     from gpu_check.sessions import on_cpu
-    from headrace.backends.registry import BACKENDS
-    from headrace.repository.model_config import ModelConfig
 
-    if "fallback" not in ModelConfig.model_fields:
-        raise Skip("this revision takes no list of backends")
     name, output = "resnet50-fp32", "scores"
     repository = context.scratch / "repository"
-    chain = [backend for backend in CHAIN if ":" in backend or backend in BACKENDS]
-    listed = ", ".join(f'"{backend}"' for backend in chain)
+    listed = ", ".join(f'"{backend}"' for backend in CHAIN)
     serving.write_model(repository, name, context.model(name), f"backend = [{listed}]\nmax_batch = 8\n")
     feeds = context.sizes.feeds(name, 4)
     (want,) = on_cpu(context.model(name), feeds, [output])
@@ -43,7 +38,7 @@ def fallback(context: Context) -> Figures:
         error = checked(serving.ask(server.address, serving.request(name, feeds, (output,))), want, "fp16", "a reply")
         with urllib.request.urlopen(f"{server.http}/metrics", timeout=10) as reply:
             text = reply.read().decode()
-    return {"error": error, **judged(text, wanted(chain, cpu=context.cpu, tensorrt=importable("tensorrt")))}
+    return {"error": error, **judged(text, wanted(CHAIN, cpu=context.cpu, tensorrt=importable("tensorrt")))}
 
 
 def wanted(chain: Sequence[str], *, cpu: bool, tensorrt: bool) -> str:

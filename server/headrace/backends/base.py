@@ -19,11 +19,24 @@ if TYPE_CHECKING:
 
 
 class InstanceLost(Exception):
-    """The instance cannot be used any more: its device is lost, or has no memory left."""
+    """The instance cannot be used any more: its device is lost, or has no memory left.
+
+    with_others: the others of its backend on the same device (`device_of`) are lost with it, as after an error that
+    leaves a CUDA context unusable; they are not tried.
+    """
+
+    def __init__(self, message: str = "", *, with_others: bool = False) -> None:
+        super().__init__(message)
+        self.with_others = with_others
+
+
+def device_of(instance: Instance) -> object:
+    """What stands for the device that an instance is on: its attribute `device`, if there may be several."""
+    return getattr(instance, "device", None)
 
 
 class Instance(Protocol):
-    """One executor of a model: its own session, buffers and (for a device) stream."""
+    """One executor of a model: its own session, buffers and (for a device) stream. See also `device_of`."""
 
     def run(
         self,
@@ -40,13 +53,14 @@ class Instance(Protocol):
 
         Returns one C-contiguous array for each index (BYTES: object arrays of `bytes` or `str`; BF16: uint16). They
         may be views of the instance's own buffers and hold good until its next run.
-        Any exception means that the batch failed; the engine answers its requests and goes on. InstanceLost: neither
-        is there a result, nor will there be one of this instance.
+        Any exception means that the batch failed; the engine answers its requests and goes on. InstanceLost means that
+        no further batch can run here either: the engine runs its requests elsewhere, closes the instance and has
+        another made in its place.
         """
         ...
 
     def close(self) -> None:
-        """Frees what the instance holds. Never called while `run` runs."""
+        """Frees what the instance holds. Never called while `run` runs; called on a lost instance too."""
         ...
 
 

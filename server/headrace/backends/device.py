@@ -26,7 +26,10 @@ class DeviceError(Exception):
 
 
 class DeviceLost(InstanceLost):
-    """The device, or this process's context on it, takes no more work."""
+    """The device, or this process's context on it, takes no more work: all that the backend has there is lost."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message, with_others=True)
 
 
 class DeviceOutOfMemory(InstanceLost):

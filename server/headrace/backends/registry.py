@@ -20,6 +20,23 @@ BACKENDS = {
 }
 """Short name -> where the backend is. The module is imported when a model asks for it and not before."""
 
+REFERENCE = "onnxruntime-cpu"
+"""What the results of others are compared with."""
+
+
+def is_reference(name: str) -> bool:
+    """Whether it is the reference itself, by whatever name."""
+    return BACKENDS.get(name) == BACKENDS[REFERENCE]
+
+
+def check_name(name: str) -> None:
+    """Raises ModelLoadError for what is neither a known name nor `package.module:attribute`."""
+    module_name, separator, attribute = BACKENDS.get(name, name).partition(":")
+    if not (module_name and separator and attribute):
+        close = difflib.get_close_matches(name, BACKENDS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(BACKENDS))}"
+        raise ModelLoadError(f"unknown backend {name!r}; {hint} (or your own, as package.module:attribute)")
+
 
 def get(name: str) -> Backend:
     """The backend of that name: what `module:attribute`, called without arguments, returns.
@@ -27,11 +44,8 @@ def get(name: str) -> Backend:
     Raises ModelLoadError that tells an unknown name from a module that is not there, one that fails to import (and
     what it misses), and one without the attribute.
     """
-    module_name, separator, attribute = BACKENDS.get(name, name).partition(":")
-    if not (module_name and separator and attribute):
-        close = difflib.get_close_matches(name, BACKENDS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(BACKENDS))}"
-        raise ModelLoadError(f"unknown backend {name!r}; {hint} (or your own, as package.module:attribute)")
+    check_name(name)
+    module_name, _, attribute = BACKENDS.get(name, name).partition(":")
     try:
         module = import_module(module_name)
     except ModuleNotFoundError as error:

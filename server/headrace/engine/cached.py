@@ -47,6 +47,7 @@ class CachedModel:
         self.platform = scheduler.platform
         self.signature = scheduler.signature
         self.config = scheduler.config
+        self.condition = scheduler.condition
         self.stated = scheduler.stated
         self.view = dataclasses.replace(scheduler.view, owner=self, pads=False)
         buckets = self.view.buckets

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from headrace.messages import InferRequest
     from headrace.pipeline.ensemble import Graph, Step
     from headrace.pipeline.rules import Rules
-    from headrace.repository.model_config import ModelConfig
+    from headrace.repository.model_config import EnsembleStep, ModelConfig
     from headrace.rpc import model_config_pb2 as mc
     from headrace.telemetry.observer import ModelObserver
     from headrace.telemetry.statistics import Statistics
@@ -30,6 +30,38 @@ if TYPE_CHECKING:
 
 _REASON = "ensemble"
 """Why the 'batch' of an ensemble's request was closed: it is none; its steps join those of their models."""
+
+
+class _Condition:
+    """The `served.Condition` of an ensemble: all its models have to be usable."""
+
+    backend = ""
+
+    def __init__(self, steps: Sequence[EnsembleStep], resolve: Resolve) -> None:
+        self._steps = steps
+        self._resolve = resolve
+
+    @property
+    def usable(self) -> int:
+        """See `Condition`."""
+        return min((model.condition.usable for model in self._models()), default=0)
+
+    @property
+    def note(self) -> str:
+        """See `Condition`."""
+        notes = {model.name: model.condition.note for model in self._models()}
+        return "; ".join(f"{name}: {note}" for name, note in notes.items() if note)
+
+    def count(self) -> dict[tuple[str, str], int]:
+        """See `Condition`."""
+        return {}
+
+    def _models(self) -> list[Served]:
+        """None if one of them does not serve, which the catalog knows as well."""
+        try:
+            return [self._resolve(step.model, str(step.version) if step.version else "") for step in self._steps]
+        except HeadraceError:
+            return []
 
 
 class Ensemble:
@@ -75,6 +107,7 @@ class Ensemble:
             config.default_level,
             {spec.name: spec.labels for spec in self.signature.outputs if spec.labels},
         )
+        self.condition = _Condition(config.ensemble.steps, resolve)
         self._resolve = resolve
         self._clock = clock
         self._clients: dict[int, InnerClient] = {}

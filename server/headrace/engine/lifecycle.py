@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from headrace.backends import registry
-from headrace.backends.base import memory_of, nodes_of
 from headrace.clock import no_rest, rest_ns
 from headrace.engine.background import in_background
 from headrace.engine.cached import CachedModel
 from headrace.engine.ensemble import Ensemble
-from headrace.engine.policies import cost_model, make_buckets
-from headrace.engine.presented import check_described, present
-from headrace.engine.processed import process, ragged_inputs
+from headrace.engine.opening import open_version
+from headrace.engine.presented import check_described
 from headrace.engine.rules import version_rules
 from headrace.engine.scheduler import Scheduler
 from headrace.engine.sequence import SequenceScheduler
-from headrace.engine.sequence_plan import plan_sequences
-from headrace.engine.warm_buckets import warm_buckets
-from headrace.engine.warmup import RUNS, WARM_BYTES, WARM_SECONDS, read_samples, run_samples, zeros
 from headrace.errors import HeadraceError, ModelLoadError
 from headrace.pipeline.ensemble import BadGraph, build_graph, circle
 from headrace.repository.catalog import State
@@ -30,20 +23,15 @@ from headrace.repository.discovery import Broken, Found, scan
 from headrace.telemetry.recorder import no_resources
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from headrace.backends.base import Instance, LoadedModel
-    from headrace.clock import Clock, Rest
-    from headrace.engine.sequence_plan import SequencePlan
+    from headrace.clock import Clock
+    from headrace.engine.opening import Opened
     from headrace.engine.served import Served
     from headrace.engine.turn import Turn
-    from headrace.engine.warmup import Sample
-    from headrace.pipeline.cost import CostModel
     from headrace.pipeline.response_cache import ResponseCache
-    from headrace.pipeline.rules import Rules
     from headrace.repository.catalog import Catalog
-    from headrace.repository.model_config import ModelConfig
     from headrace.telemetry.metrics import Metrics
     from headrace.telemetry.observer import Observer
     from headrace.telemetry.recorder import Resources
@@ -80,6 +68,7 @@ class Engine:
         self._cache = cache
         self._schedulers: dict[tuple[str, int], Served] = {}
         self._loaded: dict[tuple[str, int], Found] = {}
+        self._notes: dict[tuple[str, int], str] = {}  # of what serves, for the index
         self._ensembles: dict[tuple[str, int], Found] = {}  # that are wanted, whether they serve or not
         self._leaving: dict[Served, asyncio.Task[None]] = {}
         self._one_at_a_time = asyncio.Lock()
@@ -128,7 +117,8 @@ class Engine:
 
     def confirm(self, name: str, version: int) -> None:
         """What the repository holds is what serves: the reason why a load has failed is past."""
-        self.catalog.ready(name, version, self._schedulers[name, version])
+        key = name, version
+        self.catalog.ready(*key, self._schedulers[key], self._notes.get(key, ""))
 
     async def load(self, found: Found) -> str:
         """Loads and warms one version, then publishes it; one that serves does so until the new one is ready.
@@ -149,7 +139,7 @@ class Engine:
         rest = rest_ns if self._schedulers else no_rest
         try:
             async with self._one_at_a_time:
-                opened = await in_background(lambda: _open_planned(found, self._clock, self._inline_below_ns, rest))
+                opened = await in_background(lambda: open_version(found, self._clock, self._inline_below_ns, rest))
         except ModelLoadError as error:
             return self._failed(*key, str(error))
         except Exception as error:
@@ -161,23 +151,34 @@ class Engine:
         self._publish(found, opened, began)
         return ""
 
-    def _publish(self, found: Found, opened: _Opened, began: int) -> None:
-        version = str(found.version)
-        model, instances, cost, plan = opened.model, opened.instances, opened.cost, opened.plan
+    def _publish(self, found: Found, opened: Opened, began: int) -> None:
+        version, model, instances, cost = str(found.version), opened.model, opened.instances, opened.cost
         scheduler = Scheduler(
-            found.name, version, model, found.config, instances, cost, self._clock, self._turn, rules=opened.rules
+            found.name,
+            version,
+            model,
+            found.config,
+            instances,
+            cost,
+            self._clock,
+            self._turn,
+            supply=opened.supply,
+            rules=opened.rules,
         )
         seconds = (self._clock() - began) / 1e9
         served: Served = self._cached(found, scheduler)
-        if plan is not None:
-            served = SequenceScheduler(scheduler, plan, self._clock, self._turn)
-        self._serve(found, served, seconds, lambda: (memory_of(model), nodes_of(model)))
+        if opened.plan is not None:
+            served = SequenceScheduler(scheduler, opened.plan, self._clock, self._turn)
+        self._serve(found, served, seconds, opened.note, opened.supply.resources)
+        for (backend, rejection), following in zip(opened.passed_over.items(), found.config.chain[1:], strict=False):
+            served.observer.fell_back(backend, following, rejection.reason)
         self._review()
         logger.info(
-            "model %s version %s serves: %s, max batch %d, %d instances, loaded in %.2f s, 1 row takes %d us",
+            "model %s version %s serves: %s by %s, max batch %d, %d instances, loaded in %.2f s, 1 row takes %d us",
             found.name,
             version,
             model.platform,
+            opened.supply.backends[0],
             model.signature.max_batch,
             len(instances),
             seconds,
@@ -221,8 +222,13 @@ class Engine:
         for key in [key for key in self._ensembles if key[0] == name]:
             del self._ensembles[key]
 
-    def _serve(self, found: Found, served: Served, seconds: float, resources: Resources = no_resources) -> None:
-        """Publishes a version in the place of one that may have served before; seconds: that loading took."""
+    def _serve(
+        self, found: Found, served: Served, seconds: float, note: str = "", resources: Resources = no_resources
+    ) -> None:
+        """Publishes a version in the place of one that may have served before.
+
+        seconds: that loading took. note: what the index says of it.
+        """
         key = found.name, found.version
         served.stated = found.configuration.stated if found.configuration else None
         served.observer = self._observer.model(found.name, served.version, served.depth)
@@ -232,11 +238,13 @@ class Engine:
         if isinstance(served, CachedModel):
             served.lookups = recorder
         recorder.sequences = served.counts if isinstance(served, SequenceScheduler) else None
+        recorder.instances = served.condition.count
         recorder.loaded(seconds, resources)
         before = self._schedulers.get(key)
         self._schedulers[key] = served
         self._loaded[key] = found
-        self.catalog.ready(*key, served)
+        self._notes[key] = note
+        self.catalog.ready(*key, served, note)
         if before is not None:
             self._leave(before)
 
@@ -340,109 +348,5 @@ class Engine:
         self._loaded.clear()
 
 
-def open_model(
-    found: Found, clock: Clock, inline_below_ns: int, rest: Rest = no_rest
-) -> tuple[LoadedModel, list[Instance], CostModel]:
-    """Opens a version and its instances, and warms them. Blocks, so it runs on a thread. Raises ModelLoadError.
-
-    rest: between the runs, for as long as they take.
-    """
-    config = found.config
-    backend = registry.get(config.backend)
-    model = backend.load(found.path, max_batch=config.max_batch, threads=config.threads, options=config.backend_options)
-    model = process(present(model, config, found.path.parent), config)
-    buckets = make_buckets(config, model.signature, ragged_inputs(model))
-    samples = read_samples(config, model.signature, found.path.parent)
-    cost = cost_model(config, model.signature, inline_below_ns if model.inline else 0)
-    sizes = warm_sizes(config, model.signature.max_batch)
-    instances: list[Instance] = []
-    with ExitStack() as unless_all_succeed:
-        for index in range(config.instances * model.executors_per_instance):
-            instances.append(model.make_instance(index))
-            unless_all_succeed.callback(instances[-1].close)
-        for instance in instances:
-            run_samples(samples, model.signature, instance)
-            if buckets is not None:
-                warm_buckets(found.name, model.signature, buckets, instance, sizes, cost, clock, rest)
-            else:
-                row = samples[0] if samples else zeros(model.signature)
-                _warm(found, model, instance, sizes, row, cost, clock, rest)
-        unless_all_succeed.pop_all()
-    return model, instances, cost
-
-
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    """A version that can serve. plan: of a stateful model. rules: for inputs."""
-
-    model: LoadedModel
-    instances: list[Instance]
-    cost: CostModel
-    plan: SequencePlan | None
-    rules: Mapping[str, Rules]
-
-
-def _open_planned(found: Found, clock: Clock, inline_below_ns: int, rest: Rest) -> _Opened:
-    """See `open_model`."""
-    model, instances, cost = open_model(found, clock, inline_below_ns, rest)
-    sequence = found.config.sequence
-    try:
-        rules = version_rules(found.path, found.config, model.signature)
-        plan = None
-        if sequence is not None:
-            plan = plan_sequences(sequence, model.signature, len(instances), found.path.parent)
-        return _Opened(model, instances, cost, plan, rules)
-    except ModelLoadError:
-        for instance in instances:
-            instance.close()
-        raise
-
-
 def _is_ensemble(found: Found) -> bool:
     return bool(found.config.ensemble.steps)
-
-
-def warm_sizes(config: ModelConfig, max_batch: int) -> list[int]:
-    """The batch sizes to run before serving: powers of two and the largest first, then all the others."""
-    if config.warmup is False:
-        return []
-    if config.warmup is not True:
-        return [min(rows, max(max_batch, 1)) for rows in config.warmup]
-    if not max_batch:
-        return [1]
-    first = [1 << power for power in range(max_batch.bit_length()) if 1 << power < max_batch]
-    return [*first, max_batch, *(rows for rows in range(3, max_batch) if rows & (rows - 1))]
-
-
-def _warm(
-    found: Found,
-    model: LoadedModel,
-    instance: Instance,
-    sizes: Sequence[int],
-    row: Sample,
-    cost: CostModel,
-    clock: Clock,
-    rest: Rest,
-) -> None:
-    """Runs each size on so many copies of a row. Sizes that would take very much memory are left out."""
-    signature = model.signature
-    row_limit = max(WARM_BYTES // max(row.row_bytes, 1), 1)
-    parts = row.repeated(min(max(sizes, default=0), row_limit))
-    end = clock() + int(WARM_SECONDS * 1e9)
-    for rows in (size for size in sizes if size <= row_limit):
-        shapes = row.shapes(signature, rows)
-        elapsed = 0
-        for _ in range(RUNS):
-            began = clock()
-            try:
-                instance.run([part[:rows] for part in parts], shapes, range(len(signature.outputs)))
-            except Exception as error:
-                if row.certain:
-                    raise ModelLoadError(f"a first run on {row.name}, batch size {rows}, failed: {error}") from error
-                logger.warning("model %s is not warmed: %s of %s failed: %s", found.name, row.name, shapes, error)
-                return
-            elapsed = clock() - began
-            rest(elapsed)
-        cost.observe(rows, max(elapsed, 1))
-        if clock() > end:
-            return

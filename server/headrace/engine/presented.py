@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from headrace.backends.base import memory_of, nodes_of
+from headrace.backends.base import device_of, memory_of, nodes_of
 from headrace.errors import ModelLoadError
 from headrace.messages import Signature, TensorSpec
 from headrace.repository.labels import read_labels
@@ -135,6 +135,7 @@ class _PresentedInstance:
     """An `Instance` that lays tensors out as the backend knows them, and back. lead: batch dimensions, 0 or 1."""
 
     def __init__(self, instance: Instance, inputs: Sequence[_Face], outputs: Sequence[_Face], lead: int) -> None:
+        self.device = device_of(instance)
         self._instance = instance
         self._inputs = sorted(enumerate(inputs), key=lambda place: place[1].at)
         self._outputs = outputs

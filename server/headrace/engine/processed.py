@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from headrace.backends.base import device_of
 from headrace.backends.lane_steps import Finished, LaneSteps, Raw, TakesSteps
 from headrace.engine.processing import Images, input_step, output_step
 from headrace.errors import ModelLoadError
@@ -135,6 +136,7 @@ class _ProcessedInstance:
         outputs: Mapping[int, OutputStep],
         sources: Sequence[tuple[int, int]],
     ) -> None:
+        self.device = device_of(instance)
         self._instance = instance
         self._inputs = inputs
         self._outputs = outputs

@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
-from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING
 
+from headrace.backends.base import InstanceLost
+from headrace.engine.instances import Instances, NoSupply
 from headrace.engine.policies import batch_limits, make_buckets, model_view, queue_limits
 from headrace.engine.processed import ragged_inputs
+from headrace.engine.replies import could_not_run, no_instance, output_shapes, record_of, state_lost, whole_requests
 from headrace.engine.rules import input_rules
 from headrace.engine.worker import Job, Worker
-from headrace.errors import BackendFailed, Cancelled, DeadlineUnreachable, QueueFull, ShuttingDown, reason_of
+from headrace.errors import Cancelled, DeadlineUnreachable, QueueFull, ShuttingDown, reason_of
 from headrace.messages import Batch, State
-from headrace.pipeline.admission import admit, admit_all, expired
+from headrace.pipeline.admission import admit, admit_all, expired, set_deadlines
+from headrace.pipeline.alone import Alone
 from headrace.pipeline.batching import decide
 from headrace.pipeline.buckets import elements_of, members_of
-from headrace.pipeline.queue import RequestQueue, is_over, order_of
+from headrace.pipeline.queue import RequestQueue
 from headrace.pipeline.split import Split
 from headrace.pipeline.timing import timing_parameters
-from headrace.telemetry.observer import BatchRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from headrace.backends.base import Instance, LoadedModel
     from headrace.clock import Clock
+    from headrace.engine.instances import Supply
     from headrace.engine.turn import Turn
-    from headrace.engine.worker import OutputRows
     from headrace.errors import HeadraceError
     from headrace.messages import InferRequest, Template
     from headrace.pipeline.cost import CostModel
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_MAX_LOSSES = 3
+"""Instances that a request may lose: so often it is run, at most."""
 _LARGE_BYTES = 256 << 10
 """Input bytes that push one another out of the processor's cache while they wait."""
 
@@ -49,7 +52,9 @@ class Scheduler:
     """Runs the requests of one model version on its instances. Everything happens on the event loop.
 
     model, instances: what the backend has opened. cost: as the warm-up has left it. turn: when batches are formed.
-    worker: what runs an instance; tests have one without a thread. rules: for inputs; None: those of `config`.
+    worker: what runs an instance; tests have one without a thread. supply: makes instances in the place of lost ones.
+    reruns: whether a request can be run again if its instance is lost. slo_ns: deadline of those that bring none.
+    rules: for inputs; None: those of `config`.
     """
 
     level = 0
@@ -66,6 +71,7 @@ class Scheduler:
         clock: Clock,
         turn: Turn,
         worker: type[Worker] = Worker,
+        supply: Supply | None = None,
         rules: Mapping[str, Rules] | None = None,
     ) -> None:
         self.name = name
@@ -83,22 +89,31 @@ class Scheduler:
         self.view = model_view(name, version, self._takes, config, self, rules, self._buckets)
         self.queue = RequestQueue()
         self.draining = False
+        self.reruns = True
+        self._wary = False  # whether each request is looked at: others run alone, no instance is left, or it drains
         self._clock = clock
         self._turn = turn
         self._loop = asyncio.get_running_loop()
         batched = self.signature.max_batch > 0
-        self._workers = [
-            worker(index, instance, self._loop, clock, self._on_done, batched=batched)
-            for index, instance in enumerate(instances)
-        ]
-        self._idle = list(self._workers)
-        self._running: dict[Worker, Batch] = {}
-        self._isolated: deque[InferRequest] = deque()
+        self.instances = Instances(
+            f"model {name} version {version}",
+            instances,
+            supply or NoSupply(config.chain[0]),
+            cost,
+            clock,
+            lambda index, instance: worker(index, instance, self._loop, clock, self._on_done, batched=batched),
+            self._on_instances,
+            lambda: self.observer,
+        )
+        self.condition = self.instances
+        self._idle = self.instances.idle
+        self._running = self.instances.running
+        self._alone = Alone()
         self._max_rows = max(self.signature.max_batch, 1)
         self._limits = batch_limits(config, self._max_rows)
         self._queue_limits = queue_limits(config)
         self._least_batch = 1 if self._limits.policy == "single" else self._max_rows  # rows, while more wait
-        self._slo_ns = int(config.slo_ms * 1e6)
+        self.slo_ns = int(config.slo_ms * 1e6)
         self._splits = False  # whether there ever was one: only then are batches searched for pieces
         self._dispatch_due = False
         self._timer: asyncio.TimerHandle | None = None
@@ -112,14 +127,14 @@ class Scheduler:
 
     def depth(self) -> tuple[int, int]:
         """(requests, rows) that wait."""
-        return self.queue.requests, self.queue.rows
+        return self.queue.requests + len(self._alone), self.queue.rows + self._alone.rows
 
     # --- events -------------------------------------------------------------------------------------------------------
 
     def submit(self, requests: Sequence[InferRequest]) -> None:
         """Takes decoded requests of one template: admits each, or answers it with the reason why not."""
         now = self._clock()
-        soonest = self.set_deadlines(requests, now)
+        soonest = set_deadlines(requests, now, self.slo_ns)
         template = requests[0].template
         rows = template.rows * len(requests)
         nbytes = sum([request.nbytes for request in requests])
@@ -133,7 +148,7 @@ class Scheduler:
             self._queue_limits,
             self.cost,
             max_rows=self._least_batch,
-            draining=self.draining,
+            wary=self._wary,
         ):
             admitted = self._clock()
             for request in requests:
@@ -155,29 +170,6 @@ class Scheduler:
             self._dispatch()
         else:
             self._dispatch_soon()
-
-    def set_deadlines(self, requests: Sequence[InferRequest], now: int) -> int:
-        """Sets when requests of one template expire and what orders them; returns the first such moment, 0 for none."""
-        template = requests[0].template
-        own_limit, slo, priority = template.timeout_ns, self._slo_ns, template.priority
-        without_deadline = order_of(priority, 0, now)
-        soonest = 0
-        for request in requests:
-            request.decoded = now
-            expires = request.rpc_deadline
-            if own_limit:
-                limit = request.received + own_limit
-                expires = min(expires, limit) if expires else limit
-            elif slo and not expires:
-                expires = request.received + slo
-            if expires:
-                request.expires = expires
-                request.order = order_of(priority, expires, now)
-                if not 0 < soonest <= expires:
-                    soonest = expires
-            else:
-                request.order = without_deadline
-        return soonest
 
     def _admit(self, request: InferRequest, now: int) -> None:
         """Has one request enter the queue, or answers it."""
@@ -205,6 +197,8 @@ class Scheduler:
 
     def _refusal(self, request: InferRequest, now: int) -> HeadraceError | None:
         """Why a request may not enter the queue; None if it may."""
+        if self.instances.hopeless and not self.draining:
+            return no_instance(self.name, self.version)
         return admit(
             request,
             now,
@@ -212,8 +206,9 @@ class Scheduler:
             self._queue_limits,
             self.cost,
             max_rows=max(self._least_batch, min(request.template.rows, self._max_rows)),
-            instances=len(self._workers),
+            instances=max(self.instances.usable, 1),
             running=self._running.values(),
+            alone_ns=self._alone.run_ns(self.cost),
             draining=self.draining,
         )
 
@@ -221,7 +216,8 @@ class Scheduler:
         """The request's caller has gone away: it will not run, or its result is dropped."""
         if request.state is State.WAITING:
             if not self.queue.remove(request):
-                self._isolated.remove(request)
+                self._alone.remove(request)
+                self._be_wary()
             self._abandon(request)
             self._check_quiet()
         elif request.state is State.RUNNING:
@@ -236,13 +232,8 @@ class Scheduler:
         """Drops what has expired, and gives each idle instance a batch."""
         self._dispatch_due = False
         now = self._clock()
-        while self._isolated and self._idle:
-            request = self._isolated.popleft()
-            if 0 < request.expires <= now and is_over(request, now):
-                self._refuse(request, expired(request, now))
-            else:
-                request.state = State.RUNNING
-                self._run(self._idle.pop(), Batch([request], request.template.rows, "isolated", batched=now))
+        if self._alone:
+            self._dispatch_alone(now)
         decision = decide(self.queue, now, self._limits, len(self._idle), self.cost, draining=self.draining)
         for batch in decision.take:
             for request in batch.requests:  # before anybody is answered: an answer may cancel others
@@ -250,9 +241,30 @@ class Scheduler:
         if decision.drop:
             self._refuse_all(decision.drop, lambda request: expired(request, now))
         for batch in decision.take:
-            self._run(self._idle.pop(), batch)
+            if self._idle:
+                self._run(self._idle.pop(), batch)
+            else:  # a batch before it has lost what it was to run on
+                self._put_back(batch)
         self._wake_at(decision.wake_at)
         self._check_quiet()
+
+    def _dispatch_alone(self, now: int) -> None:
+        """The same for those that are run again, one by one."""
+        over = self._alone.pop_expired(now)
+        if over:
+            self._refuse_all(over, lambda request: expired(request, now))
+        while self._alone and self._idle:
+            self._run(self._idle.pop(), self._alone.pop(now))
+        self._be_wary()
+        self._wake_at(self._alone.next_expiry)
+
+    def _put_back(self, batch: Batch) -> None:
+        for request in batch.requests:
+            if request.state is State.ABANDONED:
+                self._abandon(request)
+            else:
+                request.state = State.WAITING
+                self.queue.push(request)
 
     def _wake_at(self, moment: int) -> None:
         """Dispatches again at `moment` (monotonic ns; 0: no need), unless that is due earlier already."""
@@ -294,14 +306,18 @@ class Scheduler:
         if self._closed:  # everybody has been answered
             self._check_quiet()
             return
-        self._idle.append(worker)
-        batch = job.batch
-        if self.queue.requests or self._isolated:
-            self._dispatch_soon()
-        if job.error is not None:
-            self._fail(job, job.error)
+        error = job.error
+        if error is None and not worker.leaving:
+            self._idle.append(worker)
         else:
-            self.cost.observe(batch.rows, batch.finished - batch.started, batch.fit)
+            self.instances.ended(worker, error)
+        batch = job.batch
+        if self.queue.requests or self._alone:
+            self._dispatch_soon()
+        if error is not None:
+            self._fail(job, error)
+        else:
+            worker.cost.observe(batch.rows, batch.finished - batch.started, batch.fit)
             if self._buckets is not None:
                 self.observer.padded(*elements_of(members_of(batch)))
             self._reply(worker, job)
@@ -320,7 +336,7 @@ class Scheduler:
             if request.template is not template:
                 template = request.template
                 rows = template.rows
-                shapes = self._output_shapes(rows, outputs)
+                shapes = output_shapes(rows, outputs, batched=self.signature.max_batch > 0)
                 opening = None if template.timing else template.reply.opening(shapes)
             stop = start + rows
             if request.state is State.ABANDONED:
@@ -346,57 +362,75 @@ class Scheduler:
             self.observer.wasted(wasted, (batch.finished - batch.started) * wasted // batch.rows)
         answered = [request for request in batch.requests if request not in lost] if lost else batch.requests
         if answered:
-            self._record(worker, batch, _whole(answered) if self._splits else answered)
-
-    def _output_shapes(self, rows: int, outputs: Sequence[OutputRows]) -> tuple[tuple[int, ...], ...]:
-        if not self.signature.max_batch:
-            return tuple(output.dims for output in outputs)
-        return tuple((rows, *output.dims) for output in outputs)
-
-    def _record(self, worker: Worker, batch: Batch, answered: list[InferRequest]) -> None:
-        self.observer.batch(
-            BatchRecord(
-                received=[request.received for request in answered],
-                decoded=[request.decoded for request in answered],
-                admitted=[request.admitted for request in answered],
-                rows=[request.template.rows for request in answered],
-                batched=batch.batched,
-                started=batch.started,
-                finished=batch.finished,
-                encoded=self._clock(),
-                batch_rows=batch.rows,
-                close_reason=batch.reason,
-                instance=worker.index,
-            )
-        )
+            whole = whole_requests(answered) if self._splits else answered
+            self.observer.batch(record_of(whole, batch, worker.index, self._clock()))
 
     def _fail(self, job: Job, error: Exception) -> None:
-        """A batch failed. Its members are run one by one, so that only the one at fault is answered with it."""
+        """A batch failed. Its members are run one by one, so that only the one at fault is answered with it.
+
+        So they are if its instance was lost. One that loses another, alone, and yet another is taken to be at fault: it
+        shall not take them all, one after the other.
+        """
         requests = job.batch.requests
-        if len(requests) > 1:
-            for request in requests:
-                if request.state is State.ABANDONED:
-                    self._abandon(request)
-                else:
-                    request.state = State.WAITING
-                    self._isolated.append(request)
-            logger.warning(
-                "model %s version %s failed a batch of %d requests, which are run one by one: %s",
-                self.name,
-                self.version,
-                len(requests),
-                error,
-            )
-            self._dispatch_soon()
+        losses = job.batch.losses + 1
+        lost = isinstance(error, InstanceLost)
+        if lost and not self.reruns:
+            self._refuse_all(requests, lambda _: state_lost(self.name))
+        elif len(requests) > 1 or (lost and losses < _MAX_LOSSES):
+            self._run_again(requests, error, losses if lost else 0)
+        else:
+            failure = could_not_run(self.name, error)
+            logger.error("version %s of %s", self.version, failure, exc_info=error)
+            self._refuse_all(requests, lambda _: failure)
+        if lost:
+            self._on_instances()
+
+    def _run_again(self, requests: Sequence[InferRequest], error: Exception, losses: int) -> None:
+        """Queues the members of a batch before all others, but for those whose callers have gone away.
+
+        losses: how many instances they have lost, with the one that was lost just now, if one was.
+        """
+        again = []
+        for request in requests:
+            if request.state is State.ABANDONED:
+                self._abandon(request)
+            else:
+                request.state = State.WAITING
+                again.append(request)
+        if losses:
+            self._alone.put_first(again, losses)
+            self.observer.rerun(len(again))
+        else:
+            self._alone.append(again)
+        self._be_wary()
+        logger.warning(
+            "model %s version %s failed a batch of %d requests, which are run one by one: %s",
+            self.name,
+            self.version,
+            len(requests),
+            error,
+        )
+        self._dispatch_soon()
+
+    def _on_instances(self) -> None:
+        """There are other instances than before. If there is none, nor any soon, whoever waits is told so."""
+        self.cost = self.instances.cost
+        self._be_wary()
+        if self._closed:
             return
-        correlation_id = secrets.token_hex(8)
-        logger.error(
-            "model %s version %s failed, correlation id %s", self.name, self.version, correlation_id, exc_info=error
-        )
-        failure = BackendFailed(
-            f"model '{self.name}' could not run this request, correlation id {correlation_id}", str(error)
-        )
-        self._refuse_all(requests, lambda _: failure)
+        if self.instances.hopeless:
+            self._refuse_all(self._pop_waiting(), lambda _: no_instance(self.name, self.version))
+        self._dispatch_soon()
+
+    def _be_wary(self) -> None:
+        self._wary = self.draining or self.instances.hopeless or len(self._alone) > 0
+
+    def _pop_waiting(self) -> list[InferRequest]:
+        """Takes out all that wait."""
+        waiting = [*self._alone, *self.queue]
+        self._alone.clear()
+        self.queue = RequestQueue()
+        return waiting
 
     def _refuse(self, request: InferRequest, error: Exception) -> None:
         """Ends a request with an error."""
@@ -433,7 +467,7 @@ class Scheduler:
 
     async def drain(self, seconds: float) -> bool:
         """Takes no more; returns True once all that was accepted is answered, False when `seconds` have passed."""
-        self.draining = True
+        self.draining = self._wary = True
         self._dispatch_soon()
         if self._quiet is None:
             self._quiet = asyncio.Event()
@@ -450,25 +484,16 @@ class Scheduler:
         """Fails what is left and frees the instances; one whose thread runs a batch, when that is done."""
         if self._closed:
             return
-        self._closed = self.draining = True
+        self._closed = self.draining = self._wary = True
         if self._timer is not None:
             self._timer.cancel()
-        left = [*self.queue, *self._isolated]
-        self.queue = RequestQueue()
-        self._isolated.clear()
+        left = self._pop_waiting()
         for batch in self._running.values():
             left += batch.requests
         error = ShuttingDown("Server is shutting down and could not finish this request in time")
         self._refuse_all(left, lambda _: error)
-        for worker in self._workers:
-            worker.close()
+        self.instances.close()
 
     def _check_quiet(self) -> None:
-        if self._quiet is not None and not self._running and not self.queue.requests and not self._isolated:
+        if self._quiet is not None and not self._running and not self.queue.requests and not self._alone:
             self._quiet.set()
-
-
-def _whole(answered: Sequence[InferRequest]) -> list[InferRequest]:
-    """The requests that are now answered: of a split one, each piece but the last is not yet an answer."""
-    wholes = [request.template.whole or request for request in answered]
-    return [whole for whole, request in zip(wholes, answered, strict=True) if whole.state is State.DONE]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from headrace.engine.inner import inner_template
+from headrace.engine.replies import could_not_run
 from headrace.engine.sequence_plan import Kept, id_bytes
-from headrace.errors import BackendFailed, Cancelled, HeadraceError, InvalidRequest, ShuttingDown, reason_of
+from headrace.errors import Cancelled, HeadraceError, InvalidRequest, ShuttingDown, StateLost, reason_of
 from headrace.messages import InferRequest, State
-from headrace.pipeline.admission import QueueLimits
+from headrace.pipeline.admission import QueueLimits, set_deadlines
 from headrace.pipeline.sequences import Sequences
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class SequenceScheduler:
         self.platform = model.platform
         self.level = model.level
         self.config = model.config
+        self.condition = model.condition
         self.signature = plan.signature
         self.plan = plan
         self.view = replace(model.view, signature=plan.signature, owner=self, split_oversize=True)
@@ -62,6 +63,7 @@ class SequenceScheduler:
         limits = QueueLimits(queue.max_requests, queue.max_rows, queue.max_bytes)
         self.sequences = Sequences(self.name, plan.limits, limits)
         self._model = model
+        model.reruns = bool(plan.states)  # else the model keeps the state itself, whatever a run has made of it
         self._templates: dict[tuple[object, ...], RequestTemplate] = {}
         self._clock = clock
         self._turn = turn
@@ -99,7 +101,7 @@ class SequenceScheduler:
     def submit(self, requests: Sequence[InferRequest]) -> None:
         """Takes decoded requests of one template: admits each to its sequence, or says why not."""
         now = self._clock()
-        self._model.set_deadlines(requests, now)
+        set_deadlines(requests, now, self._model.slo_ns)
         queue, step_ns = self._model.queue, self._model.cost.mean(1)
         for request in requests:
             request.admitted = now
@@ -219,17 +221,9 @@ class SequenceScheduler:
 
     def _unfit(self, error: Exception) -> HeadraceError:
         """What a client sends has been checked; a state that the model itself has given may not fit."""
-        correlation_id = secrets.token_hex(8)
-        logger.error(
-            "model %s version %s does not take the states that it gave, correlation id %s: %s",
-            self.name,
-            self.version,
-            correlation_id,
-            error,
-        )
-        return BackendFailed(
-            f"model '{self.name}' could not run this request, correlation id {correlation_id}", str(error)
-        )
+        failure = could_not_run(self.name, error)
+        logger.error("version %s of %s: it does not take the states that it gave: %s", self.version, failure, error)
+        return failure
 
     # --- from a step --------------------------------------------------------------------------------------------------
 
@@ -256,14 +250,14 @@ class SequenceScheduler:
         """A request has not run to its end, or could not be answered. The model's scheduler has counted it."""
         gone = isinstance(error, Cancelled) or step.request.state is State.ABANDONED
         if not step.over:
-            step.give_up()
+            step.give_up(ends=isinstance(error, StateLost))
             self._end(step.request)
         if not gone:
             step.request.sink.fail(error)
 
-    def gave_up(self, step: _Step) -> None:
-        """A step has ended without a new state."""
-        self.sequences.failed(step.sequence, self._clock())
+    def gave_up(self, step: _Step, *, ends: bool) -> None:
+        """A step has ended without a new state. ends: and the sequence with it."""
+        self.sequences.failed(step.sequence, self._clock(), over=ends)
         self._advance_soon()
 
     # --- ends ---------------------------------------------------------------------------------------------------------
@@ -343,7 +337,7 @@ class _Step:
         """See `messages.ReplySink`."""
         self._scheduler.failed(self, error)
 
-    def give_up(self) -> None:
-        """Nothing comes of it."""
+    def give_up(self, *, ends: bool = False) -> None:
+        """Nothing comes of it. ends: the sequence is over."""
         self.over = True
-        self._scheduler.gave_up(self)
+        self._scheduler.gave_up(self, ends=ends)

@@ -16,12 +16,31 @@ if TYPE_CHECKING:
     from headrace.telemetry.statistics import Statistics
 
 
+class Condition(Protocol):
+    """What a model version has to run requests with, at the moment."""
+
+    @property
+    def usable(self) -> int:
+        """How many instances can run requests; 0: none can."""
+
+    @property
+    def note(self) -> str:
+        """What an operator should know of them; empty if all is as it was loaded."""
+
+    @property
+    def backend(self) -> str:
+        """The backend that runs it, or ran it last; empty if there is none."""
+
+    def count(self) -> dict[tuple[str, str], int]:
+        """How many instances there are, by backend and state: idle, running, lost."""
+
+
 class Served(Protocol):
     """A model version that takes requests, on the event loop.
 
     name, version: as on the wire. platform: what ModelMetadata reports. signature: as clients see it. view: for
     decoding. stated: what its config.pbtxt says, if there is one. level: 0, or one more than the highest of the models
-    that its requests run through. plan: of a stateful model.
+    that its requests run through. plan: of a stateful model. condition: what it can run requests with.
     """
 
     name: str
@@ -39,6 +58,8 @@ class Served(Protocol):
     def platform(self) -> str: ...  # noqa: D102
     @property
     def level(self) -> int: ...  # noqa: D102
+    @property
+    def condition(self) -> Condition: ...  # noqa: D102
     @property
     def plan(self) -> SequencePlan | None: ...  # noqa: D102
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from math import prod
+from math import ceil, floor, prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -121,7 +121,7 @@ def _row(
     if given.file:
         return _from_file(directory / given.file, spec, elements, what)
     if given.fill == "random" and spec.datatype != "BYTES":
-        return _random(spec, elements, rng)
+        return random_values(spec, elements, rng)
     return _zeros(spec, elements)
 
 
@@ -129,16 +129,27 @@ def _zeros(spec: TensorSpec, elements: int) -> bytes:
     return bytes(elements * (DATATYPES[spec.datatype].itemsize or 4))
 
 
-def _random(spec: TensorSpec, elements: int, rng: np.random.Generator) -> bytes:
-    """Numbers from 0 to 1, or 0 and 1: whatever they mean, they are hardly out of range."""
+def random_values(
+    spec: TensorSpec, elements: int, rng: np.random.Generator, low: float | None = None, high: float | None = None
+) -> bytes:
+    """Numbers from 0 to 1, or 0 and 1: whatever they mean, they are hardly out of range. low, high: limits to keep."""
     dtype = DATATYPES[spec.datatype].numpy
     values: np.ndarray[Any, Any]
+    if low is None:
+        low = 0.0 if high is None else min(0.0, high - 1)
+    if high is None:
+        high = max(1.0, low + 1)
     if spec.datatype == "BF16":
-        values = (rng.random(elements, np.float32).view(np.uint32) >> 16).astype(dtype)
+        floats = (low + (high - low) * rng.random(elements)).astype(np.float32)
+        values = (floats.view(np.uint32) >> 16).astype(dtype)
     elif dtype.kind == "f":
-        values = rng.random(elements).astype(dtype)
-    else:
+        values = (low + (high - low) * rng.random(elements)).astype(dtype)
+    elif dtype.kind == "b":
         values = rng.integers(0, 2, elements).astype(dtype)
+    else:
+        bounds = np.iinfo(dtype)
+        first, last = max(ceil(low), int(bounds.min)), min(floor(high), int(bounds.max))
+        values = rng.integers(first, max(first, last), elements, dtype, endpoint=True)
     return values.tobytes()
 
 

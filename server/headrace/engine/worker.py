@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING
@@ -19,9 +20,12 @@ if TYPE_CHECKING:
     from headrace.backends.base import Instance
     from headrace.clock import Clock
     from headrace.messages import Batch, Buffer, TensorSpec
+    from headrace.pipeline.cost import CostModel
 
     Inputs = Sequence[Sequence[Buffer]]
     Pack = Callable[[Inputs, Sequence[tuple[int, ...]]], Inputs]
+
+logger = logging.getLogger(__name__)
 
 THREAD_NAME = "headrace-instance"
 """What the names of the threads that run models begin with."""
@@ -111,7 +115,13 @@ class Worker:
     """Runs batches on one instance, one at a time: on the calling thread, or on a thread of its own.
 
     done: called on the event loop with the worker and each job that `start` was given.
+    cost, backend, leaving: kept here for `instances.Instances`; what learns from its runs, what has made the instance,
+    and whether the run under way is its last.
     """
+
+    cost: CostModel
+    backend = ""
+    leaving = False
 
     def __init__(
         self,
@@ -157,9 +167,7 @@ class Worker:
 
     def start(self, job: Job) -> None:
         """Runs a batch on the worker's thread; `done` is called on the loop."""
-        if self._thread is None:
-            self._thread = Thread(target=self._work, name=f"{THREAD_NAME}-{self.index}", daemon=True)
-            self._thread.start()
+        self._begin()
         self._jobs.put(job)
 
     def close(self) -> None:
@@ -169,6 +177,16 @@ class Worker:
         else:
             self.instance.close()
 
+    def leave(self) -> None:
+        """The same for an instance that may take its time, or be broken: on its thread, whatever comes of it."""
+        self._begin()
+        self._jobs.put(None)
+
+    def _begin(self) -> None:
+        if self._thread is None:
+            self._thread = Thread(target=self._work, name=f"{THREAD_NAME}-{self.index}", daemon=True)
+            self._thread.start()
+
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             self.run(job)
@@ -176,4 +194,7 @@ class Worker:
                 self._loop.call_soon_threadsafe(self._done, self, job)
             except RuntimeError:  # the loop is closed: the server is gone, and with it whoever waited
                 break
-        self.instance.close()
+        try:
+            self.instance.close()
+        except Exception:
+            logger.exception("an instance could not be closed; what it held may not be free")

@@ -14,9 +14,10 @@ from headrace.errors import (
     QueueTimeout,
     ShuttingDown,
 )
+from headrace.pipeline.queue import order_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from headrace.messages import Batch, Fit, InferRequest
     from headrace.pipeline.cost import CostModel
@@ -41,6 +42,33 @@ def expired(request: InferRequest, now: int) -> HeadraceError:
     if 0 < request.rpc_deadline <= now:
         return DeadlineExceeded("Deadline exceeded while the request waited for execution")
     return QueueTimeout("Request timeout expired")
+
+
+def set_deadlines(requests: Sequence[InferRequest], now: int, slo_ns: int) -> int:
+    """Sets when requests of one template expire and what orders them; returns the first such moment, 0 for none.
+
+    slo_ns: the deadline of those that bring none, from their receipt; 0: none.
+    """
+    template = requests[0].template
+    own_limit, priority = template.timeout_ns, template.priority
+    without_deadline = order_of(priority, 0, now)
+    soonest = 0
+    for request in requests:
+        request.decoded = now
+        expires = request.rpc_deadline
+        if own_limit:
+            limit = request.received + own_limit
+            expires = min(expires, limit) if expires else limit
+        elif slo_ns and not expires:
+            expires = request.received + slo_ns
+        if expires:
+            request.expires = expires
+            request.order = order_of(priority, expires, now)
+            if not 0 < soonest <= expires:
+                soonest = expires
+        else:
+            request.order = without_deadline
+    return soonest
 
 
 def wait_ns(
@@ -116,14 +144,15 @@ def admit_all(
     cost: CostModel,
     *,
     max_rows: int,
-    draining: bool,
+    wary: bool,
 ) -> bool:
     """Whether so many requests may all enter, by a look that is quick because it is cautious.
 
-    False: have `admit` decide on each. soonest: the first moment at which one of them expires, 0 for none.
+    False: have `admit` decide on each. soonest: the first moment at which one of them expires, 0 for none. wary:
+    there is something that this look does not see.
     """
     if (
-        draining
+        wary
         or limits.by_level
         or queue.requests + requests > limits.max_requests
         or queue.rows + rows > limits.max_rows
@@ -148,8 +177,12 @@ def admit(
     instances: int,
     running: Collection[Batch],
     draining: bool,
+    alone_ns: int = 0,
 ) -> HeadraceError | None:
-    """None if the request may enter, else why not. Its `order` and `expires` are set; running: batches under way."""
+    """None if the request may enter, else why not. Its `order` and `expires` are set; running: batches under way.
+
+    alone_ns: run time of what is run one by one before all that wait.
+    """
     template = request.template
     if draining:
         return ShuttingDown("Server is shutting down and has stopped accepting new requests")
@@ -181,6 +214,7 @@ def admit(
         if expires <= now:
             return expired(request, now)
         ahead, others_ns = ahead_of(request, queue, max_rows, cost)
+        others_ns += alone_ns
         need = reply_ns(template.rows, ahead, now, max_rows, instances, running, cost, template.fit, others_ns)
         if now + need > expires:
             return DeadlineUnreachable(

@@ -190,14 +190,14 @@ class Sequences:
         self._settle(sequence, now)
         return error
 
-    def failed(self, sequence: Sequence, now: int) -> None:
-        """The request at work has not run to its end: the state is as before.
+    def failed(self, sequence: Sequence, now: int, *, over: bool = False) -> None:
+        """The request at work has not run to its end: the state is as before. over: so is the sequence.
 
         Without its first request, a sequence has not begun, and what waits for it is dropped in its turn.
         """
         request = sequence.at_work
         assert request is not None
-        if (request.template.sequence or _NONE).start:
+        if over or (request.template.sequence or _NONE).start:
             _break_off(sequence)
         self._settle(sequence, now)
 

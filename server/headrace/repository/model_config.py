@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from headrace import settings_sources as sources
 from headrace.repository.bucket_config import BucketConfig  # noqa: TC001 - pydantic reads the annotation
+from headrace.repository.fallback_config import FallbackConfig
 from headrace.repository.processing_config import (  # noqa: TC001 - pydantic reads the annotations
     PostprocessConfig,
     PreprocessConfig,
@@ -19,6 +20,7 @@ from headrace.repository.schema_config import InputRules
 from headrace.repository.sequence_config import SequenceConfig  # noqa: TC001 - pydantic reads the annotation
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
     from typing import Self
 
@@ -58,6 +60,7 @@ def _inside(name: str) -> str:
 Dims = Annotated[tuple[Annotated[int, Field(ge=-1)], ...], Field(strict=False), AfterValidator(_not_zero)]
 FileName = Annotated[str, AfterValidator(_inside)]
 Level = Annotated[str, AfterValidator(_level)]
+BackendName = Annotated[str, Field(min_length=1)]
 
 
 class _Table(BaseModel):
@@ -194,8 +197,10 @@ class ModelConfig(_Table):
     threads: int = Field(
         1, ge=0, le=1024, description="threads that one instance computes with; 0: as the backend chooses"
     )
-    backend: str = Field(
-        "onnxruntime", min_length=1, description="a backend's name, or your own as package.module:attr"
+    backend: BackendName | Annotated[tuple[BackendName, ...], Field(strict=False, min_length=1)] = Field(
+        "onnxruntime",
+        description="a backend's name, or your own as package.module:attr; or a list of them, of which the first that "
+        "works serves",
     )
     slo_ms: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="deadline of a request that brings none, in milliseconds; 0: none"
@@ -217,7 +222,10 @@ class ModelConfig(_Table):
     )
     priority_levels: int = Field(1, ge=1, description="levels of urgency; 1 is the most urgent")
     default_priority: int = Field(0, ge=0, description="level of a request that names none; 0: the least urgent")
-    backend_options: dict[str, Any] = Field({}, description="options of the backend itself")
+    backend_options: dict[str, Any] = Field(
+        {}, description="options of the backend itself; where `backend` is a list, a table for each, by its name"
+    )
+    fallback: FallbackConfig = Field(FallbackConfig(), description="how the backends of a list are tried")
     batching: BatchingConfig = Field(BatchingConfig(), description="when a batch is closed")
     queue: QueueConfig = Field(QueueConfig(), description="how much may wait")
     inputs: dict[str, InputConfig] = Field({}, description="how clients see an input, and its rules, by its name")
@@ -240,6 +248,23 @@ class ModelConfig(_Table):
     )
     sequence: SequenceConfig | None = Field(None, description="what the model keeps from one request to the next")
     ensemble: EnsembleConfig = Field(EnsembleConfig(), description="the models that run in its place")
+
+    @model_validator(mode="after")
+    def _options_have_a_backend(self) -> Self:
+        if isinstance(self.backend, str):
+            return self
+        twice = [name for name in self.backend if self.backend.count(name) > 1]
+        if twice:
+            raise ValueError(f"backend names {twice[0]!r} twice")
+        for name, options in self.backend_options.items():
+            how = (
+                f"where backend is a list, options are tables by its names, such as [backend_options.'{self.chain[0]}']"
+            )
+            if name not in self.backend:
+                raise ValueError(f"backend_options.{name} is for none of backend = {list(self.backend)}; {how}")
+            if not isinstance(options, dict):
+                raise ValueError(f"backend_options.{name} = {options!r} is no table; {how}")
+        return self
 
     @model_validator(mode="after")
     def _state_is_its_own(self) -> Self:
@@ -283,6 +308,24 @@ class ModelConfig(_Table):
                 f"default_priority = {self.default_priority} is above priority_levels = {self.priority_levels}"
             )
         return self
+
+    @property
+    def chain(self) -> tuple[str, ...]:
+        """The backends to try, in order."""
+        return (self.backend,) if isinstance(self.backend, str) else self.backend
+
+    def options_of(self, backend: str) -> Mapping[str, Any]:
+        """The options of one of them."""
+        options: Mapping[str, Any] = (
+            self.backend_options if isinstance(self.backend, str) else self.backend_options.get(backend, {})
+        )
+        return options
+
+    @property
+    def probes(self) -> bool:
+        """Whether a backend's results are compared before it serves."""
+        own = self.fallback.probe
+        return not isinstance(self.backend, str) if own is None else own
 
     @property
     def default_level(self) -> int:

@@ -96,6 +96,24 @@ class _GuardedModel:
         except Exception as error:
             self._report("sequences_expired", error)
 
+    def fell_back(self, backend: str, to: str, reason: str) -> None:
+        try:
+            self._model.fell_back(backend, to, reason)
+        except Exception as error:
+            self._report("fell_back", error)
+
+    def instances_lost(self, instances: int) -> None:
+        try:
+            self._model.instances_lost(instances)
+        except Exception as error:
+            self._report("instances_lost", error)
+
+    def rerun(self, requests: int) -> None:
+        try:
+            self._model.rerun(requests)
+        except Exception as error:
+            self._report("rerun", error)
+
 
 class _Deaf:
     def batch(self, record: BatchRecord) -> None:
@@ -114,4 +132,13 @@ class _Deaf:
         pass
 
     def sequences_expired(self, sequences: int) -> None:
+        pass
+
+    def fell_back(self, backend: str, to: str, reason: str) -> None:
+        pass
+
+    def instances_lost(self, instances: int) -> None:
+        pass
+
+    def rerun(self, requests: int) -> None:
         pass

@@ -62,7 +62,7 @@ _REJECTIONS = (
 FAILURE_REASON_OF: Final = {
     **dict.fromkeys(_REJECTIONS, "REJECTED"),
     "cancelled": "CANCELED",
-    "backend_failed": "BACKEND",
+    **dict.fromkeys(("backend_failed", "state_lost"), "BACKEND"),
 }
 """Triton's reason by `HeadraceError.reason`; what is not here is OTHER."""
 
@@ -178,6 +178,7 @@ class Metrics(Collector):
         yield from _request_families(readings)
         yield from _batch_families(readings)
         yield from _sequence_families(readings)
+        yield from _backend_families(readings)
         yield from _device_families(readings)
 
 
@@ -383,6 +384,35 @@ def _sequence_families(readings: Sequence[Reading]) -> Iterator[Metric]:
             waiting.add_metric(labels, counts.waiting)
             expired.add_metric(labels, counts.expired)
     yield from (active, waiting, expired)
+
+
+def _backend_families(readings: Sequence[Reading]) -> Iterator[Metric]:
+    """Who runs the models; of ensembles nobody does."""
+    info = GaugeMetricFamily("headrace_backend_info", "1: the backend runs the model now", labels=(*LABELS, "backend"))
+    instances = GaugeMetricFamily(
+        "headrace_instances", "Instances, by who has made them and what they do", labels=(*LABELS, "backend", "state")
+    )
+    lost = CounterMetricFamily("headrace_instances_lost", "Instances that could not be used any more", labels=LABELS)
+    reruns = CounterMetricFamily(
+        "headrace_rerun_requests", "Requests that waited again because what ran them was lost", labels=LABELS
+    )
+    fallbacks = CounterMetricFamily(
+        "headrace_backend_fallbacks",
+        "Backends that another was taken for, or tried",
+        labels=(*LABELS, "from", "to", "reason"),
+    )
+    for reading in readings:
+        labels = (reading.model, reading.version)
+        for backend in sorted({backend for (backend, state), n in reading.instances.items() if n and state != "lost"}):
+            info.add_metric((*labels, backend), 1)
+        for (backend, state), count in sorted(reading.instances.items()):
+            instances.add_metric((*labels, backend, state), count)
+        for (backend, to, reason), count in sorted(reading.fallbacks.items()):
+            fallbacks.add_metric((*labels, backend, to, reason), count)
+        if reading.instances:
+            lost.add_metric(labels, reading.instances_lost)
+            reruns.add_metric(labels, reading.reruns)
+    yield from (info, instances, lost, reruns, fallbacks)
 
 
 def _device_families(readings: Sequence[Reading]) -> Iterator[Metric]:

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+FALLBACK_REASONS = ("unavailable", "load", "signature", "probe_failed", "probe_differs", "lost")
+"""unavailable: the backend's module is not there, or fails. load: it cannot load or warm the model. signature:
+its inputs, outputs or batches are others than those of the backend that it is compared with. probe_failed: it fails to
+run the probe. probe_differs: its results are others. lost: its instances were lost while they served."""
+
+
 @dataclass(slots=True)
 class BatchRecord:
     """One finished batch. Times are monotonic nanoseconds; the lists hold one entry for each request, in batch order.
@@ -60,6 +66,21 @@ class ModelObserver(Protocol):
 
     def sequences_expired(self, sequences: int) -> None:
         """Sequences of a stateful model are over because no request of theirs came for too long."""
+        ...
+
+    def fell_back(self, backend: str, to: str, reason: str) -> None:
+        """A backend of the model's chain does not run it, now or at all: `to` is taken, or tried; empty: none is left.
+
+        reason: one of `FALLBACK_REASONS`.
+        """
+        ...
+
+    def instances_lost(self, instances: int) -> None:
+        """Instances cannot be used any more, and are to be made anew."""
+        ...
+
+    def rerun(self, requests: int) -> None:
+        """Requests wait again because the instance that ran them was lost."""
         ...
 
 

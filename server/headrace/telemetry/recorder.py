@@ -111,7 +111,8 @@ class Reading:
     phases: by name (`messages.PHASES`). refused: requests by `HeadraceError.reason`. closed: batches by close reason
     and instance. queue: requests and rows that wait now. sequences: of a stateful model. elements, padding: of inputs
     with buckets, as they ran. rules: requests that broke one, by input, rule and policy. memory: bytes by device.
-    nodes: of the graph, by execution provider. busy: nanoseconds in which each instance ran batches.
+    nodes: of the graph, by execution provider. busy: nanoseconds in which each instance ran batches. instances: how
+    many there are by backend and state. fallbacks: by backend, what was taken in its place, and reason.
     """
 
     model: str
@@ -129,6 +130,10 @@ class Reading:
     padding: int
     rules: Mapping[tuple[str, str, str], int]
     load_seconds: float
+    instances: Mapping[tuple[str, str], int]
+    fallbacks: Mapping[tuple[str, str, str], int]
+    instances_lost: int
+    reruns: int
     memory: Mapping[str, int]
     nodes: Mapping[str, int]
     busy: Mapping[int, int]
@@ -138,14 +143,16 @@ class ModelRecorder:
     """Counts what happens to one model version: the `ModelObserver` behind /metrics and ModelStatistics.
 
     queue_depth: of whatever serves the version now. trace: hears of each batch too, if anybody asked for traces.
-    sequences: of a stateful model, (active, waiting to become active).
+    sequences: of a stateful model, (active, waiting to become active). instances: how many there are now, by backend
+    and state.
     """
 
     __slots__ = (
         "_admitted", "_batches", "_busy", "_clock", "_closed", "_decoded", "_elements", "_executions",
-        "_expired_sequences", "_hit_lookups", "_hits", "_last_ms", "_load_seconds", "_misses", "_padding", "_phases",
-        "_received", "_refused", "_request", "_resources", "_rows", "_rules", "_wall_ms", "_wasted_ns", "_wasted_rows",
-        "model", "queue_depth", "sequences", "trace", "version",
+        "_expired_sequences", "_fallbacks", "_hit_lookups", "_hits", "_instances_lost", "_last_ms", "_load_seconds",
+        "_misses", "_padding", "_phases", "_received", "_refused", "_request", "_reruns", "_resources", "_rows",
+        "_rules", "_wall_ms", "_wasted_ns", "_wasted_rows", "instances", "model", "queue_depth", "sequences", "trace",
+        "version",
     )  # fmt: skip
 
     def __init__(
@@ -161,6 +168,7 @@ class ModelRecorder:
         self.version = version
         self.queue_depth = queue_depth
         self.sequences: Callable[[], tuple[int, int]] | None = None
+        self.instances: Callable[[], Mapping[tuple[str, str], int]] = dict
         self._clock = clock
         self._wall_ms = wall
         # Pending: one entry per request, and BATCH_COLUMNS entries per batch.
@@ -184,6 +192,9 @@ class ModelRecorder:
         self._expired_sequences = 0
         self._rules: Counter[tuple[str, str, str]] = Counter()
         self._load_seconds = 0.0
+        self._fallbacks: Counter[tuple[str, str, str]] = Counter()
+        self._instances_lost = 0
+        self._reruns = 0
         self._resources: Resources = no_resources
         self.trace: Callable[[BatchRecord], None] | None = None
         self._hits: list[int] = []  # the time of each request that the cache answered, not folded yet
@@ -254,6 +265,18 @@ class ModelRecorder:
         """Sequences are over because no request of theirs came for too long."""
         self._expired_sequences += sequences
 
+    def fell_back(self, backend: str, to: str, reason: str) -> None:
+        """A backend of the model's chain does not run it, now or at all: another is taken, or tried."""
+        self._fallbacks[backend, to, reason] += 1
+
+    def instances_lost(self, instances: int) -> None:
+        """Instances cannot be used any more."""
+        self._instances_lost += instances
+
+    def rerun(self, requests: int) -> None:
+        """Requests wait again because the instance that ran them was lost."""
+        self._reruns += requests
+
     def loaded(self, seconds: float, resources: Resources = no_resources) -> None:
         """The version has become ready; loading and warming it took this long, and it takes `resources`."""
         self._load_seconds = seconds
@@ -302,6 +325,10 @@ class ModelRecorder:
             padding=self._padding,
             rules=dict(self._rules),
             load_seconds=self._load_seconds,
+            instances=self.instances(),
+            fallbacks=dict(self._fallbacks),
+            instances_lost=self._instances_lost,
+            reruns=self._reruns,
             memory=dict(memory),
             nodes=dict(nodes),
             busy=dict(self._busy),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from headrace.backends.base import InstanceLost
 from headrace.datatypes import DATATYPES
 from headrace.errors import ModelLoadError
 from headrace.messages import Signature, TensorSpec
@@ -48,7 +49,9 @@ class FakeInstance:
     """An `Instance` that computes `compute` and takes as long as `latency_ns` says for so many rows.
 
     spend: lets the time of a run pass, such as a clock's `advance`; None: a run takes no time. A held instance lets
-    no run end before `release`; blocked: set while one waits for that, on a thread.
+    no run end before `release`; blocked: set while one waits for that, on a thread. lost: what each run raises, once
+    it is set; runs_after_loss: how often it was tried to run when one had raised InstanceLost. device: see
+    `backends.base.device_of`.
     """
 
     def __init__(self, model: FakeModel, index: int) -> None:
@@ -56,6 +59,10 @@ class FakeInstance:
         self.index = index
         self.runs: list[Run] = []
         self.closed = False
+        self.lost: InstanceLost | None = None
+        self.device = model.device
+        self.runs_after_loss = 0
+        self._gone = False
         self.blocked = threading.Event()
         self._open = threading.Event()
         self._open.set()
@@ -93,6 +100,16 @@ class FakeInstance:
         self, inputs: Sequence[Sequence[Buffer]], shapes: Sequence[tuple[int, ...]], outputs: Sequence[int]
     ) -> Sequence[Array]:
         """See `backends.base.Instance`. Raises what the test has asked for, and AssertionError when closed or cut."""
+        self.runs_after_loss += self._gone
+        try:
+            return self._run(inputs, shapes, outputs)
+        except InstanceLost:
+            self._gone = True
+            raise
+
+    def _run(
+        self, inputs: Sequence[Sequence[Buffer]], shapes: Sequence[tuple[int, ...]], outputs: Sequence[int]
+    ) -> Sequence[Array]:
         assert not self.closed, "run after close"
         if self.held:
             self.blocked.set()
@@ -105,6 +122,8 @@ class FakeInstance:
         self.runs.append(Run(rows, len(inputs[0]) if inputs else 1, arrays))
         if self.model.spend is not None:
             self.model.spend(self.latency_ns(rows))
+        if self.lost is not None:
+            raise self.lost
         if self.model.failures and (failure := self.model.failures.popleft()) is not None:
             raise failure
         computed = self.model.compute(arrays)
@@ -119,7 +138,7 @@ class FakeInstance:
 class FakeModel:
     """A `LoadedModel` of the given signature; its instances share `compute`, `latency_ns`, `spend` and `failures`.
 
-    failures: what the next runs raise, one by one; None: that run succeeds.
+    failures: what the next runs raise, one by one; None: that run succeeds. device: of the next instances.
     """
 
     platform = "fake"
@@ -139,6 +158,7 @@ class FakeModel:
         self.latency_ns: Callable[[int], int] = latency_ns if callable(latency_ns) else lambda rows: latency_ns
         self.spend = spend
         self.failures: deque[Exception | None] = deque()
+        self.device: int | None = None
         self.instances: list[FakeInstance] = []
 
     def __repr__(self) -> str:

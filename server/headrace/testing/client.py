@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from headrace.clock import Clock
+    from headrace.engine.instances import Supply
     from headrace.engine.served import Served
     from headrace.engine.worker import Worker
     from headrace.messages import Buffer, ParameterValue, SharedMemory
@@ -169,9 +170,10 @@ class InProcessServer:
         inline_below_ns: int = 0,
         learn: Sequence[tuple[int, int]] = (),
         worker: type[Worker] = VirtualWorker,
+        supply: Supply | None = None,
     ) -> tuple[Scheduler, RecordingObserver]:
-        """Publishes a model. learn: (rows, nanoseconds) that its cost model begins with."""
-        scheduler, observer = self._scheduler(model, name, version, config, inline_below_ns, learn, worker)
+        """Publishes a model. learn: (rows, nanoseconds) that its cost model begins with. supply: of new instances."""
+        scheduler, observer = self._scheduler(model, name, version, config, inline_below_ns, learn, worker, supply)
         self.catalog.ready(name, version, scheduler)
         return scheduler, observer
 
@@ -186,10 +188,11 @@ class InProcessServer:
         inline_below_ns: int = 0,
         learn: Sequence[tuple[int, int]] = (),
         worker: type[Worker] = VirtualWorker,
+        supply: Supply | None = None,
     ) -> tuple[SequenceScheduler, RecordingObserver]:
         """Publishes a model that has sequences. directory: with the files of initial states."""
         assert config.sequence is not None
-        scheduler, observer = self._scheduler(model, name, version, config, inline_below_ns, learn, worker)
+        scheduler, observer = self._scheduler(model, name, version, config, inline_below_ns, learn, worker, supply)
         plan = plan_sequences(config.sequence, model.signature, config.instances, directory)
         served = SequenceScheduler(scheduler, plan, self.clock, self.turn)
         self.catalog.ready(name, version, served)
@@ -204,13 +207,14 @@ class InProcessServer:
         inline_below_ns: int,
         learn: Sequence[tuple[int, int]],
         worker: type[Worker],
+        supply: Supply | None,
     ) -> tuple[Scheduler, RecordingObserver]:
         config = config or ModelConfig()
         cost = cost_model(config, model.signature, inline_below_ns)
         for rows, elapsed in learn:
             cost.observe(rows, elapsed)
         instances = [model.make_instance(index) for index in range(config.instances)]
-        scheduler = Scheduler(name, str(version), model, config, instances, cost, self.clock, self.turn, worker)
+        scheduler = Scheduler(name, str(version), model, config, instances, cost, self.clock, self.turn, worker, supply)
         observer = RecordingObserver()
         scheduler.observer = observer
         return scheduler, observer

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from headrace.telemetry.observer import FALLBACK_REASONS
+
 if TYPE_CHECKING:
     from headrace.telemetry.observer import BatchRecord
 
@@ -21,6 +23,9 @@ class RecordingObserver:
         self.padding = 0
         self.expired_sequences = 0
         self.rules: Counter[tuple[str, str, str]] = Counter()
+        self.fallbacks: list[tuple[str, str, str]] = []
+        self.lost = 0
+        self.reruns = 0
 
     def __repr__(self) -> str:
         return f"<RecordingObserver {self.requests} requests in {len(self.batches)} batches, {dict(self.reasons)}>"
@@ -62,3 +67,16 @@ class RecordingObserver:
     def sequences_expired(self, sequences: int) -> None:
         """See `ModelObserver`."""
         self.expired_sequences += sequences
+
+    def fell_back(self, backend: str, to: str, reason: str) -> None:
+        """See `ModelObserver`."""
+        assert reason in FALLBACK_REASONS
+        self.fallbacks.append((backend, to, reason))
+
+    def instances_lost(self, instances: int) -> None:
+        """See `ModelObserver`."""
+        self.lost += instances
+
+    def rerun(self, requests: int) -> None:
+        """See `ModelObserver`."""
+        self.reruns += requests

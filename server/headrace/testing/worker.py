@@ -34,6 +34,10 @@ class VirtualWorker(Worker):
         if self._under_way is None:
             self.instance.close()
 
+    def leave(self) -> None:
+        """See `Worker.leave`."""
+        self.close()
+
     def _over(self) -> None:
         instance, job = self.instance, self._under_way
         assert isinstance(instance, FakeInstance)
@@ -46,6 +50,6 @@ class VirtualWorker(Worker):
             self.run(job)
         job.batch.started = started
         self._under_way = None
-        self._done(self, job)
-        if self._closing:
+        if self._closing:  # before, so that what is done now may close it too
             instance.close()
+        self._done(self, job)

@@ -15,6 +15,7 @@ from headrace.transport.model_config import Configured, describe_model
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
+    from headrace.engine.served import Condition
     from headrace.messages import TensorSpec
     from headrace.repository.catalog import Catalog
     from headrace.telemetry.statistics import Duration, Statistics
@@ -64,6 +65,11 @@ class Served(Configured, Protocol):
         """The version's number, in decimal."""
         ...
 
+    @property
+    def condition(self) -> Condition:
+        """What it can run requests with."""
+        ...
+
     def statistics(self) -> Statistics:
         """What it has done since it was loaded."""
         ...
@@ -96,13 +102,18 @@ class Admin(Generic[ServedT]):
         return pb.ServerMetadataResponse(name="headrace", version=__version__, extensions=self._extensions)
 
     def model_ready(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
-        """True, or the error that says why not: a model that is unknown, or loading, is an error here.
+        """True, or the error that says why not: one that is unknown, loading or without an instance is an error here.
 
         A server that leaves says no for its models too, so that a balancer that asks this way looks elsewhere.
         """
         if not self._engine.ready:
             raise ModelNotReady(NOT_READY)
-        self._catalog.resolve(request.name, request.version)
+        served = self._catalog.resolve(request.name, request.version)
+        if not served.condition.usable:
+            raise ModelNotReady(
+                f"Request for unknown model: '{served.name}' version {served.version} is not at ready state: "
+                f"{served.condition.note}"
+            )
         return pb.ModelReadyResponse(ready=True)
 
     def model_metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:

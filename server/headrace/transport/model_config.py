@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from headrace.rpc import model_config_pb2 as mc
 from headrace.transport.sequence_batching import data_type, sequence_batching
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from google.protobuf.descriptor import FieldDescriptor
 
     from headrace.engine.sequence_plan import SequencePlan
+    from headrace.engine.served import Condition
     from headrace.messages import Signature, TensorSpec
     from headrace.repository.model_config import LevelConfig, ModelConfig, QueueConfig, TensorConfig, WarmupData
 
@@ -50,6 +51,11 @@ class Configured(Protocol):
     @property
     def stated(self) -> mc.ModelConfig | None:
         """What its config.pbtxt says, if there is one."""
+        ...
+
+    @property
+    def condition(self) -> Condition:
+        """What runs it."""
         ...
 
     @property
@@ -96,19 +102,21 @@ def _complete(config: mc.ModelConfig) -> None:
 def _from_settings(served: Configured) -> mc.ModelConfig:
     signature, config = served.signature, served.config
     ensemble = bool(config.ensemble.steps)
+    backend = served.condition.backend
+    options = config.options_of(backend)
     sequence = None if served.plan is None else sequence_batching(config, served.plan)
     dynamic = signature.max_batch > 1 and not ensemble and sequence is None
     return mc.ModelConfig(
         name=served.name,
         platform=served.platform,
-        backend="" if ensemble else config.backend,
+        backend=backend,
         version_policy=_version_policy(config),
         max_batch_size=signature.max_batch,
         input=(_input(spec, config) for spec in signature.inputs),
         output=(_output(spec, config) for spec in signature.outputs),
-        instance_group=[] if ensemble else [_instance_group(served.name, config)],
-        default_model_filename=config.backend_options.get("file", MODEL_FILENAMES.get(served.platform, "")),
-        optimization=_optimization(config),
+        instance_group=[] if ensemble else [_instance_group(served.name, config, backend)],
+        default_model_filename=options.get("file", MODEL_FILENAMES.get(served.platform, "")),
+        optimization=_optimization(options),
         dynamic_batching=_dynamic_batching(config) if dynamic else None,
         sequence_batching=sequence,
         ensemble_scheduling=_ensemble_scheduling(config) if ensemble else None,
@@ -117,11 +125,11 @@ def _from_settings(served: Configured) -> mc.ModelConfig:
     )
 
 
-def _instance_group(name: str, config: ModelConfig) -> mc.ModelInstanceGroup:
+def _instance_group(name: str, config: ModelConfig, backend: str) -> mc.ModelInstanceGroup:
     group = mc.ModelInstanceGroup(name=name, kind=mc.ModelInstanceGroup.KIND_CPU, count=config.instances)
-    if config.backend in GPU_BACKENDS:
+    if backend in GPU_BACKENDS:
         group.kind = mc.ModelInstanceGroup.KIND_GPU
-        group.gpus.extend(config.backend_options.get("devices", [0]))
+        group.gpus.extend(config.options_of(backend).get("devices", [0]))
     return group
 
 
@@ -175,8 +183,8 @@ def _version_policy(config: ModelConfig) -> mc.ModelVersionPolicy:
     return policy(specific=policy.Specific(versions=config.versions))
 
 
-def _optimization(config: ModelConfig) -> mc.ModelOptimizationPolicy | None:
-    level = GRAPH_LEVELS.get(config.backend_options.get("graph_optimization_level", "all"), 0)
+def _optimization(options: Mapping[str, Any]) -> mc.ModelOptimizationPolicy | None:
+    level = GRAPH_LEVELS.get(options.get("graph_optimization_level", "all"), 0)
     policy = mc.ModelOptimizationPolicy
     return policy(graph=policy.Graph(level=level)) if level else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from headrace.errors import InvalidRequest, Unimplemented
@@ -11,7 +12,7 @@ from headrace.rpc import inference_pb2 as pb
 
 if TYPE_CHECKING:
     from headrace.engine.control import ModelControl
-    from headrace.repository.catalog import Catalog
+    from headrace.repository.catalog import Catalog, IndexEntry
 
 
 class RepositoryAdmin:
@@ -40,10 +41,18 @@ class RepositoryAdmin:
                     state=entry.state,
                     reason=entry.reason,
                 )
-                for entry in self._catalog.index()
+                for entry in map(self._as_it_is, self._catalog.index())
                 if entry.state is State.READY or not request.ready
             )
         )
+
+    def _as_it_is(self, entry: IndexEntry) -> IndexEntry:
+        """A version that is loaded may be without a usable instance, or run by another backend than it was."""
+        if entry.state is not State.READY:
+            return entry
+        condition = self._catalog.resolve(entry.name, str(entry.version)).condition
+        reason = "; ".join(filter(None, (condition.note, entry.reason)))
+        return replace(entry, state=State.READY if condition.usable else State.UNAVAILABLE, reason=reason)
 
     async def load(self, request: pb.RepositoryModelLoadRequest) -> pb.RepositoryModelLoadResponse:
         """Answers when the model serves. Raises what `ModelControl.load` does, and Unimplemented."""

@@ -28,6 +28,7 @@ from headrace.errors import (
     RequestTooSlow,
     ServiceNotFound,
     ShuttingDown,
+    StateLost,
     Unimplemented,
 )
 
@@ -77,6 +78,7 @@ STATUS: Mapping[type[BaseException], tuple[Code, int]] = {
     MessageTooLarge: (Code.RESOURCE_EXHAUSTED, 413),
     ProtocolError: (Code.INTERNAL, 400),
     Overloaded: (Code.UNAVAILABLE, 503),
+    StateLost: (Code.UNAVAILABLE, 503),
     ShuttingDown: (Code.UNAVAILABLE, 503),
     QueueTimeout: (Code.UNAVAILABLE, 503),
     DeadlineExceeded: (Code.DEADLINE_EXCEEDED, 504),
