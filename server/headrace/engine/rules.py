@@ -10,7 +10,7 @@ import numpy as np
 from headrace.datatypes import DATATYPES
 from headrace.errors import ConfigError, ModelLoadError
 from headrace.pipeline.padding import number
-from headrace.pipeline.rules import NumberRules, Rules, SizeRules, TextRules
+from headrace.pipeline.rules import NumberRules, Rules, SizeRules, TextRules, image_layout
 from headrace.pipeline.text_screen import matcher
 from headrace.repository.processing_config import ImageConfig
 from headrace.repository.schema_config import SCHEMA_FILE, InputRules, read_schema
@@ -67,19 +67,20 @@ def input_rules(config: ModelConfig, signature: Signature, schema: Schema | None
         try:
             given = own.over(inferred or InputRules()) if own is not None else inferred
             assert given is not None
-            channels_first = own is not None and own.format == "NCHW"
-            is_image = isinstance(config.preprocess.get(name), ImageConfig)
-            rules = _rules(given, spec, is_image=is_image or (own is not None and own.format is not None))
+            layout = (own.format if own is not None else None) or image_layout(spec.shape)
+            if isinstance(config.preprocess.get(name), ImageConfig):
+                layout = "NHWC"  # `format` is of the model's own tensor
+            rules = _rules(given, spec, layout)
         except ValueError as error:
             raise ModelLoadError(f"inputs.{name}: {error}") from error
         if rules is not None:
-            found[name] = rules if rules.size is None else _oriented(rules, channels_first and not is_image)
+            found[name] = rules
     return found
 
 
-def _rules(given: InputRules, spec: TensorSpec, *, is_image: bool) -> Rules | None:
+def _rules(given: InputRules, spec: TensorSpec, layout: str | None) -> Rules | None:
     """None: nothing is asked for. Raises ValueError."""
-    _check_kind(given, spec, is_image=is_image)
+    _check_kind(given, spec, is_image=layout is not None)
     for rule, policy in given.policy.items():
         if not any(_is_given(given, key) for key in _KEYS[rule]):
             raise ValueError(f'policy.{rule} = "{policy}", but there is no {" or ".join(_KEYS[rule])}')
@@ -89,7 +90,7 @@ def _rules(given: InputRules, spec: TensorSpec, *, is_image: bool) -> Rules | No
             texts = _texts(given)
     elif given.values is not None or any(_is_given(given, key) for key in _OF_NUMBERS):
         numbers = _numbers(given, spec)
-    size = _size(given) if any(_is_given(given, key) for key in _OF_IMAGES) else None
+    size = _size(given, layout == "NCHW") if any(_is_given(given, key) for key in _OF_IMAGES) else None
     if numbers is None and texts is None and size is None:
         return None
     policies: dict[str, Policy] = dict(given.policy.items())
@@ -113,7 +114,7 @@ def _check_kind(given: InputRules, spec: TensorSpec, *, is_image: bool) -> None:
         elif key in _OF_TEXTS:
             wrong, kind = not text, "BYTES"
         elif key in _OF_IMAGES:
-            wrong, kind = not is_image, "images: an input with format, or with [preprocess] of kind image"
+            wrong, kind = not is_image, "images: three dimensions, with format or of 1, 3 or 4 channels, last or first"
         else:
             wrong, kind = text or spec.datatype == "BOOL", "numbers"
         if wrong:
@@ -130,14 +131,8 @@ def _texts(given: InputRules) -> TextRules:
     return TextRules(given.min_length or 0, given.max_length, given.pattern, values)
 
 
-def _size(given: InputRules) -> SizeRules:
-    return SizeRules((given.min_height, given.max_height), (given.min_width, given.max_width))
-
-
-def _oriented(rules: Rules, channels_first: bool) -> Rules:
-    assert rules.size is not None
-    size = SizeRules(rules.size.height, rules.size.width, channels_first)
-    return Rules(rules.numbers, rules.texts, size, rules.policies, rules.names)
+def _size(given: InputRules, channels_first: bool) -> SizeRules:
+    return SizeRules((given.min_height, given.max_height), (given.min_width, given.max_width), channels_first)
 
 
 def _numbers(given: InputRules, spec: TensorSpec) -> NumberRules:
@@ -191,7 +186,7 @@ def _bound(key: str, value: Any, spec: TensorSpec, dtype: np.dtype[Any]) -> Numb
     found = []
     for one in value if isinstance(value, tuple) else (value,):
         if not is_float:
-            bound = math.ceil(one) if lower else math.floor(one)
+            bound = _integer(one, lower, least, most)
             if bound > most if lower else bound < least:
                 raise ValueError(f"{key} = {one:g} is beyond all of {spec.datatype}")
             found.append(min(max(bound, least), most))
@@ -202,6 +197,13 @@ def _bound(key: str, value: Any, spec: TensorSpec, dtype: np.dtype[Any]) -> Numb
                 raise ValueError(f"{key} = {one:g} is beyond all of {spec.datatype}")
             found.append(rounded)
     return np.array(found if isinstance(value, tuple) else found[0], dtype)
+
+
+def _integer(value: float, up: bool, least: float, most: float) -> int:
+    """The nearest integer within; an infinity as the next one beyond the datatype."""
+    if math.isinf(value):
+        return int(most) + 1 if value > 0 else int(least) - 1
+    return math.ceil(value) if up else math.floor(value)
 
 
 def _as_float(value: float, datatype: str, dtype: np.dtype[Any]) -> Any:  # noqa: ANN401

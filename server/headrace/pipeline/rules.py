@@ -17,7 +17,15 @@ if TYPE_CHECKING:
 
 Policy = Literal["reject", "clip", "count"]
 """reject: the request is refused. clip: its values are changed to keep the rule. count: it is taken as it is."""
+_CHANNELS = (1, 3, 4)
 RuleName = Literal["missing", "finite", "range", "values", "size", "length", "pattern"]
+
+
+def image_layout(shape: tuple[int, ...]) -> Literal["NHWC", "NCHW"] | None:
+    """How rows of this shape, if nobody says, are images: 1, 3 or 4 channels are last, or first; None: they are not."""
+    if len(shape) != 3:
+        return None
+    return "NHWC" if shape[2] in _CHANNELS else "NCHW" if shape[0] in _CHANNELS else None
 
 
 def span(low: float | None, high: float | None) -> str:
