@@ -3,7 +3,6 @@ from pathlib import Path
 
 from compare.launch import free_ports
 from compare.server import Setup
-
 from headrace.repository.schema_config import read_schema
 
 SETUP = Setup(Path("/peers"), ("headrace",), Path("/loadtest/peers/triton"), Path("/scratch"))

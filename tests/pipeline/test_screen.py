@@ -224,6 +224,21 @@ def test_large_inputs_are_looked_at_one_by_one(monkeypatch):
         assert list(findings.refused) == [1]
         assert "element [0, 1] of" in str(findings.refused[1])
     assert list(look(make("BOOL", (1, 8)), bytes(8), b"\2" * 8).refused) == [1]
+    found = make("UINT8", (1, 8), {"min": 2, "max": 9, "policy": {"range": "clip"}})
+    assert look(found, b"\2" * 8, b"\1" * 8, b"\2\12" * 4).replaced == {1: {0: b"\2" * 8}, 2: {0: b"\2\11" * 4}}
+
+
+def test_bounds_of_few_features_in_a_long_row():
+    values = np.tile(np.array([1, 2, 3], "<f4"), 5003)
+    found = make("FP32", (1, 5003, 3), {"min": [1, 2, 3], "max": [1, 2, 3]})
+    assert look(found, values.tobytes(), values.tobytes()) is None
+    values[4999 * 3 + 1] = 3
+    assert "element [0, 4999, 1] of" in str(look(found, values.tobytes()).refused[0])
+
+
+@pytest.mark.parametrize("rules", [{"min": 0, "max": 2}, {"min": [0, 1], "max": 2}, {"values": [0, 1, 2]}])
+def test_what_is_at_a_bound_costs_no_second_look(rules):
+    assert look(make("FP32", (1, 2), rules), floats(0, 1), floats(2, 2)) is None
 
 
 number_rules = st.fixed_dictionaries(
@@ -391,7 +406,8 @@ def test_texts_together_agree_with_each_by_itself(requests, rules, policy):
     found = make("BYTES", (2, 1), rules | {"policy": dict.fromkeys(given_rules, policy)})
     bad = {
         "length": lambda text: not rules.get("min_length", 0) <= len(text) <= rules.get("max_length", 99),
-        "pattern": lambda text: "pattern" in rules and "b" in text,
+        # what is too long is not matched
+        "pattern": lambda text: "pattern" in rules and "b" in text and len(text) <= rules.get("max_length", 99),
         "values": lambda text: "values" in rules and text not in rules["values"],
     }
     counts = Counter(

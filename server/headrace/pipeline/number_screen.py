@@ -75,33 +75,38 @@ class NumberCheck:
             self._least <= np.minimum.reduce(values) and np.maximum.reduce(values) <= self._most
         ):
             return False
-        allowed = self._rules.values
-        if allowed is None:
-            return True
-        return bool((allowed.take(allowed.searchsorted(values), mode="clip") == values).all())
+        return self._rules.values is None or bool(self._is_allowed(values).all())
 
     def broken(self, values: Numbers) -> Iterator[tuple[RuleName, Mask]]:
         """Of each rule, where numbers [requests, elements] break it; in the order in which rules are named."""
         rules = self._rules
-        nan = np.isnan(values) if self._float else np.zeros(values.shape, np.bool_)
-        left = ~nan  # what the rules below are about
-        if rules.max_missing is not None and self._float and self._row:
+        if not self._float:
+            if rules.ranged:
+                yield "range", ~self._inside(values)
+            if rules.values is not None:
+                yield "values", ~self._is_allowed(values)
+            return
+        nan = np.isnan(values)
+        left = None  # where the rules below do not look: they have been told of by the ones above
+        if rules.max_missing is not None and self._row:
             by_row = nan.reshape(len(values), -1, self._row)
             too_many = by_row.sum(axis=2) > rules.max_missing * self._row * (1 + 1e-9)
             yield "missing", (by_row & too_many[:, :, None]).reshape(values.shape)
-        filled = self._policies.get("finite") == "clip"
-        if rules.finite and self._float:
+            left = nan
+        if rules.finite:
             infinite = np.isinf(values)
+            filled = self._policies.get("finite") == "clip"
             yield "finite", (infinite if rules.max_missing is not None and not filled else infinite | nan)
-            if filled:
-                left &= ~infinite
-        elif rules.max_missing is None:
-            left |= nan  # nobody says what it may be, so it is outside of any range
+            left = infinite | nan if filled else nan
         if rules.ranged:
-            yield "range", left & ~self._inside(values)
+            yield "range", _but(~self._inside(values), left)
         if rules.values is not None:
-            found = rules.values.take(rules.values.searchsorted(values), mode="clip") == values
-            yield "values", left & ~found
+            yield "values", _but(~self._is_allowed(values), left)
+
+    def _is_allowed(self, values: Numbers) -> Mask:
+        allowed = self._rules.values
+        assert allowed is not None
+        return np.asarray(allowed.take(allowed.searchsorted(values), mode="clip") == values)
 
     def _inside(self, values: Numbers) -> Mask:
         low, high = self._bounds()
@@ -133,8 +138,11 @@ class NumberCheck:
         ends = (-np.inf, np.inf) if self._float else (np.iinfo(low.dtype).min, np.iinfo(high.dtype).max)
         return f"{shown} a value {span(None if low == ends[0] else low, None if high == ends[1] else high)}"
 
-    def clipped(self, values: Numbers) -> bytes:
-        """One request's numbers as they keep the rules whose policy is `clip`: at the nearest bound, or filled."""
+    def clipped(self, values: Numbers) -> list[bytes]:
+        """The numbers of requests [requests, elements] as they keep the rules whose policy is `clip`.
+
+        They are at the nearest bound, or filled.
+        """
         rules = self._rules
         low, high = self._bounds()
         width = max(low.size, 1 if rules.fill is None else rules.fill.size)
@@ -146,10 +154,14 @@ class NumberCheck:
             table = np.where(np.isnan(table), rules.fill, table)
         if self._policies.get("range") == "clip":
             table = np.clip(table, low, high)
-        table = table.astype(values.dtype, copy=False)
+        table = table.astype(values.dtype, copy=False).reshape(values.shape)
         if self._bf16:
-            return (table.view(np.uint32) >> 16).astype("<u2").tobytes()
-        return table.tobytes()
+            table = (table.view(np.uint32) >> 16).astype("<u2")
+        return [row.tobytes() for row in table]
+
+
+def _but(bad: Mask, left: Mask | None) -> Mask:
+    return bad if left is None else bad & ~left
 
 
 def _tiled(bound: Numbers, row: int) -> Numbers:

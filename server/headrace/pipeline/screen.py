@@ -126,7 +126,11 @@ class _About:
 
     def place(self, element: int) -> str:
         """Where in the input a flat index is."""
-        return str([int(at) for at in np.unravel_index(element, self.shape)]) if self.shape else "[]"
+        places: list[int] = []
+        for dim in reversed(self.shape):
+            element, place = divmod(element, dim)
+            places.append(place)
+        return str(places[::-1])
 
     def element(self, element: int) -> str:
         """The same in words, with the name of its feature if it has one."""
@@ -134,14 +138,17 @@ class _About:
         named = f" ({names[element % len(names)]})" if names else ""
         return f"element {self.place(element)}{named} of {self.what}"
 
-    def broken(self, request: int, rule: RuleName, error: Callable[[], str], findings: Findings) -> Policy:
-        """Has a rule broken by a request; returns what becomes of it."""
+    def broken(self, rule: RuleName, requests: int, findings: Findings) -> Policy:
+        """Has a rule broken by so many requests; returns what is to become of them."""
         assert self.rules is not None
         policy = self.rules.policy(rule)
-        findings.broken[self.name, rule, policy] += 1
-        if policy == "reject" and request not in findings.refused:
-            findings.refused[request] = RuleBroken(f"{error()} (rule '{rule}')")
+        findings.broken[self.name, rule, policy] += requests
         return policy
+
+    def refuse(self, request: int, rule: RuleName, error: Callable[[], str], findings: Findings) -> None:
+        """Has a request refused, if it is not already."""
+        if request not in findings.refused:
+            findings.refused[request] = RuleBroken(f"{error()} (rule '{rule}')")
 
 
 class _Bools:
@@ -188,7 +195,8 @@ class _Texts:
                 findings.refused.setdefault(request, InvalidRequest(text))
                 continue
             for rule, at, text in self._check.broken(elements):
-                about.broken(request, rule, partial("{} {}".format, about.element(at), text), findings)
+                if about.broken(rule, 1, findings) == "reject":
+                    about.refuse(request, rule, partial("{} {}".format, about.element(at), text), findings)
 
 
 class _Size:
@@ -203,9 +211,10 @@ class _Size:
         return False
 
     def find(self, column: Sequence[Buffer], findings: Findings) -> None:
-        for request in range(len(column)):
+        if self._about.broken("size", len(column), findings) == "reject":
             error = partial("{} has images of {}".format, self._about.what, self._wrong)
-            self._about.broken(request, "size", error, findings)
+            for request in range(len(column)):
+                self._about.refuse(request, "size", error, findings)
 
 
 class _Numbers:
@@ -232,13 +241,18 @@ class _Numbers:
         values = check.view(raw).reshape(len(requests), -1)
         clipped: set[int] = set()
         for rule, bad in check.broken(values):
-            for place in np.flatnonzero(bad.any(axis=1)).tolist():
-                error = partial(self._error, rule, values[place], bad[place])
-                if about.broken(requests[place], rule, error, findings) == "clip":
-                    clipped.add(place)
-        for place in clipped:
-            replaced = findings.replaced.setdefault(requests[place], {})
-            replaced[self.index] = check.clipped(values[place])
+            places = np.flatnonzero(bad.any(axis=1)).tolist()
+            if not places:
+                continue
+            policy = about.broken(rule, len(places), findings)
+            if policy == "clip":
+                clipped.update(places)
+            elif policy == "reject":
+                for place in places:
+                    about.refuse(requests[place], rule, partial(self._error, rule, values[place], bad[place]), findings)
+        chosen = [place for place in sorted(clipped) if requests[place] not in findings.refused]
+        for place, made in zip(chosen, check.clipped(values[chosen]) if chosen else (), strict=True):
+            findings.replaced.setdefault(requests[place], {})[self.index] = made
 
     def _error(self, rule: RuleName, values: Numbers, bad: Mask) -> str:
         at = int(bad.argmax())

@@ -112,10 +112,11 @@ class TextCheck:
             if values is not None and element not in values:
                 yield "values", at, f"is {_shown(text)}, expected {some(sorted(one.decode() for one in values))}"
             size = len(text)
-            if size < rules.min_length or (rules.max_length is not None and size > rules.max_length):
+            too_long = rules.max_length is not None and size > rules.max_length
+            if too_long or size < rules.min_length:
                 expected = span(rules.min_length or None, rules.max_length)
                 yield "length", at, f"has {size} characters, expected a length {expected}"
-            if matching is not None and not matching.isinstance_python(text):
+            if matching is not None and not too_long and not matching.isinstance_python(text):
                 yield "pattern", at, f"is {_shown(text)}, expected all of it to match {rules.pattern!r}"
 
 

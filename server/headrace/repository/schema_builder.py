@@ -150,14 +150,16 @@ class SchemaBuilder:
         dtype = DATATYPES[self._spec.datatype].numpy
         if not self._is_float:
             margin = math.ceil(MARGIN * (high - low))
-            low, high, limits = low - margin, high + margin, np.iinfo(dtype)
+            low, high = low - margin, high + margin
+            least, most = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
         else:
             digits = 17 if self._spec.datatype == "FP64" else 9
             low, high = float(low), float(high)
             margin = MARGIN * high - MARGIN * low  # which the range itself may be too wide for
             low, high = float(f"{low - margin:.{digits}g}"), float(f"{high + margin:.{digits}g}")
-            limits = np.finfo(np.float32 if self._spec.datatype == "BF16" else dtype)  # type: ignore[assignment]
-        return low if low > limits.min else -math.inf, high if high < limits.max else math.inf
+            limits = np.finfo(np.float32 if self._spec.datatype == "BF16" else dtype)
+            least, most = float(limits.min), float(limits.max)  # type: ignore[assignment]
+        return low if low > least else -math.inf, high if high < most else math.inf
 
     def _size_rules(self, given: dict[str, Any], policy: dict[str, str]) -> None:
         for what, sides in zip(("height", "width"), self._sides, strict=True):
