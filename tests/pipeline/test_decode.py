@@ -1,5 +1,7 @@
 """Every case of a bad ModelInfer request, with the words that clients know from Triton."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -62,6 +64,10 @@ def refusal(description, model=None):
     with pytest.raises(InvalidRequest) as caught:
         build(description, model)
     return str(caught.value)
+
+
+def asking(*parts):
+    return [SimpleNamespace(parts=own) for own in parts]
 
 
 def bind_refusal(template, *raw, id_field=b""):
@@ -138,8 +144,8 @@ def test_text_is_of_any_size_and_counts_with_all_the_rest():
     assert template.sizes == (16, -1)
     assert template.total == 0  # not known before the bytes are there
     assert template.bind([bytes(16), b"\3\0\0\0abc"], b"")[1] == b"\3\0\0\0abc"
-    assert template.screen([(bytes(16), b"\3\0\0\0abc")]) is None
-    findings = template.screen([(bytes(16), b"\3\0\0\0ab")])
+    assert template.screen(asking((bytes(16), b"\3\0\0\0abc"))) is None
+    findings = template.screen(asking((bytes(16), b"\3\0\0\0ab")))
     assert str(findings.refused[0]) == (
         "input 't' for model 'm': BYTES tensor: element 0 of 1 has a length of 3 bytes, 2 are left"
     )
@@ -166,8 +172,8 @@ def test_what_inputs_hold_is_for_whoever_takes_the_request():
     good, bad = np.full(4, 16, "<f4").tobytes(), np.array([0, 0, 17, 0], "<f4").tobytes()
     assert template.plain
     assert template.bind([bad], b"") == [bad]
-    assert template.screen([(good,), (good,)]) is None
-    assert list(template.screen([(good,), (bad,)]).refused) == [1]
+    assert template.screen(asking((good,), (good,))) is None
+    assert list(template.screen(asking((good,), (bad,))).refused) == [1]
     assert template.of_sequence(SequenceFlags(7)).screen is template.screen
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def make(datatype, shape, rules=None, *, batched=True, config=None):
 
 def look(found, *raw):
     """What is wrong with requests of one input each."""
-    return found([(each,) for each in raw])
+    return found([SimpleNamespace(parts=(each,)) for each in raw])
 
 
 def refusal(raw, datatype, shape, rules=None, **more):

@@ -1,5 +1,7 @@
 """Rules as text, and rules made of data."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -148,5 +150,5 @@ def test_no_row_of_the_data_breaks_the_schema_made_of_it(datatype, shape, data):
     tensor = InputTensor("x", datatype, rows.shape)
     screen = screen_of([spec], [tensor], rules, "m", batched=True)
     raw = bytes_tensor.encode(rows) if datatype == "BYTES" else rows.tobytes()
-    findings = None if screen is None else screen([(raw,)])
+    findings = None if screen is None else screen([SimpleNamespace(parts=(raw,))])
     assert findings is None or not findings.broken

@@ -20,7 +20,7 @@ def screened(
 
     Clipped inputs are changed, and what broke a rule is counted. observer: of the model that the requests are for.
     """
-    findings = screen([request.parts for request in requests])
+    findings = screen(requests)
     if findings is None:
         return requests, ()
     for (name, rule, policy), broke in findings.broken.items():

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 _TILED = 4096
-"""Bounds of features are repeated up to so many, so that NumPy's inner loops are long."""
+"""Bounds of features are repeated up to so many: with a few requests they are as many as the numbers."""
 
 
 class NumberCheck:
@@ -46,11 +46,14 @@ class NumberCheck:
             low, high = np.maximum(low, -greatest), np.minimum(high, greatest)
         self._looks = rules.ranged or (self._float and (rules.finite or rules.max_missing is not None))
         self._by_feature = self._looks and low.ndim > 0
-        self._low, self._high = (
-            (low, high) if not self._by_feature else (_tiled(low, self._row), _tiled(high, self._row))
-        )
-        self._least: Any = None if self._by_feature else low[()]
-        self._most: Any = None if self._by_feature else high[()]
+        self._least: Any = None
+        self._most: Any = None
+        if self._by_feature:
+            times = max(_TILED // low.size, 1)
+            self._low, self._high = np.tile(low, times), np.tile(high, times)
+            self._width = low.size * _most_that_divides(max(self._row // low.size, 1), times)
+        else:
+            self._least, self._most = low[()], high[()]
         # these two give the bound where one side is NaN
         self._cut = (np.fmin, np.fmax) if self._float else (np.minimum, np.maximum)
 
@@ -65,17 +68,23 @@ class NumberCheck:
         if not values.size:
             return True
         if self._by_feature:
-            # bounds change nothing but what is outside of them, or NaN
-            table = values.reshape(-1, len(self._low))
-            kept = self._cut[0](table, self._high)
-            self._cut[1](kept, self._low, out=kept)
-            if kept.tobytes() != (values.tobytes() if self._bf16 else raw):
+            if self._cut_to_bounds(values).tobytes() != (values.tobytes() if self._bf16 else raw):
                 return False
         elif self._looks and not (  # NaN goes through minimum and maximum, so that every comparison with it fails
             self._least <= np.minimum.reduce(values) and np.maximum.reduce(values) <= self._most
         ):
             return False
         return self._rules.values is None or bool(self._is_allowed(values).all())
+
+    def _cut_to_bounds(self, values: Numbers) -> Numbers:
+        """The numbers, of which this changes nothing but what is out of bounds, or NaN."""
+        size = values.size
+        if size > self._low.size:
+            size = self._width
+            values = values.reshape(-1, size)
+        kept: Numbers = self._cut[0](values, self._high[:size])
+        self._cut[1](kept, self._low[:size], out=kept)
+        return kept
 
     def broken(self, values: Numbers) -> Iterator[tuple[RuleName, Mask]]:
         """Of each rule, where numbers [requests, elements] break it; in the order in which rules are named."""
@@ -164,8 +173,5 @@ def _but(bad: Mask, left: Mask | None) -> Mask:
     return bad if left is None else bad & ~left
 
 
-def _tiled(bound: Numbers, row: int) -> Numbers:
-    """Bounds of features, repeated as often as divides a row of so many elements."""
-    times = max(row // bound.size, 1)
-    most = max(_TILED // bound.size, 1)
-    return np.tile(bound, max(count for count in range(1, min(times, most) + 1) if times % count == 0))
+def _most_that_divides(number: int, most: int) -> int:
+    return max(count for count in range(1, min(number, most) + 1) if number % count == 0)

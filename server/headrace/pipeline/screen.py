@@ -20,7 +20,7 @@ from headrace.pipeline.text_screen import TextCheck
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from headrace.messages import Buffer, InputTensor, TensorSpec
+    from headrace.messages import Buffer, InferRequest, InputTensor, TensorSpec
     from headrace.pipeline.rules import Policy, RuleName, Rules
 
     Numbers = np.ndarray[Any, np.dtype[Any]]
@@ -57,7 +57,7 @@ class _Screen(Protocol):
 
 
 class Screen:
-    """Of all inputs of a look. Calling it with the parts of requests gives what is wrong; None: nothing is."""
+    """Of all inputs of a look. Calling it with requests gives what is wrong with some; None: nothing is."""
 
     __slots__ = ("_inputs",)
 
@@ -67,12 +67,12 @@ class Screen:
     def __repr__(self) -> str:
         return f"<Screen of inputs {[screen.index for screen in self._inputs]}>"
 
-    def __call__(self, parts: Sequence[Sequence[Buffer]]) -> Findings | None:
-        """Never raises for what a request holds. parts: of each request, as `InferRequest.parts`."""
+    def __call__(self, requests: Sequence[InferRequest]) -> Findings | None:
+        """Never raises for what a request holds."""
         findings: Findings | None = None
         for screen in self._inputs:
             index = screen.index
-            column = [own[index] for own in parts]
+            column = [request.parts[index] for request in requests]
             if not screen.passes(column):
                 findings = findings or Findings()
                 screen.find(column, findings)
