@@ -240,6 +240,13 @@ class Settings(_Settings):
     response_cache_bytes: int = Field(
         0, ge=0, description="memory for replies of models with `response_cache`, in bytes; 0: none are kept"
     )
+    record_requests: int = Field(
+        65_536,
+        ge=0,
+        le=1 << 24,
+        description="requests of each model version of which `headrace record` gets arrival, size, deadline and what "
+        "became of them; 0: none are kept",
+    )
     allow_client_shm: bool = Field(
         False,
         description="let clients pass tensors in this machine's POSIX shared memory; they can disturb the server by it",

@@ -172,6 +172,7 @@ class _Parts:
             settings.inline_below_us * 1000,
             settings.drain_seconds,
             ResponseCache(settings.response_cache_bytes) if settings.response_cache_bytes else None,
+            settings.record_requests,
         )
         startup = [name.strip() for name in settings.load_models.split(",") if name.strip()]
         self.control = ModelControl(settings.model_repository, settings.model_control_mode, self.engine, startup)
@@ -196,7 +197,15 @@ class _Parts:
         settings = self._settings
         limits = JsonLimits(settings.http.max_json_depth, settings.http.max_json_elements)
         return HttpServer(
-            make_app(self.status, self._registry, self._table, limits, self._counts.http_requests, self._gpus.refresh),
+            make_app(
+                self.status,
+                self._registry,
+                self._table,
+                limits,
+                self._counts.http_requests,
+                self._gpus.refresh,
+                self.engine.recording,
+            ),
             _listen(settings.host, settings.http_port),
             RestInfer(self._catalog, self._turn, self._refused, self._memory, self.status, limits),
             settings=settings.http,

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from headrace.backends.onnxruntime import Options
-from headrace.backends.onnxruntime.gpu_options import CudaOptions, GpuOptions, ShapeRange, TensorRtOptions
+from headrace.backends.onnxruntime.gpu_options import CudaOptions, GpuOptions, TensorRtOptions
+from headrace.backends.shape_range import ShapeRange
 from headrace.backends.tensorrt import options as tensorrt
 from headrace.repository.bucket_config import BucketConfig, FollowingDim, SizeRule
 from headrace.repository.fallback_config import FallbackConfig, ToleranceConfig
@@ -54,7 +55,7 @@ def words(page):
         TopKConfig,
         Options,
         tensorrt.Options,
-        tensorrt.ShapeRange,
+        ShapeRange,
     ],
 )
 def test_keys_of_model_toml(model):

@@ -16,14 +16,16 @@ from headrace.engine.presented import check_described
 from headrace.engine.rules import version_rules
 from headrace.engine.scheduler import Scheduler
 from headrace.engine.sequence import SequenceScheduler
-from headrace.errors import HeadraceError, ModelLoadError
+from headrace.errors import HeadraceError, ModelLoadError, Unimplemented
 from headrace.pipeline.ensemble import BadGraph, build_graph, circle
 from headrace.repository.catalog import State
 from headrace.repository.discovery import Broken, Found, scan
+from headrace.telemetry.diary import Diary
 from headrace.telemetry.recorder import no_resources
+from headrace.telemetry.recording import SETTINGS, to_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from headrace.clock import Clock
@@ -44,7 +46,7 @@ class Engine:
 
     catalog: what `resolve` answers from. observer: guarded against its own failures. metrics: statistics are read from.
     turn: when batches are formed. leave_seconds: for what a version has accepted when it is replaced or unloaded.
-    cache: of replies, None for none.
+    cache: of replies, None for none. diary_requests: of which each version keeps how they came and went, 0 for none.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Engine:
         inline_below_ns: int,
         leave_seconds: float = 30.0,
         cache: ResponseCache | None = None,
+        diary_requests: int = 0,
     ) -> None:
         self.catalog = catalog
         self._observer = observer
@@ -66,6 +69,8 @@ class Engine:
         self._inline_below_ns = inline_below_ns
         self._leave_seconds = leave_seconds
         self._cache = cache
+        self._diary_requests = diary_requests
+        self._diaries: dict[tuple[str, int], Diary] = {}
         self._schedulers: dict[tuple[str, int], Served] = {}
         self._loaded: dict[tuple[str, int], Found] = {}
         self._notes: dict[tuple[str, int], str] = {}  # of what serves, for the index
@@ -86,6 +91,22 @@ class Engine:
     def serving(self, name: str) -> dict[int, Found]:
         """The versions of a model that serve, as they were found when they were loaded."""
         return {version: found for (model, version), found in self._loaded.items() if model == name}
+
+    def recording(self, name: str, version: str = "") -> Callable[[], bytes]:
+        """What writes out the last requests of a model version, for `telemetry.recording`, on whichever thread.
+
+        Of an ensemble none are kept. Raises as `Catalog.resolve`, and Unimplemented.
+        """
+        served = self.catalog.resolve(name, version)
+        diary = self._diaries.get((served.name, int(served.version)))
+        if diary is None:
+            raise Unimplemented(
+                f"no requests of model '{name}' are kept: it is an ensemble, or the server's record_requests is 0"
+            )
+        settings = served.config.model_copy(update={"max_batch": served.signature.max_batch}).model_dump(mode="json")
+        kept = {key: settings[key] for key in SETTINGS}
+        until_now, inline_below_us = diary.copy(), self._inline_below_ns // 1000
+        return lambda: to_bytes(served.name, served.version, kept, inline_below_us, until_now.columns())
 
     async def load_all(self, root: Path) -> list[Found | Broken]:
         """Loads every model that the repository holds. A broken one is reported and leaves the others serving.
@@ -165,6 +186,8 @@ class Engine:
             supply=opened.supply,
             rules=opened.rules,
         )
+        if self._diary_requests:
+            scheduler.diary = self._diaries[found.name, found.version] = Diary(self._diary_requests)
         seconds = (self._clock() - began) / 1e9
         served: Served = self._cached(found, scheduler)
         if opened.plan is not None:
@@ -319,6 +342,7 @@ class Engine:
         name, version = scheduler.name, int(scheduler.version)
         if (name, version) not in self._schedulers:
             self._observer.forget(name, scheduler.version)
+            self._diaries.pop((name, version), None)
             if self.catalog.state(name, version) is State.UNLOADING:
                 self.catalog.failed(name, version, "unloaded")
 

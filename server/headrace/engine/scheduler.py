@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from headrace.pipeline.rules import Rules
     from headrace.repository.model_config import ModelConfig
     from headrace.rpc import model_config_pb2 as mc
+    from headrace.telemetry.diary import Diary
     from headrace.telemetry.observer import ModelObserver
     from headrace.telemetry.statistics import Statistics
 
@@ -84,6 +85,7 @@ class Scheduler:
         self.cost = cost
         self.observer: ModelObserver
         self.statistics: Callable[[], Statistics]
+        self.diary: Diary | None = None
         self.stated: mc.ModelConfig | None = None  # what its config.pbtxt says, for clients that ask
         rules = input_rules(config, self._takes) if rules is None else rules
         self.view = model_view(name, version, self._takes, config, self, rules, self._buckets)
@@ -363,7 +365,10 @@ class Scheduler:
         answered = [request for request in batch.requests if request not in lost] if lost else batch.requests
         if answered:
             whole = whole_requests(answered) if self._splits else answered
-            self.observer.batch(record_of(whole, batch, worker.index, self._clock()))
+            now = self._clock()
+            self.observer.batch(record_of(whole, batch, worker.index, now))
+            if self.diary is not None:
+                self.diary.batch(whole, batch, worker.index, now)
 
     def _fail(self, job: Job, error: Exception) -> None:
         """A batch failed. Its members are run one by one, so that only the one at fault is answered with it.
@@ -458,6 +463,8 @@ class Scheduler:
         """Counts a request that ended without success; `Split` does so for the request that a piece belongs to."""
         if request.template.whole is None:
             self.observer.refused(reason)
+            if self.diary is not None:
+                self.diary.ended(request, reason)
 
     def _end(self, request: InferRequest) -> None:
         request.state = State.DONE

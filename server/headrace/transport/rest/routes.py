@@ -259,6 +259,8 @@ ROUTES: tuple[Route, ...] = (
 """The first that matches is taken: `/v2/models/stats` is not a model of that name."""
 
 INFER_PATHS = (f"{MODEL}/infer", f"{MODEL}{VERSION}/infer")
+RECORDING_PATHS = (f"{MODEL}/recording", f"{MODEL}{VERSION}/recording")
+"""How the last requests of a model came and went, for `headrace record`: ours, and no part of the protocol."""
 GENERATE_PATHS = tuple(
     f"{MODEL}{version}/{name}" for version in ("", VERSION) for name in ("generate", "generate_stream")
 )
