@@ -229,6 +229,17 @@ def test_large_inputs_are_looked_at_one_by_one(monkeypatch):
     assert look(found, b"\2" * 8, b"\1" * 8, b"\2\12" * 4).replaced == {1: {0: b"\2" * 8}, 2: {0: b"\2\11" * 4}}
 
 
+@pytest.mark.parametrize("rules", [{"max": 9}, {"max": [9, 8]}, {"values": [1, 2]}])
+def test_octets_may_lie_anywhere(rules):
+    found = make("FP32", (1, 2), rules)
+    good, bad = floats(1, 2), floats(1, 10)
+    for kind in (bytes, bytearray, memoryview, lambda octets: memoryview(bytearray(octets))):
+        assert look(found, kind(good)) is None
+        assert look(found, kind(good), memoryview(good)) is None
+        assert list(look(found, kind(bad)).refused) == [0]
+        assert list(look(found, good, kind(bad)).refused) == [1]
+
+
 def test_bounds_of_few_features_in_a_long_row():
     values = np.tile(np.array([1, 2, 3], "<f4"), 5003)
     found = make("FP32", (1, 5003, 3), {"min": [1, 2, 3], "max": [1, 2, 3]})
