@@ -153,6 +153,18 @@ class TensorRtSettings(_Settings):
     )
 
 
+class DriftSettings(_Settings):
+    """Drift monitoring of the models that ask for it."""
+
+    cpu_share: float = Field(
+        0.03, gt=0, le=1, allow_inf_nan=False, description="share of a core for drift monitoring, all models together"
+    )
+    directory: str = Field(
+        "",
+        description="where windows of drift are kept over restarts, a file for each version; empty: nowhere",
+    )
+
+
 class HttpSettings(_Settings):
     """Limits of the HTTP port."""
 
@@ -264,6 +276,7 @@ class Settings(_Settings):
     )
     http2: Http2Settings = Field(Http2Settings(), description="limits of a connection of the native transport")
     http: HttpSettings = Field(HttpSettings(), description="limits of the HTTP port")
+    drift: DriftSettings = Field(DriftSettings(), description="drift monitoring")
     tls: TlsSettings = Field(TlsSettings(), description="TLS on the ports")
     tensorrt: TensorRtSettings = Field(TensorRtSettings(), description="TensorRT's engines, of all models")
 

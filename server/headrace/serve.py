@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
@@ -20,6 +21,8 @@ from headrace.backends.tensorrt import policy
 from headrace.clock import monotonic_ns
 from headrace.engine.background import in_background
 from headrace.engine.control import ModelControl
+from headrace.engine.drift_metrics import DriftMetrics
+from headrace.engine.drifting import DriftMonitoring
 from headrace.engine.lifecycle import Engine
 from headrace.engine.shared_memory import NoSharedMemory, SharedMemoryRegions
 from headrace.engine.turn import Turn
@@ -96,6 +99,7 @@ async def serve(settings: Settings, severities: Severities) -> int:
     stop = _Signals()
     parts = _Parts(settings, severities)
     async with AsyncExitStack() as stack:
+        stack.push_async_callback(parts.drift.close)
         stack.callback(parts.engine.close)
         parts.security.start()
         stack.push_async_callback(parts.security.close)
@@ -163,6 +167,9 @@ class _Parts:
         self.security = Security(settings, self._registry)
         self._catalog: Catalog[Served] = Catalog()
         self._turn = Turn(asyncio.get_running_loop())
+        directory = Path(settings.drift.directory) if settings.drift.directory else None
+        self.drift = DriftMonitoring(settings.drift.cpu_share, directory)
+        self._registry.register(DriftMetrics(self.drift))
         self.engine = Engine(
             self._catalog,
             ObserverGuard(metrics),
@@ -173,6 +180,7 @@ class _Parts:
             settings.drain_seconds,
             ResponseCache(settings.response_cache_bytes) if settings.response_cache_bytes else None,
             settings.record_requests,
+            self.drift,
         )
         startup = [name.strip() for name in settings.load_models.split(",") if name.strip()]
         self.control = ModelControl(settings.model_repository, settings.model_control_mode, self.engine, startup)
@@ -205,6 +213,7 @@ class _Parts:
                 self._counts.http_requests,
                 self._gpus.refresh,
                 self.engine.recording,
+                self.engine.drift,
             ),
             _listen(settings.host, settings.http_port),
             RestInfer(self._catalog, self._turn, self._refused, self._memory, self.status, limits),

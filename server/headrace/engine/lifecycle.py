@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from headrace.clock import Clock
+    from headrace.clock import Clock, Rest
+    from headrace.drift.report import DriftReport
+    from headrace.engine.drifting import DriftMonitoring, ModelDrift
     from headrace.engine.opening import Opened
     from headrace.engine.served import Served
     from headrace.engine.turn import Turn
@@ -47,6 +49,7 @@ class Engine:
     catalog: what `resolve` answers from. observer: guarded against its own failures. metrics: statistics are read from.
     turn: when batches are formed. leave_seconds: for what a version has accepted when it is replaced or unloaded.
     cache: of replies, None for none. diary_requests: of which each version keeps how they came and went, 0 for none.
+    drift: of those that ask for it.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Engine:
         leave_seconds: float = 30.0,
         cache: ResponseCache | None = None,
         diary_requests: int = 0,
+        drift: DriftMonitoring | None = None,
     ) -> None:
         self.catalog = catalog
         self._observer = observer
@@ -70,6 +74,7 @@ class Engine:
         self._leave_seconds = leave_seconds
         self._cache = cache
         self._diary_requests = diary_requests
+        self._drift = drift
         self._diaries: dict[tuple[str, int], Diary] = {}
         self._schedulers: dict[tuple[str, int], Served] = {}
         self._loaded: dict[tuple[str, int], Found] = {}
@@ -107,6 +112,13 @@ class Engine:
         kept = {key: settings[key] for key in SETTINGS}
         until_now, inline_below_us = diary.copy(), self._inline_below_ns // 1000
         return lambda: to_bytes(served.name, served.version, kept, inline_below_us, until_now.columns())
+
+    async def drift(self, name: str, version: str = "") -> DriftReport:
+        """What is known of the drift of a model version. Raises as `Catalog.resolve`, and Unimplemented."""
+        served = self.catalog.resolve(name, version)
+        if self._drift is None:
+            raise Unimplemented("this server watches no drift")
+        return await self._drift.report(served.name, served.version)
 
     async def load_all(self, root: Path) -> list[Found | Broken]:
         """Loads every model that the repository holds. A broken one is reported and leaves the others serving.
@@ -160,7 +172,7 @@ class Engine:
         rest = rest_ns if self._schedulers else no_rest
         try:
             async with self._one_at_a_time:
-                opened = await in_background(lambda: open_version(found, self._clock, self._inline_below_ns, rest))
+                opened, drift = await in_background(lambda: self._open(found, rest))
         except ModelLoadError as error:
             return self._failed(*key, str(error))
         except Exception as error:
@@ -169,10 +181,22 @@ class Engine:
             for instance in opened.instances:
                 instance.close()
             return self._failed(*key, "the server is leaving")
-        self._publish(found, opened, began)
+        self._publish(found, opened, drift, began)
         return ""
 
-    def _publish(self, found: Found, opened: Opened, began: int) -> None:
+    def _open(self, found: Found, rest: Rest) -> tuple[Opened, ModelDrift | None]:
+        """On a thread. Raises ModelLoadError."""
+        opened = open_version(found, self._clock, self._inline_below_ns, rest)
+        if self._drift is None:
+            return opened, None
+        try:
+            return opened, self._drift.open(found, opened.model.signature)
+        except BaseException:
+            for instance in opened.instances:
+                instance.close()
+            raise
+
+    def _publish(self, found: Found, opened: Opened, drift: ModelDrift | None, began: int) -> None:
         version, model, instances, cost = str(found.version), opened.model, opened.instances, opened.cost
         scheduler = Scheduler(
             found.name,
@@ -188,6 +212,9 @@ class Engine:
         )
         if self._diary_requests:
             scheduler.diary = self._diaries[found.name, found.version] = Diary(self._diary_requests)
+        if self._drift is not None:
+            scheduler.drift = drift
+            self._drift.add(found.name, version, drift)
         seconds = (self._clock() - began) / 1e9
         served: Served = self._cached(found, scheduler)
         if opened.plan is not None:
@@ -343,6 +370,8 @@ class Engine:
         if (name, version) not in self._schedulers:
             self._observer.forget(name, scheduler.version)
             self._diaries.pop((name, version), None)
+            if self._drift is not None:
+                self._drift.forget(name, str(version))
             if self.catalog.state(name, version) is State.UNLOADING:
                 self.catalog.failed(name, version, "unloaded")
 

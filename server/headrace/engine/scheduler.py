@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from headrace.backends.base import Instance, LoadedModel
     from headrace.clock import Clock
+    from headrace.engine.drifting import ModelDrift
     from headrace.engine.instances import Supply
     from headrace.engine.turn import Turn
     from headrace.errors import HeadraceError
@@ -86,6 +87,7 @@ class Scheduler:
         self.observer: ModelObserver
         self.statistics: Callable[[], Statistics]
         self.diary: Diary | None = None
+        self.drift: ModelDrift | None = None
         self.stated: mc.ModelConfig | None = None  # what its config.pbtxt says, for clients that ask
         rules = input_rules(config, self._takes) if rules is None else rules
         self.view = model_view(name, version, self._takes, config, self, rules, self._buckets)
@@ -369,6 +371,8 @@ class Scheduler:
             self.observer.batch(record_of(whole, batch, worker.index, now))
             if self.diary is not None:
                 self.diary.batch(whole, batch, worker.index, now)
+            if self.drift is not None:
+                self.drift.batch(batch, job.inputs, job.indices, outputs)
 
     def _fail(self, job: Job, error: Exception) -> None:
         """A batch failed. Its members are run one by one, so that only the one at fault is answered with it.

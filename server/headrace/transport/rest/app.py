@@ -16,13 +16,14 @@ from headrace.transport.rest import openapi
 from headrace.transport.rest.answer import error_body, refusal_of
 from headrace.transport.rest.exposition import exposition
 from headrace.transport.rest.json_text import JsonLimits, parse
-from headrace.transport.rest.routes import GENERATE_PATHS, INFER_PATHS, RECORDING_PATHS, ROUTES, Route
+from headrace.transport.rest.routes import DRIFT_PATHS, GENERATE_PATHS, INFER_PATHS, RECORDING_PATHS, ROUTES, Route
 
 if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Awaitable, Callable, Mapping
 
     from prometheus_client import CollectorRegistry
+    from pydantic import BaseModel
     from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -65,18 +66,22 @@ def make_app(
     counts: Counter[Any],
     before_scrape: Callable[[], Awaitable[None]] | None = None,
     recording: Callable[[str, str], Callable[[], bytes]] | None = None,
+    drift: Callable[[str, str], Awaitable[BaseModel]] | None = None,
 ) -> ASGIApp:
     """The application.
 
     health is asked at each probe: 200 for yes, 400 for no, and for ready 503 while the server leaves (OIP; the JSON
     bodies are for KServe's client, which parses them). counts: of replies, by route and status. before_scrape: reads
     what metrics show and nobody counts. recording: makes what writes out a model's last requests, of its name and
-    version. Every error is JSON, `{"error": message}`.
+    version. drift: the report of one. Every error is JSON, `{"error": message}`.
     """
     endpoints = _own_endpoints(health, registry, before_scrape)
     if recording is not None:
         for path in RECORDING_PATHS:
             endpoints[path] = {"GET": _recording(recording)}
+    if drift is not None:
+        for path in DRIFT_PATHS:
+            endpoints[path] = {"GET": _drift(drift)}
     for route in ROUTES:
         endpoints.setdefault(route.path, {})[route.verb] = _rpc(route, table, limits)
     paths = [Path(path, _by_verb(path, verbs), methods=_VERBS) for path, verbs in endpoints.items()]
@@ -147,6 +152,15 @@ def _recording(recording: Callable[[str, str], Callable[[], bytes]]) -> Endpoint
         write = recording(named["model"], named.get("version", ""))
         body = await asyncio.to_thread(write)
         return Response(body, media_type="application/octet-stream")
+
+    return endpoint
+
+
+def _drift(drift: Callable[[str, str], Awaitable[BaseModel]]) -> Endpoint:
+    async def endpoint(request: Request) -> Response:
+        named = request.path_params
+        found = await drift(named["model"], named.get("version", ""))
+        return Response(found.model_dump_json(), media_type="application/json")
 
     return endpoint
 
