@@ -83,7 +83,7 @@ class NumberCheck:
             size = self._width
             values = values.reshape(-1, size)
         kept: Numbers = self._cut[0](values, self._high[:size])
-        self._cut[1](kept, self._low[:size], kept)
+        self._cut[1](kept, self._low[:size], out=kept)
         return kept
 
     def broken(self, values: Numbers) -> Iterator[tuple[RuleName, Mask]]:
