@@ -70,7 +70,7 @@ def test_fit_of_training_data(version, data, capsys):
 
 def test_fit_writes_a_schema_that_the_data_keep(version, data, capsys):
     assert drift("fit", version, "--input", f"x={data / 'train.npy'}", "--schema") == 0
-    assert capsys.readouterr().out.splitlines()[-2] == f"{version / 'schema.toml'}: written"
+    assert capsys.readouterr().out.splitlines()[-1] == f"{version / 'schema.toml'}: written"
     schema = read_schema(version)
     rules = schema.inputs["x"]
     train = np.load(data / "train.npy")
@@ -85,8 +85,7 @@ def test_fit_writes_a_schema_that_the_data_keep(version, data, capsys):
     assert drift("fit", version, "--input", f"x={data / 'train.npy'}", "--schema") == 1
     assert "schema.toml: is there already; --force replaces it" in capsys.readouterr().err
     assert not (version / "drift.json").exists()
-    with pytest.raises(SystemExit):
-        drift("fit", version, "--windows", data / "w", "--schema", "--force")
+    assert drift("fit", version, "--windows", data / "w", "--schema", "--force") == 2
     assert "--schema needs data of an input" in capsys.readouterr().err
 
 

@@ -152,6 +152,8 @@ def _fit(arguments: argparse.Namespace) -> int:
     names = [*(path.name for path in arguments.windows), *(path.name for _, _, path, _ in given)]
     reference = Reference(tensors, ", ".join(dict.fromkeys(names)), now)
     reference.write(target)
+    _print_reference(reference)
+    print(f"{target}: written")
     if arguments.schema:
         inputs = [
             (TensorSpec(watch.tensor, watch.datatype, watch.shape), data.names, data.chunks())
@@ -161,8 +163,6 @@ def _fit(arguments: argparse.Namespace) -> int:
         found = infer_schema(inputs, ", ".join(path.name for side, _, path, _ in given if side == "inputs"))
         write_atomically(schema, schema_text(found).encode())
         print(f"{schema}: written")
-    _print_reference(reference)
-    print(f"{target}: written")
     return 0
 
 
