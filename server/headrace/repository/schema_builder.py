@@ -54,6 +54,8 @@ class SchemaBuilder:
         if not len(rows):
             return
         self.rows += len(rows)
+        if self._spec.datatype == "BF16" and rows.dtype == np.uint16:  # bit patterns
+            rows = (rows.astype(np.uint32) << 16).view(np.float32)
         if self._is_text:
             self._add_texts(rows)
         elif self._spec.datatype != "BOOL":
