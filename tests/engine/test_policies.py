@@ -69,7 +69,7 @@ def test_settings_become_limits_of_the_pipeline():
     assert (limits.policy, limits.delay_ns, limits.preferred) == ("delay", 7000, (2, 8))
     assert queue_limits(config).by_level
     assert not queue_limits(ModelConfig()).by_level
-    view = model_view("m", "1", ECHO, config, FakeOwner(), {})
+    view = model_view("m", "1", ECHO, config, FakeOwner())
     assert view.policy == QueuePolicy(3000, override=True, delays=True)
     assert view.policies == {
         1: QueuePolicy(3000, override=False, delays=True),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from headrace.engine.rules import input_rules
 from headrace.messages import QueuePolicy
 from headrace.pipeline.admission import QueueLimits
 from headrace.pipeline.batching import BatchLimits
@@ -27,15 +28,15 @@ def model_view(
     signature: Signature,
     config: ModelConfig,
     owner: Owner,
-    rules: Mapping[str, Rules],
+    rules: Mapping[str, Rules] | None = None,
     buckets: Buckets | None = None,
 ) -> ModelView:
-    """What decoding needs to know."""
+    """What decoding needs to know. rules: for inputs; None: those of `config`. Raises ModelLoadError."""
     return ModelView(
         name,
         version,
         signature,
-        rules,
+        input_rules(config, signature) if rules is None else rules,
         owner,
         config.split_oversize,
         config.priority_levels,

@@ -12,7 +12,6 @@ from headrace.engine.instances import Instances, NoSupply
 from headrace.engine.policies import batch_limits, make_buckets, model_view, queue_limits
 from headrace.engine.processed import ragged_inputs
 from headrace.engine.replies import could_not_run, no_instance, output_shapes, record_of, state_lost, whole_requests
-from headrace.engine.rules import input_rules
 from headrace.engine.worker import Job, Worker
 from headrace.errors import Cancelled, DeadlineUnreachable, QueueFull, ShuttingDown, reason_of
 from headrace.messages import Batch, State
@@ -89,7 +88,6 @@ class Scheduler:
         self.diary: Diary | None = None
         self.drift: ModelDrift | None = None
         self.stated: mc.ModelConfig | None = None  # what its config.pbtxt says, for clients that ask
-        rules = input_rules(config, self._takes) if rules is None else rules
         self.view = model_view(name, version, self._takes, config, self, rules, self._buckets)
         self.queue = RequestQueue()
         self.draining = False
