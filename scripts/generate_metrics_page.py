@@ -62,6 +62,7 @@ UNIT_BY_SUFFIX: Final = {
     "_hits_per_model": "requests",
     "_misses_per_model": "requests",
     "_refused": "requests",
+    "_validation": "requests",
     "_unrouted": "requests",
     "_connections": "connections",
     "_connections_opened": "connections",
@@ -88,6 +89,7 @@ def models(registry: CollectorRegistry) -> None:
     recorder.cache_hit(1, 1)
     recorder.cache_miss(1)
     recorder.padded(1, 1)
+    recorder.rule_broken("x", "range", "clip", 1)
     recorder.sequences = lambda: (1, 1)
     recorder.instances = lambda: {("onnxruntime", "idle"): 1}
     recorder.fell_back("onnxruntime-cuda", "onnxruntime", "lost")

@@ -14,6 +14,7 @@ from headrace.drift.alarms import AlarmSettings
 from headrace.drift.monitor import Monitor
 from headrace.drift.reference import read_reference
 from headrace.drift.report import DriftReport
+from headrace.repository.schema_config import read_schema
 
 WATCHED = "[drift]\nwindow_s = 60\nquiet_days = 1\n[drift.inputs.x]\n"
 
@@ -65,6 +66,27 @@ def test_fit_of_training_data(version, data, capsys):
     assert said.err == ""
     reference = read_reference(version / "drift.json")
     assert (reference.source, reference.rows) == ("train.npy", 3000)
+
+
+def test_fit_writes_a_schema_that_the_data_keep(version, data, capsys):
+    assert drift("fit", version, "--input", f"x={data / 'train.npy'}", "--schema") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"{version / 'schema.toml'}: written"
+    schema = read_schema(version)
+    rules = schema.inputs["x"]
+    train = np.load(data / "train.npy")
+    width = train.max(axis=0) - train.min(axis=0)
+    np.testing.assert_allclose(rules.max, train.max(axis=0) + 0.1 * width, rtol=1e-5)
+    assert (schema.source, rules.finite, rules.policy) == (
+        "train.npy",
+        True,
+        {"finite": "count", "range": "count"},
+    )
+    (version / "drift.json").unlink()
+    assert drift("fit", version, "--input", f"x={data / 'train.npy'}", "--schema") == 1
+    assert "schema.toml: is there already; --force replaces it" in capsys.readouterr().err
+    assert not (version / "drift.json").exists()
+    assert drift("fit", version, "--windows", data / "w", "--schema", "--force") == 2
+    assert "--schema needs data of an input" in capsys.readouterr().err
 
 
 def test_a_reference_that_is_there_stays_unless_forced(version, data, capsys):

@@ -103,6 +103,12 @@ def rows() -> tuple[Row, ...]:
             (Target("cpu_us_per_request", 1.6, "<="),),
         ),
         Row(
+            "rules",
+            "tab, h2load 8 x 16, with a range for each of the 32 features against none",
+            (served("ruled", _TAB, "with rules"), served("headrace", _TAB, "without")),
+            (Target("cpu_us_per_request", 1.05, "<="),),
+        ),
+        Row(
             "shared-memory",
             "img (602 kB a request), perf_analyzer, concurrency 16, in system shared memory against in messages",
             (

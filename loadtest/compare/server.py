@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 READY_SECONDS = 90
 STOP_SECONDS = 30
 
-Kind = Literal["headrace", "reference", "tls", "shared_memory", "explicit", "triton", "fastapi"]
+Kind = Literal["headrace", "reference", "tls", "shared_memory", "explicit", "ruled", "triton", "fastapi"]
 FLAGS = {
     "reference": ("--transport", "reference"),
     "shared_memory": ("--allow-client-shm", "true"),
@@ -63,7 +64,8 @@ class Setup:
             ports = ["--grpc-port", str(grpc), "--http-port", str(http), "--metrics-port", str(metrics)]
             return [str(self.triton), *ports]
         ports = ["--host", "127.0.0.1", "--grpc-port", str(grpc), "--http-port", str(http)]
-        command = [*self.headrace, "serve", "--model-repository", str(self.peers / "headrace"), *ports]
+        repository = self.ruled if kind == "ruled" else self.peers / "headrace"
+        command = [*self.headrace, "serve", "--model-repository", str(repository), *ports]
         if kind == "tls":
             command += ["--tls-certificate", str(self.certificate)]
         return [*command, *FLAGS.get(kind, ())]
@@ -77,6 +79,20 @@ class Setup:
     def ca(self) -> Path:
         """The file of the authority that signed it."""
         return self.scratch / "ca.pem"
+
+    @property
+    def ruled(self) -> Path:
+        """The repository that `make_ruled` makes."""
+        return self.scratch / "ruled"
+
+    def make_ruled(self) -> None:
+        """A repository with tab, whose 32 features have a range each and must be finite."""
+        version = self.ruled / "tab/1"
+        version.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self.model("tab"), version / "model.onnx")
+        low, high = [-1e6 - feature for feature in range(32)], [1e6 + feature for feature in range(32)]
+        rules = f"[inputs.INPUT]\nfinite = true\nmin = {low}\nmax = {high}\n"
+        (version / "schema.toml").write_text(f'format = "headrace schema 1"\n{rules}')
 
     def make_certificate(self) -> None:
         """For loopback, by an authority of its own (ECDSA, P-256)."""
@@ -113,6 +129,8 @@ def serving(kind: Kind, setup: Setup, model: str, pin: str | None = None) -> Ite
     if kind == "tls":
         setup.make_certificate()
         ca = setup.ca
+    if kind == "ruled":
+        setup.make_ruled()
     log = setup.scratch / f"{kind}-{grpc}.log"
     with log.open("wb") as out:
         try:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from headrace.clock import wall_ms
 from headrace.errors import ModelLoadError
+from headrace.messages import TensorSpec
 from headrace.tensor_text import UsageError
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ A file is .npy, .npz, .csv or .parquet. Of a table, columns may be chosen: NAME=
 examples:
   headrace drift fit models/digits/1 --input pixels=train.npy
   headrace drift fit models/credit/3 --input x=train.parquet:age,income,debt --output score=scores.csv
+  headrace drift fit models/credit/3 --input x=train.parquet:age,income,debt --schema
   headrace drift fit models/credit/3 --windows state/credit-3.drift
 """
 
@@ -70,7 +72,13 @@ def add_command(commands: Subparsers) -> None:
     kinds = drift.add_subparsers(title="commands", metavar="COMMAND", required=True)
     fit = _parser(kinds, "fit", "make a version's reference", _FIT, _FIT_EPILOG)
     fit.add_argument("--out", metavar="FILE", type=Path, help="where to write it (default: drift.json of the version)")
-    fit.add_argument("--force", action="store_true", help="replace a reference that is there")
+    fit.add_argument("--force", action="store_true", help="replace what is there")
+    fit.add_argument(
+        "--schema",
+        action="store_true",
+        help="write schema.toml to the version's directory as well: rules that the inputs' data keep, with policy "
+        "count, so that they refuse nobody yet",
+    )
     fit.set_defaults(command=_guarded(_fit), parser=fit)
     report = _parser(kinds, "report", "say what has drifted", _REPORT, _REPORT_EPILOG)
     report.add_argument("--reference", metavar="FILE", type=Path, help="the reference (default: drift.json)")
@@ -118,14 +126,21 @@ def _guarded(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse
 def _fit(arguments: argparse.Namespace) -> int:
     from headrace.drift.errors import DriftError
     from headrace.drift.fit import fit_reference, reference_of_record
+    from headrace.drift.packing import write_atomically
     from headrace.drift.reference import REFERENCE_FILE, Reference
+    from headrace.repository.schema_builder import infer_schema
+    from headrace.repository.schema_config import SCHEMA_FILE, schema_text
 
     given = _given(arguments)
     if not given and not arguments.windows:
         raise UsageError("nothing to make a reference of: give --input, --output or --windows")
     target = arguments.out or arguments.directory / REFERENCE_FILE
-    if target.exists() and not arguments.force:
-        raise DriftError(f"{target}: is there already; --force replaces it")
+    schema = arguments.directory / SCHEMA_FILE
+    if arguments.schema and not any(side == "inputs" for side, *_ in given):
+        raise UsageError("--schema needs data of an input: give --input")
+    for path in (target, schema) if arguments.schema else (target,):
+        if path.exists() and not arguments.force:
+            raise DriftError(f"{path}: is there already; --force replaces it")
     now = wall_ms()
     tensors: dict[str, tuple[Plan, Summary]] = {}
     if arguments.windows:
@@ -139,6 +154,15 @@ def _fit(arguments: argparse.Namespace) -> int:
     reference.write(target)
     _print_reference(reference)
     print(f"{target}: written")
+    if arguments.schema:
+        inputs = [
+            (TensorSpec(watch.tensor, watch.datatype, watch.shape), data.names, data.chunks())
+            for watch, data in sources
+            if not watch.output
+        ]
+        found = infer_schema(inputs, ", ".join(path.name for side, _, path, _ in given if side == "inputs"))
+        write_atomically(schema, schema_text(found).encode())
+        print(f"{schema}: written")
     return 0
 
 

@@ -23,6 +23,12 @@ class InvalidRequest(HeadraceError):
     reason = "invalid_request"
 
 
+class RuleBroken(InvalidRequest):
+    """An input breaks a rule of the model's model.toml or schema.toml. Names the rule, the element and its value."""
+
+    reason = "rule_broken"
+
+
 class ProtocolError(HeadraceError):
     """The call breaks the framing of its transport: a message cut short, a flag that does not exist."""
 

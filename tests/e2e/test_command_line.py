@@ -85,8 +85,8 @@ def test_infer_of_text_and_of_two_inputs(server):
 def test_what_the_server_refuses_is_one_line(server):
     code, out, err = headrace("infer", "checked", "--url", server.address, "--input", "x=[[5, 0]]")
     assert (code, out) == (1, "")
-    assert err.startswith("headrace: INVALID_ARGUMENT: element 0 of input 'x' for model 'checked' is 5.0")
-    assert err.endswith("(invalid_request)\n")
+    assert err.startswith("headrace: INVALID_ARGUMENT: element [0, 0] of input 'x' for model 'checked' is 5.0")
+    assert err.endswith("(rule_broken)\n")
     code, _, err = headrace("infer", "nobody", "--url", server.address, "--input", "x=1")
     assert code == 1
     assert err == "headrace: NOT_FOUND: Request for unknown model: 'nobody' is not found (model_not_found)\n"

@@ -53,6 +53,12 @@ NOT_FOUND = [
     (versioned("9"), "Request for unknown model: 'versions' version 9 is not found"),
     (named("broken"), "Request for unknown model: 'broken' has no available versions"),
 ]
+BROKEN = [
+    (request("checked", x=floats([0, 0], [0, np.nan])),
+     "element [1, 1] of input 'x' for model 'checked' is nan, expected a finite number (rule 'finite')"),
+    (request("checked", x=floats([2, 0])),
+     "element [0, 0] of input 'x' for model 'checked' is 2.0, expected a value from -1 to 1 (rule 'range')"),
+]  # fmt: skip
 INVALID = [
     (versioned("x"), "failed to get model version from specified version string 'x' (details: not an integer), "
                      "version should be an integral value > 0"),
@@ -97,11 +103,9 @@ INVALID = [
     (parameter("sequence_id", bool_param=True), "parameter 'sequence_id' is True"),
     (parameter("sequence_start", int64_param=1), "parameter 'sequence_start' is 1, expected a boolean"),
     (parameter("headrace_timing", int64_param=1), "parameter 'headrace_timing' is 1, expected a boolean"),
-    (request("checked", x=floats([0, np.nan])), "element 1 of input 'x' for model 'checked' is nan, expected a finite"),
-    (request("checked", x=floats([2, 0])), "element 0 of input 'x' for model 'checked' is 2.0, expected a value from"),
     (changed(request("echo_bool", x=np.zeros((1, 4), bool)),
              lambda m: m.raw_input_contents.__setitem__(0, b"\0\1\2\0")),
-     "element 2 of input 'x' for model 'echo_bool' is 2, expected a BOOL: 0 or 1"),
+     "element [0, 2] of input 'x' for model 'echo_bool' is 2, expected a BOOL: 0 or 1"),
 ]  # fmt: skip
 
 
@@ -115,7 +119,10 @@ INVALID += [
     (text_tensor(b"\1\0\0\0a" * 3), "input 'x' for model 'echo_bytes'"),
     (text_tensor(b"\1\0\0\0a" * 5), "input 'x' for model 'echo_bytes'"),
     (text_tensor(b"\1\0\0\0a" * 3 + b"\xff\xff\xff\xffa"), "input 'x' for model 'echo_bytes'"),
-    (text_tensor(b"\1\0\0\0a" * 3 + b"\1\0\0\0\xff"), "element 3 of input 'x' for model 'echo_bytes' is not UTF-8"),
+    (
+        text_tensor(b"\1\0\0\0a" * 3 + b"\1\0\0\0\xff"),
+        "element [0, 3] of input 'x' for model 'echo_bytes' is not UTF-8",
+    ),
 ]
 
 
@@ -128,6 +135,7 @@ def test_the_requests_that_are_spoilt_are_right_before(stub):
     [
         *((message, StatusCode.NOT_FOUND, "model_not_found", text) for message, text in NOT_FOUND),
         *((message, StatusCode.INVALID_ARGUMENT, "invalid_request", text) for message, text in INVALID),
+        *((message, StatusCode.INVALID_ARGUMENT, "rule_broken", text) for message, text in BROKEN),
     ],
     ids=lambda value: value[:60] if isinstance(value, str) else "",
 )

@@ -82,13 +82,14 @@ INVALID = [
     ("echo_fp32", with_parameter("sequence_id", True), "parameter 'sequence_id' is True"),
     ("echo_fp32", with_parameter("sequence_start", 1), "parameter 'sequence_start' is 1, expected a boolean"),
     ("echo_fp32", with_parameter("binary_data_output", 1), "Unable to parse 'binary_data_output'"),
-    ("checked", with_x(shape=[1, 2], data=[2, 0]), "element 0 of input 'x' for model 'checked' is 2.0, expected"),
     ("echo_fp32", [], "the request's JSON is an array, expected an object"),
     ("echo_fp32", {}, "Unable to parse 'inputs'"),
     ("echo_bytes", {"inputs": [{**X, "datatype": "BYTES", "data": ["a"] * 4}],
                     "outputs": [{"name": "y", "parameters": {"classification": 1}}]}, "classification of output 'y'"),
 ]  # fmt: skip
 OTHERS = [
+    ("checked", with_x(shape=[1, 2], data=[2, 0]), 400, "rule_broken",
+     "element [0, 0] of input 'x' for model 'checked' is 2.0, expected a value from -1 to 1 (rule 'range')"),
     ("nobody", GOOD, 404, "model_not_found", "Request for unknown model: 'nobody' is not found"),
     ("gr%C3%B6%C3%9Ftes%20%E6%A8%A1", GOOD, 404, "model_not_found",
      "Request for unknown model: 'größtes 模' is not found"),

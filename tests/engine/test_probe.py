@@ -114,6 +114,17 @@ def test_the_inputs_are_within_the_limits_of_the_model(found):
     assert run.inputs[0].max() <= 5.5
 
 
+def test_limits_may_be_those_of_each_feature(found):
+    limits = {"min": [5.0, 0.0], "max": [5.5, 0.25]}
+    (run,) = check(probe_of(found(inputs={"x": limits})), lambda inputs: [inputs[0] * 2])
+    first, second = run.inputs[0].T
+    assert ((first >= 5) & (first <= 5.5)).all()
+    assert ((second >= 0) & (second <= 0.25)).all()
+    assert len(set(first.tolist())) > 1
+    (run,) = check(probe_of(found(inputs={"x": {"max": [5.0, -5.0]}})), lambda inputs: [inputs[0] * 2])
+    assert run.inputs[0][:, 1].max() <= -5
+
+
 def test_warm_up_requests_are_the_probe_where_there_are_some(found, tmp_path):
     made = found(warmup_data=({"name": "real", "rows": 2, "inputs": {"x": {"file": "row.bin"}}},))
     (tmp_path / "m" / "warmup").mkdir()

@@ -3,6 +3,7 @@ from pathlib import Path
 
 from compare.launch import free_ports
 from compare.server import Setup
+from headrace.repository.schema_config import read_schema
 
 SETUP = Setup(Path("/peers"), ("headrace",), Path("/loadtest/peers/triton"), Path("/scratch"))
 
@@ -13,6 +14,7 @@ def test_servers_start_on_loopback_with_defaults():
     assert SETUP.command("headrace", 1, 2, 3) == native
     assert SETUP.command("reference", 1, 2, 3) == [*native, "--transport", "reference"]
     assert SETUP.command("tls", 1, 2, 3) == [*native, "--tls-certificate", "/scratch/server.pem"]
+    assert SETUP.command("ruled", 1, 2, 3)[3] == "/scratch/ruled"
     assert SETUP.command("triton", 1, 2, 3) == (
         ["/loadtest/peers/triton", "--grpc-port", "1", "--http-port", "2", "--metrics-port", "3"]
     )
@@ -36,6 +38,17 @@ def test_the_certificate_is_for_loopback(tmp_path):
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(setup.certificate)
     assert len(ssl.create_default_context(cafile=setup.ca).get_ca_certs()) == 1
+
+
+def test_the_model_with_rules_has_one_for_each_feature(tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/tab.onnx").write_bytes(b"model")
+    setup = Setup(tmp_path, ("headrace",), Path("/loadtest/peers/triton"), tmp_path / "scratch")
+    setup.make_ruled()
+    version = setup.ruled / "tab/1"
+    assert (version / "model.onnx").read_bytes() == b"model"
+    rules = read_schema(version).inputs["INPUT"]
+    assert (rules.finite, len(set(rules.min)), len(set(rules.max)), rules.policy) == (True, 32, 32, {})
 
 
 def test_free_ports_differ():

@@ -1,5 +1,7 @@
 """Every case of a bad ModelInfer request, with the words that clients know from Triton."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -21,9 +23,9 @@ from headrace.messages import (
 )
 from headrace.pipeline.buckets import Buckets
 from headrace.pipeline.decode import ModelView, build_template
+from headrace.pipeline.rules import NumberRules, Rules
 from headrace.pipeline.wire import length_prefixed
 from headrace.repository.bucket_config import BucketConfig
-from headrace.repository.model_config import InputConfig
 from headrace.testing.requests import FakeOwner
 
 NOTE = (
@@ -62,6 +64,10 @@ def refusal(description, model=None):
     with pytest.raises(InvalidRequest) as caught:
         build(description, model)
     return str(caught.value)
+
+
+def asking(*parts):
+    return [SimpleNamespace(parts=own) for own in parts]
 
 
 def bind_refusal(template, *raw, id_field=b""):
@@ -127,7 +133,8 @@ def test_the_size_of_every_datatype(datatype):
     template = build(message(x(2, 3, datatype=datatype)), view(signature))
     size = 6 * DATATYPES[datatype].itemsize
     assert template.sizes == (size,)
-    assert template.plain is (datatype != "BOOL")
+    assert template.plain
+    assert (template.screen is not None) is (datatype == "BOOL")
     assert template.bind([bytes(size)], b"") == [bytes(size)]
 
 
@@ -137,7 +144,9 @@ def test_text_is_of_any_size_and_counts_with_all_the_rest():
     assert template.sizes == (16, -1)
     assert template.total == 0  # not known before the bytes are there
     assert template.bind([bytes(16), b"\3\0\0\0abc"], b"")[1] == b"\3\0\0\0abc"
-    assert bind_refusal(template, bytes(16), b"\3\0\0\0ab") == (
+    assert template.screen(asking((bytes(16), b"\3\0\0\0abc"))) is None
+    findings = template.screen(asking((bytes(16), b"\3\0\0\0ab")))
+    assert str(findings.refused[0]) == (
         "input 't' for model 'm': BYTES tensor: element 0 of 1 has a length of 3 bytes, 2 are left"
     )
 
@@ -157,13 +166,15 @@ def test_typed_contents_take_the_place_of_raw_ones():
     )
 
 
-def test_checks_of_values_run_when_a_request_is_bound():
-    template = build(message(x()), view(rules={"x": InputConfig(min=0, max=16)}))
-    assert not template.plain
-    assert template.bind([np.full(4, 16, "<f4").tobytes()], b"")
-    assert bind_refusal(template, np.array([0, 0, 17, 0], "<f4").tobytes()) == (
-        "element 2 of input 'x' for model 'm' is 17.0, expected a value from 0 to 16"
-    )
+def test_what_inputs_hold_is_for_whoever_takes_the_request():
+    rules = {"x": Rules(NumberRules(np.array(0, "<f4"), np.array(16, "<f4"), ranged=True))}
+    template = build(message(x()), view(rules=rules))
+    good, bad = np.full(4, 16, "<f4").tobytes(), np.array([0, 0, 17, 0], "<f4").tobytes()
+    assert template.plain
+    assert template.bind([bad], b"") == [bad]
+    assert template.screen(asking((good,), (good,))) is None
+    assert list(template.screen(asking((good,), (bad,))).refused) == [1]
+    assert template.of_sequence(SequenceFlags(7)).screen is template.screen
 
 
 # --- parameters ---

@@ -34,6 +34,9 @@ class Broken:
     def padded(self, elements, padding):
         self._call("padded", elements, padding)
 
+    def rule_broken(self, name, rule, policy, requests):
+        self._call("rule_broken", name, rule, policy, requests)
+
     def sequences_expired(self, sequences):
         self._call("sequences_expired", sequences)
 
@@ -56,6 +59,7 @@ def drive(observer):
         model.refused("cancelled", 3)
         model.wasted(1, 2)
         model.padded(3, 4)
+        model.rule_broken("x", "range", "count", 5)
         model.sequences_expired(4)
         model.fell_back("fast", "safe", "lost")
         model.instances_lost(5)
@@ -73,7 +77,8 @@ def test_everything_is_passed_on(caplog):
     drive(observer)
     turn = [
         ("batch", "record"), ("refused", "queue_full", 1), ("refused", "cancelled", 3), ("wasted", 1, 2),
-        ("padded", 3, 4), ("sequences_expired", 4), ("fell_back", "fast", "safe", "lost"),
+        ("padded", 3, 4), ("rule_broken", "x", "range", "count", 5), ("sequences_expired", 4),
+        ("fell_back", "fast", "safe", "lost"),
         ("instances_lost", 5), ("rerun", 6),
     ]  # fmt: skip
     assert observer.calls == [("model", "m", "1"), *turn, *turn, ("forget", "m", "1")]
@@ -87,6 +92,7 @@ def test_each_kind_is_logged_once_and_nothing_is_raised(caplog):
         refused=error,
         wasted=KeyError("y"),
         padded=error,
+        rule_broken=error,
         sequences_expired=error,
         fell_back=error,
         instances_lost=error,
@@ -96,14 +102,15 @@ def test_each_kind_is_logged_once_and_nothing_is_raised(caplog):
     guard = drive(observer)
     assert kinds(caplog) == [
         ("batch", "ValueError"), ("refused", "ValueError"), ("wasted", "KeyError"), ("padded", "ValueError"),
-        ("sequences_expired", "ValueError"), ("fell_back", "ValueError"), ("instances_lost", "ValueError"),
+        ("rule_broken", "ValueError"), ("sequences_expired", "ValueError"),
+        ("fell_back", "ValueError"), ("instances_lost", "ValueError"),
         ("rerun", "ValueError"), ("forget", "ValueError"),
     ]  # fmt: skip
     assert all(record.levelno == logging.ERROR and record.exc_info[1] for record in caplog.records)
-    assert len(observer.calls) == 20  # it is called again after it has failed
+    assert len(observer.calls) == 22  # it is called again after it has failed
     observer.errors["forget"] = TypeError("z")
     guard.forget("m", "1")
-    assert kinds(caplog)[9:] == [("forget", "TypeError")]
+    assert kinds(caplog)[10:] == [("forget", "TypeError")]
 
 
 def test_a_model_without_observer_hears_nothing(caplog):

@@ -200,6 +200,16 @@ def test_padding_is_counted_for_models_with_buckets_alone(registry, metrics):
     assert ("headrace_elements_total", ()) not in samples(registry, model="plain")
 
 
+def test_broken_rules_are_counted_by_what_has_become_of_the_request(registry, metrics):
+    model = metrics.model("m", "1", lambda: (0, 0))
+    model.rule_broken("x", "range", "reject", 2)
+    model.rule_broken("x", "finite", "count", 1)
+    labels = {"model": "m", "version": "1", "input": "x"}
+    name = "headrace_validation_total"
+    assert registry.get_sample_value(name, labels | {"rule": "range", "policy": "reject"}) == 2
+    assert registry.get_sample_value(name, labels | {"rule": "finite", "policy": "count"}) == 1
+
+
 def test_queue_depth_is_pulled_at_scrape_time_until_forgotten(registry, metrics):
     depth, pulled = [1, 2], []
 

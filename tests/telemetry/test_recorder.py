@@ -197,8 +197,12 @@ def test_refusals_waste_load_time_and_queue_depth():
     recorder.wasted(rows=1, execute_ns=250)
     recorder.padded(elements=5, padding=3)
     recorder.padded(elements=1, padding=0)
+    recorder.rule_broken("x", "range", "reject", 2)
+    recorder.rule_broken("x", "range", "reject", 1)
+    recorder.rule_broken("x", "finite", "count", 1)
     recorder.loaded(1.5)
     reading = recorder.read()
+    assert reading.rules == {("x", "range", "reject"): 3, ("x", "finite", "count"): 1}
     assert reading.refused == {"queue_full": 1, "backend_failed": 4}
     assert reading.statistics.fail == Duration(5, 0)
     assert reading.statistics.success == Duration(0, 0)

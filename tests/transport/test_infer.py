@@ -381,8 +381,9 @@ def reference(world, data):
 def same(found, expected):
     template, raw, id_field = found
     other, other_raw, other_id = expected
-    names = [name for name in type(template).__slots__ if name not in ("checks", "memory", "reply")]
+    names = [name for name in type(template).__slots__ if name not in ("screen", "memory", "reply")]
     assert {name: getattr(template, name) for name in names} == {name: getattr(other, name) for name in names}
+    assert (template.screen is None) == (other.screen is None)
     assert template.reply._head == other.reply._head
     assert template.reply._outputs == other.reply._outputs
     assert [bytes(entry) for entry in raw] == other_raw

@@ -9,6 +9,7 @@ from headrace.transport.status import STATUS, Code, client_message, grpc_status,
 
 EXPECTED = {
     "InvalidRequest": (3, 400),
+    "RuleBroken": (3, 400),
     "ProtocolError": (13, 400),
     "ModelNotFound": (5, 404),
     "ModelNotReady": (14, 503),

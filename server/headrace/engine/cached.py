@@ -143,7 +143,7 @@ class CachedModel:
         client = self._clients.get(template.outputs)
         if client is None:
             names = [self.signature.outputs[index].name for index in template.outputs]
-            client = self._clients[template.outputs] = InnerClient(self._scheduler, names)
+            client = self._clients[template.outputs] = InnerClient(self._scheduler, names, screened=True)
         batched = (template.rows,) if self.signature.max_batch else ()
         tensors = [
             Tensor(spec.name, spec.datatype, (*batched, *dims), part)

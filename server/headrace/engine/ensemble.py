@@ -14,12 +14,13 @@ from headrace.pipeline.timing import timing_parameters
 from headrace.telemetry.observer import BatchRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from headrace.clock import Clock
     from headrace.engine.served import Served
     from headrace.messages import InferRequest
     from headrace.pipeline.ensemble import Graph, Step
+    from headrace.pipeline.rules import Rules
     from headrace.repository.model_config import EnsembleStep, ModelConfig
     from headrace.rpc import model_config_pb2 as mc
     from headrace.telemetry.observer import ModelObserver
@@ -83,6 +84,7 @@ class Ensemble:
         level: int,
         resolve: Resolve,
         clock: Clock,
+        rules: Mapping[str, Rules],
     ) -> None:
         self.name = name
         self.version = version
@@ -98,7 +100,7 @@ class Ensemble:
             name,
             version,
             self.signature,
-            config.inputs,
+            rules,
             self,
             config.split_oversize,
             config.priority_levels,

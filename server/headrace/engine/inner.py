@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from headrace.engine.screening import screened
 from headrace.engine.shared_memory import NoSharedMemory
 from headrace.messages import InferMessage, InferRequest, InputTensor, RequestedOutput
 from headrace.pipeline.decode import build_template
@@ -69,10 +70,14 @@ class InnerCall:
 
 
 class InnerClient:
-    """Makes requests of one model version. outputs: what is asked for, all if empty."""
+    """Makes requests of one model version. outputs: what is asked for, all if empty.
 
-    def __init__(self, model: Served, outputs: Sequence[str] = ()) -> None:
+    screened: whether the tensors keep the model's rules for inputs, because somebody has looked.
+    """
+
+    def __init__(self, model: Served, outputs: Sequence[str] = (), *, screened: bool = False) -> None:
         self.model = model
+        self._screened = screened
         known = {spec.name: spec.datatype for spec in model.signature.outputs}
         self._requested = outputs
         self._outputs = [(name, known[name]) for name in outputs or known]
@@ -99,6 +104,9 @@ class InnerClient:
         request = InferRequest(
             template, parts, sum(map(len, parts)), call, b"", whole.received, rpc_deadline=whole.rpc_deadline
         )
+        if template.screen is not None and not self._screened:
+            for _, error in screened([request], template.screen, self.model.observer)[1]:
+                raise error
         self.model.submit([request])
         return call
 

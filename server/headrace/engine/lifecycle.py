@@ -13,6 +13,7 @@ from headrace.engine.cached import CachedModel
 from headrace.engine.ensemble import Ensemble
 from headrace.engine.opening import open_version
 from headrace.engine.presented import check_described
+from headrace.engine.rules import version_rules
 from headrace.engine.scheduler import Scheduler
 from headrace.engine.sequence import SequenceScheduler
 from headrace.errors import HeadraceError, ModelLoadError, Unimplemented
@@ -198,7 +199,16 @@ class Engine:
     def _publish(self, found: Found, opened: Opened, drift: ModelDrift | None, began: int) -> None:
         version, model, instances, cost = str(found.version), opened.model, opened.instances, opened.cost
         scheduler = Scheduler(
-            found.name, version, model, found.config, instances, cost, self._clock, self._turn, supply=opened.supply
+            found.name,
+            version,
+            model,
+            found.config,
+            instances,
+            cost,
+            self._clock,
+            self._turn,
+            supply=opened.supply,
+            rules=opened.rules,
         )
         if self._diary_requests:
             scheduler.diary = self._diaries[found.name, found.version] = Diary(self._diary_requests)
@@ -309,6 +319,7 @@ class Engine:
                 steps, [model.signature for model in models], found.config.ensemble.outputs, found.config.max_batch
             )
             graph = replace(graph, signature=check_described(graph.signature, found.config, found.path.parent))
+            rules = version_rules(found.path, found.config, graph.signature)
         except (HeadraceError, BadGraph, ModelLoadError) as error:
             reason = f"a model of its steps does not serve: {error}" if isinstance(error, HeadraceError) else str(error)
             if way := circle(found.name, self._members()):
@@ -321,7 +332,7 @@ class Engine:
         before = self._schedulers.get(key)
         if not isinstance(before, Ensemble) or before.graph != graph or self._loaded[key] != found:
             ensemble = Ensemble(
-                found.name, str(found.version), found.config, graph, level, self.catalog.resolve, self._clock
+                found.name, str(found.version), found.config, graph, level, self.catalog.resolve, self._clock, rules
             )
             self._serve(found, ensemble, 0.0)
             logger.info("model %s version %d serves: an ensemble of %s", *key, [step.model for step in steps])

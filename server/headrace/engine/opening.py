@@ -16,6 +16,7 @@ from headrace.engine.policies import cost_model, make_buckets
 from headrace.engine.presented import present
 from headrace.engine.probe import Rejected, check_alike, make_probe
 from headrace.engine.processed import process, ragged_inputs
+from headrace.engine.rules import version_rules
 from headrace.engine.sequence_plan import plan_sequences
 from headrace.engine.warm_buckets import warm_buckets
 from headrace.engine.warmup import RUNS, WARM_BYTES, WARM_SECONDS, read_samples, run_samples, zeros
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from headrace.engine.warmup import Sample
     from headrace.messages import Signature
     from headrace.pipeline.cost import CostModel
+    from headrace.pipeline.rules import Rules
     from headrace.repository.discovery import Found
     from headrace.repository.model_config import ModelConfig
 
@@ -39,7 +41,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A version that can serve. supply: of further instances. passed_over: backends that do not work, as errors."""
+    """A version that can serve.
+
+    supply: of further instances. passed_over: backends that do not work, as errors. plan: of a stateful model. rules:
+    for inputs, by name.
+    """
 
     model: LoadedModel
     instances: list[Instance]
@@ -47,6 +53,7 @@ class Opened:
     supply: ModelSupply
     passed_over: dict[str, Rejected]
     plan: SequencePlan | None
+    rules: Mapping[str, Rules]
 
     @property
     def note(self) -> str:
@@ -83,10 +90,10 @@ def open_version(found: Found, clock: Clock, inline_below_ns: int, rest: Rest = 
             )
             continue
         model, instances, cost, probe = opened
-        plan = _plan(found, model, instances)
+        plan, rules = _planned(found, model, instances)
         backends = chain[at:] if found.config.fallback.at_run_time else chain[at : at + 1]
         supply = ModelSupply(found, model, backends, probe, clock, inline_below_ns)
-        return Opened(model, instances, cost, supply, passed_over, plan)
+        return Opened(model, instances, cost, supply, passed_over, plan, rules)
     whys = "; ".join(f"{backend}: {error}" for backend, error in passed_over.items())
     raise ModelLoadError(f"no backend of the chain works: {whys}")
 
@@ -211,14 +218,17 @@ def _open_with(
     return model, instances, cost, probe
 
 
-def _plan(found: Found, model: LoadedModel, instances: Sequence[Instance]) -> SequencePlan | None:
-    """The plan of a stateful model."""
+def _planned(
+    found: Found, model: LoadedModel, instances: Sequence[Instance]
+) -> tuple[SequencePlan | None, Mapping[str, Rules]]:
+    """The plan of a stateful model, and the rules for inputs."""
     sequence = found.config.sequence
-    if sequence is None:
-        return None
     try:
         with _said_in(found):
-            return plan_sequences(sequence, model.signature, len(instances), found.path.parent)
+            plan = None
+            if sequence is not None:
+                plan = plan_sequences(sequence, model.signature, len(instances), found.path.parent)
+            return plan, version_rules(found.path, found.config, model.signature)
     except ModelLoadError:
         for instance in instances:
             instance.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from headrace.engine.rules import input_rules
 from headrace.messages import QueuePolicy
 from headrace.pipeline.admission import QueueLimits
 from headrace.pipeline.batching import BatchLimits
@@ -17,18 +18,25 @@ if TYPE_CHECKING:
 
     from headrace.messages import Owner, Signature
     from headrace.pipeline.padding import RaggedRule
+    from headrace.pipeline.rules import Rules
     from headrace.repository.model_config import LevelConfig, ModelConfig, QueueConfig
 
 
 def model_view(
-    name: str, version: str, signature: Signature, config: ModelConfig, owner: Owner, buckets: Buckets | None = None
+    name: str,
+    version: str,
+    signature: Signature,
+    config: ModelConfig,
+    owner: Owner,
+    rules: Mapping[str, Rules] | None = None,
+    buckets: Buckets | None = None,
 ) -> ModelView:
-    """What decoding needs to know."""
+    """What decoding needs to know. rules: for inputs; None: those of `config`. Raises ModelLoadError."""
     return ModelView(
         name,
         version,
         signature,
-        config.inputs,
+        input_rules(config, signature) if rules is None else rules,
         owner,
         config.split_oversize,
         config.priority_levels,

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from headrace.repository.model_config import ModelConfig
 
     Array = np.ndarray[Any, Any]
+    Bound = float | tuple[float, ...] | None
 
 logger = logging.getLogger(__name__)
 
@@ -225,9 +226,22 @@ def _values(config: ModelConfig, spec: TensorSpec, shape: Sequence[int], rng: np
         return bytes(4 * elements)
     limits = config.inputs.get(spec.name)
     low, high = (None, None) if limits is None else (limits.min, limits.max)
+    if isinstance(low, tuple) or isinstance(high, tuple):
+        return _by_feature(spec, elements, rng, low, high)
     if spec.name in config.preprocess and spec.datatype == "UINT8":
         low, high = low or 0, 255 if high is None else high
     return random_values(spec, elements, rng, low, high)
+
+
+def _by_feature(spec: TensorSpec, elements: int, rng: np.random.Generator, low: Bound, high: Bound) -> bytes:
+    """The same where limits are those of each place in the last dimension."""
+    features = max(len(bound) for bound in (low, high) if isinstance(bound, tuple))
+    lows, highs = (bound if isinstance(bound, tuple) else (bound,) * features for bound in (low, high))
+    columns = [
+        np.frombuffer(random_values(spec, -(-elements // features), rng, *limits), DATATYPES[spec.datatype].numpy)
+        for limits in zip(lows, highs, strict=True)
+    ]
+    return np.stack(columns, axis=1).reshape(-1)[:elements].tobytes()
 
 
 def _bytes(spec: TensorSpec, shape: Sequence[int]) -> int:

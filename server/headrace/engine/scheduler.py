@@ -24,7 +24,7 @@ from headrace.pipeline.split import Split
 from headrace.pipeline.timing import timing_parameters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from headrace.backends.base import Instance, LoadedModel
     from headrace.clock import Clock
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from headrace.errors import HeadraceError
     from headrace.messages import InferRequest, Template
     from headrace.pipeline.cost import CostModel
+    from headrace.pipeline.rules import Rules
     from headrace.repository.model_config import ModelConfig
     from headrace.rpc import model_config_pb2 as mc
     from headrace.telemetry.diary import Diary
@@ -54,6 +55,7 @@ class Scheduler:
     model, instances: what the backend has opened. cost: as the warm-up has left it. turn: when batches are formed.
     worker: what runs an instance; tests have one without a thread. supply: makes instances in the place of lost ones.
     reruns: whether a request can be run again if its instance is lost. slo_ns: deadline of those that bring none.
+    rules: for inputs; None: those of `config`.
     """
 
     level = 0
@@ -71,6 +73,7 @@ class Scheduler:
         turn: Turn,
         worker: type[Worker] = Worker,
         supply: Supply | None = None,
+        rules: Mapping[str, Rules] | None = None,
     ) -> None:
         self.name = name
         self.version = version
@@ -85,7 +88,7 @@ class Scheduler:
         self.diary: Diary | None = None
         self.drift: ModelDrift | None = None
         self.stated: mc.ModelConfig | None = None  # what its config.pbtxt says, for clients that ask
-        self.view = model_view(name, version, self._takes, config, self, self._buckets)
+        self.view = model_view(name, version, self._takes, config, self, rules, self._buckets)
         self.queue = RequestQueue()
         self.draining = False
         self.reruns = True

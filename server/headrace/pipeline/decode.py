@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from headrace.datatypes import DATATYPES
 from headrace.errors import InvalidRequest
 from headrace.messages import ANY_WAIT, ReplyOutput, RequestedOutput, SequenceFlags
-from headrace.pipeline.checks import Check, checks_for
 from headrace.pipeline.cropping import Crop
 from headrace.pipeline.delivery import Delivery, described
+from headrace.pipeline.screen import Screen, screen_of
 from headrace.pipeline.wire import field_text
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         TensorSpec,
     )
     from headrace.pipeline.buckets import Buckets
-    from headrace.pipeline.checks import InputRules
+    from headrace.pipeline.rules import Rules
 
     MakeWriter = Callable[[str, str, Sequence[ReplyOutput]], ReplyWriter]
 
@@ -55,7 +55,7 @@ MAX_ELEMENTS = 1 << 40
 class ModelView:
     """What decoding needs to know of a model version.
 
-    rules: per-input checks of model.toml. owner: who runs its requests. split_oversize: whether a request may hold more
+    rules: of inputs, by name. owner: who runs its requests. split_oversize: whether a request may hold more
     rows than a batch. default_level: the priority level of a request that names none, or one that does not exist.
     labels: of the classes of an output, by its name. policies: how requests of a priority (from 0 on) wait; those that
     are not there, by `policy`. buckets: of inputs whose length varies; the signature is that of the model, clients need
@@ -65,7 +65,7 @@ class ModelView:
     name: str
     version: str
     signature: Signature
-    rules: Mapping[str, InputRules]
+    rules: Mapping[str, Rules]
     owner: Owner
     split_oversize: bool = True
     priority_levels: int = 1
@@ -88,13 +88,13 @@ class RequestTemplate:
     input of the signature, its place among the `given` inputs of the request, -1 for one that the server fills.
     contents: raw forms of typed contents, in the request's order, or None where the tensors arrive raw. regions: of the
     request's inputs, in its order, those that lie in shared `memory`, None for the others. total: bytes of all tensors,
-    0 where BYTES make it vary. pins: outputs go to shared memory. plain: one raw input of `total` bytes, nothing
-    to check but its size, and nothing pinned. timeout_ns: the request's own `timeout` or what the policy says instead,
-    0 for none. sequence: a model that keeps no state goes on without looking at it.
+    0 where BYTES make it vary. pins: outputs go to shared memory. plain: one raw input of `total` bytes, and nothing
+    pinned. screen: what the tensors must hold, None for anything; who takes a request asks it. timeout_ns: the
+    request's own `timeout` or what the policy says instead, 0 for none. sequence: a model that keeps no state goes on
+    without looking at it.
     """
 
     __slots__ = (
-        "checks",
         "contents",
         "final",
         "fit",
@@ -112,6 +112,7 @@ class RequestTemplate:
         "regions",
         "reply",
         "rows",
+        "screen",
         "sequence",
         "shapes",
         "sizes",
@@ -138,7 +139,7 @@ class RequestTemplate:
         self.contents: tuple[bytes, ...] | None = None
         self.memory: SharedMemory
         self.regions: tuple[Region | None, ...] | None = None
-        self.checks: tuple[tuple[int, Check], ...] = ()
+        self.screen: Screen | None = None
         self.outputs: tuple[int, ...] = ()
         self.priority = model.default_level - 1
         self.policy = model.policy
@@ -173,7 +174,7 @@ class RequestTemplate:
         return template
 
     def bind(self, raw: Sequence[Buffer], id_field: bytes) -> Sequence[Buffer]:
-        """The request's tensors in the signature's order, each of the right size and content.
+        """The request's tensors in the signature's order, each of the right size; what they hold is for `screen`.
 
         raw: `raw_input_contents`. id_field: the request's id on the wire, for the error. Raises InvalidRequest, and
         RegionNotFound.
@@ -199,8 +200,6 @@ class RequestTemplate:
                     f"[request id: {request_id}] input byte size mismatch for input "
                     f"'{self._name(index)}' for model '{self.model.name}'. Expected {size}, got {len(parts[index])}"
                 )
-        for index, check in self.checks:
-            check(parts[index])
         return parts
 
     def _name(self, index: int) -> str:
@@ -266,19 +265,14 @@ def build_template(
     for region in (*(tensor.region for tensor in message.inputs), *(output.region for output in message.outputs)):
         if region is not None:
             memory.view(region)  # known, and large enough, or refused now
-    template.checks = tuple(
-        (index, check)
-        for index, (spec, tensor) in enumerate(zip(model.signature.inputs, tensors, strict=True))
-        if tensor is not None
-        for check in checks_for(spec, tensor.shape, model.rules.get(spec.name), model.name)
-    )
+    batched = model.signature.max_batch > 0
+    template.screen = screen_of(model.signature.inputs, tensors, model.rules, model.name, batched=batched)
     template.plain = (
         len(template.sizes) == 1
         and template.sizes[0] >= 0
         and template.contents is None
         and template.regions is None
         and not template.pins
-        and not template.checks
     )
     return template
 

@@ -17,6 +17,7 @@ from headrace.repository.processing_config import (  # noqa: TC001 - pydantic re
     PostprocessConfig,
     PreprocessConfig,
 )
+from headrace.repository.schema_config import InputRules
 from headrace.repository.sequence_config import SequenceConfig  # noqa: TC001 - pydantic reads the annotation
 
 if TYPE_CHECKING:
@@ -125,19 +126,14 @@ class TensorConfig(_Table):
         return self
 
 
-class InputConfig(TensorConfig):
-    """An input, and what the values of a numeric one must be; a request that has others is refused."""
+class InputConfig(TensorConfig, InputRules):
+    """An input, and what its values must be; a version's schema.toml says the rest."""
 
     format: Literal["NHWC", "NCHW"] | None = Field(None, description="how clients lay out an image; for them to read")
-    finite: bool = Field(False, description="refuse NaN and infinity")
-    min: float | None = Field(None, allow_inf_nan=False, description="smallest value allowed")
-    max: float | None = Field(None, allow_inf_nan=False, description="largest value allowed")
     pad: float | None = Field(None, description="what fills a bucket up, 0 by default; see `buckets`")
 
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.min is not None and self.max is not None and self.min > self.max:
-            raise ValueError(f"min = {self.min:g} is above max = {self.max:g}")
+    def _image_has_three_dims(self) -> Self:
         if self.format is not None and (self.dims is None or len(self.dims) != 3):
             raise ValueError(f"format {self.format} needs three dims")
         return self
@@ -233,7 +229,7 @@ class ModelConfig(_Table):
     fallback: FallbackConfig = Field(FallbackConfig(), description="how the backends of a list are tried")
     batching: BatchingConfig = Field(BatchingConfig(), description="when a batch is closed")
     queue: QueueConfig = Field(QueueConfig(), description="how much may wait")
-    inputs: dict[str, InputConfig] = Field({}, description="how clients see an input, and its checks, by its name")
+    inputs: dict[str, InputConfig] = Field({}, description="how clients see an input, and its rules, by its name")
     outputs: dict[str, OutputConfig] = Field({}, description="how clients see an output, by its name")
     buckets: dict[str, BucketConfig] = Field({}, description="lengths that vary, by a name of your own")
     preprocess: dict[str, PreprocessConfig] = Field({}, description="what is made of what clients send, by input")

@@ -84,6 +84,12 @@ class _GuardedModel:
         except Exception as error:
             self._report("padded", error)
 
+    def rule_broken(self, name: str, rule: str, policy: str, requests: int) -> None:
+        try:
+            self._model.rule_broken(name, rule, policy, requests)
+        except Exception as error:
+            self._report("rule_broken", error)
+
     def sequences_expired(self, sequences: int) -> None:
         try:
             self._model.sequences_expired(sequences)
@@ -120,6 +126,9 @@ class _Deaf:
         pass
 
     def padded(self, elements: int, padding: int) -> None:
+        pass
+
+    def rule_broken(self, name: str, rule: str, policy: str, requests: int) -> None:
         pass
 
     def sequences_expired(self, sequences: int) -> None:

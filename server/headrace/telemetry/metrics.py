@@ -53,6 +53,7 @@ _REJECTIONS = (
     "overloaded",
     "shutting_down",
     "invalid_request",
+    "rule_broken",
     "queue_timeout",
     "deadline_exceeded",
 )
@@ -351,6 +352,15 @@ def _request_families(readings: Sequence[Reading]) -> Iterator[Metric]:
         rows.add_metric(labels, reading.queue[1])
         wait.add_metric(labels, reading.wait_ns / 1e9)
     yield from (refused, waiting, rows, wait)
+    broken = CounterMetricFamily(
+        "headrace_validation",
+        "Requests in which an input broke a rule, by what has become of them: reject, clip, count",
+        labels=(*LABELS, "input", "rule", "policy"),
+    )
+    for reading in readings:
+        for how, count in sorted(reading.rules.items()):
+            broken.add_metric((reading.model, reading.version, *how), count)
+    yield broken
 
 
 def _batch_families(readings: Sequence[Reading]) -> Iterator[Metric]:

@@ -60,6 +60,10 @@ class ModelObserver(Protocol):
         """A batch of a model with buckets was run on so many input elements of its callers, and so many of padding."""
         ...
 
+    def rule_broken(self, name: str, rule: str, policy: str, requests: int) -> None:
+        """So many requests broke a rule for the input `name`. policy: what has become of them."""
+        ...
+
     def sequences_expired(self, sequences: int) -> None:
         """Sequences of a stateful model are over because no request of theirs came for too long."""
         ...

@@ -110,7 +110,8 @@ class Reading:
 
     phases: by name (`messages.PHASES`). refused: requests by `HeadraceError.reason`. closed: batches by close reason
     and instance. queue: requests and rows that wait now. wait_ns: predicted of a request that arrives now.
-    sequences: of a stateful model. elements, padding: of inputs with buckets, as they ran. memory: bytes by device.
+    sequences: of a stateful model. elements, padding: of inputs with buckets, as they ran. rules: requests that broke
+    one, by input, rule and policy. memory: bytes by device.
     nodes: of the graph, by execution provider. busy: nanoseconds in which each instance ran batches. instances: how
     many there are by backend and state. fallbacks: by backend, what was taken in its place, and reason.
     """
@@ -129,6 +130,7 @@ class Reading:
     wasted_ns: int
     elements: int
     padding: int
+    rules: Mapping[tuple[str, str, str], int]
     load_seconds: float
     instances: Mapping[tuple[str, str], int]
     fallbacks: Mapping[tuple[str, str, str], int]
@@ -151,8 +153,8 @@ class ModelRecorder:
         "_admitted", "_batches", "_busy", "_clock", "_closed", "_decoded", "_elements", "_executions",
         "_expired_sequences", "_fallbacks", "_hit_lookups", "_hits", "_instances_lost", "_last_ms", "_load_seconds",
         "_misses", "_padding", "_phases", "_received", "_refused", "_request", "_reruns", "_resources", "_rows",
-        "_wall_ms", "_wasted_ns", "_wasted_rows", "instances", "model", "queue_depth", "sequences", "trace", "version",
-        "wait_ns",
+        "_rules", "_wall_ms", "_wasted_ns", "_wasted_rows", "instances", "model", "queue_depth", "sequences", "trace",
+        "version", "wait_ns",
     )  # fmt: skip
 
     def __init__(
@@ -191,6 +193,7 @@ class ModelRecorder:
         self._elements = 0
         self._padding = 0
         self._expired_sequences = 0
+        self._rules: Counter[tuple[str, str, str]] = Counter()
         self._load_seconds = 0.0
         self._fallbacks: Counter[tuple[str, str, str]] = Counter()
         self._instances_lost = 0
@@ -257,6 +260,10 @@ class ModelRecorder:
         self._elements += elements
         self._padding += padding
 
+    def rule_broken(self, name: str, rule: str, policy: str, requests: int) -> None:
+        """Requests broke a rule for an input."""
+        self._rules[name, rule, policy] += requests
+
     def sequences_expired(self, sequences: int) -> None:
         """Sequences are over because no request of theirs came for too long."""
         self._expired_sequences += sequences
@@ -320,6 +327,7 @@ class ModelRecorder:
             wasted_ns=self._wasted_ns,
             elements=self._elements,
             padding=self._padding,
+            rules=dict(self._rules),
             load_seconds=self._load_seconds,
             instances=self.instances(),
             fallbacks=dict(self._fallbacks),

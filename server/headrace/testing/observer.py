@@ -22,6 +22,7 @@ class RecordingObserver:
         self.elements = 0
         self.padding = 0
         self.expired_sequences = 0
+        self.rules: Counter[tuple[str, str, str]] = Counter()
         self.fallbacks: list[tuple[str, str, str]] = []
         self.lost = 0
         self.reruns = 0
@@ -58,6 +59,10 @@ class RecordingObserver:
         """See `ModelObserver`."""
         self.elements += elements
         self.padding += padding
+
+    def rule_broken(self, name: str, rule: str, policy: str, requests: int) -> None:
+        """See `ModelObserver`."""
+        self.rules[name, rule, policy] += requests
 
     def sequences_expired(self, sequences: int) -> None:
         """See `ModelObserver`."""

@@ -42,6 +42,7 @@ class FakeTemplate:
     """A `Template` of whatever is asked for; see `FakeWriter` for its replies."""
 
     whole: InferRequest | None = None
+    screen = None
 
     def __init__(
         self,

@@ -73,7 +73,7 @@ class InferService(Intake[InferCall]):
         return f"<InferService {len(self._heads)} heads, {self._looks} looks, generation {self._generation}>"
 
     def _open(self, message: Buffer, call: InferCall) -> tuple[RequestTemplate, Sequence[Buffer], bytes]:
-        """Template, checked tensors and id field of a message. Raises InvalidRequest, ModelNotFound, ModelNotReady."""
+        """Template, tensors and id field of a message. Raises InvalidRequest, ModelNotFound, ModelNotReady."""
         if type(message) is bytes:
             size = self._opening
             template = self._openings.get(message[:size])

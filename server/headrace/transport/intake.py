@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from headrace.engine.screening import screened
 from headrace.errors import reason_of
 from headrace.messages import InferRequest
 from headrace.transport.service import InferCall
@@ -28,7 +29,8 @@ class Intake(ABC, Generic[CallT]):
     """An `Infer` for the calls of one protocol, which says how a request of it is opened.
 
     What arrives in one turn of the loop is taken together at its end: each step does the next request while it is
-    still in the processor's cache, and what requests of one look have in common is done once for all of them.
+    still in the processor's cache, and what requests of one look have in common is done once for all of them; so is
+    the look at what their inputs hold.
 
     catalog: resolves a name and version to what serves it. turn: at whose end requests are taken.
     refused: hears the reason of each request that did not get as far as a model.
@@ -43,7 +45,7 @@ class Intake(ABC, Generic[CallT]):
 
     @abstractmethod
     def _open(self, message: Buffer, call: CallT) -> tuple[RequestTemplate, Sequence[Buffer], bytes]:
-        """Template, checked tensors and id field of a request. Raises HeadraceError."""
+        """Template, tensors of the right sizes and id field of a request. Raises HeadraceError."""
 
     @abstractmethod
     def _forget(self) -> None:
@@ -87,9 +89,16 @@ class Intake(ABC, Generic[CallT]):
     def _submit(self, requests: list[InferRequest]) -> None:
         if not requests:
             return
-        scheduler: Served = requests[0].template.owner  # type: ignore[assignment]
+        template: RequestTemplate = requests[0].template  # type: ignore[assignment]
+        served: Served = template.owner  # type: ignore[assignment]
         try:
-            scheduler.submit(requests)
+            if template.screen is not None:
+                requests, refused = screened(requests, template.screen, served.observer)
+                for request, error in refused:
+                    request.sink.fail(error)
+                if not requests:
+                    return
+            served.submit(requests)
         except Exception as error:
             for request in requests:
                 self._refuse(request.sink, error)

@@ -1,0 +1,128 @@
+"""What model.toml and schema.toml say of inputs, held against the model."""
+
+import math
+
+import numpy as np
+import pytest
+
+from headrace.engine.rules import input_rules, version_rules
+from headrace.errors import ModelLoadError
+from headrace.messages import Signature, TensorSpec
+from headrace.repository.model_config import ModelConfig
+from headrace.repository.schema_config import SCHEMA_FORMAT, Schema
+
+INPUTS = (
+    TensorSpec("x", "FP32", (3,)),
+    TensorSpec("n", "UINT8", (3,)),
+    TensorSpec("text", "BYTES", (1,)),
+    TensorSpec("flag", "BOOL", (1,)),
+    TensorSpec("half", "FP16", (1,)),
+    TensorSpec("image", "UINT8", (-1, -1, 3)),
+    TensorSpec("first", "FP32", (1, -1, -1)),
+    TensorSpec("scalar", "FP32", ()),
+)
+SIGNATURE = Signature(INPUTS, (), 8)
+
+
+def rules(schema=None, **inputs):
+    said = None if schema is None else Schema(format=SCHEMA_FORMAT, inputs=schema)
+    return input_rules(ModelConfig(inputs=inputs), SIGNATURE, said)
+
+
+def test_what_says_nothing_of_values_is_no_rule():
+    assert rules(x={"dims": [3], "policy": {}}, n={}) == {}
+    assert rules(schema={}) == {}
+
+
+def test_bounds_are_of_the_datatype():
+    found = rules(x={"min": 0.1}, n={"min": -5, "max": [1.5, 300, 2]})
+    low, high = found["x"].numbers.low, found["x"].numbers.high
+    assert (low.dtype, low[()], high[()]) == (np.float32, np.float32(0.1), np.inf)
+    assert found["n"].numbers.low.tolist() == [0, 0, 0]
+    assert found["n"].numbers.high.tolist() == [1, 255, 2]
+    assert found["n"].numbers.high.dtype == np.uint8
+    found = rules(x={"min": [-math.inf, 0, 1]}, n={"max": [math.inf, 0, 1]})
+    assert found["x"].numbers.low.tolist() == [-math.inf, 0, 1]
+    assert found["n"].numbers.high.tolist() == [255, 0, 1]
+
+
+def test_the_configuration_comes_before_the_schema_key_by_key():
+    schema = {
+        "x": {"min": -1.0, "max": 1.0, "finite": True, "policy": {"range": "count", "finite": "count"}},
+        "n": {"max": 9},
+    }
+    found = rules(schema, x={"max": [2, 2, 3], "policy": {"finite": "reject"}})
+    x = found["x"]
+    assert (x.numbers.low.tolist(), x.numbers.high.tolist(), x.numbers.finite) == ([-1] * 3, [2, 2, 3], True)
+    assert (x.policy("range"), x.policy("finite"), x.policy("missing")) == ("count", "reject", "reject")
+    assert found["n"].numbers.high[()] == 9
+
+
+def test_which_dimensions_are_an_images_sides():
+    found = rules(image={"min_height": 2}, first={"max_width": 3})
+    assert (found["image"].size.channels_first, found["first"].size.channels_first) == (False, True)
+    config = ModelConfig(
+        inputs={"image": {"dims": [3, -1, -1], "format": "NCHW", "min_height": 2}},
+        preprocess={"image": {"kind": "image"}},
+    )
+    assert not input_rules(config, SIGNATURE)["image"].size.channels_first  # clients send [height, width, channels]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"x": {"min": [1, 2]}}, "inputs.x: min has 2 features, the input has [3]"),
+        ({"scalar": {"max": [1.0]}}, "inputs.scalar: max has 1 features, the input has []"),
+        ({"x": {"names": ["a"]}}, "inputs.x: names has 1 features, the input has [3]"),
+        ({"image": {"names": ["a"]}}, "inputs.image: names has 1 features, the input has [-1, -1, 3]"),
+        ({"n": {"min": 256}}, "inputs.n: min = 256 is beyond all of UINT8"),
+        ({"n": {"min": [math.inf, 0, 0]}}, "inputs.n: min = inf is beyond all of UINT8"),
+        ({"n": {"max": -1}}, "inputs.n: max = -1 is beyond all of UINT8"),
+        ({"half": {"min": 1e6}}, "inputs.half: min = 1e+06 is beyond all of FP16"),
+        ({"n": {"values": [1, 256]}}, "inputs.n: values: 256 is no UINT8"),
+        ({"n": {"values": [0.5]}}, "inputs.n: values: 0.5 is no UINT8"),
+        ({"x": {"values": ["a"]}}, "inputs.x: values is for numbers, the input is FP32 [3]"),
+        ({"text": {"values": [1]}}, "inputs.text: values is for texts, the input is BYTES [1]"),
+        ({"text": {"min": 0}}, "inputs.text: min is for numbers, the input is BYTES [1]"),
+        ({"flag": {"finite": True}}, "inputs.flag: finite is for numbers, the input is BOOL [1]"),
+        ({"flag": {"values": [1]}}, "inputs.flag: values is for numbers, the input is BOOL [1]"),
+        ({"x": {"pattern": "a"}}, "inputs.x: pattern is for BYTES, the input is FP32 [3]"),
+        ({"x": {"min_height": 1}}, "inputs.x: min_height is for images: three dimensions, with format or of 1, 3 or 4 "
+                                   "channels, last or first, the input is FP32 [3]"),
+        ({"text": {"pattern": "(?=a)"}}, "inputs.text: pattern = '(?=a)': look-around, including look-ahead and "
+                                         "look-behind, is not supported"),
+        ({"text": {"pattern": "a)|(b"}}, "inputs.text: pattern = 'a)|(b': unopened group"),
+        ({"text": {"pattern": "(a{1000}){1000}"}}, "inputs.text: pattern = '(a{1000}){1000}': Compiled regex exceeds "
+                                                   "size limit of 10485760 bytes."),
+        ({"x": {"policy": {"range": "count"}}}, 'inputs.x: policy.range = "count", but there is no min or max'),
+        ({"x": {"finite": True, "policy": {"finite": "clip"}}},
+         'inputs.x: policy.finite = "clip" needs fill: NaN has no nearest bound'),
+        ({"x": {"min": 0, "policy": {"range": "clip"}}},
+         'inputs.x: policy.range = "clip" needs finite or max_missing: NaN has no nearest bound'),
+        ({"x": {"max": 1, "fill": [0, 2, 0]}}, "inputs.x: fill is outside of min and max"),
+        ({"n": {"fill": 0.5}}, "inputs.n: fill: 0.5 is no UINT8"),
+    ],
+)  # fmt: skip
+def test_what_has_no_meaning_for_the_input_keeps_it_from_serving(inputs, message):
+    with pytest.raises(ModelLoadError) as caught:
+        rules(**inputs)
+    assert str(caught.value) == message
+
+
+def test_a_schema_for_other_inputs_or_against_the_configuration():
+    with pytest.raises(
+        ModelLoadError, match=r"schema.toml has rules for \['y'\], but the inputs of the model are \['x'"
+    ):
+        rules({"y": {"finite": True}})
+    with pytest.raises(ModelLoadError, match=r"inputs.x: min = 5 is above max = 2"):
+        rules({"x": {"min": 5}}, x={"max": 2})
+
+
+def test_a_schema_that_is_none_keeps_its_version_from_serving(tmp_path):
+    assert version_rules(tmp_path, ModelConfig(), SIGNATURE) == {}
+    (tmp_path / "schema.toml").write_text('format = "headrace schema 1"\n[inputs.x]\nmaxx = 1\n')
+    with pytest.raises(ModelLoadError, match=r"unknown key 'inputs.x.maxx'.*did you mean 'max'"):
+        version_rules(tmp_path, ModelConfig(), SIGNATURE)
+    (tmp_path / "schema.toml").write_text('format = "headrace schema 2"\n')
+    with pytest.raises(ModelLoadError, match=r'format = "headrace schema 2".*expected "headrace schema 1"'):
+        version_rules(tmp_path, ModelConfig(), SIGNATURE)
