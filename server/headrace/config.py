@@ -153,6 +153,38 @@ class TensorRtSettings(_Settings):
     )
 
 
+class TracingSettings(_Settings):
+    """Traces, exported by OpenTelemetry's protocol (OTLP)."""
+
+    endpoint: str = Field(
+        "",
+        pattern="^(https?://[^/]+.*)?$",
+        description="URL of the collector, as http://127.0.0.1:4317; empty: what OTEL_EXPORTER_OTLP_ENDPOINT says, "
+        "and without that no request is traced",
+    )
+    protocol: Literal["", "grpc", "http"] = Field(
+        "", description="how OTLP is spoken; empty: what OTEL_EXPORTER_OTLP_PROTOCOL says, else grpc"
+    )
+    ratio: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="of the requests whose callers bring no trace, the share that is traced; with one, it says whether",
+    )
+    slow_quantile: float = Field(
+        0.99,
+        gt=0,
+        lt=1,
+        description="requests that take longer than this share of the model's requests of late are traced in any case",
+    )
+    max_per_second: float = Field(
+        100.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="requests that are traced at most, per second; slow ones get half of that",
+    )
+
+
 class HttpSettings(_Settings):
     """Limits of the HTTP port."""
 
@@ -258,6 +290,9 @@ class Settings(_Settings):
     http2: Http2Settings = Field(Http2Settings(), description="limits of a connection of the native transport")
     http: HttpSettings = Field(HttpSettings(), description="limits of the HTTP port")
     tls: TlsSettings = Field(TlsSettings(), description="TLS on the ports")
+    tracing: TracingSettings = Field(
+        TracingSettings(), description="traces, exported by OpenTelemetry's protocol (OTLP)"
+    )
     tensorrt: TensorRtSettings = Field(TensorRtSettings(), description="TensorRT's engines, of all models")
 
     def secures(self, port: Literal["grpc", "http"]) -> bool:

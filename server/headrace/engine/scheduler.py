@@ -181,7 +181,7 @@ class Scheduler:
         request.admitted = self._clock()
         if rows > self._max_rows:
             self._splits = True
-            split = Split(request, self._takes, self._max_rows, self.observer.refused)
+            split = Split(request, self._takes, self._max_rows, partial(self._count, request))
             request.sink.under_way = split
             for piece in split.pieces:
                 piece.admitted = request.admitted
@@ -345,7 +345,7 @@ class Scheduler:
                     if opening is not None and not request.id_field:
                         request.sink.reply(opening + cuts[0](start, stop))
                     else:
-                        parameters = timing_parameters(request, batch, self._clock()) if template.timing else b""
+                        parameters = self._timing(request, batch) if template.timing else b""
                         raw = [cut(start, stop) for cut in cuts]
                         request.sink.reply(template.reply.encode(request.id_field, raw, shapes, parameters))
                 except Exception as error:  # whatever is wrong with this one, the others get their replies
@@ -358,7 +358,10 @@ class Scheduler:
         answered = [request for request in batch.requests if request not in lost] if lost else batch.requests
         if answered:
             whole = whole_requests(answered) if self._splits else answered
-            self.observer.batch(record_of(whole, batch, worker.index, self._clock()))
+            self.observer.batch(record_of(whole, batch, worker.index, self._clock(), worker.cost))
+
+    def _timing(self, request: InferRequest, batch: Batch) -> bytes:
+        return timing_parameters(request, batch, self._clock(), self.observer.trace_id(request))
 
     def _fail(self, job: Job, error: Exception) -> None:
         """A batch failed. Its members are run one by one, so that only the one at fault is answered with it.
@@ -374,8 +377,8 @@ class Scheduler:
         elif len(requests) > 1 or (lost and losses < _MAX_LOSSES):
             self._run_again(requests, error, losses if lost else 0)
         else:
-            failure = could_not_run(self.name, error)
-            logger.error("version %s of %s", self.version, failure, exc_info=error)
+            failure, ids = could_not_run(self.name, error, self.observer.trace_id(requests[0]))
+            logger.error("version %s of %s", self.version, failure, exc_info=error, extra=ids)
             self._refuse_all(requests, lambda _: failure)
         if lost:
             self._on_instances()
@@ -452,7 +455,7 @@ class Scheduler:
     def _count(self, request: InferRequest, reason: str) -> None:
         """Counts a request that ended without success; `Split` does so for the request that a piece belongs to."""
         if request.template.whole is None:
-            self.observer.refused(reason)
+            self.observer.refused(reason, request=request)
 
     def _end(self, request: InferRequest) -> None:
         request.state = State.DONE

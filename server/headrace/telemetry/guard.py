@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from headrace.messages import InferRequest
     from headrace.telemetry.observer import BatchRecord, ModelObserver, Observer, QueueDepth
 
     Report = Callable[[str, Exception], None]
@@ -66,11 +67,18 @@ class _GuardedModel:
         except Exception as error:
             self._report("batch", error)
 
-    def refused(self, reason: str, requests: int = 1) -> None:
+    def refused(self, reason: str, requests: int = 1, request: InferRequest | None = None) -> None:
         try:
-            self._model.refused(reason, requests)
+            self._model.refused(reason, requests, request)
         except Exception as error:
             self._report("refused", error)
+
+    def trace_id(self, request: InferRequest) -> str:
+        try:
+            return self._model.trace_id(request)
+        except Exception as error:
+            self._report("trace_id", error)
+            return ""
 
     def wasted(self, rows: int, execute_ns: int) -> None:
         try:
@@ -113,8 +121,11 @@ class _Deaf:
     def batch(self, record: BatchRecord) -> None:
         pass
 
-    def refused(self, reason: str, requests: int = 1) -> None:
+    def refused(self, reason: str, requests: int = 1, request: InferRequest | None = None) -> None:
         pass
+
+    def trace_id(self, request: InferRequest) -> str:
+        return ""
 
     def wasted(self, rows: int, execute_ns: int) -> None:
         pass

@@ -27,23 +27,28 @@ from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
 from headrace.clock import monotonic_ns, wall_ms
 from headrace.messages import PHASES
-from headrace.telemetry.recorder import Histogram, ModelRecorder, Reading
+from headrace.telemetry.recorder import REQUEST_EDGES, Histogram, ModelRecorder, Reading
+from headrace.telemetry.sampling import ModelSampler
 from headrace.telemetry.traces import Tracer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from prometheus_client import CollectorRegistry
 
     from headrace.clock import Clock
     from headrace.telemetry.observer import QueueDepth
+    from headrace.telemetry.sampling import Exemplar as Traced
+    from headrace.telemetry.sampling import TailSampling
     from headrace.telemetry.statistics import Statistics
 
 LABELS: Final = ("model", "version")
+_NO_EXEMPLARS: Final[Mapping[int, Traced]] = {}
 
 FAILURE_REASONS: Final = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
 """Triton's values of the label `reason`; all four exist from the moment a model is loaded."""
@@ -123,15 +128,22 @@ _TRITON_HISTOGRAMS: Final[tuple[tuple[str, str, Callable[[Reading], Histogram]],
 class Metrics(Collector):
     """The `Observer` behind /metrics and ModelStatistics: one `ModelRecorder` per loaded model version.
 
-    tracer: has them trace requests, if somebody asks for it.
+    tracer: has them trace requests in the log, if somebody asks for it. sampling: chooses what is exported of them, if
+    anything is.
 
     Registers itself with `registry`. It must be collected on the event loop, which is where batches are recorded; the
     families of one collection show one moment, even if batches go on between them.
     """
 
     def __init__(
-        self, registry: CollectorRegistry, *, clock: Clock = monotonic_ns, wall: Callable[[], int] = wall_ms
+        self,
+        registry: CollectorRegistry,
+        *,
+        clock: Clock = monotonic_ns,
+        wall: Callable[[], int] = wall_ms,
+        sampling: TailSampling | None = None,
     ) -> None:
+        self.sampling = sampling
         self._clock = clock
         self._wall = wall
         self._models: dict[tuple[str, str], ModelRecorder] = {}
@@ -147,6 +159,8 @@ class Metrics(Collector):
         if recorder is None:
             recorder = ModelRecorder(name, version, queue_depth, clock=self._clock, wall=self._wall)
             self._models[name, version] = recorder
+            if self.sampling is not None:
+                recorder.sampler = ModelSampler(self.sampling, name, version, REQUEST_EDGES.tolist())
             self.tracer.attach(recorder)
         else:
             recorder.queue_depth = queue_depth
@@ -179,6 +193,8 @@ class Metrics(Collector):
         yield from _sequence_families(readings)
         yield from _backend_families(readings)
         yield from _device_families(readings)
+        if self.sampling is not None:
+            yield from _trace_families(self.sampling)
 
 
 class ServerMetrics(Collector):
@@ -296,7 +312,7 @@ def _triton_families(readings: Sequence[Reading]) -> Iterator[Metric]:
 def _request_families(readings: Sequence[Reading]) -> Iterator[Metric]:
     whole = HistogramMetricFamily("headrace_request_seconds", "Time from receipt to reply", labels=LABELS)
     for reading in readings:
-        _add_histogram(whole, (reading.model, reading.version), reading.request, 1e9)
+        _add_histogram(whole, (reading.model, reading.version), reading.request, 1e9, reading.exemplars)
     yield whole
     phases = HistogramMetricFamily(
         "headrace_request_phase_seconds", "Time of requests in each phase", labels=(*LABELS, "phase")
@@ -425,12 +441,41 @@ def _device_families(readings: Sequence[Reading]) -> Iterator[Metric]:
 
 
 def _add_histogram(
-    family: HistogramMetricFamily, labels: Sequence[str], histogram: Histogram, ns_per_unit: float
+    family: HistogramMetricFamily,
+    labels: Sequence[str],
+    histogram: Histogram,
+    ns_per_unit: float,
+    exemplars: Mapping[int, Traced] = _NO_EXEMPLARS,
 ) -> None:
-    """Adds one series of buckets; `ns_per_unit` is 1e9 for seconds and 1e3 for microseconds."""
+    """Adds one series of buckets; `ns_per_unit` is 1e9 for seconds and 1e3 for microseconds. exemplars: by bucket."""
     edges = [_bound(edge / ns_per_unit) for edge in histogram.edges.tolist()]
     cumulative = accumulate(histogram.counts.tolist())
-    family.add_metric(labels, list(zip([*edges, "+Inf"], cumulative, strict=True)), histogram.total / ns_per_unit)
+    buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = [
+        (bound, count, _exemplar(exemplars[index], ns_per_unit)) if index in exemplars else (bound, count)
+        for index, (bound, count) in enumerate(zip([*edges, "+Inf"], cumulative, strict=True))
+    ]
+    family.add_metric(labels, buckets, histogram.total / ns_per_unit)
+
+
+def _exemplar(traced: Traced, ns_per_unit: float) -> Exemplar:
+    """As OpenMetrics has it: shown in that format alone."""
+    return Exemplar({"trace_id": f"{traced.trace_id:032x}"}, traced.ns / ns_per_unit, traced.wall_ms / 1e3)
+
+
+def _trace_families(sampling: TailSampling) -> Iterator[Metric]:
+    """Where traces are exported."""
+    traced = CounterMetricFamily("headrace_traced_requests", "Requests whose spans are exported", labels=["cause"])
+    for cause, count in sampling.traced.items():
+        traced.add_metric([cause], count)
+    dropped = CounterMetricFamily(
+        "headrace_traces_dropped", "Requests whose spans were to be exported and are not", labels=["reason"]
+    )
+    for reason, count in sampling.budget.dropped.items():
+        dropped.add_metric([reason], count)
+    failures = CounterMetricFamily(
+        "headrace_trace_export_failures", "Exports of spans that failed", value=sampling.failed_exports()
+    )
+    yield from (traced, dropped, failures)
 
 
 @cache

@@ -1,7 +1,7 @@
-"""The trace that a request is part of, as its caller says it: W3C Trace Context in header fields, gRPC metadata alike.
+"""The trace that a request is part of, as its caller says it: W3C Trace Context, in header fields and gRPC metadata.
 
-Source: https://www.w3.org/TR/trace-context/, 3.2 (traceparent) and 3.3 (tracestate). What is read here is only told from
-what is malformed; `telemetry/sampling.py` reads the ids, of those requests that are exported.
+Source: https://www.w3.org/TR/trace-context/, 3.2 (traceparent) and 3.3 (tracestate). What is read here is only told
+from what is malformed; `telemetry/sampling.py` reads the ids, of those requests that are exported.
 """
 
 from __future__ import annotations
