@@ -104,8 +104,8 @@ def test_each_kind_is_logged_once_and_nothing_is_raised(caplog):
     guard = drive(observer)
     assert kinds(caplog) == [
         ("batch", "ValueError"), ("refused", "ValueError"), ("trace_id", "ValueError"), ("wasted", "KeyError"),
-        ("padded", "ValueError"), ("sequences_expired", "ValueError"), ("fell_back", "ValueError"), ("instances_lost", "ValueError"),
-        ("rerun", "ValueError"), ("forget", "ValueError"),
+        ("padded", "ValueError"), ("sequences_expired", "ValueError"), ("fell_back", "ValueError"),
+        ("instances_lost", "ValueError"), ("rerun", "ValueError"), ("forget", "ValueError"),
     ]  # fmt: skip
     assert all(record.levelno == logging.ERROR and record.exc_info[1] for record in caplog.records)
     assert len(observer.calls) == 24  # it is called again after it has failed

@@ -34,8 +34,13 @@ _LEARNING = 200
 _RATE = 0.05
 _MOST_STEP = 0.5
 """Of a batch, in units of the logarithm: one slow batch of many requests does not throw the estimate away."""
+_SLOW_OF_A_BATCH = 2
 _NAMED = 4096
+"""Requests under way that are traced for sure."""
 _SAMPLED = 0x01
+_FLAGS = 54
+_ODD = b"13579bdf"
+"""Where a traceparent has the hexadecimal digit of the flag `sampled`, and what it is then."""
 
 
 class Parent(NamedTuple):
@@ -158,7 +163,10 @@ class SlowThreshold:
         return f"<SlowThreshold {self.ns} ns, {self._seen} seen>"
 
     def slow(self, ended: int, received: Sequence[int]) -> list[int]:
-        """Which of the requests that were answered together took longer; learns from all of them."""
+        """The slowest of the requests that were answered together and took longer; learns from all of them.
+
+        At most `_SLOW_OF_A_BATCH`: what held up one of a batch held up the others.
+        """
         oldest = min(received)
         count = len(received)
         if not self.ns:
@@ -169,7 +177,9 @@ class SlowThreshold:
         self.ns = max(int(self.ns * math.exp(max(-_MOST_STEP, min(step, _MOST_STEP)))), 1)
         known = self._seen >= _LEARNING
         self._seen += count
-        return above if known else []
+        if not known:
+            return []
+        return sorted(above, key=received.__getitem__)[:_SLOW_OF_A_BATCH]
 
 
 class HeadSample:
@@ -296,9 +306,9 @@ class ModelSampler:
         head = self._head.take(count)
         parents = [request.sink.traceparent for request in requests]
         if any(parents):
-            decided = [read_parent(parent) for parent in parents]
-            head = [index for index in head if decided[index] is NO_PARENT]
-            head += [index for index, parent in enumerate(decided) if parent.sampled]
+            head = [index for index in head if read_parent(parents[index]) is NO_PARENT]
+            maybe = [index for index, parent in enumerate(parents) if parent and parent[_FLAGS] in _ODD]
+            head += [index for index in maybe if read_parent(parents[index]).sampled]
         if head:
             chosen.update(dict.fromkeys(head, HEAD))
         if self._named:
