@@ -258,6 +258,7 @@ class Settings(_Settings):
         "native", description="gRPC by Headrace's own HTTP/2, or by grpcio: slower, for comparison and as a way out"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severity that is logged")
+    log_format: Literal["text", "json"] = Field("text", description="lines for people, or a JSON object in each")
     drain_seconds: float = Field(
         30.0, ge=0, allow_inf_nan=False, description="time to finish accepted requests after SIGTERM, in seconds"
     )

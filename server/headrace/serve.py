@@ -83,7 +83,7 @@ def run(settings: Settings) -> int:
 
     Ends the process with that code itself where a model runs on regardless.
     """
-    severities = logs.configure(settings.log_level)
+    severities = logs.configure(settings.log_level, as_json=settings.log_format == "json")
     sys.setswitchinterval(settings.switch_interval_us / 1e6)
     _keep_memory()
     with asyncio.Runner(loop_factory=_new_event_loop) as runner:

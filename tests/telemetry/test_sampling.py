@@ -65,19 +65,19 @@ class World:
         times = [request.decoded for request in requests]
         self.sampler.batch(
             BatchRecord(
-                received,
-                times,
-                times,
-                [1] * len(requests),
-                self.now - 3,
-                self.now - 2,
-                self.now - 1,
-                self.now,
-                len(requests),
-                "full",
-                0,
-                list(requests),
-            )  # fmt: skip
+                received=received,
+                decoded=times,
+                admitted=times,
+                rows=[1] * len(requests),
+                batched=self.now - 3,
+                started=self.now - 2,
+                finished=self.now - 1,
+                encoded=self.now,
+                batch_rows=len(requests),
+                close_reason="full",
+                instance=0,
+                requests=list(requests),
+            )
         )
 
     @property

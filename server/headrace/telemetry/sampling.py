@@ -34,6 +34,7 @@ _LEARNING = 200
 _RATE = 0.05
 _MOST_STEP = 0.5
 """Of a batch, in units of the logarithm: one slow batch of many requests does not throw the estimate away."""
+_MOST_GAP = 1e18
 _SLOW_OF_A_BATCH = 2
 _NAMED = 4096
 """Requests under way that are traced for sure."""
@@ -206,7 +207,7 @@ class HeadSample:
         return taken
 
     def _gap(self) -> int:
-        return int(math.log(1.0 - self._random()) / self._log) if self._log else 0
+        return int(min(math.log(1.0 - self._random()) / self._log, _MOST_GAP)) if self._log else 0
 
 
 class Offer(Protocol):
