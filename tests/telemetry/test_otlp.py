@@ -1,14 +1,14 @@
 """The queue between the event loop and the exporter's thread; which settings export anything."""
 
 import logging
+import sys
 import threading
 
 import pytest
 
 from headrace.config import TracingSettings
 from headrace.errors import ConfigError
-from headrace.telemetry import otlp
-from headrace.telemetry.otlp import TraceExport, open_export, wants_traces
+from headrace.telemetry.otlp import TraceExport, open_export, target, wants_traces
 
 SECONDS = 20
 
@@ -105,33 +105,25 @@ def test_traces_are_wanted_where_they_have_somewhere_to_go(endpoint, environ, wa
 
 
 def test_a_missing_extra_is_named(monkeypatch):
-    def missing(settings, environ):
-        raise ModuleNotFoundError("no", name="opentelemetry.sdk")
-
-    monkeypatch.setattr(otlp, "_exporter", missing)
-    with pytest.raises(ConfigError, match=r"opentelemetry.sdk is not installed: expected pip install headrace\[otel\]"):
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http", None)
+    monkeypatch.delitem(sys.modules, "headrace.telemetry.senders", raising=False)
+    with pytest.raises(ConfigError, match=r"is not installed: expected pip install headrace\[otel\]"):
         open_export(TracingSettings(endpoint="http://c:4317"), {}, "1", {})
 
 
 @pytest.mark.parametrize(
-    ("endpoint", "protocol", "environ", "url"),
+    ("endpoint", "protocol", "environ", "where"),
     [
-        ("http://127.0.0.1:4318", "http", {}, "http://127.0.0.1:4318/v1/traces"),
-        ("http://127.0.0.1:4318/other/", "http", {}, "http://127.0.0.1:4318/other"),
-        (
-            "http://127.0.0.1:4318",
-            "",
-            {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"},
-            "http://127.0.0.1:4318/v1/traces",
-        ),
-        ("http://127.0.0.1:4317", "", {}, "127.0.0.1:4317"),
-        ("http://127.0.0.1:4317", "grpc", {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, "127.0.0.1:4317"),
+        ("http://c:4318", "http", {}, ("http", "http://c:4318/v1/traces")),
+        ("http://c:4318/other/", "http", {}, ("http", "http://c:4318/other")),
+        ("http://c:4318", "", {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, ("http", "http://c:4318/v1/traces")),
+        ("http://c:4317", "", {}, ("grpc", "http://c:4317")),
+        ("http://c:4317", "grpc", {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, ("grpc", "http://c:4317")),
+        ("", "", {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf"}, ("http", "")),
     ],
 )
-def test_where_spans_go(endpoint, protocol, environ, url):
-    exporter = otlp._exporter(TracingSettings(endpoint=endpoint, protocol=protocol), environ)
-    assert exporter._endpoint == url
-    exporter.shutdown()
+def test_where_spans_go(endpoint, protocol, environ, where):
+    assert target(TracingSettings(endpoint=endpoint, protocol=protocol), environ) == where
 
 
 def test_an_endpoint_is_a_url():

@@ -9,7 +9,7 @@ import logging
 import random
 from collections import deque
 from threading import Event, Lock, Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 from headrace.clock import monotonic_ns, wall_ns
 from headrace.errors import ConfigError
@@ -131,11 +131,10 @@ def open_export(
 ) -> TraceExport:
     """The export to a collector, not started. Raises ConfigError where OpenTelemetry's packages are missing."""
     try:
-        from opentelemetry.sdk.trace.export import SpanExportResult
-
+        from headrace.telemetry.senders import sender
         from headrace.telemetry.spans import SpanBuilder, server_resource
 
-        exporter = _exporter(settings, environ)
+        send_spans, close = sender(*target(settings, environ))
     except ImportError as error:
         raise ConfigError(
             f"tracing.endpoint is set, but {error.name} is not installed: expected pip install headrace[otel]"
@@ -146,22 +145,14 @@ def open_export(
         server_resource(version), version, lambda: wall_ns() - monotonic_ns(), statuses, random.Random()
     )
 
-    def send(traces: Traces) -> bool:
-        return bool(exporter.export(builder.build(traces)) is SpanExportResult.SUCCESS)
-
-    return TraceExport(send, exporter.shutdown)
+    return TraceExport(lambda traces: send_spans(builder.build(traces)), close)
 
 
-def _exporter(settings: TracingSettings, environ: Mapping[str, str]) -> Any:  # noqa: ANN401 - an extra's type
-    """OpenTelemetry's SpanExporter. What the settings leave open, OTEL_EXPORTER_OTLP_* say: headers, TLS, timeouts."""
+def target(settings: TracingSettings, environ: Mapping[str, str]) -> tuple[Literal["grpc", "http"], str]:
+    """(protocol, endpoint); without an endpoint, OTEL_EXPORTER_OTLP_* say it, as all that the settings leave open."""
     said = environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "grpc"
-    if (settings.protocol or ("grpc" if said == "grpc" else "http")) == "grpc":
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
-
-        return GrpcExporter(endpoint=settings.endpoint or None)
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpExporter
-
+    protocol = settings.protocol or ("grpc" if said == "grpc" else "http")
     endpoint = settings.endpoint.rstrip("/")
-    if endpoint and endpoint.count("/") == 2:  # no path: OTLP's own (OTLP/HTTP, "Endpoint URLs")
+    if protocol == "http" and endpoint.count("/") == 2:  # no path: OTLP's own (OTLP/HTTP, "Endpoint URLs")
         endpoint += "/v1/traces"
-    return HttpExporter(endpoint=endpoint or None)
+    return protocol, endpoint
