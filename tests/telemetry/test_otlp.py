@@ -54,25 +54,33 @@ def test_what_waits_is_sent_at_the_end(sender):
 
 def test_many_are_sent_without_waiting_for_the_time(sender):
     made = export(sender)
-    for n in range(64):
+    for n in range(256):
         made.offer(None, [n])
     assert sender.began.wait(SECONDS)
     made.stop(SECONDS)
-    assert len(sender.got) == 64
+    assert len(sender.got) == 256
+
+
+def test_a_batch_of_many_is_not_torn_apart(sender):
+    made = TraceExport(sender)
+    for n in range(5):
+        made.offer(n, ["a"] * 100)
+    made._export()
+    assert [batch for batch, _ in sender.got] == [0, 1, 2]
 
 
 def test_a_sender_that_hangs_costs_what_finds_no_room_and_no_time(sender, caplog):
     sender.may_go.clear()
-    made = export(sender, most=70)
-    for n in range(64):
+    made = export(sender, most=262)
+    for n in range(256):
         made.offer(None, [n])
     assert sender.began.wait(SECONDS)
     assert [made.offer(None, [n]) for n in range(10)] == [True] * 6 + [False] * 4
     made.stop(0.01)
-    assert "70 requests were not exported" in caplog.text
+    assert "262 requests were not exported" in caplog.text
     sender.may_go.set()
     made._thread.join(SECONDS)
-    assert len(sender.got) == 70
+    assert len(sender.got) == 262
 
 
 @pytest.mark.parametrize("answer", [False, ValueError("x")])
@@ -86,7 +94,7 @@ def test_failures_are_counted_and_logged_once_in_a_while(sender, caplog, answer)
         made._export()
     assert made.failures == 3
     assert len(caplog.records) == 2
-    assert made.offer(None, ["a"] * 1024)  # what failed takes no room
+    assert made.offer(None, ["a"] * 4096)  # what failed takes no room
 
 
 @pytest.mark.parametrize(

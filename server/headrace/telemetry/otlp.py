@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_QUEUE = 1024
+_QUEUE = 4096
 """Requests that wait for the thread."""
-_AT_ONCE = 64
-"""Batches that are built and sent together, some thousand spans at the most."""
+_AT_ONCE = 256
+"""Requests that are built and sent together, or some more where a batch has them: 300 kB."""
 _EVERY_SECONDS = 1.0
 _LOG_EVERY_NS = 60 * 10**9
 _SDK_LOGGERS = ("opentelemetry", "urllib3")
@@ -77,7 +77,7 @@ class TraceExport:
         with self._lock:  # held for an addition
             self._requests += len(requests)
         self._waiting.append((batch, requests))
-        if len(self._waiting) == _AT_ONCE:
+        if self._requests >= _AT_ONCE and not self._wake.is_set():
             self._wake.set()
         return True
 
@@ -101,15 +101,17 @@ class TraceExport:
 
     def _export(self) -> None:
         traces: Traces = []
-        while self._waiting and len(traces) < _AT_ONCE:
+        count = 0
+        while self._waiting and count < _AT_ONCE:
             traces.append(self._waiting.popleft())
+            count += len(traces[-1][1])
         try:
             sent = self._send(traces)
             cause: Exception | None = None
         except Exception as error:  # a bug, here or in the exporter, ends no thread
             sent, cause = False, error
         with self._lock:
-            self._requests -= sum(len(requests) for _, requests in traces)
+            self._requests -= count
         if not sent:
             self.failures += 1
             now = self._clock()
