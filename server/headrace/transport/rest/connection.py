@@ -21,7 +21,7 @@ from headrace.transport.rest.body import IN_CHUNKS, SMALL, Body, body_length, to
 from headrace.transport.rest.exchange import AppExchange, Exchange, InferExchange, Refusal
 from headrace.transport.rest.flow import Flow
 from headrace.transport.rest.head import cut_parent, read_head, read_target
-from headrace.transport.trace_context import TRACEPARENT, take_out
+from headrace.transport.trace_context import take_out
 
 if TYPE_CHECKING:
     from headrace.transport.rest.head import InferHead
@@ -195,7 +195,7 @@ class Connection(asyncio.BufferedProtocol):
             if head.traceparent:
                 known, _ = cut_parent(known)
                 head = head._replace(traceparent=b"")
-            if not (self.server.traced and TRACEPARENT in known.lower()):  # malformed, or there twice
+            if not (self.server.traced and b"\ntraceparent:" in known.lower()):  # malformed, or there twice
                 self.server.remember(known, head)
 
     def _feed(self, data: bytes) -> None:
@@ -308,7 +308,7 @@ class Connection(asyncio.BufferedProtocol):
         if target is not None:
             head = read_head(target, self._fields, length, keep_alive=keep_alive)
             if server.traced:
-                _, parent, state = take_out(self._fields)
+                _, parent, state = take_out([(name, value.strip(b" \t")) for name, value in self._fields])
                 head = head._replace(traceparent=parent, tracestate=state)
             self._head = head
             self._expects = head.expects
