@@ -214,8 +214,9 @@ def test_over_http_and_by_opentelemetrys_variables_and_the_last_ones_are_sent_at
     assert "/v1/traces" in collector.paths
 
 
-def test_a_collector_that_is_gone_costs_traces_and_nothing_else(repository):
-    with Server(repository, "--tracing-endpoint", "http://127.0.0.1:9", "--tracing-protocol", "http") as server:
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_collector_that_is_gone_costs_traces_and_nothing_else(protocol, repository):
+    with Server(repository, "--tracing-endpoint", "http://127.0.0.1:9", "--tracing-protocol", protocol) as server:
         for _ in range(3):
             assert infer(server, "echo_fp32", HEADER, traceparent=parent(1)).status == 200
         server.signal()
