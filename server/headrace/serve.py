@@ -167,6 +167,7 @@ class _Parts:
         self._registry = CollectorRegistry()
         self.export, sampling = _tracing(settings)
         metrics = Metrics(self._registry, sampling=sampling)
+        guard = ObserverGuard(metrics)
         self._counts = ServerMetrics(self._registry)
         register_process_metrics(self._registry)
         self._gpus = GpuMetrics(self._registry, in_background)
@@ -177,7 +178,7 @@ class _Parts:
         self._turn = Turn(asyncio.get_running_loop())
         self.engine = Engine(
             self._catalog,
-            ObserverGuard(metrics),
+            guard,
             metrics,
             monotonic_ns,
             self._turn,
@@ -194,7 +195,7 @@ class _Parts:
         self._json_limits = limits
         self._rest_infer = RestInfer(self._catalog, self._turn, self._refused, self._memory, self.status, limits)
         if sampling is not None:
-            self._grpc_infer.failed = self._rest_infer.failed = sampling.unrouted
+            self._grpc_infer.failed = self._rest_infer.failed = guard.guarded("unrouted", sampling.unrouted)
         self._table = service_table(
             Admin(self.status, self._catalog, without=() if regions else ("system_shared_memory",)),
             self._health,

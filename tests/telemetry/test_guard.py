@@ -119,3 +119,17 @@ def test_a_model_without_observer_hears_nothing(caplog):
     drive(observer)
     assert observer.calls == [("model", "m", "1"), ("forget", "m", "1")]
     assert kinds(caplog) == [("model", "RuntimeError")]
+
+
+def test_a_function_is_guarded_too(caplog):
+    heard = []
+    guard = ObserverGuard(Broken())
+
+    def fails(*arguments):
+        heard.append(arguments)
+        raise ValueError("x")
+
+    for _ in range(2):
+        guard.guarded("unrouted", fails)(1, 2)
+    assert heard == [(1, 2), (1, 2)]
+    assert kinds(caplog) == [("unrouted", "ValueError")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     Report = Callable[[str, Exception], None]
 
 logger = logging.getLogger(__name__)
+P = ParamSpec("P")
 
 
 class ObserverGuard:
@@ -41,6 +42,17 @@ class ObserverGuard:
             self._observer.forget(name, version)
         except Exception as error:
             self._report("forget", error)
+
+    def guarded(self, name: str, function: Callable[P, None]) -> Callable[P, None]:
+        """The same function, which does not raise either."""
+
+        def call(*args: P.args, **kwargs: P.kwargs) -> None:
+            try:
+                function(*args, **kwargs)
+            except Exception as error:
+                self._report(name, error)
+
+        return call
 
     def _report(self, method: str, error: Exception) -> None:
         kind = (method, type(error))
