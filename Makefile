@@ -8,7 +8,7 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types unit protos models kernels loadtest compare gpu-check gpu-pack wheel clean
+.PHONY: help serve test lint types unit dashboards protos models kernels loadtest compare gpu-check gpu-pack wheel clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,6 +28,9 @@ types: .venv/test.done
 
 unit: .venv/test.done .venv/cubins.done
 	.venv/bin/pytest $(ARGS)
+
+dashboards: .venv/test.done ## write deploy/grafana/dashboards from scripts/dashboards again
+	.venv/bin/python scripts/generate_dashboards.py
 
 protos: .venv/test.done ## write server/headrace/rpc from protos/ again
 	.venv/bin/python scripts/generate_protos.py
@@ -78,13 +81,14 @@ clean: ## remove the environment and what was built
 	.venv/bin/python models/vad/fetch.py
 	@touch $@
 
-.venv/test.done: .venv/serve.done tests/interop/setup $(wildcard tests/interop/clients/*.txt tests/interop/clients/*.json tests/backends/tensorrt/stub/*)
+.venv/test.done: .venv/serve.done tests/interop/setup tests/monitoring/setup $(wildcard tests/interop/clients/*.txt tests/interop/clients/*.json tests/backends/tensorrt/stub/*)
 	$(PIP) install -q -c constraints.txt --group test
 	$(PIP) install -q --no-deps -c constraints.txt pyannote.audio
 	$(PIP) install -q --no-deps -c constraints.txt --group tensorrt
 	PYTHON=.venv/bin/python tests/backends/tensorrt/stub/setup
 	loadtest/peers/setup clients
 	tests/interop/setup
+	tests/monitoring/setup
 	@touch $@
 
 .venv/cubins.done: .venv/test.done $(wildcard kernels/headrace_kernels/cuda/*) kernels/headrace_kernels/cubins.py

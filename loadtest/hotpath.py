@@ -160,7 +160,15 @@ async def measure(arguments: argparse.Namespace) -> None:
     catalog = Catalog()  # type: ignore[var-annotated]
     settings = Settings()
     turn = Turn(asyncio.get_running_loop())
-    engine = Engine(catalog, ObserverGuard(metrics), metrics, monotonic_ns, turn, settings.inline_below_us * 1000)
+    engine = Engine(
+        catalog,
+        ObserverGuard(metrics),
+        metrics,
+        monotonic_ns,
+        turn,
+        settings.inline_below_us * 1000,
+        diary_requests=settings.record_requests,
+    )
     await engine.load_all(arguments.repository)
     message = body(arguments.model, catalog.resolve(arguments.model, "").signature)
     infer = InferService(catalog, turn, lambda reason: None, NoSharedMemory())

@@ -1,4 +1,5 @@
 import os
+import subprocess
 import sys
 from types import ModuleType
 
@@ -114,3 +115,20 @@ def test_interruption(monkeypatch):
     module.run = run
     monkeypatch.setitem(sys.modules, "headrace.serve", module)
     assert main(["serve"]) == 130
+
+
+def test_numpy_computes_on_one_thread_unless_told_otherwise():
+    """Set before NumPy is imported, which reads it then."""
+    code = "\n".join([
+        "import os, sys, headrace.__main__ as command",
+        "assert 'numpy' not in sys.modules",
+        "sys.argv = ['headrace', '--version']",
+        "try: command.main()",
+        "except SystemExit: print(os.environ['OPENBLAS_NUM_THREADS'])",
+    ])  # fmt: skip
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    for more, threads in (({}, "1"), ({"OPENBLAS_NUM_THREADS": "3"}, "3")):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment | more, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.split() == ["headrace", __version__, threads]

@@ -74,7 +74,7 @@ def serving(repository: Path, scratch: Path) -> Iterator[Running]:
     """Runs the server for the length of the block. Raises Failed, with the end of its log, if it does not get ready."""
     grpc_port, http_port = free_ports(2)
     log = scratch / "server.log"
-    code = "import sys; from headrace.cli import main; sys.exit(main())"
+    code = "import sys; from headrace.__main__ import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "serve", "--model-repository", str(repository), "--host", "127.0.0.1"]
     with log.open("wb") as out:
         process = subprocess.Popen(

@@ -185,6 +185,18 @@ class TracingSettings(_Settings):
     )
 
 
+class DriftSettings(_Settings):
+    """Drift monitoring of the models that ask for it."""
+
+    cpu_share: float = Field(
+        0.03, gt=0, le=1, allow_inf_nan=False, description="share of a core for drift monitoring, all models together"
+    )
+    directory: str = Field(
+        "",
+        description="where windows of drift are kept over restarts, a file for each version; empty: nowhere",
+    )
+
+
 class HttpSettings(_Settings):
     """Limits of the HTTP port."""
 
@@ -273,6 +285,13 @@ class Settings(_Settings):
     response_cache_bytes: int = Field(
         0, ge=0, description="memory for replies of models with `response_cache`, in bytes; 0: none are kept"
     )
+    record_requests: int = Field(
+        65_536,
+        ge=0,
+        le=1 << 24,
+        description="requests of each model version of which `headrace record` gets arrival, size, deadline and what "
+        "became of them; 0: none are kept",
+    )
     allow_client_shm: bool = Field(
         False,
         description="let clients pass tensors in this machine's POSIX shared memory; they can disturb the server by it",
@@ -290,6 +309,7 @@ class Settings(_Settings):
     )
     http2: Http2Settings = Field(Http2Settings(), description="limits of a connection of the native transport")
     http: HttpSettings = Field(HttpSettings(), description="limits of the HTTP port")
+    drift: DriftSettings = Field(DriftSettings(), description="drift monitoring")
     tls: TlsSettings = Field(TlsSettings(), description="TLS on the ports")
     tracing: TracingSettings = Field(
         TracingSettings(), description="traces, exported by OpenTelemetry's protocol (OTLP)"

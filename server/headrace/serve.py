@@ -13,6 +13,7 @@ import sys
 import threading
 from contextlib import AsyncExitStack, suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
@@ -22,6 +23,8 @@ from headrace.backends.tensorrt import policy
 from headrace.clock import monotonic_ns, wall_ms
 from headrace.engine.background import in_background
 from headrace.engine.control import ModelControl
+from headrace.engine.drift_metrics import DriftMetrics, brief
+from headrace.engine.drifting import DriftMonitoring
 from headrace.engine.lifecycle import Engine
 from headrace.engine.shared_memory import NoSharedMemory, SharedMemoryRegions
 from headrace.engine.turn import Turn
@@ -35,6 +38,7 @@ from headrace.telemetry.guard import ObserverGuard
 from headrace.telemetry.metrics import Metrics, ServerMetrics, register_process_metrics
 from headrace.telemetry.otlp import TraceExport, open_export, wants_traces
 from headrace.telemetry.sampling import TailSampling
+from headrace.telemetry.summary import Summary
 from headrace.transport.admin import Admin
 from headrace.transport.grpc_native import NativeTransport
 from headrace.transport.grpc_reference import ReferenceTransport
@@ -107,6 +111,7 @@ async def serve(settings: Settings, severities: Severities) -> int:
             parts.export.start()
             seconds = min(settings.drain_seconds, _FLUSH_SECONDS)
             stack.push_async_callback(in_background, partial(parts.export.stop, seconds))
+        stack.push_async_callback(parts.drift.close)
         stack.callback(parts.engine.close)
         parts.security.start()
         stack.push_async_callback(parts.security.close)
@@ -175,7 +180,15 @@ class _Parts:
         self._health = Health()
         self.security = Security(settings, self._registry)
         self._catalog: Catalog[Served] = Catalog()
+        self._counts.model_states = lambda: [
+            (entry.name, "" if entry.version is None else str(entry.version), entry.condition)
+            for entry in self._catalog.index()
+        ]
         self._turn = Turn(asyncio.get_running_loop())
+        directory = Path(settings.drift.directory) if settings.drift.directory else None
+        self.drift = DriftMonitoring(settings.drift.cpu_share, directory)
+        self._registry.register(DriftMetrics(self.drift))
+        self._summary = Summary(metrics, self._counts, lambda: brief(self.drift))
         self.engine = Engine(
             self._catalog,
             guard,
@@ -185,6 +198,8 @@ class _Parts:
             settings.inline_below_us * 1000,
             settings.drain_seconds,
             ResponseCache(settings.response_cache_bytes) if settings.response_cache_bytes else None,
+            settings.record_requests,
+            self.drift,
         )
         startup = [name.strip() for name in settings.load_models.split(",") if name.strip()]
         self.control = ModelControl(settings.model_repository, settings.model_control_mode, self.engine, startup)
@@ -215,7 +230,17 @@ class _Parts:
         settings = self._settings
         requests = self._counts.http_requests
         return HttpServer(
-            make_app(self.status, self._registry, self._table, self._json_limits, requests, self._gpus.refresh),
+            make_app(
+                self.status,
+                self._registry,
+                self._table,
+                self._json_limits,
+                requests,
+                self._gpus.refresh,
+                self.engine.recording,
+                self.engine.drift,
+                self._summary.read,
+            ),
             _listen(settings.host, settings.http_port),
             self._rest_infer,
             settings=settings.http,

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from headrace.backends.onnxruntime import Options
-from headrace.backends.onnxruntime.gpu_options import CudaOptions, GpuOptions, ShapeRange, TensorRtOptions
+from headrace.backends.onnxruntime.gpu_options import CudaOptions, GpuOptions, TensorRtOptions
+from headrace.backends.shape_range import ShapeRange
 from headrace.backends.tensorrt import options as tensorrt
 from headrace.repository.bucket_config import BucketConfig, FollowingDim, SizeRule
+from headrace.repository.drift_config import DriftConfig, TensorDrift
 from headrace.repository.fallback_config import FallbackConfig, ToleranceConfig
 from headrace.repository.model_config import (
     EnsembleConfig,
@@ -54,11 +56,17 @@ def words(page):
         TopKConfig,
         Options,
         tensorrt.Options,
-        tensorrt.ShapeRange,
+        ShapeRange,
     ],
 )
 def test_keys_of_model_toml(model):
     known = words("models.md") | {word.rpartition(".")[2] for word in words("models.md")}
+    assert {setting.path[-1] for setting in leaves(model)} <= known
+
+
+@pytest.mark.parametrize("model", [DriftConfig, TensorDrift])
+def test_keys_of_drift(model):
+    known = words("drift.md") | {word.rpartition(".")[2] for word in words("drift.md")}
     assert {setting.path[-1] for setting in leaves(model)} <= known
 
 

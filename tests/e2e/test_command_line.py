@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from e2e.calls import floats, request
 from e2e.onnx_models import SHIPPED, scale, write
 from e2e.server_process import HEADRACE, Server, plain_environment
 
@@ -214,3 +216,37 @@ def test_a_file_and_the_environment_configure_it(tmp_path):
         assert server.transport == "reference"
         assert " DEBUG " not in server.log
         assert server.stop() == 0
+
+
+# --- headrace record, headrace replay ---------------------------------------------------------------------------------
+
+
+def test_record_and_replay(server, stub, tmp_path):
+    calls = [stub.ModelInfer.future(request("echo_fp32", x=floats([1, 2, 3, 4])), timeout=SECONDS) for _ in range(50)]
+    assert all(call.result() for call in calls)
+    file = tmp_path / "r.npz"
+    code, out, err = headrace("record", "echo_fp32", "--url", server.http, "--output", file)
+    assert (code, err) == (0, "")
+    requests = int(re.fullmatch(rf"{re.escape(str(file))}: (\d+) requests\n", out)[1])
+    assert requests >= 50
+    code, out, err = headrace("replay", file, "--set", "max_batch=2", "--set", "batching.policy=single")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0].startswith(f"echo_fp32, version 1: {requests} requests in ")
+    assert lines[1].split() == ["p50", "ms", "p95", "ms", "p99", "ms", "batches", "rows/batch"]
+    assert [line.split("  ")[0] for line in lines[2:]] == ["recorded", "replayed", "max_batch=2 batching.policy=single"]
+    assert lines[4].split()[-2:] == [str(requests), "1.00"]
+    code, out, _ = headrace("replay", file, "--json")
+    assert json.loads(out).keys() == {"recorded", "replayed"}
+
+
+def test_what_cannot_be_recorded_or_replayed(server, tmp_path):
+    file = tmp_path / "r.npz"
+    code, _, err = headrace("record", "nobody", "--url", server.http, "--output", file)
+    assert (code, err) == (1, "headrace: Request for unknown model: 'nobody' is not found\n")
+    code, _, err = headrace("record", "digits", "--url", "http://127.0.0.1:1", "--output", file)
+    assert code == 2
+    assert err.startswith("headrace: http://127.0.0.1:1/v2/models/digits/recording: ")
+    assert not file.exists()
+    code, _, err = headrace("replay", file)
+    assert (code, err) == (2, f"headrace: {file}: cannot be read: No such file or directory\n")

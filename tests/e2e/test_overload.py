@@ -30,6 +30,7 @@ def test_what_waits_runs_together(server, stub):
     busy = Held(server, "batched", stub.ModelInfer.future(request("batched", x=floats(HELD)), timeout=SECONDS))
     waiting = [stub.ModelInfer.future(request("batched", x=floats(n / 100)), timeout=SECONDS) for n in range(16)]
     eventually(lambda: server.waiting("batched") >= 13)
+    assert server.metric("headrace_queue_wait_seconds", model="batched") > 0
     busy.let_go()
     for number, call in enumerate(waiting):
         np.testing.assert_array_equal(output(call.result()), floats(number / 100))

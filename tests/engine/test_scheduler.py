@@ -105,6 +105,29 @@ def test_while_all_instances_are_busy_requests_gather(world):
     assert here.batches() == [(1, 1), (6, 2), (3, 1)]
 
 
+def test_the_wait_of_one_who_comes_now_is_predicted(world):
+    here = world(learn=[(8, 10 * MS)])
+    assert here.scheduler.wait_ns() == 0
+    here.send(8)
+    here.run()
+    assert here.scheduler.wait_ns() == 10 * MS  # the batch that runs
+    for _ in range(2):
+        here.send(8)
+    here.run(4)
+    assert here.scheduler.wait_ns() == 26 * MS  # the rest of it, and two that wait
+    here.run(26)
+    assert here.scheduler.wait_ns() == 0
+
+
+def test_where_requests_run_alone_each_that_waits_is_a_batch(world):
+    signature = Signature((TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1, 2)),), 0)
+    here = world(signature=signature, learn=[(1, 10 * MS)])
+    for _ in range(3):
+        here.send(dims=2)
+    here.run(5)
+    assert here.scheduler.wait_ns() == 25 * MS
+
+
 def test_two_instances_run_at_the_same_time(world):
     here = world(instances=2)
     calls = [here.send(8), here.send(8)]

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.errors import InvalidRequest, ModelNotFound, ModelNotReady
-from headrace.repository.catalog import Catalog, IndexEntry, State
+from headrace.repository.catalog import CONDITIONS, NOT_LOADED, UNLOADED, Catalog, IndexEntry, State
 
 
 @pytest.fixture
@@ -91,6 +91,27 @@ def test_index_and_names(catalog):
     assert repr(catalog) == (
         "<Catalog generation 4: a/- UNAVAILABLE, m/1 READY, m/2 UNAVAILABLE, m/10 READY, m/11 LOADING>"
     )
+
+
+def test_an_operator_is_told_what_is_wrong_from_what_is_wanted(catalog):
+    catalog.failed("m", 2, "no such operator")
+    catalog.failed("m", 3, UNLOADED)
+    catalog.failed("n", None, NOT_LOADED)
+    catalog.ready("m", 10, object(), "loading it again failed")
+    catalog.loading("m", 11)
+    catalog.loading("m", 12)
+    catalog.unloading("m", 12)
+    conditions = {(entry.name, entry.version): entry.condition for entry in catalog.index()}
+    assert conditions == {
+        ("m", 1): "ready",
+        ("m", 2): "failed",
+        ("m", 3): "unloaded",
+        ("m", 10): "stale",
+        ("m", 11): "loading",
+        ("m", 12): "unloading",
+        ("n", None): "unloaded",
+    }
+    assert set(conditions.values()) == set(CONDITIONS)
 
 
 def test_a_version_found_replaces_the_word_that_the_model_is_broken(catalog):

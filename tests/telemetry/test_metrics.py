@@ -252,6 +252,17 @@ def test_one_collection_shows_one_moment(registry, metrics):
     assert counts["headrace_request_seconds_count"] == 2
 
 
+def test_the_predicted_wait_is_asked_for_at_each_scrape(registry, metrics):
+    recorder = metrics.model("m", "1", lambda: (0, 0))
+
+    def wait():
+        return registry.get_sample_value("headrace_queue_wait_seconds", {"model": "m", "version": "1"})
+
+    assert wait() == 0
+    recorder.wait_ns = lambda: 250 * MS
+    assert wait() == 0.25
+
+
 def test_both_formats_are_valid(registry, metrics):
     hostile = 'a"b\\c\nd'
     for name in ("m", hostile):
@@ -301,6 +312,22 @@ def test_server_wide_counts(registry):
         ("headrace_http_requests_total", (("route", "/v2"), ("status", "405"))): 1,
     }
     assert repr(server) == "<ServerMetrics connections=2 streams=3>"
+
+
+def test_each_version_is_in_one_state(registry):
+    server = ServerMetrics(registry)
+    known = [("m", "1", "ready"), ("broken", "", "failed")]
+    server.model_states = lambda: known
+
+    def states():
+        return {rest for (name, rest) in samples(registry) if name == "headrace_model_state"}
+
+    assert states() == {
+        (("model", "m"), ("state", "ready"), ("version", "1")),
+        (("model", "broken"), ("state", "failed"), ("version", "")),
+    }
+    known[:] = [("m", "1", "stale")]
+    assert states() == {(("model", "m"), ("state", "stale"), ("version", "1"))}
 
 
 def test_sequences_of_stateful_models_alone(registry, metrics):

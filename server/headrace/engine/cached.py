@@ -82,6 +82,10 @@ class CachedModel:
         """(requests, rows) that wait."""
         return self._scheduler.depth()
 
+    def wait_ns(self) -> int:
+        """See `served.Served`; of a request that is not in the cache."""
+        return self._scheduler.wait_ns()
+
     def submit(self, requests: Sequence[InferRequest]) -> None:
         """See `served.Served`."""
         for request in requests:

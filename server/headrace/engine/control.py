@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from headrace.errors import ConfigError, LoadFailed, ModelControlDisabled, ModelNotInRepository
+from headrace.repository.catalog import NOT_LOADED
 from headrace.repository.configuration import PBTXT_FILE
 from headrace.repository.discovery import NAME_RULE, Broken, Found, is_name, names, scan, scan_model
 from headrace.repository.overrides import stage
@@ -139,7 +140,7 @@ class ModelControl:
         found = await asyncio.to_thread(names, self._root)
         for name in found:
             if name not in known:
-                self._engine.catalog.failed(name, None, "not loaded")
+                self._engine.catalog.failed(name, None, NOT_LOADED)
         for name in known.difference(found):
             if self._engine.catalog.state(name, None) is not None:
                 self._engine.catalog.forget(name, None)

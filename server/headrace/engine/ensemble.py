@@ -120,6 +120,10 @@ class Ensemble:
         """(requests, rows) that wait: none do, they wait in the queues of their models."""
         return 0, 0
 
+    def wait_ns(self) -> int:
+        """None, for the same reason."""
+        return 0
+
     def submit(self, requests: Sequence[InferRequest]) -> None:
         """Takes decoded requests: starts each, or answers it with the reason why not."""
         for request in requests:

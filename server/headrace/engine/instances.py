@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from headrace.backends.base import InstanceLost, device_of
 from headrace.engine.probe import Rejected
 from headrace.engine.roster import FellBack, Forget, Make, Part, Roster
+from headrace.pipeline.admission import wait_ns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from headrace.engine.roster import Command
     from headrace.engine.worker import Worker
     from headrace.messages import Batch
+    from headrace.pipeline.batching import BatchLimits
     from headrace.pipeline.cost import CostModel
+    from headrace.pipeline.queue import RequestQueue
     from headrace.telemetry.observer import ModelObserver
 
 logger = logging.getLogger(__name__)
@@ -123,6 +126,17 @@ class Instances:
         return f"<Instances {len(self.idle)} idle, {len(self.running)} running, {self._roster!r}>"
 
     # --- what there is ------------------------------------------------------------------------------------------------
+
+    def wait_ns(self, queue: RequestQueue, limits: BatchLimits, alone_ns: int) -> int:
+        """Predicted time until a request that arrives now would run, behind all that waits; 0: at once.
+
+        alone_ns: of what is run again one by one, before all else.
+        """
+        ahead, rows = queue.rows // limits.max_rows, limits.max_rows
+        if limits.policy == "single" and queue.requests:
+            ahead, rows = queue.requests, max(queue.rows // queue.requests, 1)
+        usable = max(self.usable, 1)
+        return alone_ns // usable + wait_ns(ahead, self._clock(), rows, usable, self.running.values(), self.cost)
 
     @property
     def usable(self) -> int:

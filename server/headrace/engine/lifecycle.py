@@ -15,17 +15,21 @@ from headrace.engine.opening import open_version
 from headrace.engine.presented import check_described
 from headrace.engine.scheduler import Scheduler
 from headrace.engine.sequence import SequenceScheduler
-from headrace.errors import HeadraceError, ModelLoadError
+from headrace.errors import HeadraceError, ModelLoadError, Unimplemented
 from headrace.pipeline.ensemble import BadGraph, build_graph, circle
-from headrace.repository.catalog import State
+from headrace.repository.catalog import UNLOADED, State
 from headrace.repository.discovery import Broken, Found, scan
+from headrace.telemetry.diary import Diary
 from headrace.telemetry.recorder import no_resources
+from headrace.telemetry.recording import SETTINGS, to_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from headrace.clock import Clock
+    from headrace.clock import Clock, Rest
+    from headrace.drift.report import DriftReport
+    from headrace.engine.drifting import DriftMonitoring, ModelDrift
     from headrace.engine.opening import Opened
     from headrace.engine.served import Served
     from headrace.engine.turn import Turn
@@ -43,7 +47,8 @@ class Engine:
 
     catalog: what `resolve` answers from. observer: guarded against its own failures. metrics: statistics are read from.
     turn: when batches are formed. leave_seconds: for what a version has accepted when it is replaced or unloaded.
-    cache: of replies, None for none.
+    cache: of replies, None for none. diary_requests: of which each version keeps how they came and went, 0 for none.
+    drift: of those that ask for it.
     """
 
     def __init__(
@@ -56,6 +61,8 @@ class Engine:
         inline_below_ns: int,
         leave_seconds: float = 30.0,
         cache: ResponseCache | None = None,
+        diary_requests: int = 0,
+        drift: DriftMonitoring | None = None,
     ) -> None:
         self.catalog = catalog
         self._observer = observer
@@ -65,6 +72,9 @@ class Engine:
         self._inline_below_ns = inline_below_ns
         self._leave_seconds = leave_seconds
         self._cache = cache
+        self._diary_requests = diary_requests
+        self._drift = drift
+        self._diaries: dict[tuple[str, int], Diary] = {}
         self._schedulers: dict[tuple[str, int], Served] = {}
         self._loaded: dict[tuple[str, int], Found] = {}
         self._notes: dict[tuple[str, int], str] = {}  # of what serves, for the index
@@ -85,6 +95,29 @@ class Engine:
     def serving(self, name: str) -> dict[int, Found]:
         """The versions of a model that serve, as they were found when they were loaded."""
         return {version: found for (model, version), found in self._loaded.items() if model == name}
+
+    def recording(self, name: str, version: str = "") -> Callable[[], bytes]:
+        """What writes out the last requests of a model version, for `telemetry.recording`, on whichever thread.
+
+        Of an ensemble none are kept. Raises as `Catalog.resolve`, and Unimplemented.
+        """
+        served = self.catalog.resolve(name, version)
+        diary = self._diaries.get((served.name, int(served.version)))
+        if diary is None:
+            raise Unimplemented(
+                f"no requests of model '{name}' are kept: it is an ensemble, or the server's record_requests is 0"
+            )
+        settings = served.config.model_copy(update={"max_batch": served.signature.max_batch}).model_dump(mode="json")
+        kept = {key: settings[key] for key in SETTINGS}
+        until_now, inline_below_us = diary.copy(), self._inline_below_ns // 1000
+        return lambda: to_bytes(served.name, served.version, kept, inline_below_us, until_now.columns())
+
+    async def drift(self, name: str, version: str = "") -> DriftReport:
+        """What is known of the drift of a model version. Raises as `Catalog.resolve`, and Unimplemented."""
+        served = self.catalog.resolve(name, version)
+        if self._drift is None:
+            raise Unimplemented("this server watches no drift")
+        return await self._drift.report(served.name, served.version)
 
     async def load_all(self, root: Path) -> list[Found | Broken]:
         """Loads every model that the repository holds. A broken one is reported and leaves the others serving.
@@ -138,7 +171,7 @@ class Engine:
         rest = rest_ns if self._schedulers else no_rest
         try:
             async with self._one_at_a_time:
-                opened = await in_background(lambda: open_version(found, self._clock, self._inline_below_ns, rest))
+                opened, drift = await in_background(lambda: self._open(found, rest))
         except ModelLoadError as error:
             return self._failed(*key, str(error))
         except Exception as error:
@@ -147,14 +180,31 @@ class Engine:
             for instance in opened.instances:
                 instance.close()
             return self._failed(*key, "the server is leaving")
-        self._publish(found, opened, began)
+        self._publish(found, opened, drift, began)
         return ""
 
-    def _publish(self, found: Found, opened: Opened, began: int) -> None:
+    def _open(self, found: Found, rest: Rest) -> tuple[Opened, ModelDrift | None]:
+        """On a thread. Raises ModelLoadError."""
+        opened = open_version(found, self._clock, self._inline_below_ns, rest)
+        if self._drift is None:
+            return opened, None
+        try:
+            return opened, self._drift.open(found, opened.model.signature)
+        except BaseException:
+            for instance in opened.instances:
+                instance.close()
+            raise
+
+    def _publish(self, found: Found, opened: Opened, drift: ModelDrift | None, began: int) -> None:
         version, model, instances, cost = str(found.version), opened.model, opened.instances, opened.cost
         scheduler = Scheduler(
             found.name, version, model, found.config, instances, cost, self._clock, self._turn, supply=opened.supply
         )
+        if self._diary_requests:
+            scheduler.diary = self._diaries[found.name, found.version] = Diary(self._diary_requests)
+        if self._drift is not None:
+            scheduler.drift = drift
+            self._drift.add(found.name, version, drift)
         seconds = (self._clock() - began) / 1e9
         served: Served = self._cached(found, scheduler)
         if opened.plan is not None:
@@ -228,6 +278,7 @@ class Engine:
         if isinstance(served, CachedModel):
             served.lookups = recorder
         recorder.sequences = served.counts if isinstance(served, SequenceScheduler) else None
+        recorder.wait_ns = served.wait_ns
         recorder.instances = served.condition.count
         recorder.loaded(seconds, resources)
         before = self._schedulers.get(key)
@@ -308,8 +359,11 @@ class Engine:
         name, version = scheduler.name, int(scheduler.version)
         if (name, version) not in self._schedulers:
             self._observer.forget(name, scheduler.version)
+            self._diaries.pop((name, version), None)
+            if self._drift is not None:
+                self._drift.forget(name, str(version))
             if self.catalog.state(name, version) is State.UNLOADING:
-                self.catalog.failed(name, version, "unloaded")
+                self.catalog.failed(name, version, UNLOADED)
 
     async def drain(self, seconds: float) -> bool:
         """Lets everything that serves finish what it has accepted; False if some could not within `seconds`.

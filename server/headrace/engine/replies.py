@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING
 
 from headrace.errors import BackendFailed, ModelNotReady, StateLost
 from headrace.messages import State
+from headrace.pipeline.timing import timing_parameters
 from headrace.telemetry.observer import BatchRecord
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from headrace.clock import Clock
     from headrace.engine.worker import OutputRows
     from headrace.messages import Batch, InferRequest
     from headrace.pipeline.cost import CostModel
+    from headrace.telemetry.observer import ModelObserver
 
 
 def output_shapes(rows: int, outputs: Sequence[OutputRows], *, batched: bool) -> tuple[tuple[int, ...], ...]:
@@ -43,6 +46,11 @@ def record_of(
         requests=answered,
         cost=cost,
     )
+
+
+def timing(request: InferRequest, batch: Batch, clock: Clock, observer: ModelObserver) -> bytes:
+    """Parameters of a reply whose request asked for its timing."""
+    return timing_parameters(request, batch, clock(), observer.trace_id(request))
 
 
 def whole_requests(answered: Sequence[InferRequest]) -> list[InferRequest]:

@@ -11,7 +11,15 @@ from headrace.backends.base import InstanceLost
 from headrace.engine.instances import Instances, NoSupply
 from headrace.engine.policies import batch_limits, make_buckets, model_view, queue_limits
 from headrace.engine.processed import ragged_inputs
-from headrace.engine.replies import could_not_run, no_instance, output_shapes, record_of, state_lost, whole_requests
+from headrace.engine.replies import (
+    could_not_run,
+    no_instance,
+    output_shapes,
+    record_of,
+    state_lost,
+    timing,
+    whole_requests,
+)
 from headrace.engine.worker import Job, Worker
 from headrace.errors import Cancelled, DeadlineUnreachable, QueueFull, ShuttingDown, reason_of
 from headrace.messages import Batch, State
@@ -21,13 +29,13 @@ from headrace.pipeline.batching import decide
 from headrace.pipeline.buckets import elements_of, members_of
 from headrace.pipeline.queue import RequestQueue
 from headrace.pipeline.split import Split
-from headrace.pipeline.timing import timing_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from headrace.backends.base import Instance, LoadedModel
     from headrace.clock import Clock
+    from headrace.engine.drifting import ModelDrift
     from headrace.engine.instances import Supply
     from headrace.engine.turn import Turn
     from headrace.errors import HeadraceError
@@ -35,6 +43,7 @@ if TYPE_CHECKING:
     from headrace.pipeline.cost import CostModel
     from headrace.repository.model_config import ModelConfig
     from headrace.rpc import model_config_pb2 as mc
+    from headrace.telemetry.diary import Diary
     from headrace.telemetry.observer import ModelObserver
     from headrace.telemetry.statistics import Statistics
 
@@ -80,6 +89,8 @@ class Scheduler:
         self.cost = cost
         self.observer: ModelObserver
         self.statistics: Callable[[], Statistics]
+        self.diary: Diary | None = None
+        self.drift: ModelDrift | None = None
         self.stated: mc.ModelConfig | None = None  # what its config.pbtxt says, for clients that ask
         self.view = model_view(name, version, self._takes, config, self, self._buckets)
         self.queue = RequestQueue()
@@ -123,6 +134,10 @@ class Scheduler:
     def depth(self) -> tuple[int, int]:
         """(requests, rows) that wait."""
         return self.queue.requests + len(self._alone), self.queue.rows + self._alone.rows
+
+    def wait_ns(self) -> int:
+        """See `served.Served`."""
+        return self.instances.wait_ns(self.queue, self._limits, self._alone.run_ns(self.cost))
 
     # --- events -------------------------------------------------------------------------------------------------------
 
@@ -345,7 +360,7 @@ class Scheduler:
                     if opening is not None and not request.id_field:
                         request.sink.reply(opening + cuts[0](start, stop))
                     else:
-                        parameters = self._timing(request, batch) if template.timing else b""
+                        parameters = timing(request, batch, self._clock, self.observer) if template.timing else b""
                         raw = [cut(start, stop) for cut in cuts]
                         request.sink.reply(template.reply.encode(request.id_field, raw, shapes, parameters))
                 except Exception as error:  # whatever is wrong with this one, the others get their replies
@@ -358,10 +373,12 @@ class Scheduler:
         answered = [request for request in batch.requests if request not in lost] if lost else batch.requests
         if answered:
             whole = whole_requests(answered) if self._splits else answered
-            self.observer.batch(record_of(whole, batch, worker.index, self._clock(), worker.cost))
-
-    def _timing(self, request: InferRequest, batch: Batch) -> bytes:
-        return timing_parameters(request, batch, self._clock(), self.observer.trace_id(request))
+            now = self._clock()
+            self.observer.batch(record_of(whole, batch, worker.index, now, worker.cost))
+            if self.diary is not None:
+                self.diary.batch(whole, batch, worker.index, now)
+            if self.drift is not None:
+                self.drift.batch(batch, job.inputs, job.indices, outputs)
 
     def _fail(self, job: Job, error: Exception) -> None:
         """A batch failed. Its members are run one by one, so that only the one at fault is answered with it.
@@ -456,6 +473,8 @@ class Scheduler:
         """Counts a request that ended without success; `Split` does so for the request that a piece belongs to."""
         if request.template.whole is None:
             self.observer.refused(reason, request=request)
+            if self.diary is not None:
+                self.diary.ended(request, reason)
 
     def _end(self, request: InferRequest) -> None:
         request.state = State.DONE

@@ -92,6 +92,10 @@ class SequenceScheduler:
         requests = self.sequences.requests + self._model.depth()[0]
         return requests, requests
 
+    def wait_ns(self) -> int:
+        """See `served.Served`; what waits for its turn in a sequence is not counted."""
+        return self._model.wait_ns()
+
     def counts(self) -> tuple[int, int]:
         """(active sequences, sequences that wait to become active)."""
         return self.sequences.active, self.sequences.backlog

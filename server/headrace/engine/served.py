@@ -72,6 +72,9 @@ class Served(Protocol):
     def depth(self) -> tuple[int, int]:
         """(requests, rows) that wait."""
 
+    def wait_ns(self) -> int:
+        """Predicted time until a request that arrived now would run, behind all that waits; 0: at once."""
+
     async def drain(self, seconds: float, /) -> bool:
         """Takes no more; returns True once all that was accepted is answered, False when `seconds` have passed."""
 

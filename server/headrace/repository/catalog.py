@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+UNLOADED = "unloaded"
+NOT_LOADED = "not loaded"
+"""The reasons of versions that are UNAVAILABLE because nobody wants them."""
+
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 _MAX_INT64 = (1 << 63) - 1
 
@@ -35,6 +39,18 @@ class IndexEntry:
     version: int | None
     state: State
     reason: str
+
+    @property
+    def condition(self) -> str:
+        """The state in one lower-case word that tells apart what an operator has to: see `CONDITIONS`."""
+        if self.state is State.UNAVAILABLE:
+            return "unloaded" if self.reason in (UNLOADED, NOT_LOADED) else "failed"
+        return "stale" if self.state is State.READY and self.reason else self.state.lower()
+
+
+CONDITIONS = ("loading", "ready", "stale", "unloading", "unloaded", "failed")
+"""stale: the version serves, but loading what has taken its place in the repository failed. failed: it cannot serve,
+though it should. unloaded: nobody asked for it."""
 
 
 class Catalog(Generic[T]):

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from headrace import settings_sources as sources
 from headrace.repository.bucket_config import BucketConfig  # noqa: TC001 - pydantic reads the annotation
+from headrace.repository.drift_config import DriftConfig  # noqa: TC001 - pydantic reads the annotation
 from headrace.repository.fallback_config import FallbackConfig
 from headrace.repository.processing_config import (  # noqa: TC001 - pydantic reads the annotations
     PostprocessConfig,
@@ -251,6 +252,7 @@ class ModelConfig(_Table):
         description="how long a reply is kept in the cache, in seconds; 0: while it fits",
     )
     sequence: SequenceConfig | None = Field(None, description="what the model keeps from one request to the next")
+    drift: DriftConfig | None = Field(None, description="what is watched for drift")
     ensemble: EnsembleConfig = Field(EnsembleConfig(), description="the models that run in its place")
 
     @model_validator(mode="after")

@@ -36,7 +36,11 @@ _GAUGES: Final[tuple[tuple[str, str, Callable[[Any, Any], float]], ...]] = (
         "Share of time in which a kernel ran, 0 to 1",
         lambda nvml, gpu: nvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100,
     ),
-    ("nv_gpu_memory_total_bytes", "Memory of the GPU", lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).total),
+    (
+        "nv_gpu_memory_total_bytes",
+        "Memory of the GPU",
+        lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).total,
+    ),
     (
         "nv_gpu_memory_used_bytes",
         "Memory of the GPU in use, by all processes",
@@ -44,12 +48,12 @@ _GAUGES: Final[tuple[tuple[str, str, Callable[[Any, Any], float]], ...]] = (
     ),
     (
         "nv_gpu_power_usage",
-        "Power that the GPU takes, watts",
+        "Power that the GPU takes",
         lambda nvml, gpu: nvml.nvmlDeviceGetPowerUsage(gpu) / 1e3,
     ),
     (
         "nv_gpu_power_limit",
-        "Power that the GPU may take, watts",
+        "Power that the GPU may take: the limit in force",
         lambda nvml, gpu: nvml.nvmlDeviceGetEnforcedPowerLimit(gpu) / 1e3,
     ),
 )
@@ -83,7 +87,7 @@ class GpuReader:
             gauge = GaugeMetricFamily(name, text, labels=LABELS)
             self._add(gauge, value)
             families.append(gauge)
-        energy = UnknownMetricFamily("nv_energy_consumption", "Energy since the first scrape, joules", labels=LABELS)
+        energy = UnknownMetricFamily("nv_energy_consumption", "Energy since the first scrape", labels=LABELS)
         # NVML: millijoules since the driver was loaded
         self._add(energy, lambda nvml, gpu: nvml.nvmlDeviceGetTotalEnergyConsumption(gpu) / 1e3, since=self._joules)
         families.append(energy)

@@ -12,8 +12,6 @@ formats valid; rate() and increase() do not look at the type.
 from __future__ import annotations
 
 from collections import Counter
-from functools import cache
-from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client.core import (
@@ -27,28 +25,26 @@ from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
-from prometheus_client.samples import Exemplar
-from prometheus_client.utils import floatToGoString
 
 from headrace.clock import monotonic_ns, wall_ms
 from headrace.messages import PHASES
+from headrace.telemetry.histograms import Histograms, bound
 from headrace.telemetry.recorder import REQUEST_EDGES, Histogram, ModelRecorder, Reading
 from headrace.telemetry.sampling import ModelSampler
+from headrace.telemetry.trace_metrics import exemplars_of, trace_families
 from headrace.telemetry.traces import Tracer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from prometheus_client import CollectorRegistry
 
     from headrace.clock import Clock
     from headrace.telemetry.observer import QueueDepth
-    from headrace.telemetry.sampling import Exemplar as Traced
     from headrace.telemetry.sampling import TailSampling
     from headrace.telemetry.statistics import Statistics
 
 LABELS: Final = ("model", "version")
-_NO_EXEMPLARS: Final[Mapping[int, Traced]] = {}
 
 FAILURE_REASONS: Final = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
 """Triton's values of the label `reason`; all four exist from the moment a model is loaded."""
@@ -70,13 +66,21 @@ FAILURE_REASON_OF: Final = {
 }
 """Triton's reason by `HeadraceError.reason`; what is not here is OTHER."""
 
+FORESEEN: Final = (*_REJECTIONS, "cancelled", "backend_failed", "internal")
+"""Reasons of headrace_refused_total that exist from the start: of a series that appears at its first event, rate() and
+increase() do not see that event."""
+
 BATCH_ROWS_EDGES: Final = tuple(2**k for k in range(11))
 """Upper bounds of headrace_batch_rows: the powers of two to 1024."""
 
 _TRITON_COUNTERS: Final[tuple[tuple[str, str, Callable[[Statistics], int]], ...]] = (
     ("nv_inference_request_success", "Requests answered with success", lambda s: s.success.count),
-    ("nv_inference_count", "Inferences: rows of the requests answered with success", lambda s: s.inference_count),
-    ("nv_inference_exec_count", "Model executions: batches", lambda s: s.execution_count),
+    (
+        "nv_inference_count",
+        "Rows of the requests answered with success; divided by nv_inference_exec_count, the mean batch",
+        lambda s: s.inference_count,
+    ),
+    ("nv_inference_exec_count", "Batches executed", lambda s: s.execution_count),
     (
         "nv_inference_request_duration_us",
         "Time from receipt to reply, summed over requests",
@@ -103,8 +107,8 @@ _TRITON_COUNTERS: Final[tuple[tuple[str, str, Callable[[Statistics], int]], ...]
 _CACHE_COUNTERS: Final[tuple[tuple[str, str, Callable[[Statistics], int]], ...]] = (
     ("nv_cache_num_hits_per_model", "Requests answered from the response cache", lambda s: s.cache_hit.count),
     ("nv_cache_num_misses_per_model", "Requests looked up in the response cache in vain", lambda s: s.cache_miss.count),
-    ("nv_cache_hit_duration_per_model", "Time of lookups that found a reply, us", lambda s: _us(s.cache_hit.ns)),
-    ("nv_cache_miss_duration_per_model", "Time of lookups that found none, us", lambda s: _us(s.cache_miss.ns)),
+    ("nv_cache_hit_duration_per_model", "Time of lookups that found a reply", lambda s: _us(s.cache_hit.ns)),
+    ("nv_cache_miss_duration_per_model", "Time of lookups that found none", lambda s: _us(s.cache_miss.ns)),
 )
 """Of the models that look anything up."""
 
@@ -194,7 +198,7 @@ class Metrics(Collector):
         yield from _backend_families(readings)
         yield from _device_families(readings)
         if self.sampling is not None:
-            yield from _trace_families(self.sampling)
+            yield from trace_families(self.sampling)
 
 
 class ServerMetrics(Collector):
@@ -203,7 +207,8 @@ class ServerMetrics(Collector):
     protocol_errors: by error code, such as PROTOCOL_ERROR. http2_limits: what was closed, refused or given up because a
     peer asked too much, by the limit that it met. refused: requests that ended before their model was known,
     by `HeadraceError.reason`. http_requests: replies of the HTTP port, by route and status. Keys become label values:
-    they come from fixed sets, never from a client.
+    they come from fixed sets, never from a client. model_states: asked at a scrape for (model, version, state) of all
+    versions that the repository is known to hold.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -219,6 +224,7 @@ class ServerMetrics(Collector):
         self.http_connections_open = 0
         self.http_connections_total = 0
         self.http_requests: Counter[tuple[str, int]] = Counter()
+        self.model_states: Callable[[], Iterable[tuple[str, str, str]]] = tuple
         registry.register(self)
 
     def __repr__(self) -> str:
@@ -230,18 +236,32 @@ class ServerMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All families."""
-        yield GaugeMetricFamily("headrace_connections", "Connections that are open", self.connections_open)
-        yield CounterMetricFamily("headrace_connections_opened", "Connections accepted", self.connections_total)
-        yield GaugeMetricFamily("headrace_streams", "Streams (calls) that are open", self.streams_open)
-        yield CounterMetricFamily("headrace_streams_opened", "Streams (calls) opened", self.streams_total)
-        yield CounterMetricFamily("headrace_received_bytes", "Bytes read from sockets", self.bytes_received)
-        yield CounterMetricFamily("headrace_sent_bytes", "Bytes written to sockets", self.bytes_sent)
-        errors = CounterMetricFamily("headrace_protocol_errors", "Protocol errors of peers, by code", labels=["code"])
+        states = GaugeMetricFamily(
+            "headrace_model_state",
+            "1: the version is in this state: loading, ready, stale, unloading, unloaded, failed",
+            labels=(*LABELS, "state"),
+        )
+        for labels in self.model_states():
+            states.add_metric(labels, 1)
+        yield states
+        yield GaugeMetricFamily(
+            "headrace_connections", "Connections that are open, on the native transport", self.connections_open
+        )
+        yield CounterMetricFamily("headrace_connections_opened", "Connections that it accepted", self.connections_total)
+        yield GaugeMetricFamily("headrace_streams", "Its streams (calls) that are open", self.streams_open)
+        yield CounterMetricFamily("headrace_streams_opened", "Its streams (calls) opened", self.streams_total)
+        yield CounterMetricFamily("headrace_received_bytes", "Bytes read from its sockets", self.bytes_received)
+        yield CounterMetricFamily("headrace_sent_bytes", "Bytes written to its sockets", self.bytes_sent)
+        errors = CounterMetricFamily(
+            "headrace_protocol_errors", "Connections ended for a violation, by HTTP/2 error code", labels=["code"]
+        )
         for code, count in sorted(self.protocol_errors.items()):
             errors.add_metric([code], count)
         yield errors
         limits = CounterMetricFamily(
-            "headrace_http2_limits", "What was closed, refused or given up, by the limit that was met", labels=["limit"]
+            "headrace_http2_limits",
+            "Connections, streams and calls that were ended, by the limit that they met",
+            labels=["limit"],
         )
         for limit, count in sorted(self.http2_limits.items()):
             limits.add_metric([limit], count)
@@ -259,7 +279,9 @@ class ServerMetrics(Collector):
             "headrace_http_connections_opened", "Connections that it accepted", self.http_connections_total
         )
         requests = CounterMetricFamily(
-            "headrace_http_requests", "Replies of the HTTP port, by route and status", labels=["route", "status"]
+            "headrace_http_requests",
+            "Replies of the HTTP port, by route and status; route `infer` is inference, `none` what has no route",
+            labels=["route", "status"],
         )
         for (route, status), count in sorted(self.http_requests.items()):
             requests.add_metric([route, str(status)], count)
@@ -288,7 +310,9 @@ def _triton_families(readings: Sequence[Reading]) -> Iterator[Metric]:
             counter.add_metric((reading.model, reading.version), value(reading.statistics))
         yield counter
     failures = UnknownMetricFamily(
-        "nv_inference_request_failure", "Requests that ended in an error", labels=(*LABELS, "reason")
+        "nv_inference_request_failure",
+        "Requests that ended in an error; reason: REJECTED, CANCELED, BACKEND, OTHER",
+        labels=(*LABELS, "reason"),
     )
     pending = GaugeMetricFamily("nv_inference_pending_request_count", "Requests that wait for execution", labels=LABELS)
     load = GaugeMetricFamily("nv_model_load_duration_secs", "Time that loading took", labels=LABELS)
@@ -303,36 +327,44 @@ def _triton_families(readings: Sequence[Reading]) -> Iterator[Metric]:
         load.add_metric(labels, reading.load_seconds)
     yield from (failures, pending, load)
     for name, text, histogram_of in _TRITON_HISTOGRAMS:
-        histogram = HistogramMetricFamily(name, text, labels=LABELS)
+        histogram = Histograms(name, text, LABELS)
         for reading in readings:
-            _add_histogram(histogram, (reading.model, reading.version), histogram_of(reading), 1e3)
+            histogram.add((reading.model, reading.version), histogram_of(reading), 1e3)
         yield histogram
 
 
 def _request_families(readings: Sequence[Reading]) -> Iterator[Metric]:
-    whole = HistogramMetricFamily("headrace_request_seconds", "Time from receipt to reply", labels=LABELS)
+    whole = Histograms("headrace_request_seconds", "Time from the read of a request to its reply", labels=LABELS)
     for reading in readings:
-        _add_histogram(whole, (reading.model, reading.version), reading.request, 1e9, reading.exemplars)
+        whole.add((reading.model, reading.version), reading.request, 1e9, exemplars_of(reading.exemplars))
     yield whole
-    phases = HistogramMetricFamily(
-        "headrace_request_phase_seconds", "Time of requests in each phase", labels=(*LABELS, "phase")
+    phases = Histograms(
+        "headrace_request_phase_seconds",
+        "Time of requests in each phase: decode, admit, queue, batch, execute, encode",
+        labels=(*LABELS, "phase"),
     )
     for reading in readings:
         for phase in PHASES:
-            _add_histogram(phases, (reading.model, reading.version, phase), reading.phases[phase], 1e9)
+            phases.add((reading.model, reading.version, phase), reading.phases[phase], 1e9)
     yield phases
     refused = CounterMetricFamily(
-        "headrace_refused", "Requests that ended in an error, by cause", labels=(*LABELS, "reason")
+        "headrace_refused", "Requests that ended without success, by cause", labels=(*LABELS, "reason")
     )
     waiting = GaugeMetricFamily("headrace_queue_requests", "Requests that wait for execution", labels=LABELS)
     rows = GaugeMetricFamily("headrace_queue_rows", "Rows that wait for execution", labels=LABELS)
+    wait = GaugeMetricFamily(
+        "headrace_queue_wait_seconds",
+        "Predicted wait of a request that arrives now, behind all that waits: what to scale by",
+        labels=LABELS,
+    )
     for reading in readings:
         labels = (reading.model, reading.version)
-        for reason, count in sorted(reading.refused.items()):
-            refused.add_metric((*labels, reason), count)
+        for reason in sorted({*FORESEEN, *reading.refused}):
+            refused.add_metric((*labels, reason), reading.refused.get(reason, 0))
         waiting.add_metric(labels, reading.queue[0])
         rows.add_metric(labels, reading.queue[1])
-    yield from (refused, waiting, rows)
+        wait.add_metric(labels, reading.wait_ns / 1e9)
+    yield from (refused, waiting, rows, wait)
 
 
 def _batch_families(readings: Sequence[Reading]) -> Iterator[Metric]:
@@ -344,7 +376,7 @@ def _batch_families(readings: Sequence[Reading]) -> Iterator[Metric]:
     )
     busy = CounterMetricFamily(
         "headrace_instance_busy_seconds",
-        "Time in which an instance ran batches; its rate is the share of the time",
+        "Time in which an instance ran batches that were answered; its rate is the share of time, 1 is all of it",
         labels=(*LABELS, "instance"),
     )
     wasted_rows = CounterMetricFamily(
@@ -352,15 +384,17 @@ def _batch_families(readings: Sequence[Reading]) -> Iterator[Metric]:
     )
     wasted = CounterMetricFamily("headrace_wasted_seconds", "Compute time of the wasted rows", labels=LABELS)
     elements = CounterMetricFamily(
-        "headrace_elements", "Input elements of callers that ran in buckets, padding not counted", labels=LABELS
+        "headrace_elements",
+        "Elements that callers sent of inputs with buckets, as they ran; masks and lengths not counted",
+        labels=LABELS,
     )
     padding = CounterMetricFamily(
-        "headrace_padding_elements", "Input elements that were added to fill buckets", labels=LABELS
+        "headrace_padding_elements", "Elements that were added to those to fill buckets", labels=LABELS
     )
     for reading in readings:
         labels = (reading.model, reading.version)
         sizes = [(batch.batch_size, batch.compute_infer.count) for batch in reading.statistics.batches]
-        buckets = [(_bound(edge), sum(n for size, n in sizes if size <= edge)) for edge in BATCH_ROWS_EDGES]
+        buckets = [(bound(edge), sum(n for size, n in sizes if size <= edge)) for edge in BATCH_ROWS_EDGES]
         buckets.append(("+Inf", reading.statistics.execution_count))
         rows.add_metric(labels, buckets, sum(size * n for size, n in sizes))
         for (reason, instance), count in sorted(reading.closed.items()):
@@ -378,7 +412,9 @@ def _batch_families(readings: Sequence[Reading]) -> Iterator[Metric]:
 
 def _sequence_families(readings: Sequence[Reading]) -> Iterator[Metric]:
     """Of stateful models alone."""
-    active = GaugeMetricFamily("headrace_sequences_active", "Sequences that hold a state", labels=LABELS)
+    active = GaugeMetricFamily(
+        "headrace_sequences_active", "Sequences of a stateful model that hold a state", labels=LABELS
+    )
     waiting = GaugeMetricFamily("headrace_sequences_waiting", "Sequences that wait to become active", labels=LABELS)
     expired = CounterMetricFamily(
         "headrace_sequences_expired", "Sequences that were over because no request came for too long", labels=LABELS
@@ -396,15 +432,21 @@ def _backend_families(readings: Sequence[Reading]) -> Iterator[Metric]:
     """Who runs the models; of ensembles nobody does."""
     info = GaugeMetricFamily("headrace_backend_info", "1: the backend runs the model now", labels=(*LABELS, "backend"))
     instances = GaugeMetricFamily(
-        "headrace_instances", "Instances, by who has made them and what they do", labels=(*LABELS, "backend", "state")
+        "headrace_instances",
+        "Instances, by the backend that has made them and what they do: idle, running, lost",
+        labels=(*LABELS, "backend", "state"),
     )
-    lost = CounterMetricFamily("headrace_instances_lost", "Instances that could not be used any more", labels=LABELS)
+    lost = CounterMetricFamily(
+        "headrace_instances_lost", "Instances whose device was lost, or had no memory left", labels=LABELS
+    )
     reruns = CounterMetricFamily(
-        "headrace_rerun_requests", "Requests that waited again because what ran them was lost", labels=LABELS
+        "headrace_rerun_requests",
+        "Requests that waited again because the instance that ran them was lost",
+        labels=LABELS,
     )
     fallbacks = CounterMetricFamily(
         "headrace_backend_fallbacks",
-        "Backends that another was taken for, or tried",
+        "Backends (from) that another one (to) was taken for, or tried, by reason: fallback.md",
         labels=(*LABELS, "from", "to", "reason"),
     )
     for reading in readings:
@@ -425,11 +467,13 @@ def _device_families(readings: Sequence[Reading]) -> Iterator[Metric]:
     """Of models on devices with memory of their own."""
     memory = GaugeMetricFamily(
         "headrace_model_memory_bytes",
-        "Memory of a device that a model was measured to take",
+        "Memory of a device, such as cuda:0, that loading a model was measured to take",
         labels=(*LABELS, "device"),
     )
     nodes = GaugeMetricFamily(
-        "headrace_model_nodes", "Nodes of a model's graph, by what runs them", labels=(*LABELS, "provider")
+        "headrace_model_nodes",
+        "Nodes of the graph of a model on GPUs, by the execution provider that runs them, where ONNX Runtime tells",
+        labels=(*LABELS, "provider"),
     )
     for reading in readings:
         labels = (reading.model, reading.version)
@@ -438,50 +482,6 @@ def _device_families(readings: Sequence[Reading]) -> Iterator[Metric]:
         for provider, count in sorted(reading.nodes.items()):
             nodes.add_metric((*labels, provider), count)
     yield from (memory, nodes)
-
-
-def _add_histogram(
-    family: HistogramMetricFamily,
-    labels: Sequence[str],
-    histogram: Histogram,
-    ns_per_unit: float,
-    exemplars: Mapping[int, Traced] = _NO_EXEMPLARS,
-) -> None:
-    """Adds one series of buckets; `ns_per_unit` is 1e9 for seconds and 1e3 for microseconds. exemplars: by bucket."""
-    edges = [_bound(edge / ns_per_unit) for edge in histogram.edges.tolist()]
-    cumulative = accumulate(histogram.counts.tolist())
-    buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = [
-        (bound, count, _exemplar(exemplars[index], ns_per_unit)) if index in exemplars else (bound, count)
-        for index, (bound, count) in enumerate(zip([*edges, "+Inf"], cumulative, strict=True))
-    ]
-    family.add_metric(labels, buckets, histogram.total / ns_per_unit)
-
-
-def _exemplar(traced: Traced, ns_per_unit: float) -> Exemplar:
-    """As OpenMetrics has it: shown in that format alone."""
-    return Exemplar({"trace_id": f"{traced.trace_id:032x}"}, traced.ns / ns_per_unit, traced.wall_ms / 1e3)
-
-
-def _trace_families(sampling: TailSampling) -> Iterator[Metric]:
-    """Where traces are exported."""
-    traced = CounterMetricFamily("headrace_traced_requests", "Requests whose spans are exported", labels=["cause"])
-    for cause, count in sampling.traced.items():
-        traced.add_metric([cause], count)
-    dropped = CounterMetricFamily(
-        "headrace_traces_dropped", "Requests whose spans were to be exported and are not", labels=["reason"]
-    )
-    for reason, count in sampling.budget.dropped.items():
-        dropped.add_metric([reason], count)
-    failures = CounterMetricFamily(
-        "headrace_trace_export_failures", "Exports of spans that failed", value=sampling.failed_exports()
-    )
-    yield from (traced, dropped, failures)
-
-
-@cache
-def _bound(edge: float) -> str:
-    """The label `le` as prometheus_client itself writes it."""
-    return str(floatToGoString(edge))  # type: ignore[no-untyped-call]
 
 
 def _us(ns: int) -> int:

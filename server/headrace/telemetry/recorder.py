@@ -111,10 +111,11 @@ class Reading:
     """All that is known of one model version at one moment. It does not change while it is being written out.
 
     phases: by name (`messages.PHASES`). refused: requests by `HeadraceError.reason`. closed: batches by close reason
-    and instance. queue: requests and rows that wait now. sequences: of a stateful model. elements, padding: of inputs
-    with buckets, as they ran. memory: bytes by device. nodes: of the graph, by execution provider. busy: nanoseconds in
-    which each instance ran batches. instances: how many there are by backend and state. fallbacks: by backend, what was
-    taken in its place, and reason. exemplars: by bucket of `request`.
+    and instance. queue: requests and rows that wait now. wait_ns: predicted of a request that arrives now.
+    sequences: of a stateful model. elements, padding: of inputs with buckets, as they ran. memory: bytes by device.
+    nodes: of the graph, by execution provider. busy: nanoseconds in which each instance ran batches. instances: how
+    many there are by backend and state. fallbacks: by backend, what was taken in its place, and reason. exemplars: by
+    bucket of `request`.
     """
 
     model: str
@@ -125,6 +126,7 @@ class Reading:
     refused: Mapping[str, int]
     closed: Mapping[tuple[str, int], int]
     queue: tuple[int, int]
+    wait_ns: int
     sequences: SequenceCounts | None
     wasted_rows: int
     wasted_ns: int
@@ -147,7 +149,7 @@ class ModelRecorder:
     queue_depth: of whatever serves the version now. trace: hears of each batch too, if anybody asked for traces.
     sampler: chooses what is exported of them, if anything is.
     sequences: of a stateful model, (active, waiting to become active). instances: how many there are now, by backend
-    and state.
+    and state. wait_ns: predicted wait of a request that arrives now.
     """
 
     __slots__ = (
@@ -155,7 +157,7 @@ class ModelRecorder:
         "_expired_sequences", "_fallbacks", "_hit_lookups", "_hits", "_instances_lost", "_last_ms", "_load_seconds",
         "_misses", "_padding", "_phases", "_received", "_refused", "_request", "_reruns", "_resources", "_rows",
         "_wall_ms", "_wasted_ns", "_wasted_rows", "instances", "model", "queue_depth", "sampler", "sequences", "trace",
-        "version",
+        "version", "wait_ns",
     )  # fmt: skip
 
     def __init__(
@@ -171,6 +173,7 @@ class ModelRecorder:
         self.version = version
         self.queue_depth = queue_depth
         self.sequences: Callable[[], tuple[int, int]] | None = None
+        self.wait_ns: Callable[[], int] = int
         self.instances: Callable[[], Mapping[tuple[str, str], int]] = dict
         self._clock = clock
         self._wall_ms = wall
@@ -325,6 +328,7 @@ class ModelRecorder:
             refused=dict(self._refused),
             closed=dict(self._closed),
             queue=self.queue_depth(),
+            wait_ns=self.wait_ns(),
             sequences=None if self.sequences is None else SequenceCounts(*self.sequences(), self._expired_sequences),
             wasted_rows=self._wasted_rows,
             wasted_ns=self._wasted_ns,

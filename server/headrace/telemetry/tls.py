@@ -38,18 +38,26 @@ class TlsMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All families."""
-        done = CounterMetricFamily("headrace_tls_handshakes", "TLS handshakes done", labels=["port", "version"])
+        done = CounterMetricFamily(
+            "headrace_tls_handshakes",
+            "TLS handshakes done, by port (grpc, http) and TLS version",
+            labels=["port", "version"],
+        )
         for labels, count in sorted(self.handshakes.items()):
             done.add_metric(labels, count)
         yield done
         failed = CounterMetricFamily(
-            "headrace_tls_handshake_failures", "TLS handshakes that failed, by cause", labels=["port", "reason"]
+            "headrace_tls_handshake_failures",
+            "TLS handshakes that failed, by port and cause",
+            labels=["port", "reason"],
         )
         for labels, count in sorted(self.failures.items()):
             failed.add_metric(labels, count)
         yield failed
         reloads = CounterMetricFamily(
-            "headrace_tls_reloads", "Times that the certificate's files were read again", labels=["result"]
+            "headrace_tls_reloads",
+            "Times that the certificate's files were read again, by result: done, failed",
+            labels=["result"],
         )
         for result, count in sorted(self.reloads.items()):
             reloads.add_metric([result], count)

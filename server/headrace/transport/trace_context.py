@@ -24,15 +24,18 @@ _LONGEST_STATE = 512
 
 
 def take_out(fields: Sequence[tuple[bytes, bytes]]) -> tuple[list[tuple[bytes, bytes]], bytes, bytes]:
-    """(The other fields, traceparent, tracestate); what is malformed or there twice stays where it is, and is none."""
+    """(The other fields, traceparent, tracestate); what is malformed or there twice stays where it is, and is none.
+
+    Without a traceparent the tracestate says nothing yet: a head that is known may be asked for with one.
+    """
     parents = [value for name, value in fields if name == TRACEPARENT]
     match = _PARENT.fullmatch(parents[0]) if len(parents) == 1 else None
-    if match is None:
-        return list(fields), b"", b""
     states = [value for name, value in fields if name == TRACESTATE]
     taken = {TRACEPARENT}
     state = b""
     if len(states) == 1 and _STATE.fullmatch(states[0]):
         taken.add(TRACESTATE)
         state = states[0] if len(states[0]) <= _LONGEST_STATE else b""
+    if match is None:
+        return list(fields), b"", state
     return [field for field in fields if field[0] not in taken], match[1], state

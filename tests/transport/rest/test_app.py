@@ -1,7 +1,10 @@
 """The application by itself, called as ASGI says."""
 
 import asyncio
+import base64
+import hashlib
 import json
+import re
 from collections import Counter
 from types import SimpleNamespace
 
@@ -55,12 +58,14 @@ class Answer:
         return json.loads(self.body)
 
 
-def application(health=READY, registry=None, counts=None, before_scrape=None, **answers):
+def application(health=READY, registry=None, counts=None, before_scrape=None, summary=None, **answers):
     rpcs = Rpcs(**answers)
     table = ServiceTable(unary=rpcs, streams={}, infer=None, service_names=())
     limits = JsonLimits(depth=5, elements=50)
     counts = Counter() if counts is None else counts
-    return make_app(health, registry or CollectorRegistry(), table, limits, counts, before_scrape), rpcs
+    return make_app(
+        health, registry or CollectorRegistry(), table, limits, counts, before_scrape, summary=summary
+    ), rpcs
 
 
 async def call(app, path, method="GET", body=b"", **headers):
@@ -105,10 +110,11 @@ def test_health(path, health, status, answer):
     assert (got.status, got.json, got.headers["content-type"]) == (status, answer, "application/json")
 
 
-def test_the_index_links_what_is_there():
+def test_the_page_links_what_is_there():
     body = ask("/").body.decode()
-    paths = [link.split('"')[0] for link in body.split('href="')[1:]]
-    assert len(paths) == 7
+    links = [link.split('"')[0] for link in body.split('href="')[1:]]
+    paths = {link for link in links if link != "data:,"}
+    assert paths == {"/docs", "/metrics", "/v2/models/stats", "/status.json"}
     answers = {"ServerMetadata": pb.ServerMetadataResponse(), "ModelStatistics": pb.ModelStatisticsResponse()}
     assert {ask(path, **answers).status for path in paths} == {200}
 
@@ -288,3 +294,33 @@ def test_scrapes_take_turns():
 
     assert [answer.status for answer in asyncio.run(scrapes())] == [200] * 5
     assert most == 1
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_may_load_and_run_nothing_but_itself():
+    answer = ask("/")
+    assert answer.headers["content-type"].startswith("text/html")
+    policy = dict(rule.split(" ", 1) for rule in answer.headers["content-security-policy"].split("; "))
+    text = answer.body.decode()
+    assert (policy["default-src"], policy["connect-src"], policy["frame-ancestors"]) == ("'none'", "'self'", "'none'")
+    for name in ("style", "script"):
+        (inside,) = re.findall(rf"<{name}>(.*?)</{name}>", text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
+        assert policy[f"{name}-src"] == f"'sha256-{digest}'"
+    assert "unsafe" not in answer.headers["content-security-policy"]
+    assert re.findall(r"(?:src|href|url\()=?[\"']?(?:https?:)?//", text) == []  # a namespace is no address
+    assert not re.search(r"<\w[^>]* (?:style|on\w+)=", text)  # which the policy would refuse
+
+
+def test_the_status_is_what_the_server_sums_up():
+    told = {"models": [{"name": "m"}], "drift": []}
+
+    async def summary():
+        return told
+
+    answer = ask("/status.json", summary=summary)
+    assert (answer.status, answer.json, answer.headers["content-type"]) == (200, told, "application/json")
+    assert answer.headers["cache-control"] == "no-store"
+    assert ask("/status.json").json == {"models": [], "drift": []}

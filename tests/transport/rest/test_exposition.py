@@ -5,6 +5,8 @@ from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.core import GaugeHistogramMetricFamily, GaugeMetricFamily
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
+from headrace.telemetry.metrics import Metrics
+from headrace.telemetry.observer import BatchRecord
 from headrace.transport.rest.exposition import SAMPLES_A_TURN, exposition
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -69,3 +71,35 @@ def test_a_scrape_gives_the_loop_its_turn_between_pieces():
         return turns
 
     assert asyncio.run(main()) >= 6
+
+
+@pytest.mark.parametrize(("accept", "whole"), [("", generate_latest), (OPENMETRICS, generate_openmetrics)])
+def test_the_metrics_of_models_read_as_by_the_library(accept, whole):
+    """Their histograms are written without it; names and counts are such that it matters how."""
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    for name in ("m", 'a"b\\c\nd', "ä"):
+        recorder = metrics.model(name, "1", lambda: (3, 4))
+        recorder.batch(BatchRecord([0], [10], [20], [1], 30, 40, 50_000, 60_000, 1, "idle", 0))
+        recorder.read()
+        recorder._request.counts[5] = 1_000_000  # as after a day
+        recorder._request.counts[7] = 10**15
+        recorder.refused("queue_full", 10**7)
+    for _ in range(2):  # with the texts of names and labels made, and kept
+        assert asyncio.run(exposition(registry, accept))[0] == whole(registry)
+
+
+def test_the_loop_has_its_turn_between_models():
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    for number in range(20):
+        metrics.model(f"m{number}", "1", lambda: (0, 0))
+
+    async def main():
+        scrape, turns = asyncio.create_task(exposition(registry, "")), 0
+        while not scrape.done():
+            turns += 1
+            await asyncio.sleep(0)
+        return turns
+
+    assert asyncio.run(main()) >= 20 * (5 * 45 + 12 * 24) / SAMPLES_A_TURN / 2

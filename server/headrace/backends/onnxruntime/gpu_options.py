@@ -9,9 +9,10 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from headrace.backends.onnxruntime.sessions import SessionSettings
+from headrace.backends.shape_range import ShapeRange  # noqa: TC001 - pydantic reads the annotation
 from headrace.errors import ModelLoadError
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
 
 Size = Annotated[int, Field(ge=0)]
-Sizes = Annotated[tuple[Size, ...], Field(strict=False)]
 
 
 class GpuOptions(SessionSettings):
@@ -94,24 +94,6 @@ class CudaOptions(GpuOptions):
         shrinks = self.run.get("memory.enable_memory_arena_shrinkage", "")
         if self.cuda_graphs and "gpu" in shrinks:
             raise ValueError(f"cuda_graphs = true, but shrinking {shrinks!r} would free the memory that graphs use")
-        return self
-
-
-class ShapeRange(BaseModel):
-    """Shapes of an input, its batch dimension left out."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    min: Sizes = Field(description="the smallest")
-    opt: Sizes = Field(description="the one that engines are tuned for")
-    max: Sizes = Field(description="the largest")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> ShapeRange:
-        if not len(self.min) == len(self.opt) == len(self.max):
-            raise ValueError("min, opt and max must have equally many dimensions")
-        if not all(a <= b <= c for a, b, c in zip(self.min, self.opt, self.max, strict=True)):
-            raise ValueError("min, opt and max must not decrease in any dimension")
         return self
 
 

@@ -8,7 +8,6 @@ after the weights, so each model, by the digest of all its files, has a director
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from headrace.backends.onnxruntime.gpu_options import (
 )
 from headrace.backends.onnxruntime.sessions import find_file, read_options
 from headrace.backends.onnxruntime.weights import digest_of
+from headrace.backends.private import PrivateDirectory, Unsafe
 from headrace.errors import ModelLoadError
 
 if TYPE_CHECKING:
@@ -86,20 +86,11 @@ def engine_directory(file: Path, options: TensorRtOptions, profile: Mapping[str,
 def private_directory(path: Path) -> Path:
     """A directory that is the user's own and that nobody else can use, made if need be. Raises ModelLoadError."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.mkdir(mode=0o700, exist_ok=True)
-        status = path.lstat()
+        PrivateDirectory(path).close()
+    except Unsafe as error:
+        raise ModelLoadError(f"the engine cache {error}; an engine can run any code") from error
     except OSError as error:
         raise ModelLoadError(f"the engine cache {path} cannot be made: {error.strerror or error}") from error
-    if not stat.S_ISDIR(status.st_mode):
-        raise ModelLoadError(f"the engine cache {path} is a symbolic link or no directory, expected a directory")
-    if status.st_uid != os.geteuid():
-        raise ModelLoadError(f"the engine cache {path} belongs to user {status.st_uid}, expected {os.geteuid()}")
-    if status.st_mode & 0o077:
-        raise ModelLoadError(
-            f"the engine cache {path} has mode {stat.S_IMODE(status.st_mode):04o}, expected 0700: others can use it, "
-            "and an engine can run any code"
-        )
     return path
 
 

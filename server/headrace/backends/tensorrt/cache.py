@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headrace.backends.private import PrivateDirectory, Unsafe
 from headrace.backends.tensorrt import key as keys
-from headrace.backends.tensorrt.directory import PrivateDirectory, Unsafe
 from headrace.backends.tensorrt.sealed import Unsealed, seal, unseal
 from headrace.errors import ModelLoadError
 

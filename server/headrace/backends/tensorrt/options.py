@@ -6,9 +6,10 @@ from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from headrace import settings_sources as sources
+from headrace.backends.shape_range import ShapeRange  # noqa: TC001 - pydantic reads the annotation
 from headrace.errors import ConfigError, ModelLoadError
 
 if TYPE_CHECKING:
@@ -17,27 +18,6 @@ if TYPE_CHECKING:
 MODEL_FILE = "model.onnx"
 PLAN_FILE = "model.plan"
 PLAN_SUFFIXES = frozenset({".plan", ".engine"})
-
-Size = Annotated[int, Field(ge=0)]
-Sizes = Annotated[tuple[Size, ...], Field(strict=False)]
-
-
-class ShapeRange(BaseModel):
-    """Shapes of an input, its batch dimension left out."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    min: Sizes = Field(description="the smallest")
-    opt: Sizes = Field(description="the one that the engine is tuned for")
-    max: Sizes = Field(description="the largest")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> ShapeRange:
-        if not len(self.min) == len(self.opt) == len(self.max):
-            raise ValueError("min, opt and max must have equally many dimensions")
-        if not all(a <= b <= c for a, b, c in zip(self.min, self.opt, self.max, strict=True)):
-            raise ValueError("min, opt and max must not decrease in any dimension")
-        return self
 
 
 class Options(BaseModel):

@@ -14,7 +14,8 @@ from headrace.errors import ModelLoadError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from headrace.backends.tensorrt.options import Options, ShapeRange
+    from headrace.backends.shape_range import ShapeRange
+    from headrace.backends.tensorrt.options import Options
 
     Shape = tuple[int, ...]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Protocol
 
+import orjson
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -16,13 +17,15 @@ from headrace.transport.rest import openapi
 from headrace.transport.rest.answer import error_body, refusal_of
 from headrace.transport.rest.exposition import exposition
 from headrace.transport.rest.json_text import JsonLimits, parse
-from headrace.transport.rest.routes import GENERATE_PATHS, INFER_PATHS, ROUTES, Route
+from headrace.transport.rest.page import page
+from headrace.transport.rest.routes import DRIFT_PATHS, GENERATE_PATHS, INFER_PATHS, RECORDING_PATHS, ROUTES, Route
 
 if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Awaitable, Callable, Mapping
 
     from prometheus_client import CollectorRegistry
+    from pydantic import BaseModel
     from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -34,16 +37,6 @@ LABEL = "headrace.route"
 """Key of the scope under which a call's route stands, for the metrics."""
 
 _VERBS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-
-INDEX = """<!doctype html><html lang="en"><title>Headrace</title><h1>Headrace</h1><ul>
-<li><a href="/v2">/v2</a>: what server this is
-<li><a href="/v2/health/live">/v2/health/live</a>: the process answers
-<li><a href="/v2/health/ready">/v2/health/ready</a>: it takes requests
-<li><a href="/v2/models/stats">/v2/models/stats</a>: statistics of all models
-<li><a href="/metrics">/metrics</a>: Prometheus metrics
-<li><a href="/docs">/docs</a>: all routes; <a href="/openapi.json">/openapi.json</a> for programs
-</ul></html>
-"""
 
 
 class Health(Protocol):
@@ -64,14 +57,25 @@ def make_app(
     limits: JsonLimits,
     counts: Counter[Any],
     before_scrape: Callable[[], Awaitable[None]] | None = None,
+    recording: Callable[[str, str], Callable[[], bytes]] | None = None,
+    drift: Callable[[str, str], Awaitable[BaseModel]] | None = None,
+    summary: Callable[[], Awaitable[Mapping[str, Any]]] | None = None,
 ) -> ASGIApp:
     """The application.
 
     health is asked at each probe: 200 for yes, 400 for no, and for ready 503 while the server leaves (OIP; the JSON
     bodies are for KServe's client, which parses them). counts: of replies, by route and status. before_scrape: reads
-    what metrics show and nobody counts. Every error is JSON, `{"error": message}`.
+    what metrics show and nobody counts. recording: makes what writes out a model's last requests, of its name and
+    version. drift: the report of one. summary: what the page at `/` shows; nothing of models without it. Every error is
+    JSON, `{"error": message}`.
     """
-    endpoints = _own_endpoints(health, registry, before_scrape)
+    endpoints = _own_endpoints(health, registry, before_scrape, summary)
+    if recording is not None:
+        for path in RECORDING_PATHS:
+            endpoints[path] = {"GET": _recording(recording)}
+    if drift is not None:
+        for path in DRIFT_PATHS:
+            endpoints[path] = {"GET": _drift(drift)}
     for route in ROUTES:
         endpoints.setdefault(route.path, {})[route.verb] = _rpc(route, table, limits)
     paths = [Path(path, _by_verb(path, verbs), methods=_VERBS) for path, verbs in endpoints.items()]
@@ -92,15 +96,23 @@ def make_app(
 
 
 def _own_endpoints(
-    health: Health, registry: CollectorRegistry, before_scrape: Callable[[], Awaitable[None]] | None
+    health: Health,
+    registry: CollectorRegistry,
+    before_scrape: Callable[[], Awaitable[None]] | None,
+    summary: Callable[[], Awaitable[Mapping[str, Any]]] | None,
 ) -> dict[str, dict[str, Endpoint]]:
     """Those that are no RPC."""
     scrape = asyncio.Lock()
     document = openapi.document(ROUTES)
-    page = openapi.page(document)
+    described = openapi.page(document)
+    text, fields = page()
 
     async def index(_: Request) -> Response:
-        return HTMLResponse(INDEX)
+        return HTMLResponse(text, headers=fields)
+
+    async def status(_: Request) -> Response:
+        told = {"models": [], "drift": []} if summary is None else await summary()
+        return Response(orjson.dumps(told), headers={"cache-control": "no-store"}, media_type="application/json")
 
     async def live(_: Request) -> Response:
         answer = health.live
@@ -122,16 +134,38 @@ def _own_endpoints(
         return JSONResponse(document)
 
     async def docs(_: Request) -> Response:
-        return HTMLResponse(page)
+        return HTMLResponse(described)
 
     return {
         "/": {"GET": index},
+        "/status.json": {"GET": status},
         "/v2/health/live": {"GET": live},
         "/v2/health/ready": {"GET": ready},
         "/metrics": {"GET": metrics},
         "/openapi.json": {"GET": openapi_json},
         "/docs": {"GET": docs},
     }
+
+
+def _recording(recording: Callable[[str, str], Callable[[], bytes]]) -> Endpoint:
+    """Written out on a thread: there may be thousands of requests."""
+
+    async def endpoint(request: Request) -> Response:
+        named = request.path_params
+        write = recording(named["model"], named.get("version", ""))
+        body = await asyncio.to_thread(write)
+        return Response(body, media_type="application/octet-stream")
+
+    return endpoint
+
+
+def _drift(drift: Callable[[str, str], Awaitable[BaseModel]]) -> Endpoint:
+    async def endpoint(request: Request) -> Response:
+        named = request.path_params
+        found = await drift(named["model"], named.get("version", ""))
+        return Response(found.model_dump_json(), media_type="application/json")
+
+    return endpoint
 
 
 def _rpc(route: Route, table: ServiceTable, limits: JsonLimits) -> Endpoint:

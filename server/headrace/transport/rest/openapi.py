@@ -39,6 +39,7 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {
         "/v2/health/live": {"get": _operation("/v2/health/live", "whether the server is up", {"type": "object"})},
         "/v2/health/ready": {"get": _operation("/v2/health/ready", "whether it takes requests", {"type": "object"})},
+        "/status.json": {"get": _operation("/status.json", "what the page at / shows", {"type": "object"})},
         "/metrics": {"get": _operation("/metrics", "Prometheus metrics", None)},
     }
     for route in routes:

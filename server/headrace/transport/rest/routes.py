@@ -259,6 +259,10 @@ ROUTES: tuple[Route, ...] = (
 """The first that matches is taken: `/v2/models/stats` is not a model of that name."""
 
 INFER_PATHS = (f"{MODEL}/infer", f"{MODEL}{VERSION}/infer")
+RECORDING_PATHS = (f"{MODEL}/recording", f"{MODEL}{VERSION}/recording")
+"""How the last requests of a model came and went, for `headrace record`: ours, and no part of the protocol."""
+DRIFT_PATHS = (f"{MODEL}/drift", f"{MODEL}{VERSION}/drift")
+"""What is known of the drift of what flows into and out of a model: ours as well."""
 GENERATE_PATHS = tuple(
     f"{MODEL}{version}/{name}" for version in ("", VERSION) for name in ("generate", "generate_stream")
 )

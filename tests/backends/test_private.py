@@ -6,7 +6,7 @@ from queue import SimpleQueue
 
 import pytest
 
-from headrace.backends.tensorrt.directory import PrivateDirectory, Unsafe
+from headrace.backends.private import PrivateDirectory, Unsafe
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def waiting():
             if record.getMessage() == "waiting for a test":
                 said.set()
 
-    log = logging.getLogger("headrace.backends.tensorrt.directory")
+    log = logging.getLogger("headrace.backends.private")
     handler = Handler()
     log.addHandler(handler)
     log.setLevel(logging.INFO)

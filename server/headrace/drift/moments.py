@@ -1,0 +1,79 @@
+"""Moments of numeric features, which can be merged: the columns of headrace_kernels' FeatureStatistics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from headrace.drift.grid import Cells, Grid
+
+    Floats = NDArray[np.float64]
+    Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Moments:
+    """Of F features, as columns [F].
+
+    count: INT64, values that are numbers. missing: INT64, NaNs. mean, m2: FP64, the mean and the sum of squares of the
+    distances from it. minimum, maximum: FP64; inf and -inf if there is no value. All are of the values as rounded to
+    the grid, infinities as its greatest and least.
+    """
+
+    count: Counts
+    missing: Counts
+    mean: Floats
+    m2: Floats
+    minimum: Floats
+    maximum: Floats
+
+    @classmethod
+    def empty(cls, features: int) -> Moments:
+        """Of nothing: what is merged with it stays as it is."""
+        zeros, none = np.zeros(features), np.zeros(features, np.int64)
+        return cls(none, none, zeros, zeros, np.full(features, np.inf), np.full(features, -np.inf))
+
+    @classmethod
+    def of(cls, grid: Grid, cells: Cells) -> Moments:
+        """Of cells [rows, F], NaN where a value is missing."""
+        if not len(cells):
+            return cls.empty(grid.features)
+        missing = np.isnan(cells)
+        count = (~missing).sum(axis=0)
+        real = np.where(missing, 0, cells).astype(np.float64)
+        mean = real.sum(axis=0) / np.maximum(count, 1)
+        distance = np.where(missing, 0, real - mean)
+        least = np.where(missing, np.inf, cells).min(axis=0)
+        greatest = np.where(missing, -np.inf, cells).max(axis=0)
+        return cls(
+            count,
+            missing.sum(axis=0),
+            np.where(count > 0, grid.values(mean), 0.0),
+            np.einsum("ij,ij->j", distance, distance) * grid.step**2,
+            grid.values(least),
+            grid.values(greatest),
+        )
+
+    @property
+    def deviation(self) -> Floats:
+        """FP64 [F], the standard deviation of the values as a population; 0 where there are none."""
+        return np.sqrt(self.m2 / np.maximum(self.count, 1))
+
+    def merge(self, other: Moments) -> Moments:
+        """Of what both have seen. Chan, Golub and LeVeque, Updating Formulae, 1979."""
+        total = self.count + other.count
+        share = other.count / np.maximum(total, 1)
+        delta = other.mean - self.mean
+        return Moments(
+            total,
+            self.missing + other.missing,
+            self.mean + delta * share,
+            self.m2 + other.m2 + delta * delta * self.count * share,
+            np.minimum(self.minimum, other.minimum),
+            np.maximum(self.maximum, other.maximum),
+        )

@@ -1,0 +1,343 @@
+"""`headrace drift fit` and `headrace drift report`: a reference from data, and what was recorded held against it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from headrace.clock import wall_ms
+from headrace.errors import ModelLoadError
+from headrace.tensor_text import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from headrace.drift.alarms import AlarmSettings
+    from headrace.drift.fit import Progress, Source
+    from headrace.drift.monitor import Monitor
+    from headrace.drift.plan import Plan
+    from headrace.drift.reference import Reference
+    from headrace.drift.report import DriftReport
+    from headrace.drift.summary import Summary
+    from headrace.drift.watch import Layout, Watch
+    from headrace.drift.windows import Record
+    from headrace.messages import Signature
+    from headrace.repository.model_config import ModelConfig
+
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+    Given = tuple[str, str, Path, tuple[str, ...]]
+
+_FIT = """\
+Makes the reference that a model version's drift is measured by, and writes it to drift.json in the version's directory:
+of training data, a file for each tensor, or of windows that a server has recorded while all was well. Which features
+are made of a tensor is said by [drift] in model.toml, or else by its datatype and shape. No row of the data is kept.
+"""
+
+_FIT_EPILOG = """\
+A file is .npy, .npz, .csv or .parquet. Of a table, columns may be chosen: NAME=FILE:COLUMN,COLUMN.
+
+examples:
+  headrace drift fit models/digits/1 --input pixels=train.npy
+  headrace drift fit models/credit/3 --input x=train.parquet:age,income,debt --output score=scores.csv
+  headrace drift fit models/credit/3 --windows state/credit-3.drift
+"""
+
+_REPORT = """\
+Holds what was recorded against the version's reference, and says which features have drifted, the worst first. What was
+recorded are files of windows, of one or more instances, or data, read as if it had flowed by in one window.
+"""
+
+_REPORT_EPILOG = """\
+examples:
+  headrace drift report models/credit/3 --windows a.drift b.drift --html drift.html
+  headrace drift report models/credit/3 --input x=today.csv --check
+"""
+
+
+def add_command(commands: Subparsers) -> None:
+    """Adds `drift` to the subcommands of a parser."""
+    drift = commands.add_parser(
+        "drift",
+        help="make a reference of training data, or report drift",
+        description="Makes the reference that drift is measured by, and reports drift.",
+        allow_abbrev=False,
+    )
+    kinds = drift.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    fit = _parser(kinds, "fit", "make a version's reference", _FIT, _FIT_EPILOG)
+    fit.add_argument("--out", metavar="FILE", type=Path, help="where to write it (default: drift.json of the version)")
+    fit.add_argument("--force", action="store_true", help="replace a reference that is there")
+    fit.set_defaults(command=_guarded(_fit), parser=fit)
+    report = _parser(kinds, "report", "say what has drifted", _REPORT, _REPORT_EPILOG)
+    report.add_argument("--reference", metavar="FILE", type=Path, help="the reference (default: drift.json)")
+    report.add_argument("--last", metavar="N", type=int, help="the last N windows (default: all that were kept)")
+    report.add_argument("--html", metavar="FILE", type=Path, help="write a page that needs no other file")
+    report.add_argument("--csv", metavar="DIR", type=Path, help="write reference.csv and window.csv, for Evidently")
+    report.add_argument("--json", action="store_true", help="print JSON")
+    report.add_argument("--check", action="store_true", help="exit with 1 if there is an alarm")
+    report.set_defaults(command=_guarded(_report), parser=report)
+
+
+def _parser(kinds: Subparsers, name: str, short: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    parser = kinds.add_parser(
+        name,
+        help=short,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("directory", metavar="VERSION_DIR", type=Path, help="a version's directory, such as NAME/1")
+    for side in ("input", "output"):
+        parser.add_argument(
+            f"--{side}", metavar="NAME=FILE", action="append", default=[], help=f"data of an {side}; once for each"
+        )
+    parser.add_argument("--windows", metavar="FILE", type=Path, nargs="+", default=[], help="recorded windows")
+    return parser
+
+
+def _guarded(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """What goes wrong with data is the user's to mend: a line, not a traceback."""
+
+    def run(arguments: argparse.Namespace) -> int:
+        from headrace.drift.errors import DriftError
+
+        try:
+            return command(arguments)
+        except (DriftError, ModelLoadError, OSError) as error:
+            print(f"headrace: {error}", file=sys.stderr)
+            return 1
+
+    return run
+
+
+def _fit(arguments: argparse.Namespace) -> int:
+    from headrace.drift.errors import DriftError
+    from headrace.drift.fit import fit_reference, reference_of_record
+    from headrace.drift.reference import REFERENCE_FILE, Reference
+
+    given = _given(arguments)
+    if not given and not arguments.windows:
+        raise UsageError("nothing to make a reference of: give --input, --output or --windows")
+    target = arguments.out or arguments.directory / REFERENCE_FILE
+    if target.exists() and not arguments.force:
+        raise DriftError(f"{target}: is there already; --force replaces it")
+    now = wall_ms()
+    tensors: dict[str, tuple[Plan, Summary]] = {}
+    if arguments.windows:
+        record = _records(arguments.windows)
+        tensors.update(reference_of_record(record, "", now).tensors)
+    if given:
+        sources = _sources(arguments.directory, given)
+        tensors.update(fit_reference(sources, secrets.token_bytes(16), "", now, _progress()).tensors)
+    names = [*(path.name for path in arguments.windows), *(path.name for _, _, path, _ in given)]
+    reference = Reference(tensors, ", ".join(dict.fromkeys(names)), now)
+    reference.write(target)
+    _print_reference(reference)
+    print(f"{target}: written")
+    return 0
+
+
+def _given(arguments: argparse.Namespace) -> list[Given]:
+    """Side, name, file, columns. Raises UsageError."""
+    found: list[Given] = []
+    for side in ("input", "output"):
+        for text in getattr(arguments, side):
+            name, separator, rest = text.partition("=")
+            if not (name and separator and rest):
+                raise UsageError(f"--{side} {text}: expected NAME=FILE or NAME=FILE:COLUMN,COLUMN")
+            path, _, columns = rest.partition(":") if not Path(rest).exists() else (rest, "", "")
+            found.append((f"{side}s", name, Path(path), tuple(filter(None, columns.split(",")))))
+    return found
+
+
+def _sources(directory: Path, given: Sequence[Given]) -> list[tuple[Watch, Source]]:
+    """The data of each tensor, and what is watched of it. Raises ConfigError, ModelLoadError, DriftError, OSError."""
+    from headrace.drift.readers import open_source
+    from headrace.repository.drift_config import DriftConfig, TensorDrift
+
+    config, signature = _model(directory)
+    drift = config.drift or DriftConfig()
+    tables = {"inputs": dict(drift.inputs), "outputs": dict(drift.outputs)}
+    unwatched = []
+    for side, name, _, _ in given:
+        if name not in tables[side]:
+            tables[side][name] = TensorDrift()
+            unwatched.append(f"{name} is watched once there is [drift.{side}.{name}] in model.toml")
+    wanted = drift.model_copy(update=tables)
+    watches = {watch.key: watch for watch in wanted.watches(signature, _layouts(config))}
+    for line in unwatched:
+        print(f"headrace: {line}", file=sys.stderr)
+    found = []
+    for side, name, path, columns in given:
+        watch = watches[f"{side}.{name}"]
+        found.append((watch, open_source(path, name, watch.shape, columns)))
+    return found
+
+
+def _model(directory: Path) -> tuple[ModelConfig, Signature]:
+    """How a version is served, and its signature. Raises ConfigError, ModelLoadError."""
+    from headrace.backends import registry
+    from headrace.engine.presented import present
+    from headrace.engine.processed import process
+    from headrace.repository.configuration import read_configuration
+
+    directory = Path(os.path.abspath(directory))
+    if not directory.is_dir():
+        raise UsageError(f"{directory}: no directory of a version, such as models/NAME/1")
+    config = read_configuration(directory.parent).settings
+    problems = []
+    for name in config.chain:  # the first that can open it here: a machine to fit on may have no GPU
+        try:
+            opener, options = registry.get(name), config.options_of(name)
+            model = opener.load(directory, max_batch=config.max_batch, threads=config.threads, options=options)
+            return config, process(present(model, config, directory.parent), config).signature
+        except ModelLoadError as error:
+            problems.append(f"{name}: {error}")
+    raise ModelLoadError(f"{directory}: {'; '.join(problems)}")
+
+
+def _layouts(config: ModelConfig) -> dict[str, Layout]:
+    return {name: table.format for name, table in config.inputs.items() if table.format is not None}
+
+
+def _records(paths: Sequence[Path]) -> Record:
+    """What several instances have recorded, as one. Raises DriftError, which names the file, OSError."""
+    from headrace.drift.errors import DriftError
+    from headrace.drift.packing import read_bounded
+    from headrace.drift.windows import merge_records, unpack_record
+
+    found = []
+    for path in paths:
+        try:
+            found.append(unpack_record(read_bounded(path))[0])
+        except DriftError as error:
+            raise DriftError(f"{path}: {error}") from None
+    return merge_records(found)
+
+
+def _progress() -> Progress:
+    """Tells how far it is on a terminal, and nothing elsewhere."""
+    if not sys.stderr.isatty():
+        return lambda what, done, of: None
+
+    def show(what: str, done: int, of: int | None) -> None:
+        share = f" of {of:,} ({done / of:.0%})" if of else ""
+        print(f"\r{what} {done:,}{share} rows\033[K", end="\n" if done == of else "", file=sys.stderr, flush=True)
+
+    return show
+
+
+def _print_reference(reference: Reference) -> None:
+    for key, (plan, summary) in reference.tensors.items():
+        print(f"{key}: {plan.watch.kind}, {summary.rows:,} rows")
+        for index, name in enumerate(plan.watch.features):
+            moments = summary.moments
+            total = max(1, int(moments.count[index] + moments.missing[index]))
+            lost = f", {moments.missing[index] / total:.2%} missing" if moments.missing[index] else ""
+            print(
+                f"  {name}: {moments.mean[index]:.5g} ± {moments.deviation[index]:.4g}, "
+                f"{plan.grid.bins_of(index)} bins{lost}"
+            )
+        if plan.items is not None:
+            print(
+                f"  {plan.watch.items}: about {summary.distinct:,.0f} different ones, {len(plan.items.cells)} counted "
+                f"one by one, {summary.items[-1] / max(1, summary.items.sum()):.2%} unseen"
+            )
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from headrace.drift.export import tables
+    from headrace.drift.packing import write_atomically
+    from headrace.drift.page import page
+    from headrace.drift.report import report
+
+    given = _given(arguments)
+    if bool(given) == bool(arguments.windows):
+        raise UsageError("give either --windows, or data by --input and --output")
+    if arguments.last is not None and arguments.last < 1:
+        raise UsageError(f"--last {arguments.last}: expected at least 1")
+    reference = _reference(arguments)
+    monitor = _of_data(arguments, given, reference) if given else _of_windows(arguments, reference)
+    newest = max(monitor.record.windows, default=0)
+    monitor.tick(newest + monitor.record.window_ms)
+    found = report(monitor, newest, arguments.last)
+    if arguments.html:
+        write_atomically(arguments.html, page(found).encode())
+    if arguments.csv:
+        arguments.csv.mkdir(parents=True, exist_ok=True)
+        for name, text in zip(("reference.csv", "window.csv"), tables(found), strict=True):
+            write_atomically(arguments.csv / name, text.encode())
+    print(found.model_dump_json() if arguments.json else _text(found))
+    return int(arguments.check and found.state == "alarm")
+
+
+def _reference(arguments: argparse.Namespace) -> Reference | None:
+    from headrace.drift.reference import REFERENCE_FILE, read_reference
+
+    path = arguments.reference or arguments.directory / REFERENCE_FILE
+    return read_reference(path) if arguments.reference or path.exists() else None
+
+
+def _of_windows(arguments: argparse.Namespace, reference: Reference | None) -> Monitor:
+    """A monitor that has seen what the files hold. Of one file the alarms are as they were; of several, found anew."""
+    from headrace.drift.monitor import Monitor
+    from headrace.drift.packing import read_bounded
+
+    record = _records(arguments.windows)
+    settings = replace(_settings(arguments.directory), window_ms=record.window_ms, keep=record.keep)
+    watches = [plan.watch for plan in record.plans.values()]
+    monitor = Monitor(record.model, record.version, watches, settings, bytes(16), reference)
+    alone = len(arguments.windows) == 1
+    monitor.restore(read_bounded(arguments.windows[0]) if alone else record.pack({"alarms": [], "judged_ms": 0}))
+    return monitor
+
+
+def _of_data(arguments: argparse.Namespace, given: Sequence[Given], reference: Reference | None) -> Monitor:
+    """A monitor that has seen data in one window."""
+    from headrace.drift.errors import DriftError
+    from headrace.drift.monitor import Monitor
+
+    if reference is None:
+        raise DriftError(f"{arguments.directory}: no reference to hold data against; make one by `headrace drift fit`")
+    directory = Path(os.path.abspath(arguments.directory))
+    sources = _sources(directory, given)
+    settings = _settings(directory)
+    watches = [watch for watch, _ in sources]
+    monitor = Monitor(directory.parent.name, directory.name, watches, settings, bytes(16), reference)
+    now = wall_ms()
+    for number, (watch, source) in enumerate(sources):
+        for rows in source.chunks():
+            monitor.count(now, {watch.key: rows}, 0 if number else len(rows))
+    return monitor
+
+
+def _settings(directory: Path) -> AlarmSettings:
+    """Of the model's [drift], or the defaults. Raises ConfigError."""
+    from headrace.repository.configuration import read_configuration
+    from headrace.repository.drift_config import DriftConfig
+
+    parent = Path(os.path.abspath(directory)).parent
+    return ((read_configuration(parent).settings.drift if parent.is_dir() else None) or DriftConfig()).alarms
+
+
+def _text(report: DriftReport) -> str:
+    """A table for the terminal, the worst first."""
+    span = report.span
+    lines = [
+        f"{report.model} version {report.version}: {report.state}; {span.rows_sampled:,} of {span.rows_offered:,} "
+        f"rows, {span.windows} windows of {span.window_ms / 1000:g} s",
+        f"{'':8}{'PSI':>8}{'KS':>8}{'JS':>8}{'W1':>8}  feature",
+    ]
+    for one in report.features:
+        shown = ("-" if score is None else f"{score:.3f}" for score in (one.psi, one.ks, one.js, one.wasserstein))
+        scores = "".join(f"{score:>8}" for score in shown)
+        why = f" ({', '.join(one.reasons)})" if one.reasons else ""
+        lines.append(
+            f"{one.state if one.state == 'alarm' else '':8}{scores}  {one.direction}.{one.tensor}: {one.feature}{why}"
+        )
+    return "\n".join(lines)

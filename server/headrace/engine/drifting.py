@@ -1,0 +1,220 @@
+"""Drift monitoring of what is served: feeds one worker with batches, judges windows, keeps them over restarts.
+
+The request path hands over references and returns (`ModelDrift.batch`); everything else happens on the worker's thread,
+or in a task that wakes up every few seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from contextlib import suppress
+from itertools import groupby
+from mmap import mmap
+from typing import TYPE_CHECKING, Any
+
+from headrace.clock import monotonic_ns, wall_ms
+from headrace.drift.errors import DriftError
+from headrace.drift.monitor import Monitor
+from headrace.drift.packing import read_bounded, write_atomically
+from headrace.drift.reference import read_reference
+from headrace.drift.report import report
+from headrace.drift.worker import DriftWorker, Watched
+from headrace.engine.drift_rows import LazyRows
+from headrace.errors import ConfigError, ModelLoadError, Unimplemented
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from headrace.clock import Clock
+    from headrace.drift.report import DriftReport
+    from headrace.engine.worker import OutputRows
+    from headrace.messages import Batch, Buffer, Signature
+    from headrace.repository.discovery import Found
+
+logger = logging.getLogger(__name__)
+
+REFERENCE_FILE = "drift.json"
+"""In a version's directory; `headrace drift fit` writes it."""
+TICK_SECONDS = 5.0
+SAVE_SECONDS = 60.0
+STOP_SECONDS = 2.0
+LATEST_WINDOWS = 2
+"""What metrics are of: the window that is not over, and the one before it."""
+
+
+class ModelDrift:
+    """What is watched of one model version. Told of batches on the event loop.
+
+    inputs, outputs: by the place in the model's signature, the `Watch.key` of each that is watched. latest: the report
+    at the last look, None before the first.
+    """
+
+    def __init__(self, worker: DriftWorker, monitor: Monitor, signature: Signature, clock: Clock) -> None:
+        self.watched = Watched(monitor)
+        self.latest: DriftReport | None = None
+        keys = {watch.key for watch in monitor.watches}
+        self._inputs = _watched("inputs", signature.inputs, keys)
+        self._outputs = _watched("outputs", signature.outputs, keys)
+        self._signature = signature
+        self._worker = worker
+        self._clock = clock
+
+    def __repr__(self) -> str:
+        return f"<ModelDrift {self.watched.monitor!r}>"
+
+    def batch(
+        self, batch: Batch, inputs: Sequence[Sequence[Buffer]], indices: Sequence[int], outputs: Sequence[OutputRows]
+    ) -> None:
+        """A batch has run. inputs: as a `Job` has them; indices: of the outputs that were computed.
+
+        Rows of different dimensions are offered one after another: each by itself is a tensor.
+        """
+        now = self._clock()
+        start = at = 0
+        batched = self._signature.max_batch > 0
+        for _, group in groupby(batch.requests, key=_own_shapes):
+            requests = list(group)
+            counts = [request.template.rows if batched else 1 for request in requests]
+            rows, stop = sum(counts), at + len(requests)
+            shapes = _own_shapes(requests[0])
+            tensors: dict[str, Any] = {}
+            for index, key in self._inputs:
+                dims = shapes[index]
+                parts = inputs[index][at:stop]
+                if dims is not None and not any(map(_in_shared_memory, parts)):
+                    tensors[key] = LazyRows(self._signature.inputs[index], parts, counts, dims)
+            for index, key in self._outputs:
+                if index in indices:
+                    output = outputs[indices.index(index)]
+                    part = output.cut(start, start + rows)
+                    tensors[key] = LazyRows(self._signature.outputs[index], [part], [rows], output.dims)
+            if tensors:
+                self._worker.offer(self.watched, tensors, rows, now)
+            start, at = start + rows, stop
+
+
+class DriftMonitoring:
+    """All monitors of a server. share: of a core, for all of them. directory: where windows are kept, None: nowhere."""
+
+    def __init__(self, share: float, directory: Path | None, clock: Clock = monotonic_ns) -> None:
+        self.models: dict[tuple[str, str], ModelDrift] = {}
+        self._directory = directory
+        self._clock = clock
+        self._worker = DriftWorker(share, clock, time.thread_time_ns, wall_ms)
+        self._task: asyncio.Task[None] | None = None
+        self._saved_at = 0
+
+    def __repr__(self) -> str:
+        return f"<DriftMonitoring of {len(self.models)} model versions, {self._worker!r}>"
+
+    def open(self, found: Found, signature: Signature) -> ModelDrift | None:
+        """A monitor for a version, if its model.toml asks for one. Reads files. Raises ModelLoadError."""
+        config = found.config.drift
+        if config is None or not (config.inputs or config.outputs):
+            return None
+        layouts = {name: said.format for name, said in found.config.inputs.items() if said.format is not None}
+        file = found.path / REFERENCE_FILE
+        try:
+            reference = read_reference(file) if file.exists() else None
+            watches = config.watches(signature, layouts)
+            monitor = Monitor(
+                found.name, str(found.version), watches, config.alarms, secrets.token_bytes(16), reference
+            )
+        except (DriftError, ConfigError, OSError) as error:
+            raise ModelLoadError(f"drift: {error}") from error
+        state = self._state_file(found.name, str(found.version))
+        if state is not None and state.exists():
+            try:
+                monitor.restore(read_bounded(state))
+            except (DriftError, OSError) as error:
+                logger.warning("model %s version %d: windows of drift begin anew: %s", found.name, found.version, error)
+        return ModelDrift(self._worker, monitor, signature, self._clock)
+
+    def add(self, name: str, version: str, drift: ModelDrift | None) -> None:
+        """The version serves; one that it had before is replaced."""
+        if drift is None:
+            self.models.pop((name, version), None)
+            return
+        self.models[name, version] = drift
+        if self._task is None:
+            self._worker.start()
+            self._task = asyncio.get_running_loop().create_task(self._watch())
+
+    def forget(self, name: str, version: str) -> None:
+        """The version has left."""
+        self.models.pop((name, version), None)
+
+    async def report(self, name: str, version: str) -> DriftReport:
+        """What is known of a version's drift now. Raises Unimplemented for one that is not watched."""
+        drift = self.models.get((name, version))
+        if drift is None:
+            raise Unimplemented(f"nothing of model '{name}' is watched for drift: see [drift] of model.toml")
+        return await asyncio.wrap_future(self._worker.submit(report, drift.watched.monitor, wall_ms()))
+
+    async def close(self) -> None:
+        """Keeps the windows and ends the thread."""
+        if self._task is None:
+            return
+        self._task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._task
+        await self._save()
+        await asyncio.to_thread(self._worker.stop, STOP_SECONDS)
+        self._task = None
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            try:
+                for drift in list(self.models.values()):
+                    await asyncio.wrap_future(self._worker.submit(self._look, drift))
+                if self._clock() - self._saved_at > SAVE_SECONDS * 1e9:
+                    await self._save()
+            except Exception:
+                logger.exception("drift could not be judged; the next look is in %g s", TICK_SECONDS)
+
+    def _look(self, drift: ModelDrift) -> None:
+        """On the worker's thread."""
+        monitor = drift.watched.monitor
+        for event in self._worker.tick(drift.watched):
+            logger.warning("model %s version %s: drift, %s", monitor.record.model, monitor.record.version, event)
+        drift.latest = report(monitor, wall_ms(), LATEST_WINDOWS)
+
+    async def _save(self) -> None:
+        self._saved_at = self._clock()
+        for (name, version), drift in list(self.models.items()):
+            file = self._state_file(name, version)
+            if file is None:
+                continue
+            try:
+                data = await asyncio.wrap_future(self._worker.submit(drift.watched.monitor.pack))
+                await asyncio.to_thread(_write, file, data)
+            except OSError as error:
+                logger.warning("windows of drift cannot be kept in %s: %s", file, error.strerror or error)
+
+    def _state_file(self, name: str, version: str) -> Path | None:
+        return None if self._directory is None else self._directory / f"{name}.{version}.drift"
+
+
+def _write(file: Path, data: bytes) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, data)
+
+
+def _in_shared_memory(part: Buffer) -> bool:
+    """Whether a client may change it, or take it away, before anybody looks: then it is not looked at."""
+    return type(part) is memoryview and isinstance(part.obj, mmap)
+
+
+def _own_shapes(request: Any) -> tuple[tuple[int, ...] | None, ...]:  # noqa: ANN401 - an InferRequest
+    """Of each input the dimensions of the request's rows, before padding; None: it was left out."""
+    template = request.template
+    return template.shapes if template.fit is None else template.fit.shapes  # type: ignore[no-any-return]
+
+
+def _watched(side: str, specs: Sequence[Any], keys: set[str]) -> list[tuple[int, str]]:
+    return [(at, f"{side}.{spec.name}") for at, spec in enumerate(specs) if f"{side}.{spec.name}" in keys]

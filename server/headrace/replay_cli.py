@@ -1,0 +1,172 @@
+"""`headrace record` and `headrace replay`: what would have happened with other settings."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import ssl
+import sys
+import tomllib
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headrace.tensor_text import UsageError
+
+if TYPE_CHECKING:
+    from headrace.replay.simulation import Outcome
+    from headrace.repository.model_config import ModelConfig
+    from headrace.telemetry.recording import Recording
+
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+_RECORD = """\
+Writes down how the last requests of a model came and went: when, how many rows, with which deadlines, in which batches,
+and why some were refused; nothing of what they said. The server keeps so many as its record_requests says.
+"""
+
+_REPLAY = """\
+Runs recorded requests again through the scheduler that served them, in virtual time, with the settings that they were
+served with and with others: `--set max_batch=16`. Runs of the model take as long as recorded ones did. Requests come
+when they came: clients that wait for a reply before they send the next would, with another server, have come otherwise.
+"""
+
+_EPILOG = """\
+examples:
+  headrace record digits --output digits.npz
+  headrace replay digits.npz --set max_batch=16 --set batching.policy=deadline
+"""
+
+_TIMEOUT_S = 60.0
+
+
+def add_commands(commands: Subparsers) -> None:
+    """Adds `record` and `replay` to the subcommands of a parser."""
+    record = commands.add_parser(
+        "record",
+        help="write down how the last requests of a model came and went",
+        description=_RECORD,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    record.add_argument("model", metavar="MODEL")
+    record.add_argument("--output", metavar="FILE", type=Path, required=True, help="where to")
+    record.add_argument("--model-version", metavar="N", default="", help="default: the newest that serves")
+    record.add_argument("--url", default="http://127.0.0.1:8000", help="the server's HTTP port (default: %(default)s)")
+    record.add_argument("--ca", metavar="FILE", help="PEM file of who has signed the server's certificate")
+    record.set_defaults(command=_record, parser=record)
+    replay = commands.add_parser(
+        "replay",
+        help="run recorded requests again, with other settings",
+        description=_REPLAY,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    replay.add_argument("recording", metavar="FILE", type=Path)
+    replay.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="a key of model.toml and its value in TOML"
+    )
+    replay.add_argument("--seed", type=int, default=0, help="of the run times that are drawn (default: %(default)s)")
+    replay.add_argument("--json", action="store_true", help="print JSON")
+    replay.set_defaults(command=_replay, parser=replay)
+
+
+def _record(arguments: argparse.Namespace) -> int:
+    quoted = urllib.parse.quote(arguments.model, safe="")
+    version = f"/versions/{urllib.parse.quote(arguments.model_version, safe='')}" if arguments.model_version else ""
+    url = f"{arguments.url.rstrip('/')}/v2/models/{quoted}{version}/recording"
+    try:
+        context = ssl.create_default_context(cafile=arguments.ca) if url.startswith("https:") else None
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_S, context=context) as reply:
+            body = reply.read()
+    except urllib.error.HTTPError as error:
+        print(f"headrace: {_told(error)}", file=sys.stderr)
+        return 1
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{url}: {getattr(error, 'reason', error)}") from error
+    try:
+        arguments.output.write_bytes(body)
+    except OSError as error:
+        raise UsageError(f"{arguments.output}: cannot be written: {error.strerror or error}") from error
+    from headrace.telemetry.recording import read
+
+    print(f"{arguments.output}: {len(read(arguments.output))} requests")
+    return 0
+
+
+def _told(error: urllib.error.HTTPError) -> str:
+    try:
+        return str(json.loads(error.read())["error"])
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP {error.code} {error.reason}"
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    from headrace.replay.simulation import recorded, replay
+    from headrace.telemetry.recording import read
+
+    recording = read(arguments.recording)
+    outcomes = {"recorded": recorded(recording)}
+    outcomes["replayed"] = replay(recording, _settings(recording, []), arguments.seed)
+    if arguments.set:
+        outcomes[" ".join(arguments.set)] = replay(recording, _settings(recording, arguments.set), arguments.seed)
+    rows = {name: _row(outcome) for name, outcome in outcomes.items()}
+    if arguments.json:
+        print(json.dumps({name: {key: _plain(value) for key, value in row.items()} for name, row in rows.items()}))
+        return 0
+    print(
+        f"{recording.model}, version {recording.version}: {len(recording)} requests in "
+        f"{outcomes['recorded'].seconds:.1f} s"
+    )
+    names = list(dict.fromkeys(key for row in rows.values() for key in row))
+    widths = [max(len(name), *(len(_text(row.get(name, 0))) for row in rows.values())) for name in names]
+    first = max(map(len, rows))
+    print("  ".join([" " * first, *(name.rjust(width) for name, width in zip(names, widths, strict=True))]))
+    for title, row in rows.items():
+        cells = [_text(row.get(name, 0)).rjust(width) for name, width in zip(names, widths, strict=True)]
+        print("  ".join([title.ljust(first), *cells]))
+    return 0
+
+
+def _settings(recording: Recording, changes: list[str]) -> ModelConfig:
+    """The model's settings with changes. Raises ConfigError that names the key, UsageError for what is no setting."""
+    from headrace import settings_sources as sources
+    from headrace.repository.model_config import ModelConfig
+    from headrace.telemetry.recording import SETTINGS
+
+    found = [sources.Source(dict(recording.settings), {(): "recorded"})]
+    for change in changes:
+        try:
+            values = tomllib.loads(change)
+        except tomllib.TOMLDecodeError:
+            key, _, value = change.partition("=")
+            try:
+                values = tomllib.loads(f"{key} = {json.dumps(value)}")  # a text without quotes
+            except tomllib.TOMLDecodeError as error:
+                raise UsageError(f"--set {change}: expected KEY=VALUE as in model.toml: {error}") from error
+        if unknown := values.keys() - set(SETTINGS):
+            raise UsageError(
+                f"--set {change}: {unknown.pop()} makes no difference to a replay, expected one of "
+                f"{', '.join(SETTINGS)}"
+            )
+        found.append(sources.Source(values, {(): f"--set {change}"}))
+    return sources.build(ModelConfig, found)
+
+
+def _row(outcome: Outcome) -> dict[str, Any]:
+    percentiles = {f"p{percent} ms": outcome.percentile(percent) for percent in (50, 95, 99)}
+    mean = outcome.rows / outcome.batches if outcome.batches else math.nan
+    return {**percentiles, "batches": outcome.batches, "rows/batch": mean, **outcome.refused}
+
+
+def _plain(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _text(value: float) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,104 @@
+"""Drift of a model that serves: a reference is fitted, requests come, and a shift is seen by those who ask."""
+
+import json
+import subprocess
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+from e2e.calls import SECONDS, tensor
+from e2e.onnx_models import scale, write
+from e2e.server_process import HEADRACE, eventually, plain_environment
+from tritonclient import grpc as triton
+
+TOML = """
+max_batch = 64
+[drift]
+window_s = 10
+[drift.inputs.x]
+[drift.outputs.y]
+"""
+
+
+@pytest.fixture
+def repository(tmp_path):
+    root = tmp_path / "models"
+    write(root, "watched", scale(2, "N", 4), TOML)
+    write(root, "plain", scale(2, "N", 4))
+    data = tmp_path / "x.npy"
+    np.save(data, np.random.default_rng(0).normal(size=(4000, 4)).astype(np.float32))
+    done = subprocess.run(
+        [HEADRACE, "drift", "fit", root / "watched" / "1", "--input", f"x={data}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env=plain_environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    return root
+
+
+def drift(server, model="watched"):
+    return json.loads(server.get(f"/v2/models/{model}/drift")[1])
+
+
+def features(report, direction="inputs"):
+    return {one["feature"]: one for one in report["features"] if one["direction"] == direction}
+
+
+def send(client, shift, batches=8, seed=0):
+    rng = np.random.default_rng(seed)
+    for _ in range(batches):
+        rows = rng.normal(size=(64, 4)).astype(np.float32)
+        rows[:, 2] += shift
+        client.infer("watched", [tensor("x", rows)], client_timeout=SECONDS)
+
+
+def test_a_shift_is_seen(serve, repository, tmp_path):
+    state = tmp_path / "state"
+    server = serve(repository, "--drift-directory", state, "--drift-cpu-share", "1")
+    with triton.InferenceServerClient(server.address) as client:
+        send(client, 2.0)
+        report = eventually(lambda: (found := drift(server))["span"]["rows_sampled"] >= 256 and found, 60)
+        assert (report["model"], report["version"], report["reference_rows"]) == ("watched", "1", 4000)
+        found = features(report)
+        assert set(found) == {"0", "1", "2", "3"}
+        assert max(found, key=lambda name: found[name]["ks"]) == "2"
+        assert found["2"]["ks"] > 0.5 > max(found[name]["ks"] for name in "013")
+
+        def raised():
+            """Windows of ten seconds have to end first."""
+            send(client, 2.0, batches=4, seed=1)
+            return features(drift(server))["2"]["state"] == "alarm"
+
+        eventually(raised, 60)
+        report = drift(server)
+        assert report["state"] == "alarm"
+        assert set(features(report, "outputs")) == {"0", "1", "2", "3"}  # counted, though the reference has none
+        labels = {"model": "watched", "version": "1", "tensor": "x", "direction": "inputs", "feature": "2"}
+        eventually(lambda: server.metric("headrace_drift_alarm", **labels) == 1)
+        assert server.metric("headrace_drift_score", score="ks", **labels) > 0.5
+        assert server.metric("headrace_drift_rows_total", model="watched") >= 256
+        assert "model watched version 1: drift" in server.log
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(f"{server.http}/v2/models/plain/drift", timeout=SECONDS)
+        assert caught.value.code == 501
+        assert "nothing of model 'plain' is watched for drift" in caught.value.read().decode()
+    assert server.stop() == 0
+    assert [file.name for file in state.iterdir()] == ["watched.1.drift"]
+    again = serve(repository, "--drift-directory", state)
+    assert drift(again)["span"]["rows_sampled"] >= 256
+    assert features(drift(again))["2"]["state"] == "alarm"
+
+
+def test_a_reference_for_something_else_keeps_the_model_from_serving(serve, repository):
+    (repository / "watched" / "model.toml").write_text(
+        TOML.replace("[drift.inputs.x]", "[drift.inputs.x]\nfeatures = [1]")
+    )
+    server = serve(repository)
+    with triton.InferenceServerClient(server.address) as client:
+        index = {one.name: one for one in client.get_model_repository_index().models}
+    assert index["plain"].state == "READY"
+    assert index["watched"].reason.startswith("drift: the reference (")

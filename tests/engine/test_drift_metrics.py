@@ -1,0 +1,44 @@
+from types import SimpleNamespace
+
+from prometheus_client import CollectorRegistry, generate_latest
+
+from headrace.engine.drift_metrics import DriftMetrics, brief
+
+
+def monitoring(**models):
+    return SimpleNamespace(models={(name, "1"): model for name, model in models.items()})
+
+
+def watched(*features):
+    latest = SimpleNamespace(features=features) if features else None
+    return SimpleNamespace(watched=SimpleNamespace(looked_at=30, skipped=20, failed=1), latest=latest)
+
+
+def feature(name, state="quiet", **scores):
+    none = dict.fromkeys(("psi", "ks", "js", "tv", "wasserstein"))
+    return SimpleNamespace(tensor="x", direction="inputs", feature=name, state=state, **{**none, **scores})
+
+
+def test_a_page_is_told_one_score_of_each_feature_and_whether_it_alarms():
+    found = brief(monitoring(m=watched(feature("0", psi=0.1, ks=0.2), feature("1", "alarm", tv=0.5), feature("2"))))
+    common = {"model": "m", "version": "1", "tensor": "x", "direction": "inputs"}
+    assert found == [
+        {**common, "feature": "0", "score": "psi", "value": 0.1, "alarm": False},
+        {**common, "feature": "1", "score": "tv", "value": 0.5, "alarm": True},
+    ]
+
+
+def test_before_the_first_look_there_is_nothing_to_tell():
+    assert brief(monitoring(m=watched())) == brief(monitoring()) == []
+
+
+def test_metrics_have_every_score_and_alarm_and_what_was_looked_at():
+    registry = CollectorRegistry()
+    registry.register(DriftMetrics(monitoring(m=watched(feature("0", "alarm", psi=0.1, ks=0.2)))))
+    text = generate_latest(registry).decode()
+    labels = 'direction="inputs",feature="0",model="m",'
+    assert f'headrace_drift_score{{{labels}score="ks",tensor="x",version="1"}} 0.2\n' in text
+    assert f'headrace_drift_alarm{{{labels}tensor="x",version="1"}} 1.0\n' in text
+    for name, value in (("rows", 30), ("skipped_rows", 20), ("failed_rows", 1)):
+        assert f'headrace_drift_{name}_total{{model="m",version="1"}} {value}.0\n' in text
+    assert 'score="js"' not in text

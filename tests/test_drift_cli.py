@@ -1,0 +1,196 @@
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from drift.conftest import SALT, WINDOW_MS, watch
+from e2e.onnx_models import scale, write
+from e2e.server_process import plain_environment
+
+from headrace.cli import main
+from headrace.drift.alarms import AlarmSettings
+from headrace.drift.monitor import Monitor
+from headrace.drift.reference import read_reference
+from headrace.drift.report import DriftReport
+
+WATCHED = "[drift]\nwindow_s = 60\nquiet_days = 1\n[drift.inputs.x]\n"
+
+
+@pytest.fixture
+def version(tmp_path):
+    """A version of a model with an input x [N, 3]."""
+    write(tmp_path, "m", scale(2, "N", 3))
+    (tmp_path / "m" / "model.toml").write_text(WATCHED)
+    return tmp_path / "m" / "1"
+
+
+@pytest.fixture
+def data(tmp_path, random):
+    """Training data, data of today that are no different, and others that are."""
+    rows = random.normal(size=(4000, 3)).astype(np.float32)
+    np.save(tmp_path / "train.npy", rows[:3000])
+    np.save(tmp_path / "today.npy", rows[3000:])
+    np.save(tmp_path / "shifted.npy", rows[3000:] + np.array([0, 0, 0.7]))
+    return tmp_path
+
+
+@pytest.fixture
+def random():
+    return np.random.default_rng(3)
+
+
+def drift(*arguments):
+    return main(["drift", *map(str, arguments)])
+
+
+def recorded(path, random, shift=0.0, windows=(0, 1)):
+    """What a server without a reference has recorded in some windows."""
+    monitor = Monitor("m", "1", [watch()], AlarmSettings(WINDOW_MS, 16), SALT)
+    for at in windows:
+        monitor.count(at * WINDOW_MS, {"inputs.x": random.normal(size=(1000, 3)) + np.array([0, 0, shift])}, 3000)
+    path.write_bytes(monitor.pack())
+    return monitor
+
+
+def test_fit_of_training_data(version, data, capsys):
+    assert drift("fit", version, "--input", f"x={data / 'train.npy'}") == 0
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    assert lines[0] == "inputs.x: numeric, 3,000 rows"
+    assert lines[1].startswith("  0: ")
+    assert lines[1].endswith(", 20 bins")
+    assert lines[-1] == f"{version / 'drift.json'}: written"
+    assert said.err == ""
+    reference = read_reference(version / "drift.json")
+    assert (reference.source, reference.rows) == ("train.npy", 3000)
+
+
+def test_a_reference_that_is_there_stays_unless_forced(version, data, capsys):
+    arguments = ("fit", version, "--input", f"x={data / 'train.npy'}")
+    assert drift(*arguments) == 0
+    before = (version / "drift.json").read_bytes()
+    assert drift(*arguments) == 1
+    assert capsys.readouterr().err == f"headrace: {version / 'drift.json'}: is there already; --force replaces it\n"
+    assert (version / "drift.json").read_bytes() == before
+    assert drift(*arguments, "--force") == 0
+    assert (version / "drift.json").read_bytes() != before, "another salt"
+
+
+def test_fit_of_a_table_names_the_features(version, tmp_path, random, capsys):
+    with (tmp_path / "train.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "age", "income", "debt"])
+        writer.writerows([at, *row] for at, row in enumerate(random.normal(size=(300, 3)).tolist()))
+    assert drift("fit", version, "--input", f"x={tmp_path / 'train.csv'}:age,income,debt") == 0
+    assert read_reference(version / "drift.json").tensors["inputs.x"][0].watch.features == ("age", "income", "debt")
+    capsys.readouterr()
+    assert drift("report", version, "--input", f"x={tmp_path / 'train.csv'}:age,income,debt", "--json") == 0
+    found = DriftReport.model_validate_json(capsys.readouterr().out)
+    assert {one.feature for one in found.features} == {"age", "income", "debt"}
+
+
+def test_a_tensor_that_is_not_watched_yet_is_said_to_be(version, data, capsys):
+    (version.parent / "model.toml").write_text("")
+    assert drift("fit", version, "--input", f"x={data / 'train.npy'}") == 0
+    assert capsys.readouterr().err == "headrace: x is watched once there is [drift.inputs.x] in model.toml\n"
+
+
+def test_fit_of_recorded_windows(version, tmp_path, random, capsys):
+    recorded(tmp_path / "a.drift", random)
+    assert drift("fit", version, "--windows", tmp_path / "a.drift") == 0
+    assert read_reference(version / "drift.json").rows == 2000
+    recorded(tmp_path / "b.drift", random, shift=0.7)
+    assert drift("report", version, "--windows", tmp_path / "b.drift") == 1, "another plan: not by this reference"
+    assert "was counted by another plan" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "state", "status"), [("today", "quiet", 0), ("shifted", "alarm", 1)])
+def test_report_of_data(version, data, capsys, name, state, status):
+    drift("fit", version, "--input", f"x={data / 'train.npy'}")
+    capsys.readouterr()
+    arguments = ("report", version, "--input", f"x={data / name}.npy")
+    assert drift(*arguments) == 0
+    first, heads, worst, *_ = capsys.readouterr().out.splitlines()
+    assert first == f"m version 1: {state}; 1,000 of 1,000 rows, 16 windows of 60 s"
+    assert heads.split() == ["PSI", "KS", "JS", "W1", "feature"]
+    assert worst.startswith("alarm") == (state == "alarm")
+    assert ("inputs.x: 2 (distribution" in worst) == (state == "alarm")
+    assert drift(*arguments, "--check") == status
+
+
+def test_report_writes_a_page_tables_and_json(version, data, tmp_path, capsys):
+    drift("fit", version, "--input", f"x={data / 'train.npy'}")
+    capsys.readouterr()
+    out = tmp_path / "out"
+    shifted = f"x={data / 'shifted.npy'}"
+    assert drift("report", version, "--input", shifted, "--json", "--csv", out, "--html", tmp_path / "r.html") == 0
+    assert json.loads(capsys.readouterr().out)["state"] == "alarm"
+    assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
+    assert {path.name for path in out.iterdir()} == {"reference.csv", "window.csv"}
+    assert len((out / "window.csv").read_text().splitlines()) == 1001
+
+
+def test_report_of_what_replicas_recorded(version, data, tmp_path, random, capsys):
+    drift("fit", version, "--input", f"x={data / 'train.npy'}")
+    reference = read_reference(version / "drift.json")
+    files = []
+    for name, shift in (("a", 0.0), ("b", 0.7)):
+        monitor = Monitor("m", "1", [watch()], AlarmSettings(WINDOW_MS, 16, 1), SALT, reference)
+        monitor.count(0, {"inputs.x": random.normal(size=(500, 3)) + np.array([0, 0, shift])}, 700)
+        files.append(tmp_path / f"{name}.drift")
+        files[-1].write_bytes(monitor.pack())
+    capsys.readouterr()
+    assert drift("report", version, "--windows", *files, "--check") == 1
+    assert capsys.readouterr().out.startswith("m version 1: alarm; 1,000 of 1,400 rows")
+    assert drift("report", version, "--windows", files[0], "--check") == 0
+
+
+def test_report_without_a_reference(version, tmp_path, random, capsys):
+    recorded(tmp_path / "a.drift", random)
+    assert drift("report", version, "--windows", tmp_path / "a.drift", "--last", 1) == 0
+    assert capsys.readouterr().out.startswith("m version 1: no reference; 1,000 of 3,000 rows, 1 windows of 60 s")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (("fit", "VERSION"), 2, "nothing to make a reference of: give --input, --output or --windows"),
+        (("fit", "VERSION", "--input", "x"), 2, "--input x: expected NAME=FILE or NAME=FILE:COLUMN,COLUMN"),
+        (("fit", "VERSION", "--input", "y=DATA/train.npy"), 2, "drift.inputs.y: the model has no such input, but x"),
+        (("fit", "VERSION", "--input", "x=DATA/none.npy"), 1, "No such file or directory"),
+        (("fit", "DATA/9", "--input", "x=DATA/train.npy"), 2, "no directory of a version, such as models/NAME/1"),
+        (("fit", "VERSION", "--windows", "DATA/train.npy"), 1, "train.npy: no record of drift windows"),
+        (("report", "VERSION"), 2, "give either --windows, or data by --input and --output"),
+        (("report", "VERSION", "--input", "x=DATA/today.npy"), 1, "no reference to hold data against"),
+        (("report", "VERSION", "--windows", "DATA/today.npy", "--last", "0"), 2, "--last 0: expected at least 1"),
+        (("report", "VERSION", "--windows", "DATA/today.npy"), 1, "today.npy: no record of drift windows"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(version, data, capsys, arguments, status, message):
+    words = [word.replace("VERSION", str(version)).replace("DATA", str(data)) for word in arguments]
+    assert drift(*words) == status
+    said = capsys.readouterr()
+    assert said.err.startswith("headrace: ")
+    assert message in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_the_server_and_its_commands_start_without_optional_packages():
+    code = (
+        "import sys, headrace.cli, headrace.serve, headrace.drift.worker, headrace.drift.monitor, headrace.drift.report"
+    )
+    check = "found = {'datasketches', 'pyarrow', 'scipy', 'pandas'} & set(sys.modules); assert not found, found"
+    subprocess.run([sys.executable, "-c", f"{code}\n{check}"], check=True, timeout=60, env=plain_environment())
+
+
+def test_the_first_backend_that_opens_the_model_here_tells_what_it_takes(version, data, capsys):
+    (version.parent / "model.toml").write_text('backend = ["absent.module:Backend", "onnxruntime"]\n' + WATCHED)
+    assert drift("fit", version, "--input", f"x={data / 'train.npy'}") == 0
+    (version / "model.onnx").write_bytes(b"nonsense")
+    capsys.readouterr()
+    assert drift("fit", version, "--force", "--input", f"x={data / 'train.npy'}") == 1
+    said = capsys.readouterr().err
+    assert f"{version}: absent.module:Backend: " in said
+    assert "; onnxruntime: " in said
