@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import cProfile
 import pstats
+import random
 import sys
 import time
 from collections import Counter
@@ -25,7 +26,7 @@ from hpack import Encoder
 from prometheus_client import CollectorRegistry
 
 from compare.frames import header_blocks
-from headrace.clock import monotonic_ns
+from headrace.clock import monotonic_ns, wall_ms
 from headrace.config import Settings
 from headrace.datatypes import DATATYPES
 from headrace.engine.lifecycle import Engine
@@ -36,6 +37,7 @@ from headrace.rpc import inference_pb2 as pb
 from headrace.serve import Status, _settle
 from headrace.telemetry.guard import ObserverGuard
 from headrace.telemetry.metrics import Metrics, ServerMetrics
+from headrace.telemetry.sampling import TailSampling
 from headrace.transport.admin import Admin
 from headrace.transport.grpc_native import NativeTransport, Peer
 from headrace.transport.health import Health
@@ -109,6 +111,19 @@ def deliver(peer: Peer, octets: bytes) -> None:
         at += size
 
 
+def sampling() -> TailSampling:
+    """As the server has it by default, with a queue that somebody else empties."""
+    return TailSampling(
+        lambda batch, requests: True, monotonic_ns, wall_ms, ratio=0.01, slow_quantile=0.99, per_second=100
+    )
+
+
+def trace_field() -> bytes:
+    """A caller's trace that it does not sample, as gRPC's C core writes it."""
+    value = f"00-{random.getrandbits(128):032x}-{random.getrandbits(64):016x}-00".encode()
+    return b"\0\x0btraceparent" + bytes((len(value),)) + value
+
+
 class Bytecodes:
     """Counts interpreted bytecodes by function, between `enable` and `disable`."""
 
@@ -141,7 +156,7 @@ class Bytecodes:
 
 async def measure(arguments: argparse.Namespace) -> None:
     registry = CollectorRegistry()
-    metrics = Metrics(registry)
+    metrics = Metrics(registry, sampling=sampling() if arguments.tracing != "off" else None)
     catalog = Catalog()  # type: ignore[var-annotated]
     settings = Settings()
     turn = Turn(asyncio.get_running_loop())
@@ -173,6 +188,7 @@ async def measure(arguments: argparse.Namespace) -> None:
         http2=settings.http2,
         max_message_bytes=1 << 26,
         counts=ServerMetrics(registry),
+        traced=arguments.tracing != "off",
     )
     _settle()
     loop = asyncio.get_running_loop()
@@ -191,6 +207,8 @@ async def measure(arguments: argparse.Namespace) -> None:
         chunks = []
         for _ in range(arguments.turns):
             blocks = header_blocks(arguments.streams, "127.0.0.1:8001", arguments.timeout, encoder, seed=next_id)
+            if arguments.tracing == "callers":
+                blocks = [block + trace_field() for block in blocks]
             chunks.append(calls(next_id, blocks, message))
             next_id += 2 * arguments.streams
         if looking and round_ == arguments.rounds - 1:
@@ -225,6 +243,12 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=50, help="turns of the event loop in each round")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--timeout", choices=["none", "constant", "varying"], default="none", help="of each call")
+    parser.add_argument(
+        "--tracing",
+        choices=["off", "ratio", "callers"],
+        default="off",
+        help="ratio: one request in 100 and the slow ones, and nothing is sent; callers: each call brings a trace too",
+    )
     parser.add_argument("--profile", action="store_true", help="show where the last round spent its time")
     parser.add_argument("--bytecodes", action="store_true", help="count them in the last round")
     asyncio.run(measure(parser.parse_args()))

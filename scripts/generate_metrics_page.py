@@ -14,11 +14,14 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Final, cast
 
 from prometheus_client import CollectorRegistry
+from prometheus_client.registry import Collector
 
+from headrace.clock import monotonic_ns, wall_ms
 from headrace.engine.drift_metrics import SCORES, DriftMetrics
 from headrace.telemetry.gpu import GpuMetrics, GpuReader
 from headrace.telemetry.metrics import Metrics, ServerMetrics
 from headrace.telemetry.observer import BatchRecord
+from headrace.telemetry.sampling import TailSampling
 from headrace.telemetry.tls import TlsMetrics
 
 if TYPE_CHECKING:
@@ -64,6 +67,8 @@ UNIT_BY_SUFFIX: Final = {
     "_refused": "requests",
     "_validation": "requests",
     "_unrouted": "requests",
+    "_traces_dropped": "requests",
+    "_export_failures": "times",
     "_connections": "connections",
     "_connections_opened": "connections",
     "_streams": "calls",
@@ -113,6 +118,24 @@ def server(registry: CollectorRegistry) -> None:
     counts.model_states = lambda: [("m", "1", "ready")]
 
 
+def traces(registry: CollectorRegistry) -> None:
+    """A server that exports traces."""
+    sampling = TailSampling(
+        lambda batch, requests: True, monotonic_ns, wall_ms, ratio=0, slow_quantile=0.99, per_second=1
+    )
+    alone = CollectorRegistry()
+    families = Metrics(alone, sampling=sampling).collect()
+    registry.register(_Some([family for family in families if family.name.startswith("headrace_trace")]))
+
+
+class _Some(Collector):
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        return self._families
+
+
 def tls(registry: CollectorRegistry) -> None:
     """TLS on both ports."""
     counts = TlsMetrics(registry)
@@ -145,6 +168,7 @@ SECTIONS: Final[dict[str, Callable[[CollectorRegistry], None]]] = {
     "models": models,
     "drift": drift,
     "server": server,
+    "traces": traces,
     "tls": tls,
     "gpus": gpus,
 }

@@ -25,3 +25,8 @@ def no_rest(nanoseconds: int) -> None:
 def wall_ms() -> int:
     """Milliseconds since the Unix epoch: for timestamps that leave the process (`last_inference`), never for delays."""
     return time.time_ns() // 1_000_000
+
+
+def wall_ns() -> int:
+    """Nanoseconds since the Unix epoch: for the times of spans, which other processes read beside their own."""
+    return time.time_ns()

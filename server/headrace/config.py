@@ -153,6 +153,38 @@ class TensorRtSettings(_Settings):
     )
 
 
+class TracingSettings(_Settings):
+    """Traces, exported by OpenTelemetry's protocol (OTLP)."""
+
+    endpoint: str = Field(
+        "",
+        pattern="^(https?://[^/]+.*)?$",
+        description="URL of the collector, as http://127.0.0.1:4317; empty: what OTEL_EXPORTER_OTLP_ENDPOINT says, "
+        "and without that no request is traced",
+    )
+    protocol: Literal["", "grpc", "http"] = Field(
+        "", description="how OTLP is spoken; empty: what OTEL_EXPORTER_OTLP_PROTOCOL says, else grpc"
+    )
+    ratio: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="of the requests whose callers bring no trace, the share that is traced; with one, it says whether",
+    )
+    slow_quantile: float = Field(
+        0.99,
+        gt=0,
+        lt=1,
+        description="requests that take longer than this share of the model's requests of late are traced in any case",
+    )
+    max_per_second: float = Field(
+        100.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="requests that are traced at most, per second; slow ones get half of that",
+    )
+
+
 class DriftSettings(_Settings):
     """Drift monitoring of the models that ask for it."""
 
@@ -238,6 +270,7 @@ class Settings(_Settings):
         "native", description="gRPC by Headrace's own HTTP/2, or by grpcio: slower, for comparison and as a way out"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severity that is logged")
+    log_format: Literal["text", "json"] = Field("text", description="lines for people, or a JSON object in each")
     drain_seconds: float = Field(
         30.0, ge=0, allow_inf_nan=False, description="time to finish accepted requests after SIGTERM, in seconds"
     )
@@ -278,6 +311,9 @@ class Settings(_Settings):
     http: HttpSettings = Field(HttpSettings(), description="limits of the HTTP port")
     drift: DriftSettings = Field(DriftSettings(), description="drift monitoring")
     tls: TlsSettings = Field(TlsSettings(), description="TLS on the ports")
+    tracing: TracingSettings = Field(
+        TracingSettings(), description="traces, exported by OpenTelemetry's protocol (OTLP)"
+    )
     tensorrt: TensorRtSettings = Field(TensorRtSettings(), description="TensorRT's engines, of all models")
 
     def secures(self, port: Literal["grpc", "http"]) -> bool:

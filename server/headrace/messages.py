@@ -184,13 +184,32 @@ class Cancellable(Protocol):
         ...
 
 
+class Untraced:
+    """What a `ReplySink` says of traces if it knows of none."""
+
+    __slots__ = ()
+
+    door = ""
+    traceparent = b""
+    tracestate = b""
+
+
 class ReplySink(Protocol):
     """Where the reply to one request goes: a stream of a transport. Exactly one of the two is called, once.
 
-    under_way: set when the request is admitted; the sink forgets it when it is answered.
+    under_way: set when the request is admitted; the sink forgets it when it is answered. door: how the request came:
+    `grpc`, `grpc_stream`, `http`; empty for one of the server itself. traceparent: its caller's span, well-formed (55
+    octets, W3C Trace Context), or empty: there is none, or nobody asks. tracestate: what goes with it.
     """
 
     under_way: Cancellable | None
+
+    @property
+    def door(self) -> str: ...  # noqa: D102
+    @property
+    def traceparent(self) -> bytes: ...  # noqa: D102
+    @property
+    def tracestate(self) -> bytes: ...  # noqa: D102
 
     def reply(self, message: Any) -> None:  # noqa: ANN401
         """Takes what the template's `encode` made: for a stream, a serialised ModelInferResponse. Status OK."""

@@ -12,13 +12,15 @@ import socket
 import sys
 import threading
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
+from headrace import __version__
 from headrace.backends.tensorrt import policy
-from headrace.clock import monotonic_ns
+from headrace.clock import monotonic_ns, wall_ms
 from headrace.engine.background import in_background
 from headrace.engine.control import ModelControl
 from headrace.engine.drift_metrics import DriftMetrics, brief
@@ -34,6 +36,8 @@ from headrace.telemetry import logs
 from headrace.telemetry.gpu import GpuMetrics
 from headrace.telemetry.guard import ObserverGuard
 from headrace.telemetry.metrics import Metrics, ServerMetrics, register_process_metrics
+from headrace.telemetry.otlp import TraceExport, open_export, wants_traces
+from headrace.telemetry.sampling import TailSampling
 from headrace.telemetry.summary import Summary
 from headrace.transport.admin import Admin
 from headrace.transport.grpc_native import NativeTransport
@@ -49,6 +53,7 @@ from headrace.transport.rest.server import HttpServer
 from headrace.transport.runtime_settings import RuntimeSettings
 from headrace.transport.service import service_table
 from headrace.transport.shared_memory import SharedMemoryAdmin
+from headrace.transport.status import statuses_by_reason
 from headrace.transport.tls.security import Security
 
 if TYPE_CHECKING:
@@ -62,6 +67,8 @@ logger = logging.getLogger(__name__)
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
+_FLUSH_SECONDS = 5.0
+"""For the export of the last traces, out of the time to drain."""
 _LAST_WORDS_SECONDS = 1.0
 """For telling those who are cut off that they are, before their connections are closed."""
 
@@ -80,7 +87,7 @@ def run(settings: Settings) -> int:
 
     Ends the process with that code itself where a model runs on regardless.
     """
-    severities = logs.configure(settings.log_level)
+    severities = logs.configure(settings.log_level, as_json=settings.log_format == "json")
     sys.setswitchinterval(settings.switch_interval_us / 1e6)
     _keep_memory()
     with asyncio.Runner(loop_factory=_new_event_loop) as runner:
@@ -100,6 +107,10 @@ async def serve(settings: Settings, severities: Severities) -> int:
     stop = _Signals()
     parts = _Parts(settings, severities)
     async with AsyncExitStack() as stack:
+        if parts.export is not None:
+            parts.export.start()
+            seconds = min(settings.drain_seconds, _FLUSH_SECONDS)
+            stack.push_async_callback(in_background, partial(parts.export.stop, seconds))
         stack.push_async_callback(parts.drift.close)
         stack.callback(parts.engine.close)
         parts.security.start()
@@ -159,7 +170,9 @@ class _Parts:
         self._settings = settings
         policy.use(settings.tensorrt)
         self._registry = CollectorRegistry()
-        metrics = Metrics(self._registry)
+        self.export, sampling = _tracing(settings)
+        metrics = Metrics(self._registry, sampling=sampling)
+        guard = ObserverGuard(metrics)
         self._counts = ServerMetrics(self._registry)
         register_process_metrics(self._registry)
         self._gpus = GpuMetrics(self._registry, in_background)
@@ -178,7 +191,7 @@ class _Parts:
         self._summary = Summary(metrics, self._counts, lambda: brief(self.drift))
         self.engine = Engine(
             self._catalog,
-            ObserverGuard(metrics),
+            guard,
             metrics,
             monotonic_ns,
             self._turn,
@@ -192,10 +205,16 @@ class _Parts:
         self.control = ModelControl(settings.model_repository, settings.model_control_mode, self.engine, startup)
         regions = SharedMemoryRegions() if settings.allow_client_shm else None
         self._memory = regions or NoSharedMemory()
+        self._grpc_infer = InferService(self._catalog, self._turn, self._refused, self._memory)
+        limits = JsonLimits(settings.http.max_json_depth, settings.http.max_json_elements)
+        self._json_limits = limits
+        self._rest_infer = RestInfer(self._catalog, self._turn, self._refused, self._memory, self.status, limits)
+        if sampling is not None:
+            self._grpc_infer.failed = self._rest_infer.failed = guard.guarded("unrouted", sampling.unrouted)
         self._table = service_table(
             Admin(self.status, self._catalog, without=() if regions else ("system_shared_memory",)),
             self._health,
-            InferService(self._catalog, self._turn, self._refused, self._memory),
+            self._grpc_infer,
             SharedMemoryAdmin(regions),
             RepositoryAdmin(
                 self.control,
@@ -209,30 +228,32 @@ class _Parts:
     def http(self) -> HttpServer:
         """The HTTP port. Raises ConfigError if it is taken."""
         settings = self._settings
-        limits = JsonLimits(settings.http.max_json_depth, settings.http.max_json_elements)
+        requests = self._counts.http_requests
         return HttpServer(
             make_app(
                 self.status,
                 self._registry,
                 self._table,
-                limits,
-                self._counts.http_requests,
+                self._json_limits,
+                requests,
                 self._gpus.refresh,
                 self.engine.recording,
                 self.engine.drift,
                 self._summary.read,
             ),
             _listen(settings.host, settings.http_port),
-            RestInfer(self._catalog, self._turn, self._refused, self._memory, self.status, limits),
+            self._rest_infer,
             settings=settings.http,
             max_message_bytes=settings.max_message_bytes,
             counts=self._counts,
             tls=self.security.http,
+            traced=self.export is not None,
         )
 
     def grpc(self) -> GrpcTransport:
         """The gRPC port, by the transport that the settings name."""
-        return _transport(self._settings, self._table, self._turn, self._counts, self.security)
+        traced = self.export is not None
+        return _transport(self._settings, self._table, self._turn, self._counts, self.security, traced=traced)
 
     def set_ready(self, ready: bool) -> None:
         """Tells all who ask, or watch, whether requests are taken."""
@@ -300,7 +321,7 @@ def _new_event_loop() -> asyncio.AbstractEventLoop:
 
 
 def _transport(
-    settings: Settings, table: ServiceTable, turn: Turn, counts: ServerMetrics, security: Security
+    settings: Settings, table: ServiceTable, turn: Turn, counts: ServerMetrics, security: Security, *, traced: bool
 ) -> GrpcTransport:
     if settings.transport == "reference":
         return ReferenceTransport(
@@ -309,6 +330,7 @@ def _transport(
             settings.grpc_port,
             max_message_bytes=settings.max_message_bytes,
             security=security if settings.secures("grpc") else None,
+            traced=traced,
         )
     return NativeTransport(
         table,
@@ -319,7 +341,26 @@ def _transport(
         max_message_bytes=settings.max_message_bytes,
         counts=counts,
         tls=security.grpc,
+        traced=traced,
     )
+
+
+def _tracing(settings: Settings) -> tuple[TraceExport | None, TailSampling | None]:
+    """What exports traces, and what chooses them; neither where they go nowhere."""
+    tracing = settings.tracing
+    if not wants_traces(tracing, os.environ):
+        return None, None
+    export = open_export(tracing, os.environ, __version__, statuses_by_reason())
+    sampling = TailSampling(
+        export.offer,
+        monotonic_ns,
+        wall_ms,
+        ratio=tracing.ratio,
+        slow_quantile=tracing.slow_quantile,
+        per_second=tracing.max_per_second,
+    )
+    sampling.failed_exports = lambda: export.failures
+    return export, sampling
 
 
 def _listen(host: str, port: int) -> socket.socket:

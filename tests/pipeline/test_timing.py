@@ -65,3 +65,11 @@ def test_a_request_of_a_model_with_buckets_hears_how_much_was_padding(elements, 
     request.template.fit = Fit((1,), (1,), ((1,),), elements, padding)
     reply = pb.ModelInferResponse.FromString(timing_parameters(request, batch, encoded))
     assert reply.parameters["headrace_padding_percent"].int64_param == percent
+
+
+def test_the_trace_is_named_where_there_is_one():
+    request, batch, encoded = moments([1000] * 6)
+    named = pb.ModelInferResponse.FromString(timing_parameters(request, batch, encoded, "ab" * 16))
+    assert named.parameters["headrace_trace_id"].string_param == "ab" * 16
+    plain = pb.ModelInferResponse.FromString(timing_parameters(request, batch, encoded))
+    assert "headrace_trace_id" not in plain.parameters

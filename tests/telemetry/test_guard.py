@@ -25,8 +25,12 @@ class Broken:
     def batch(self, record):
         self._call("batch", record)
 
-    def refused(self, reason, requests=1):
-        self._call("refused", reason, requests)
+    def refused(self, reason, requests=1, request=None):
+        self._call("refused", reason, requests, request)
+
+    def trace_id(self, request):
+        self._call("trace_id", request)
+        return "abc"
 
     def wasted(self, rows, execute_ns):
         self._call("wasted", rows, execute_ns)
@@ -57,6 +61,8 @@ def drive(observer):
         model.batch("record")
         model.refused("queue_full")
         model.refused("cancelled", 3)
+        model.refused("cancelled", request="request")
+        assert model.trace_id("request") in ("abc", "")
         model.wasted(1, 2)
         model.padded(3, 4)
         model.rule_broken("x", "range", "count", 5)
@@ -76,9 +82,9 @@ def test_everything_is_passed_on(caplog):
     observer = Broken()
     drive(observer)
     turn = [
-        ("batch", "record"), ("refused", "queue_full", 1), ("refused", "cancelled", 3), ("wasted", 1, 2),
-        ("padded", 3, 4), ("rule_broken", "x", "range", "count", 5), ("sequences_expired", 4),
-        ("fell_back", "fast", "safe", "lost"),
+        ("batch", "record"), ("refused", "queue_full", 1, None), ("refused", "cancelled", 3, None),
+        ("refused", "cancelled", 1, "request"), ("trace_id", "request"), ("wasted", 1, 2), ("padded", 3, 4),
+        ("rule_broken", "x", "range", "count", 5), ("sequences_expired", 4), ("fell_back", "fast", "safe", "lost"),
         ("instances_lost", 5), ("rerun", 6),
     ]  # fmt: skip
     assert observer.calls == [("model", "m", "1"), *turn, *turn, ("forget", "m", "1")]
@@ -90,6 +96,7 @@ def test_each_kind_is_logged_once_and_nothing_is_raised(caplog):
     observer = Broken(
         batch=error,
         refused=error,
+        trace_id=error,
         wasted=KeyError("y"),
         padded=error,
         rule_broken=error,
@@ -101,16 +108,16 @@ def test_each_kind_is_logged_once_and_nothing_is_raised(caplog):
     )
     guard = drive(observer)
     assert kinds(caplog) == [
-        ("batch", "ValueError"), ("refused", "ValueError"), ("wasted", "KeyError"), ("padded", "ValueError"),
-        ("rule_broken", "ValueError"), ("sequences_expired", "ValueError"),
+        ("batch", "ValueError"), ("refused", "ValueError"), ("trace_id", "ValueError"), ("wasted", "KeyError"),
+        ("padded", "ValueError"), ("rule_broken", "ValueError"), ("sequences_expired", "ValueError"),
         ("fell_back", "ValueError"), ("instances_lost", "ValueError"),
         ("rerun", "ValueError"), ("forget", "ValueError"),
     ]  # fmt: skip
     assert all(record.levelno == logging.ERROR and record.exc_info[1] for record in caplog.records)
-    assert len(observer.calls) == 22  # it is called again after it has failed
+    assert len(observer.calls) == 26  # it is called again after it has failed
     observer.errors["forget"] = TypeError("z")
     guard.forget("m", "1")
-    assert kinds(caplog)[10:] == [("forget", "TypeError")]
+    assert kinds(caplog)[11:] == [("forget", "TypeError")]
 
 
 def test_a_model_without_observer_hears_nothing(caplog):
@@ -118,3 +125,17 @@ def test_a_model_without_observer_hears_nothing(caplog):
     drive(observer)
     assert observer.calls == [("model", "m", "1"), ("forget", "m", "1")]
     assert kinds(caplog) == [("model", "RuntimeError")]
+
+
+def test_a_function_is_guarded_too(caplog):
+    heard = []
+    guard = ObserverGuard(Broken())
+
+    def fails(*arguments):
+        heard.append(arguments)
+        raise ValueError("x")
+
+    for _ in range(2):
+        guard.guarded("unrouted", fails)(1, 2)
+    assert heard == [(1, 2), (1, 2)]
+    assert kinds(caplog) == [("unrouted", "ValueError")]

@@ -1,5 +1,7 @@
 import io
+import json
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -91,3 +93,21 @@ def test_standard_error_is_the_default(log, capsys):
 def test_uvicorns_coloured_copy_of_the_message_is_no_field():
     record = logging.makeLogRecord({"name": "uvicorn.error", "levelname": "INFO", "msg": "m", "color_message": "x"})
     assert LineFormatter().format(record).endswith("INFO uvicorn.error m")
+
+
+def test_json_is_an_object_a_line(log):
+    configure("info", log, as_json=True)
+    try:
+        raise ValueError("x")
+    except ValueError:
+        logging.getLogger("headrace.x").exception(
+            "model %s failed\n", "m", extra={"trace_id": "ab", "count": 3, "path": Path("/a"), "level": "lies"}
+        )
+    (line,) = log.getvalue().splitlines()
+    said = json.loads(line)
+    assert said.pop("time").endswith("Z")
+    assert said.pop("traceback").endswith("ValueError: x")
+    assert said == {
+        "level": "ERROR", "logger": "headrace.x", "message": "model m failed\n", "trace_id": "ab", "count": 3,
+        "path": "/a",
+    }  # fmt: skip

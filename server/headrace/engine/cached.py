@@ -91,7 +91,7 @@ class CachedModel:
         for request in requests:
             if self.draining:
                 request.sink.fail(ShuttingDown("Server is shutting down and has stopped accepting new requests"))
-                self.observer.refused(ShuttingDown.reason)
+                self.observer.refused(ShuttingDown.reason, request=request)
                 continue
             began = self._clock()
             template = request.template

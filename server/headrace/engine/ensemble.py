@@ -149,7 +149,7 @@ class Ensemble:
         if execution is not None:
             self.ended(request)
             execution.cancel()
-            self.observer.refused(Cancelled.reason)
+            self.observer.refused(Cancelled.reason, request=request)
 
     async def drain(self, seconds: float) -> bool:
         """Takes no more; returns True once all that was accepted is answered, False when `seconds` have passed."""
@@ -182,7 +182,7 @@ class Ensemble:
         model = self._resolve(step.model, str(version) if version else "")
         client = self._clients.get(step.index)
         if client is None or client.model is not model:
-            client = self._clients[step.index] = InnerClient(model, [name for name, _ in step.outputs])
+            client = self._clients[step.index] = InnerClient(model, [name for name, _ in step.outputs], step=True)
         return client
 
     def now(self) -> int:
@@ -216,7 +216,8 @@ class Ensemble:
             outputs = [tensors[spec.name] for spec in specs]
             parameters = b""
             if template.timing:
-                parameters = timing_parameters(request, batch, self._clock()) + encode_parameters(
+                trace_id = self.observer.trace_id(request)
+                parameters = timing_parameters(request, batch, self._clock(), trace_id) + encode_parameters(
                     {f"headrace_step_{name}_us": spent // 1000 for name, spent in steps.items()}
                 )
             message = template.reply.encode(
@@ -245,12 +246,13 @@ class Ensemble:
                 batch_rows=batch.rows,
                 close_reason=batch.reason,
                 instance=0,
+                requests=[request],
             )
         )
 
     def _refuse(self, request: InferRequest, error: BaseException) -> None:
         request.state = State.DONE
-        self.observer.refused(reason_of(error))
+        self.observer.refused(reason_of(error), request=request)
         request.sink.fail(error)
 
 

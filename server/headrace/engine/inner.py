@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from headrace.engine.served import Served
-    from headrace.messages import Buffer, Cancellable, ReplyOutput, Template
+    from headrace.messages import Buffer, Cancellable, ReplyOutput, ReplySink, Template
     from headrace.pipeline.decode import RequestTemplate
     from headrace.pipeline.split import PieceWriter
 
@@ -37,21 +37,35 @@ class InnerCall:
     """The `messages.ReplySink` of one such request; exactly one of the two functions is called, once.
 
     done: takes the outputs in the order asked for, and the encoded timing parameters, empty if none were asked for.
-    failed: takes the error.
+    failed: takes the error. outer: of the client's request, in whose trace this is. door: see `messages.ReplySink`.
     """
 
-    __slots__ = ("_done", "_failed", "_outputs", "under_way")
+    __slots__ = ("_done", "_failed", "_outer", "_outputs", "door", "under_way")
 
     def __init__(
         self,
         outputs: Sequence[tuple[str, str]],
         done: Callable[[list[Tensor], bytes], None],
         failed: Callable[[BaseException], None],
+        outer: ReplySink,
+        door: str,
     ) -> None:
+        self.door = door
+        self._outer = outer
         self.under_way: Cancellable | None = None
         self._outputs = outputs
         self._done = done
         self._failed = failed
+
+    @property
+    def traceparent(self) -> bytes:
+        """Of the client's request."""
+        return self._outer.traceparent
+
+    @property
+    def tracestate(self) -> bytes:
+        """The same."""
+        return self._outer.tracestate
 
     def reply(self, message: tuple[Sequence[Buffer], tuple[tuple[int, ...], ...], bytes]) -> None:
         """See `messages.ReplySink`; the message is what `split.PIECES` makes."""
@@ -70,14 +84,18 @@ class InnerCall:
 
 
 class InnerClient:
-    """Makes requests of one model version. outputs: what is asked for, all if empty.
+    """Makes requests of one model version.
 
-    screened: whether the tensors keep the model's rules for inputs, because somebody has looked.
+    outputs: what is asked for, all if empty. screened: whether the tensors keep the model's rules for inputs, because
+    somebody has looked. step: they are parts of a client's request, and not all of it.
     """
 
-    def __init__(self, model: Served, outputs: Sequence[str] = (), *, screened: bool = False) -> None:
+    def __init__(
+        self, model: Served, outputs: Sequence[str] = (), *, screened: bool = False, step: bool = False
+    ) -> None:
         self.model = model
         self._screened = screened
+        self._step = step
         known = {spec.name: spec.datatype for spec in model.signature.outputs}
         self._requested = outputs
         self._outputs = [(name, known[name]) for name in outputs or known]
@@ -100,7 +118,7 @@ class InnerClient:
         """
         template = self._template(tensors, whole)
         parts = template.bind([tensor.data for tensor in tensors], whole.id_field)
-        call = InnerCall(self._outputs, done, failed)
+        call = InnerCall(self._outputs, done, failed, whole.sink, "" if self._step else whole.sink.door)
         request = InferRequest(
             template, parts, sum(map(len, parts)), call, b"", whole.received, rpc_deadline=whole.rpc_deadline
         )

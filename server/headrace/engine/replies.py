@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING
 
 from headrace.errors import BackendFailed, ModelNotReady, StateLost
 from headrace.messages import State
+from headrace.pipeline.timing import timing_parameters
 from headrace.telemetry.observer import BatchRecord
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from headrace.clock import Clock
     from headrace.engine.worker import OutputRows
     from headrace.messages import Batch, InferRequest
+    from headrace.pipeline.cost import CostModel
+    from headrace.telemetry.observer import ModelObserver
 
 
 def output_shapes(rows: int, outputs: Sequence[OutputRows], *, batched: bool) -> tuple[tuple[int, ...], ...]:
@@ -23,7 +27,9 @@ def output_shapes(rows: int, outputs: Sequence[OutputRows], *, batched: bool) ->
     return tuple((rows, *output.dims) for output in outputs)
 
 
-def record_of(answered: Sequence[InferRequest], batch: Batch, instance: int, encoded: int) -> BatchRecord:
+def record_of(
+    answered: Sequence[InferRequest], batch: Batch, instance: int, encoded: int, cost: CostModel | None = None
+) -> BatchRecord:
     """What observers hear of a batch. encoded: when its replies were written, monotonic ns."""
     return BatchRecord(
         received=[request.received for request in answered],
@@ -37,7 +43,14 @@ def record_of(answered: Sequence[InferRequest], batch: Batch, instance: int, enc
         batch_rows=batch.rows,
         close_reason=batch.reason,
         instance=instance,
+        requests=answered,
+        cost=cost,
     )
+
+
+def timing(request: InferRequest, batch: Batch, clock: Clock, observer: ModelObserver) -> bytes:
+    """Parameters of a reply whose request asked for its timing."""
+    return timing_parameters(request, batch, clock(), observer.trace_id(request))
 
 
 def whole_requests(answered: Sequence[InferRequest]) -> list[InferRequest]:
@@ -46,11 +59,11 @@ def whole_requests(answered: Sequence[InferRequest]) -> list[InferRequest]:
     return [whole for whole, request in zip(wholes, answered, strict=True) if whole.state is State.DONE]
 
 
-def could_not_run(model: str, error: Exception) -> BackendFailed:
-    """The error of a request that a model has failed; its text has a correlation id, for the log as well."""
-    return BackendFailed(
-        f"model '{model}' could not run this request, correlation id {secrets.token_hex(8)}", str(error)
-    )
+def could_not_run(model: str, error: Exception, trace_id: str = "") -> tuple[BackendFailed, dict[str, str]]:
+    """The error of a request that a model has failed, and the ids for the log: one that its text has; of its trace."""
+    ids = {"correlation_id": secrets.token_hex(8)}
+    text = f"model '{model}' could not run this request, correlation id {ids['correlation_id']}"
+    return BackendFailed(text, str(error)), {**ids, "trace_id": trace_id} if trace_id else ids
 
 
 def no_instance(model: str, version: str) -> ModelNotReady:

@@ -11,7 +11,15 @@ from headrace.backends.base import InstanceLost
 from headrace.engine.instances import Instances, NoSupply
 from headrace.engine.policies import batch_limits, make_buckets, model_view, queue_limits
 from headrace.engine.processed import ragged_inputs
-from headrace.engine.replies import could_not_run, no_instance, output_shapes, record_of, state_lost, whole_requests
+from headrace.engine.replies import (
+    could_not_run,
+    no_instance,
+    output_shapes,
+    record_of,
+    state_lost,
+    timing,
+    whole_requests,
+)
 from headrace.engine.worker import Job, Worker
 from headrace.errors import Cancelled, DeadlineUnreachable, QueueFull, ShuttingDown, reason_of
 from headrace.messages import Batch, State
@@ -21,7 +29,6 @@ from headrace.pipeline.batching import decide
 from headrace.pipeline.buckets import elements_of, members_of
 from headrace.pipeline.queue import RequestQueue
 from headrace.pipeline.split import Split
-from headrace.pipeline.timing import timing_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -192,7 +199,7 @@ class Scheduler:
         request.admitted = self._clock()
         if rows > self._max_rows:
             self._splits = True
-            split = Split(request, self._takes, self._max_rows, self.observer.refused)
+            split = Split(request, self._takes, self._max_rows, partial(self._count, request))
             request.sink.under_way = split
             for piece in split.pieces:
                 piece.admitted = request.admitted
@@ -356,7 +363,7 @@ class Scheduler:
                     if opening is not None and not request.id_field:
                         request.sink.reply(opening + cuts[0](start, stop))
                     else:
-                        parameters = timing_parameters(request, batch, self._clock()) if template.timing else b""
+                        parameters = timing(request, batch, self._clock, self.observer) if template.timing else b""
                         raw = [cut(start, stop) for cut in cuts]
                         request.sink.reply(template.reply.encode(request.id_field, raw, shapes, parameters))
                 except Exception as error:  # whatever is wrong with this one, the others get their replies
@@ -370,7 +377,7 @@ class Scheduler:
         if answered:
             whole = whole_requests(answered) if self._splits else answered
             now = self._clock()
-            self.observer.batch(record_of(whole, batch, worker.index, now))
+            self.observer.batch(record_of(whole, batch, worker.index, now, worker.cost))
             if self.diary is not None:
                 self.diary.batch(whole, batch, worker.index, now)
             if self.drift is not None:
@@ -390,8 +397,8 @@ class Scheduler:
         elif len(requests) > 1 or (lost and losses < _MAX_LOSSES):
             self._run_again(requests, error, losses if lost else 0)
         else:
-            failure = could_not_run(self.name, error)
-            logger.error("version %s of %s", self.version, failure, exc_info=error)
+            failure, ids = could_not_run(self.name, error, self.observer.trace_id(requests[0]))
+            logger.error("version %s of %s", self.version, failure, exc_info=error, extra=ids)
             self._refuse_all(requests, lambda _: failure)
         if lost:
             self._on_instances()
@@ -468,7 +475,7 @@ class Scheduler:
     def _count(self, request: InferRequest, reason: str) -> None:
         """Counts a request that ended without success; `Split` does so for the request that a piece belongs to."""
         if request.template.whole is None:
-            self.observer.refused(reason)
+            self.observer.refused(reason, request=request)
             if self.diary is not None:
                 self.diary.ended(request, reason)
 

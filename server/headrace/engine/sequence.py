@@ -225,8 +225,10 @@ class SequenceScheduler:
 
     def _unfit(self, error: Exception) -> HeadraceError:
         """What a client sends has been checked; a state that the model itself has given may not fit."""
-        failure = could_not_run(self.name, error)
-        logger.error("version %s of %s: it does not take the states that it gave: %s", self.version, failure, error)
+        failure, ids = could_not_run(self.name, error)
+        logger.error(
+            "version %s of %s: it does not take the states that it gave: %s", self.version, failure, error, extra=ids
+        )
         return failure
 
     # --- from a step --------------------------------------------------------------------------------------------------
@@ -276,12 +278,12 @@ class SequenceScheduler:
                 self._abandon(request)
             else:
                 self._end(request)
-                self.observer.refused(reason_of(error))
+                self.observer.refused(reason_of(error), request=request)
                 request.sink.fail(error)
 
     def _abandon(self, request: InferRequest) -> None:
         self._end(request)
-        self.observer.refused(Cancelled.reason)
+        self.observer.refused(Cancelled.reason, request=request)
 
     def _end(self, request: InferRequest) -> None:
         request.state = State.DONE
@@ -332,6 +334,21 @@ class _Step:
         self.request = request
         self.over = False
         self._scheduler = scheduler
+
+    @property
+    def door(self) -> str:
+        """That of the client's request, of which this is the part that runs."""
+        return self.request.sink.door
+
+    @property
+    def traceparent(self) -> bytes:
+        """The same."""
+        return self.request.sink.traceparent
+
+    @property
+    def tracestate(self) -> bytes:
+        """The same."""
+        return self.request.sink.tracestate
 
     def reply(self, message: Piece) -> None:
         """See `messages.ReplySink`; the message is what `split.PIECES` makes."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from headrace.datatypes import DATATYPES
 from headrace.errors import Cancelled, reason_of
-from headrace.messages import InferRequest, State
+from headrace.messages import InferRequest, State, Untraced
 from headrace.pipeline import bytes_tensor
 from headrace.pipeline.cropping import Crop
 
@@ -75,8 +75,8 @@ class PieceTemplate:
         self.sequence = template.sequence
 
 
-class _PieceSink:
-    """The `ReplySink` of one piece."""
+class _PieceSink(Untraced):
+    """The `ReplySink` of one piece. Of traces, that of the whole speaks."""
 
     __slots__ = ("_index", "_split", "under_way")
 

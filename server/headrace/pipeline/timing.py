@@ -26,10 +26,11 @@ def phases_us(request: InferRequest, batch: Batch, encoded: int) -> dict[str, in
     return {phase: after - before for phase, before, after in zip(PHASES, since, since[1:], strict=False)}
 
 
-def timing_parameters(request: InferRequest, batch: Batch, encoded: int) -> bytes:
+def timing_parameters(request: InferRequest, batch: Batch, encoded: int, trace_id: str = "") -> bytes:
     """Reply parameters, all `headrace_`: `<phase>_us`, `total_us`, `batch_rows`, `batch_requests`, `close_reason`.
 
-    `padding_percent`, where the model has buckets: how much of what ran for the request was padding.
+    `padding_percent`, where the model has buckets: how much of what ran for the request was padding. `trace_id`, where
+    its spans are exported.
     """
     phases = phases_us(request, batch, encoded)
     values: dict[str, int | str] = {f"headrace_{phase}_us": spent for phase, spent in phases.items()}
@@ -40,4 +41,6 @@ def timing_parameters(request: InferRequest, batch: Batch, encoded: int) -> byte
     fit = request.template.fit
     if fit is not None:
         values["headrace_padding_percent"] = fit.padding_percent
+    if trace_id:
+        values["headrace_trace_id"] = trace_id
     return encode_parameters(values)

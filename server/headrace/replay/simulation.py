@@ -20,7 +20,7 @@ from headrace.engine.scheduler import Scheduler
 from headrace.engine.turn import Turn
 from headrace.engine.worker import Worker
 from headrace.errors import reason_of
-from headrace.messages import InferRequest, Signature, TensorSpec
+from headrace.messages import InferRequest, Signature, TensorSpec, Untraced
 from headrace.pipeline.cost import CostModel
 from headrace.testing.loop import VirtualTimeLoop
 from headrace.testing.observer import RecordingObserver
@@ -137,7 +137,7 @@ class _Nothing:
 
 
 @dataclass(slots=True)
-class _Sink:
+class _Sink(Untraced):
     """Notes when a request is answered. received: when it came."""
 
     simulation: _Simulation

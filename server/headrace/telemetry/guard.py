@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from headrace.messages import InferRequest
     from headrace.telemetry.observer import BatchRecord, ModelObserver, Observer, QueueDepth
 
     Report = Callable[[str, Exception], None]
 
 logger = logging.getLogger(__name__)
+P = ParamSpec("P")
 
 
 class ObserverGuard:
@@ -41,6 +43,17 @@ class ObserverGuard:
         except Exception as error:
             self._report("forget", error)
 
+    def guarded(self, name: str, function: Callable[P, None]) -> Callable[P, None]:
+        """The same function, which does not raise either."""
+
+        def call(*args: P.args, **kwargs: P.kwargs) -> None:
+            try:
+                function(*args, **kwargs)
+            except Exception as error:
+                self._report(name, error)
+
+        return call
+
     def _report(self, method: str, error: Exception) -> None:
         kind = (method, type(error))
         if kind not in self._seen:
@@ -66,11 +79,18 @@ class _GuardedModel:
         except Exception as error:
             self._report("batch", error)
 
-    def refused(self, reason: str, requests: int = 1) -> None:
+    def refused(self, reason: str, requests: int = 1, request: InferRequest | None = None) -> None:
         try:
-            self._model.refused(reason, requests)
+            self._model.refused(reason, requests, request)
         except Exception as error:
             self._report("refused", error)
+
+    def trace_id(self, request: InferRequest) -> str:
+        try:
+            return self._model.trace_id(request)
+        except Exception as error:
+            self._report("trace_id", error)
+            return ""
 
     def wasted(self, rows: int, execute_ns: int) -> None:
         try:
@@ -119,8 +139,11 @@ class _Deaf:
     def batch(self, record: BatchRecord) -> None:
         pass
 
-    def refused(self, reason: str, requests: int = 1) -> None:
+    def refused(self, reason: str, requests: int = 1, request: InferRequest | None = None) -> None:
         pass
+
+    def trace_id(self, request: InferRequest) -> str:
+        return ""
 
     def wasted(self, rows: int, execute_ns: int) -> None:
         pass

@@ -15,15 +15,19 @@ from prometheus_client.samples import Sample
 from prometheus_client.utils import floatToGoString
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from prometheus_client.samples import Exemplar
 
     from headrace.telemetry.recorder import Histogram
 
     Labels = tuple[tuple[str, str], ...]
+    Exemplars = Mapping[int, Exemplar]
 
 KEPT: Final = 1 << 14
 """Of how many histograms, and of how many other series, the text of name and labels is kept."""
 
+_NO_EXEMPLARS: Final[Exemplars] = {}
 _ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 _SHORT: Final = 1_000_000
 """Counts below are written as they are; floatToGoString gives those above an exponent."""
@@ -34,16 +38,21 @@ class Histograms(Metric):
 
     def __init__(self, name: str, documentation: str, labels: Sequence[str]) -> None:
         self._labels = tuple(labels)
-        self._series: list[tuple[tuple[str, ...], Histogram, float]] = []
+        self._series: list[tuple[tuple[str, ...], Histogram, float, Exemplars]] = []
         super().__init__(name, documentation, "histogram")
 
-    def add(self, labels: Sequence[str], histogram: Histogram, ns_per_unit: float) -> None:
-        """Adds a series. histogram: does not change any more. ns_per_unit: 1e9 for seconds, 1e3 for microseconds."""
-        self._series.append((tuple(labels), histogram, ns_per_unit))
+    def add(
+        self, labels: Sequence[str], histogram: Histogram, ns_per_unit: float, exemplars: Exemplars = _NO_EXEMPLARS
+    ) -> None:
+        """Adds a series.
 
-    def texts(self) -> Iterator[tuple[int, str]]:
-        """The lines of one series after the other, the same in both formats, and how many they are."""
-        for values, histogram, ns_per_unit in self._series:
+        histogram: does not change any more. ns_per_unit: 1e9 for seconds, 1e3 for microseconds. exemplars: by bucket.
+        """
+        self._series.append((tuple(labels), histogram, ns_per_unit, exemplars))
+
+    def texts(self, *, openmetrics: bool) -> Iterator[tuple[int, str]]:
+        """The lines of one series after the other, and how many they are; only one of the formats has exemplars."""
+        for values, histogram, ns_per_unit, exemplars in self._series:
             labels = tuple(zip(self._labels, values, strict=True))
             starts = _starts(self.name, labels, _bounds(tuple(histogram.edges.tolist()), ns_per_unit))
             counts = list(accumulate(histogram.counts.tolist()))
@@ -53,19 +62,21 @@ class Histograms(Metric):
                 for start, count in zip(starts, counts, strict=False)
             ]
             lines.append(f"{starts[-1]} {number(histogram.total / ns_per_unit)}\n")
+            for bucket, exemplar in exemplars.items() if openmetrics else ():
+                lines[bucket] = f"{lines[bucket][:-1]} # {_exemplar(exemplar)}\n"
             yield len(lines), "".join(lines)
 
     @property
     def samples(self) -> list[Sample]:
         """All of them."""
         samples = []
-        for values, histogram, ns_per_unit in self._series:
+        for values, histogram, ns_per_unit, exemplars in self._series:
             labels = dict(zip(self._labels, values, strict=True))
             counts = list(accumulate(histogram.counts.tolist()))
             bounds = _bounds(tuple(histogram.edges.tolist()), ns_per_unit)
             samples += [
-                Sample(f"{self.name}_bucket", {**labels, "le": bound}, count)
-                for bound, count in zip(bounds, counts, strict=True)
+                Sample(f"{self.name}_bucket", {**labels, "le": bound}, count, None, exemplars.get(bucket))
+                for bucket, (bound, count) in enumerate(zip(bounds, counts, strict=True))
             ]
             samples.append(Sample(f"{self.name}_count", labels, counts[-1]))
             samples.append(Sample(f"{self.name}_sum", labels, histogram.total / ns_per_unit))
@@ -83,6 +94,12 @@ def series(name: str, labels: Labels) -> str:
         return name
     pairs = (f'{label}="{value.translate(_ESCAPES)}"' for label, value in sorted(labels))
     return f"{name}{{{','.join(pairs)}}}"
+
+
+def _exemplar(exemplar: Exemplar) -> str:
+    """What OpenMetrics has behind a bucket's count."""
+    labels = series("", tuple(exemplar.labels.items()))
+    return f"{labels} {number(exemplar.value)} {exemplar.timestamp}"
 
 
 def number(value: float) -> str:

@@ -1,9 +1,10 @@
-"""The log: standard library logging to standard error, one line per event, for people and for `grep`.
+"""The log: standard library logging to standard error, one line per event, for people and for `grep`, or as JSON.
 
     2026-03-01T12:00:00.123456Z INFO headrace.engine model is ready model=digits version=1 seconds=0.042
 
-Fields are what the call passes as `extra`. Nothing that a client sent is logged beyond names that the protocol knows:
-no tensor, no parameter value.
+A line about a request that failed has its `correlation_id`, which its caller is told, and its `trace_id` if it is
+traced. Fields are what the call passes as `extra`. Nothing that a client sent is logged beyond names that the protocol
+knows: no tensor, no parameter value.
 """
 
 from __future__ import annotations
@@ -55,14 +56,15 @@ class Severities(logging.Filter):
         return self._enabled[name]
 
 
-def configure(level: str, stream: TextIO | None = None) -> Severities:
+def configure(level: str, stream: TextIO | None = None, *, as_json: bool = False) -> Severities:
     """Sends all logging of the process to `stream` (standard error) from `level` upwards, replacing what was set.
 
-    level: a name that logging knows, in any case. Raises ValueError for any other. Returns what changes it later.
+    level: a name that logging knows, in any case. as_json: an object in each line, for programs. Raises ValueError for
+    any other level. Returns what changes it later.
     """
     severities = Severities(level)
     handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(LineFormatter())
+    handler.setFormatter(JsonFormatter() if as_json else LineFormatter())
     handler.addFilter(severities)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # The HTTP server's own "started" and "finished" say nothing that ours do not.
@@ -79,18 +81,34 @@ class LineFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, without its end."""
-        when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         message = record.getMessage()
         if not message.isprintable():
             message = json.dumps(message)[1:-1]
-        fields = {key: value for key, value in vars(record).items() if key not in _STANDARD}
-        if record.exc_info:
-            fields["traceback"] = self.formatException(record.exc_info)
-        if record.stack_info:
-            fields["stack"] = record.stack_info
-        return " ".join(
-            [when, record.levelname, record.name, message, *(f"{key}={_value(value)}" for key, value in fields.items())]
-        )
+        fields = (f"{key}={_value(value)}" for key, value in _fields(record, self).items())
+        return " ".join([_when(record), record.levelname, record.name, message, *fields])
+
+
+class JsonFormatter(logging.Formatter):
+    """The same as a JSON object: `time`, `level`, `logger`, `message`, and the fields, numbers and booleans as such."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
+        said = {"time": _when(record), "level": record.levelname, "logger": record.name, "message": record.getMessage()}
+        return json.dumps({**said, **_fields(record, self), **said}, default=str)
+
+
+def _when(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _fields(record: logging.LogRecord, formatter: logging.Formatter) -> dict[str, Any]:
+    """What the call has passed as `extra`, and where it went wrong."""
+    fields = {key: value for key, value in vars(record).items() if key not in _STANDARD}
+    if record.exc_info:
+        fields["traceback"] = formatter.formatException(record.exc_info)
+    if record.stack_info:
+        fields["stack"] = record.stack_info
+    return fields
 
 
 def _value(value: Any) -> str:  # noqa: ANN401 - `extra` takes anything

@@ -29,7 +29,9 @@ from prometheus_client.registry import Collector
 from headrace.clock import monotonic_ns, wall_ms
 from headrace.messages import PHASES
 from headrace.telemetry.histograms import Histograms, bound
-from headrace.telemetry.recorder import Histogram, ModelRecorder, Reading
+from headrace.telemetry.recorder import REQUEST_EDGES, Histogram, ModelRecorder, Reading
+from headrace.telemetry.sampling import ModelSampler
+from headrace.telemetry.trace_metrics import exemplars_of, trace_families
 from headrace.telemetry.traces import Tracer
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
     from headrace.clock import Clock
     from headrace.telemetry.observer import QueueDepth
+    from headrace.telemetry.sampling import TailSampling
     from headrace.telemetry.statistics import Statistics
 
 LABELS: Final = ("model", "version")
@@ -130,15 +133,22 @@ _TRITON_HISTOGRAMS: Final[tuple[tuple[str, str, Callable[[Reading], Histogram]],
 class Metrics(Collector):
     """The `Observer` behind /metrics and ModelStatistics: one `ModelRecorder` per loaded model version.
 
-    tracer: has them trace requests, if somebody asks for it.
+    tracer: has them trace requests in the log, if somebody asks for it. sampling: chooses what is exported of them, if
+    anything is.
 
     Registers itself with `registry`. It must be collected on the event loop, which is where batches are recorded; the
     families of one collection show one moment, even if batches go on between them.
     """
 
     def __init__(
-        self, registry: CollectorRegistry, *, clock: Clock = monotonic_ns, wall: Callable[[], int] = wall_ms
+        self,
+        registry: CollectorRegistry,
+        *,
+        clock: Clock = monotonic_ns,
+        wall: Callable[[], int] = wall_ms,
+        sampling: TailSampling | None = None,
     ) -> None:
+        self.sampling = sampling
         self._clock = clock
         self._wall = wall
         self._models: dict[tuple[str, str], ModelRecorder] = {}
@@ -154,6 +164,8 @@ class Metrics(Collector):
         if recorder is None:
             recorder = ModelRecorder(name, version, queue_depth, clock=self._clock, wall=self._wall)
             self._models[name, version] = recorder
+            if self.sampling is not None:
+                recorder.sampler = ModelSampler(self.sampling, name, version, REQUEST_EDGES.tolist())
             self.tracer.attach(recorder)
         else:
             recorder.queue_depth = queue_depth
@@ -186,6 +198,8 @@ class Metrics(Collector):
         yield from _sequence_families(readings)
         yield from _backend_families(readings)
         yield from _device_families(readings)
+        if self.sampling is not None:
+            yield from trace_families(self.sampling)
 
 
 class ServerMetrics(Collector):
@@ -323,7 +337,7 @@ def _triton_families(readings: Sequence[Reading]) -> Iterator[Metric]:
 def _request_families(readings: Sequence[Reading]) -> Iterator[Metric]:
     whole = Histograms("headrace_request_seconds", "Time from the read of a request to its reply", labels=LABELS)
     for reading in readings:
-        whole.add((reading.model, reading.version), reading.request, 1e9)
+        whole.add((reading.model, reading.version), reading.request, 1e9, exemplars_of(reading.exemplars))
     yield whole
     phases = Histograms(
         "headrace_request_phase_seconds",

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from headrace.messages import InferRequest
+    from headrace.pipeline.cost import CostModel
 
 FALLBACK_REASONS = ("unavailable", "load", "signature", "probe_failed", "probe_differs", "lost")
 """unavailable: the backend's module is not there, or fails. load: it cannot load or warm the model. signature:
@@ -26,6 +28,8 @@ class BatchRecord:
     The phases of a request (`messages.PHASES`) are the differences of neighbours: decode = decoded - received,
     admit = admitted - decoded, queue = batched - admitted, batch = started - batched, execute = finished - started,
     encode = encoded - finished.
+
+    requests, cost: for whoever traces them; the requests themselves, and what predicts how long such a batch runs.
     """
 
     received: Sequence[int]
@@ -39,6 +43,13 @@ class BatchRecord:
     batch_rows: int
     close_reason: str
     instance: int
+    requests: Sequence[InferRequest] = ()
+    cost: CostModel | None = None
+
+    @property
+    def predicted(self) -> int:
+        """How long such a batch was to run, ns; 0: unknown."""
+        return self.cost.of(self.requests[0].template.fit).predict(self.batch_rows) if self.cost else 0
 
 
 class ModelObserver(Protocol):
@@ -48,8 +59,12 @@ class ModelObserver(Protocol):
         """A batch was run and its requests were answered with success."""
         ...
 
-    def refused(self, reason: str, requests: int = 1) -> None:
-        """Requests ended without success. `reason` is a `HeadraceError.reason`."""
+    def refused(self, reason: str, requests: int = 1, request: InferRequest | None = None) -> None:
+        """Requests ended without success. `reason` is a `HeadraceError.reason`. request: the one, where it is one."""
+        ...
+
+    def trace_id(self, request: InferRequest) -> str:
+        """Has a request traced that has not ended; in hexadecimal, for its reply or the log; empty: it is not."""
         ...
 
     def wasted(self, rows: int, execute_ns: int) -> None:

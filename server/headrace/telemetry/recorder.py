@@ -10,7 +10,7 @@ Everything here runs on the event loop; nothing is locked.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from headrace.clock import Clock
+    from headrace.messages import InferRequest
     from headrace.telemetry.observer import BatchRecord, QueueDepth
+    from headrace.telemetry.sampling import Exemplar, ModelSampler
 
     Int64s = NDArray[np.int64]
     Resources = Callable[[], tuple[Mapping[str, int], Mapping[str, int]]]
@@ -113,7 +115,8 @@ class Reading:
     sequences: of a stateful model. elements, padding: of inputs with buckets, as they ran. rules: requests that broke
     one, by input, rule and policy. memory: bytes by device.
     nodes: of the graph, by execution provider. busy: nanoseconds in which each instance ran batches. instances: how
-    many there are by backend and state. fallbacks: by backend, what was taken in its place, and reason.
+    many there are by backend and state. fallbacks: by backend, what was taken in its place, and reason. exemplars: by
+    bucket of `request`.
     """
 
     model: str
@@ -139,12 +142,14 @@ class Reading:
     memory: Mapping[str, int]
     nodes: Mapping[str, int]
     busy: Mapping[int, int]
+    exemplars: Mapping[int, Exemplar] = field(default_factory=dict)
 
 
 class ModelRecorder:
     """Counts what happens to one model version: the `ModelObserver` behind /metrics and ModelStatistics.
 
     queue_depth: of whatever serves the version now. trace: hears of each batch too, if anybody asked for traces.
+    sampler: chooses what is exported of them, if anything is.
     sequences: of a stateful model, (active, waiting to become active). instances: how many there are now, by backend
     and state. wait_ns: predicted wait of a request that arrives now.
     """
@@ -153,8 +158,8 @@ class ModelRecorder:
         "_admitted", "_batches", "_busy", "_clock", "_closed", "_decoded", "_elements", "_executions",
         "_expired_sequences", "_fallbacks", "_hit_lookups", "_hits", "_instances_lost", "_last_ms", "_load_seconds",
         "_misses", "_padding", "_phases", "_received", "_refused", "_request", "_reruns", "_resources", "_rows",
-        "_rules", "_wall_ms", "_wasted_ns", "_wasted_rows", "instances", "model", "queue_depth", "sequences", "trace",
-        "version", "wait_ns",
+        "_rules", "_wall_ms", "_wasted_ns", "_wasted_rows", "instances", "model", "queue_depth", "sampler", "sequences",
+        "trace", "version", "wait_ns",
     )  # fmt: skip
 
     def __init__(
@@ -200,6 +205,7 @@ class ModelRecorder:
         self._reruns = 0
         self._resources: Resources = no_resources
         self.trace: Callable[[BatchRecord], None] | None = None
+        self.sampler: ModelSampler | None = None
         self._hits: list[int] = []  # the time of each request that the cache answered, not folded yet
         self._hit_lookups = Duration()
         self._misses = Duration()
@@ -232,12 +238,20 @@ class ModelRecorder:
         closed[how] = closed.get(how, 0) + 1
         if self.trace is not None:
             self.trace(record)
+        if self.sampler is not None:
+            self.sampler.batch(record)
         if len(self._received) >= FOLD_AT:
             self.fold()
 
-    def refused(self, reason: str, requests: int = 1) -> None:
-        """Requests ended without success. `reason` is a `HeadraceError.reason`."""
+    def refused(self, reason: str, requests: int = 1, request: InferRequest | None = None) -> None:
+        """Requests ended without success. `reason` is a `HeadraceError.reason`. request: the one, where it is one."""
         self._refused[reason] += requests
+        if self.sampler is not None and request is not None:
+            self.sampler.failed(request, reason)
+
+    def trace_id(self, request: InferRequest) -> str:
+        """See `observer.ModelObserver`."""
+        return "" if self.sampler is None else self.sampler.name(request)
 
     def wasted(self, rows: int, execute_ns: int) -> None:
         """Rows that were computed although their caller had gone away, and the compute time that they took."""
@@ -336,6 +350,7 @@ class ModelRecorder:
             memory=dict(memory),
             nodes=dict(nodes),
             busy=dict(self._busy),
+            exemplars={} if self.sampler is None else dict(self.sampler.exemplars),
         )
 
     def fold(self) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from headrace.telemetry.observer import FALLBACK_REASONS
 
 if TYPE_CHECKING:
+    from headrace.messages import InferRequest
     from headrace.telemetry.observer import BatchRecord
 
 
@@ -44,11 +46,15 @@ class RecordingObserver:
         """See `ModelObserver`."""
         columns = (record.received, record.decoded, record.admitted, record.rows)
         assert len({len(column) for column in columns}) == 1, f"columns of different lengths: {record}"
-        self.batches.append(record)
+        self.batches.append(replace(record, requests=()))  # which know their callers, who may go
 
-    def refused(self, reason: str, requests: int = 1) -> None:
+    def refused(self, reason: str, requests: int = 1, request: InferRequest | None = None) -> None:
         """See `ModelObserver`."""
         self.reasons[reason] += requests
+
+    def trace_id(self, request: InferRequest) -> str:
+        """See `ModelObserver`."""
+        return ""
 
     def wasted(self, rows: int, execute_ns: int) -> None:
         """See `ModelObserver`."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from headrace.messages import Untraced
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from headrace.messages import Cancellable
 
 
-class RecordingSink:
+class RecordingSink(Untraced):
     """Keeps the one reply or error; a second of either is an AssertionError.
 
     message: what `reply` was given. error: what `fail` was given. on_end: called once either is there.

@@ -51,6 +51,8 @@ class Call(Stream):
         "under_way",
     )
 
+    door = "grpc"
+
     def __init__(self, peer: Peer, stream_id: int, head: RequestHead) -> None:
         super().__init__(peer.connection, stream_id, head)
         self.peer = peer
@@ -66,6 +68,16 @@ class Call(Stream):
     def __repr__(self) -> str:
         state = "ended" if self._ended else "under way" if self.under_way else "receiving"
         return f"<{type(self).__name__} {self.id} {self.head.app.path} {state}>"
+
+    @property
+    def traceparent(self) -> bytes:
+        """See `messages.ReplySink`."""
+        return self.head.traceparent
+
+    @property
+    def tracestate(self) -> bytes:
+        """See `messages.ReplySink`."""
+        return self.head.tracestate
 
     # --- from the connection ------------------------------------------------------------------------------------------
 

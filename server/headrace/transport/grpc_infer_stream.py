@@ -33,6 +33,7 @@ class InferStreamCall(Call):
     def __init__(self, peer: Peer, stream_id: int, head: RequestHead) -> None:
         super().__init__(peer, stream_id, head)
         self._requests = InferStream(peer.infer, self._wake, self.deadline, breaks=head.app.breaks)
+        self._requests.traceparent, self._requests.tracestate = head.traceparent, head.tracestate
         self._answered = False
         self._asked = False  # whether the client has sent all
         self._leaving = False

@@ -18,7 +18,9 @@ from headrace.transport.grpc_head import VARYING, CallHead, read_head, status_bl
 from headrace.transport.grpc_infer_stream import InferStreamCall
 from headrace.transport.http2.connection import Connection
 from headrace.transport.http2.frames import MAX_STREAM_ID, ErrorCode
+from headrace.transport.http2.heads import HeadReader
 from headrace.transport.http2.limits import Limit, Limits
+from headrace.transport.http2.traced_heads import TracedHeadReader
 from headrace.transport.pace import IN, OUT, Pace
 from headrace.transport.status import grpc_status
 
@@ -52,7 +54,7 @@ class NativeTransport:
     """A `GrpcTransport`.
 
     turn: when replies are written. counts: telemetry's counters of connections, octets and protocol errors. tls: if the
-    port speaks TLS.
+    port speaks TLS. traced: whether the traces of callers are told from their metadata.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class NativeTransport:
         max_message_bytes: int,
         counts: ServerMetrics,
         tls: TlsPort | None = None,
+        traced: bool = False,
         clock: Clock = monotonic_ns,
     ) -> None:
         self.table = table
@@ -84,6 +87,7 @@ class NativeTransport:
         if tls is not None:
             tls.most = self.max_connections
         self.clock = clock
+        self.head_reader = TracedHeadReader if traced else HeadReader
         self.read_buffer = memoryview(bytearray(_READ_BUFFER))
         self.peers: set[Peer] = set()
         self.surplus: set[Peer] = set()  # of those, the ones beyond max_connections, whose calls are refused
@@ -229,7 +233,9 @@ class Peer(asyncio.BufferedProtocol):
         server = self.server
         self._surplus = not server.has_room
         read_head = self._read_head if self._surplus else server.read_head
-        self.connection = Connection(server.limits, self._open, read_head, self._wake, VARYING, limited=server.limited)
+        self.connection = Connection(
+            server.limits, self._open, read_head, self._wake, VARYING, server.limited, server.head_reader
+        )
         self._began = self._last_read = self._last_call = self._clock()
         server.peers.add(self)
         self._counts.connections_open += 1

@@ -17,6 +17,7 @@ from headrace.errors import ShuttingDown
 from headrace.transport.infer_stream import InferStream
 from headrace.transport.service import INFER_PATH, INFER_STREAM_PATH, ServiceTable, StreamHandler, UnaryHandler
 from headrace.transport.status import grpc_status
+from headrace.transport.trace_context import take_out
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -42,7 +43,8 @@ CODES = {code.value[0]: code for code in grpc.StatusCode}
 class ReferenceTransport:
     """A `GrpcTransport` on grpcio.
 
-    max_message_bytes bounds a request message; replies have no bound. security: if the port speaks TLS.
+    max_message_bytes bounds a request message; replies have no bound. security: if the port speaks TLS. traced: see
+    `NativeTransport`.
     """
 
     def __init__(
@@ -53,8 +55,10 @@ class ReferenceTransport:
         *,
         max_message_bytes: int,
         security: Security | None = None,
+        traced: bool = False,
         clock: Clock = monotonic_ns,
     ) -> None:
+        self._traced = traced
         self._table = table
         self._host = host
         self._port = port
@@ -140,7 +144,7 @@ class ReferenceTransport:
         if self._draining:
             await _abort(context, ShuttingDown("Server is shutting down and has stopped accepting new requests"))
         received = self._clock()
-        call = _InferCall(message, received, self._deadline(context))
+        call = _InferCall(message, received, self._deadline(context), *self._trace(context))
         self._table.infer(call)
         try:
             return await call.answer
@@ -155,12 +159,23 @@ class ReferenceTransport:
         remaining = context.time_remaining()
         return 0 if remaining is None else self._clock() + int(remaining * 1e9)
 
+    def _trace(self, context: Context) -> tuple[bytes, bytes]:
+        """Traceparent and tracestate of a call; empty where nobody asks."""
+        if not self._traced:
+            return b"", b""
+        metadata = context.invocation_metadata() or ()
+        _, parent, state = take_out(
+            [(name.encode(), value if isinstance(value, bytes) else value.encode()) for name, value in metadata]
+        )
+        return parent, state
+
     async def _infer_stream(self, messages: AsyncIterator[bytes], context: Context) -> None:
         if self._draining:
             await _abort(context, ShuttingDown("Server is shutting down"))
         breaks = ("triton_grpc_error", "true") in (context.invocation_metadata() or ())
         changed, room = asyncio.Event(), asyncio.Event()
         stream = InferStream(self._table.infer, changed.set, self._deadline(context), breaks=breaks)
+        stream.traceparent, stream.tracestate = self._trace(context)
 
         async def read() -> None:
             try:
@@ -253,7 +268,13 @@ class _Router(Router):
 class _InferCall:
     """An `InferCall` that a coroutine waits for. An answer that comes after its cancellation is dropped."""
 
-    def __init__(self, request: Buffer, received: int, deadline: int) -> None:
+    door = "grpc"
+
+    def __init__(
+        self, request: Buffer, received: int, deadline: int, traceparent: bytes = b"", tracestate: bytes = b""
+    ) -> None:
+        self.traceparent = traceparent
+        self.tracestate = tracestate
         self.request: Buffer | None = request
         self.received = received
         self.deadline = deadline

@@ -38,6 +38,8 @@ class StreamedRequest:
 
     __slots__ = ("_message", "_stream", "deadline", "error", "received", "request", "response", "under_way")
 
+    door = "grpc_stream"
+
     def __init__(self, stream: InferStream, message: Buffer, received: int) -> None:
         self._stream = stream
         self._message: Buffer | None = message  # for the id that an error repeats
@@ -51,6 +53,16 @@ class StreamedRequest:
     def __repr__(self) -> str:
         state = "answered" if self.response is not None else "under way" if self.under_way else "waiting"
         return f"<StreamedRequest {state}>"
+
+    @property
+    def traceparent(self) -> bytes:
+        """That of the call: so many requests, so many spans in its trace."""
+        return self._stream.traceparent
+
+    @property
+    def tracestate(self) -> bytes:
+        """The same."""
+        return self._stream.tracestate
 
     def reply(self, message: bytes) -> None:
         """See `messages.ReplySink`."""
@@ -92,6 +104,8 @@ class InferStream:
         "error",
         "held",
         "ready",
+        "traceparent",
+        "tracestate",
         "waiting_octets",
     )
 
@@ -100,6 +114,7 @@ class InferStream:
         self._wake = wake
         self.deadline = deadline
         self.breaks = breaks
+        self.traceparent = self.tracestate = b""  # of the call; whoever makes this may say more
         self.error: BaseException | None = None
         self.ready: list[bytes] = []
         self.waiting_octets = 0

@@ -33,7 +33,8 @@ class Intake(ABC, Generic[CallT]):
     the look at what their inputs hold.
 
     catalog: resolves a name and version to what serves it. turn: at whose end requests are taken.
-    refused: hears the reason of each request that did not get as far as a model.
+    refused: hears the reason of each request that did not get as far as a model. failed: where there is one, hears of
+    its sink too, and when the request came.
     """
 
     def __init__(self, catalog: Catalog[Served], turn: Turn, refused: Callable[[str], None]) -> None:
@@ -42,6 +43,7 @@ class Intake(ABC, Generic[CallT]):
         self._refused = refused
         self._arrived: list[CallT] = []
         self._generation = catalog.generation
+        self.failed: Callable[[ReplySink, int, str], None] | None = None
 
     @abstractmethod
     def _open(self, message: Buffer, call: CallT) -> tuple[RequestTemplate, Sequence[Buffer], bytes]:
@@ -76,7 +78,7 @@ class Intake(ABC, Generic[CallT]):
             try:
                 template, parts, id_field = self._open(message, call)
             except Exception as error:  # a bug of ours must not take the connection along
-                self._refuse(call, error)
+                self._refuse(call, error, call.received)
                 continue
             if template is not alike:
                 self._submit(requests)
@@ -101,8 +103,10 @@ class Intake(ABC, Generic[CallT]):
             served.submit(requests)
         except Exception as error:
             for request in requests:
-                self._refuse(request.sink, error)
+                self._refuse(request.sink, error, request.received)
 
-    def _refuse(self, sink: ReplySink, error: Exception) -> None:
+    def _refuse(self, sink: ReplySink, error: Exception, received: int) -> None:
         self._refused(reason_of(error))
+        if self.failed is not None:
+            self.failed(sink, received, reason_of(error))
         sink.fail(error)

@@ -107,6 +107,14 @@ def grpc_status(error: BaseException) -> Status:
     return Status(_entry(error)[0], client_message(error), _trailers(error))
 
 
+def statuses_by_reason() -> dict[str, tuple[str, int]]:
+    """(name of the gRPC code, HTTP status) by `HeadraceError.reason`."""
+    classes = [HeadraceError]
+    for cls in classes:
+        classes += cls.__subclasses__()
+    return {cls.reason: (Code(_entry_of(cls)[0]).name, _entry_of(cls)[1]) for cls in classes}
+
+
 def http_status(error: BaseException) -> int:
     """The HTTP status of a failed request."""
     return _entry(error)[1]
@@ -136,7 +144,11 @@ def client_message(error: BaseException) -> str:
 
 
 def _entry(error: BaseException) -> tuple[Code, int]:
-    return next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
+    return _entry_of(type(error))
+
+
+def _entry_of(kind: type[BaseException]) -> tuple[Code, int]:
+    return next(STATUS[cls] for cls in kind.__mro__ if cls in STATUS)
 
 
 def _trailers(error: BaseException) -> tuple[tuple[str, str], ...]:

@@ -48,6 +48,7 @@ class Connection:
         wake: Callable[[], None],
         varying: Varying | None = None,
         limited: Callable[[Limit], None] = lambda limit: None,
+        reader: type[HeadReader] = HeadReader,
     ) -> None:
         self.limits = limits
         self.streams: dict[int, Stream] = {}
@@ -58,7 +59,7 @@ class Connection:
         self.outbound = Outbound(wake, self._sent_all)
         self._open_stream = open_stream
         self._limited = limited
-        self._heads = HeadReader(limits, read_head, varying)
+        self._heads = reader(limits, read_head, varying)
         self._tail = b""
         self.started = False
         self._block: PartialBlock | None = None  # a field block whose CONTINUATION frames are awaited

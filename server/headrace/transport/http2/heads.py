@@ -30,9 +30,13 @@ class RequestHead:
     """A request's field section, checked.
 
     app: what the application's `read_head` made of it. content_length: -1 if there is none. varied: see `Varying`.
+    traceparent, tracestate: of a `TracedHead`.
     """
 
     __slots__ = ("app", "content_length", "varied")
+
+    traceparent = b""
+    tracestate = b""
 
     def __init__(self, app: Any, content_length: int, varied: Any = None) -> None:  # noqa: ANN401 - the application's own
         self.app = app

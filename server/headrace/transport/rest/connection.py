@@ -20,7 +20,8 @@ from headrace.transport.rest.answer import CONTINUE, HttpError
 from headrace.transport.rest.body import IN_CHUNKS, SMALL, Body, body_length, too_large
 from headrace.transport.rest.exchange import AppExchange, Exchange, InferExchange, Refusal
 from headrace.transport.rest.flow import Flow
-from headrace.transport.rest.head import read_head, read_target
+from headrace.transport.rest.head import cut_parent, read_head, read_target
+from headrace.transport.trace_context import take_out
 
 if TYPE_CHECKING:
     from headrace.transport.rest.head import InferHead
@@ -151,6 +152,11 @@ class Connection(asyncio.BufferedProtocol):
         """Takes a request that is all of `data`, if its head is known and it may begin at once."""
         end = data.find(b"\r\n\r\n") + 4
         head = self.server.heads.get(data[:end])
+        if head is None and self.server.traced:
+            known, parent = cut_parent(data[:end])
+            head = self.server.heads.get(known) if parent else None
+            if head is not None:
+                head = head._replace(traceparent=parent)
         if head is None or len(data) - end != head.length:
             return False
         if self._surplus or self._alone or self._begun != len(self._exchanges):
@@ -185,7 +191,12 @@ class Connection(asyncio.BufferedProtocol):
         """`data` was one whole request with this head: it is recognised from now on."""
         end = data.find(b"\r\n\r\n") + 4
         if end + head.length == len(data) and end <= _KNOWN_HEAD and head.keep_alive and not head.expects:
-            self.server.remember(data[:end], head)
+            known = data[:end]
+            if head.traceparent:
+                known, _ = cut_parent(known)
+                head = head._replace(traceparent=b"")
+            if not (self.server.traced and b"\ntraceparent:" in known.lower()):  # malformed, or there twice
+                self.server.remember(known, head)
 
     def _feed(self, data: bytes) -> None:
         while True:
@@ -295,7 +306,11 @@ class Connection(asyncio.BufferedProtocol):
             url = _origin_form(url)
         target = read_target(url) if method == b"POST" else None
         if target is not None:
-            head = self._head = read_head(target, self._fields, length, keep_alive=keep_alive)
+            head = read_head(target, self._fields, length, keep_alive=keep_alive)
+            if server.traced:
+                _, parent, state = take_out([(name, value.strip(b" \t")) for name, value in self._fields])
+                head = head._replace(traceparent=parent, tracestate=state)
+            self._head = head
             self._expects = head.expects
             return InferExchange(self, head, body, self.now)
         self._expects = (b"expect", b"100-continue") in self._fields

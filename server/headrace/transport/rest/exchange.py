@@ -64,6 +64,8 @@ class InferExchange(Exchange):
 
     __slots__ = ("_ended", "deadline", "head", "received", "request", "under_way")
 
+    door = "http"
+
     def __init__(
         self, connection: Connection, head: InferHead, body: Body | None, now: int, request: Buffer | None = None
     ) -> None:
@@ -79,6 +81,16 @@ class InferExchange(Exchange):
         self.request = request
         self.under_way: Cancellable | None = None
         self._ended = False
+
+    @property
+    def traceparent(self) -> bytes:
+        """See `messages.ReplySink`."""
+        return self.head.traceparent
+
+    @property
+    def tracestate(self) -> bytes:
+        """See `messages.ReplySink`."""
+        return self.head.tracestate
 
     def begin(self) -> None:
         """See `Exchange`."""

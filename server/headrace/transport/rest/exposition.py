@@ -31,18 +31,19 @@ async def exposition(registry: Collector, accept: str) -> tuple[bytes, str]:
         encode, content_type = choose_encoder(accept)
     except (TypeError, ValueError):  # a version that is not a number
         encode, content_type = choose_encoder("")
+    openmetrics = content_type.startswith("application/openmetrics-text")
     texts: list[bytes] = []
     for family in registry.collect():
         if _is_plain(family):
             # the family without its samples: HELP and TYPE, in which the formats differ; their samples are the same
             texts.append(encode(_Collected(Metric(family.name, family.documentation, family.type, family.unit))))
-            for text in _in_turns(family):
+            for text in _in_turns(family, openmetrics=openmetrics):
                 texts.append(text.encode())
                 await asyncio.sleep(0)
         else:
             texts.append(encode(_Collected(family)))
             await asyncio.sleep(0)
-    if not content_type.startswith("application/openmetrics-text"):
+    if not openmetrics:
         return b"".join(texts), content_type
     return b"".join(text.removesuffix(b"# EOF\n") for text in texts) + b"# EOF\n", content_type
 
@@ -67,7 +68,7 @@ def _is_plain(family: Metric) -> bool:
     )
 
 
-def _in_turns(family: Metric) -> Iterator[str]:
+def _in_turns(family: Metric, *, openmetrics: bool) -> Iterator[str]:
     """The lines of the samples, about so many at a time."""
     if not isinstance(family, Histograms):
         samples = family.samples
@@ -75,7 +76,7 @@ def _in_turns(family: Metric) -> Iterator[str]:
             yield "".join(map(_line, samples[start : start + SAMPLES_A_TURN]))
         return
     gathered, count = "", 0
-    for lines, text in family.texts():
+    for lines, text in family.texts(openmetrics=openmetrics):
         gathered += text
         count += lines
         if count >= SAMPLES_A_TURN:

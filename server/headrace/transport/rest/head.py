@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from headrace.errors import InvalidRequest, Unimplemented
+from headrace.transport.trace_context import PARENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -34,7 +35,7 @@ class InferHead(NamedTuple):
     length: octets of the body, -1 if they come in chunks. json_length: octets of JSON at its beginning, `WHOLE_JSON`
     for all of it, 0 for none: it is then the model's only input. coding: what the body is compressed with, empty for
     nothing. reply_coding: what the reply may be compressed with. timeout_ns: how long the client waits, 0: it does not
-    say. expects: it waits for 100 Continue before it sends its body.
+    say. expects: it waits for 100 Continue before it sends its body. traceparent, tracestate: see `messages.ReplySink`.
     """
 
     target: Target
@@ -45,6 +46,8 @@ class InferHead(NamedTuple):
     keep_alive: bool
     timeout_ns: int
     expects: bool
+    traceparent: bytes = b""
+    tracestate: bytes = b""
 
 
 def read_target(url: bytes) -> Target | None:
@@ -81,6 +84,18 @@ def read_head(target: Target, fields: Iterable[tuple[bytes, bytes]], length: int
             waits.append(int(value) * 10**6)
     timeout = min((wait for wait in waits if wait), default=0)
     return InferHead(target, length, json_length, coding, reply_coding, keep_alive, timeout, expects)
+
+
+_PARENT_LINE = re.compile(rb"\r\n(?i:traceparent):[ \t]*(" + PARENT + rb")[ \t]*(?=\r\n[^ \t])")
+
+
+def cut_parent(head: bytes) -> tuple[bytes, bytes]:
+    """(A request's octets up to its body without its traceparent, the traceparent); it is empty if there is none.
+
+    A line that is followed by one that continues it (RFC 9112, 5.2) is left to the parser.
+    """
+    match = _PARENT_LINE.search(head)
+    return (head[: match.start()] + head[match.end() :], match[1]) if match else (head, b"")
 
 
 def accepted(value: bytes) -> bytes:

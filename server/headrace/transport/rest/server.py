@@ -40,7 +40,7 @@ class HttpServer:
     """Serves inference and an ASGI application on a socket that is bound already, in the running event loop.
 
     There is no access log. infer: takes `RestCall`s. max_message: octets of a body. counts: telemetry's. tls: if the
-    port speaks TLS.
+    port speaks TLS. traced: whether the traces of callers are told from their headers.
 
     buffered: octets of the requests of all connections that have not begun. leaving: connections are to close.
     """
@@ -55,6 +55,7 @@ class HttpServer:
         max_message_bytes: int,
         counts: ServerMetrics,
         tls: TlsPort | None = None,
+        traced: bool = False,
         clock: Clock = monotonic_ns,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -63,6 +64,7 @@ class HttpServer:
         self.settings = settings
         self.max_message = max_message_bytes
         self.counts = counts
+        self.traced = traced
         self.clock = clock
         self.openings = Openings(wall())
         self.heads: dict[bytes, InferHead] = {}

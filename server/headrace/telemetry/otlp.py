@@ -1,0 +1,160 @@
+"""From what was chosen on the event loop to a collector: a bounded queue, and one thread that builds and sends spans.
+
+OpenTelemetry's packages (`pip install headrace[otel]`) are imported where traces are exported, and only there.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import deque
+from threading import Event, Lock, Thread
+from typing import TYPE_CHECKING, Literal
+
+from headrace.clock import monotonic_ns, wall_ns
+from headrace.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from headrace.clock import Clock
+    from headrace.config import TracingSettings
+    from headrace.telemetry.sampling import BatchTrace, RequestTrace
+
+    Traces = list[tuple[BatchTrace | None, Sequence[RequestTrace]]]
+
+logger = logging.getLogger(__name__)
+
+_QUEUE = 4096
+"""Requests that wait for the thread."""
+_AT_ONCE = 256
+"""Requests that are built and sent together, or some more where a batch has them: 300 kB."""
+_EVERY_SECONDS = 1.0
+_LOG_EVERY_NS = 60 * 10**9
+_SDK_LOGGERS = ("opentelemetry", "urllib3")
+
+
+class TraceExport:
+    """The queue and the thread. `send` of what was queued: on the thread; it says whether all went well.
+
+    failures: exports that failed, with all their spans.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[Traces], bool],
+        close: Callable[[], None] = lambda: None,
+        *,
+        clock: Clock = monotonic_ns,
+        every_seconds: float = _EVERY_SECONDS,
+        most: int = _QUEUE,
+    ) -> None:
+        self._send = send
+        self._close = close
+        self._clock = clock
+        self._every = every_seconds
+        self._most = most
+        self._waiting: deque[tuple[BatchTrace | None, Sequence[RequestTrace]]] = deque()
+        self._requests = 0
+        self._lock = Lock()
+        self._wake = Event()
+        self._stopping = False
+        self._thread = Thread(target=self._run, name="headrace-traces", daemon=True)
+        self._logged_at = 0
+        self.failures = 0
+
+    def __repr__(self) -> str:
+        return f"<TraceExport {self._requests} requests wait, {self.failures} exports failed>"
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def offer(self, batch: BatchTrace | None, requests: Sequence[RequestTrace]) -> bool:
+        """Queues what is to be exported; False: there is no room. On the event loop: it waits for nothing."""
+        if self._stopping or self._requests + len(requests) > self._most:
+            return False
+        with self._lock:  # held for an addition
+            self._requests += len(requests)
+        self._waiting.append((batch, requests))
+        if self._requests >= _AT_ONCE and not self._wake.is_set():
+            self._wake.set()
+        return True
+
+    def stop(self, seconds: float) -> None:
+        """Sends what waits, in at most so many seconds. Blocks; call it from a thread."""
+        self._stopping = True
+        self._wake.set()
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            logger.warning("traces of %d requests were not exported before the end", self._requests)
+        self._close()
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait(self._every)
+            self._wake.clear()
+            while self._waiting:
+                self._export()
+            if self._stopping:
+                return
+
+    def _export(self) -> None:
+        traces: Traces = []
+        count = 0
+        while self._waiting and count < _AT_ONCE:
+            traces.append(self._waiting.popleft())
+            count += len(traces[-1][1])
+        try:
+            sent = self._send(traces)
+            cause: Exception | None = None
+        except Exception as error:  # a bug, here or in the exporter, ends no thread
+            sent, cause = False, error
+        with self._lock:
+            self._requests -= count
+        if not sent:
+            self.failures += 1
+            now = self._clock()
+            if not self._logged_at or now - self._logged_at >= _LOG_EVERY_NS:
+                self._logged_at = now
+                logger.warning("traces could not be exported, %d times so far", self.failures, exc_info=cause)
+
+
+def wants_traces(settings: TracingSettings, environ: Mapping[str, str]) -> bool:
+    """Whether traces go anywhere: to the endpoint of the settings, or of OpenTelemetry's own variables."""
+    if environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or environ.get("OTEL_TRACES_EXPORTER") == "none":
+        return False
+    names = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    return bool(settings.endpoint or any(environ.get(name) for name in names))
+
+
+def open_export(
+    settings: TracingSettings, environ: Mapping[str, str], version: str, statuses: Mapping[str, tuple[str, int]]
+) -> TraceExport:
+    """The export to a collector, not started. Raises ConfigError where OpenTelemetry's packages are missing."""
+    try:
+        from headrace.telemetry.senders import sender
+        from headrace.telemetry.spans import SpanBuilder, server_resource
+
+        send_spans, close = sender(*target(settings, environ))
+    except ImportError as error:
+        raise ConfigError(
+            f"tracing.endpoint is set, but {error.name} is not installed: expected pip install headrace[otel]"
+        ) from error
+    for name in _SDK_LOGGERS:  # they log each attempt; here it is once in a while, and counted
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    builder = SpanBuilder(
+        server_resource(version), version, lambda: wall_ns() - monotonic_ns(), statuses, random.Random()
+    )
+
+    return TraceExport(lambda traces: send_spans(builder.build(traces)), close)
+
+
+def target(settings: TracingSettings, environ: Mapping[str, str]) -> tuple[Literal["grpc", "http"], str]:
+    """(protocol, endpoint); without an endpoint, OTEL_EXPORTER_OTLP_* say it, as all that the settings leave open."""
+    said = environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "grpc"
+    protocol = settings.protocol or ("grpc" if said == "grpc" else "http")
+    endpoint = settings.endpoint.rstrip("/")
+    if protocol == "http" and endpoint.count("/") == 2:  # no path: OTLP's own (OTLP/HTTP, "Endpoint URLs")
+        endpoint += "/v1/traces"
+    return protocol, endpoint
