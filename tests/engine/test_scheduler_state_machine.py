@@ -275,10 +275,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             if scheduler.queue.requests:
                 assert self.policy not in ("slot", "single"), "an idle instance, and somebody waits"
                 assert not self.draining
-                assert scheduler._timer is not None
-                assert scheduler._timer_at > now, "waits past the moment"
+                assert scheduler._wakeup.moment > now, "waits past the moment"
         if any(request.expires for request in scheduler.queue):
-            assert scheduler._timer is not None
+            assert scheduler._wakeup.moment
 
     @invariant()
     def nothing_went_wrong_behind_the_scenes(self):

@@ -20,6 +20,7 @@ from headrace.engine.replies import (
     timing,
     whole_requests,
 )
+from headrace.engine.waiting import Quiet, Wakeup
 from headrace.engine.worker import Job, Worker
 from headrace.errors import Cancelled, DeadlineUnreachable, QueueFull, ShuttingDown, reason_of
 from headrace.messages import Batch, State
@@ -125,9 +126,8 @@ class Scheduler:
         self.slo_ns = int(config.slo_ms * 1e6)
         self._splits = False  # whether there ever was one: only then are batches searched for pieces
         self._dispatch_due = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0
-        self._quiet: asyncio.Event | None = None
+        self._wakeup = Wakeup(self._loop, clock, self._dispatch_soon)
+        self._quiet = Quiet(self._is_over)
         self._closed = False
 
     def __repr__(self) -> str:
@@ -173,7 +173,7 @@ class Scheduler:
                 self._admit(request, now)
         if not self._idle:
             if soonest and not self._dispatch_due:
-                self._wake_at(self.queue.next_expiry)
+                self._wakeup.at(self.queue.next_expiry)
         elif (
             self.queue.nbytes >= _LARGE_BYTES
             and self.queue.rows >= self.cost.enough_rows
@@ -232,7 +232,7 @@ class Scheduler:
                 self._alone.remove(request)
                 self._be_wary()
             self._abandon(request)
-            self._check_quiet()
+            self._quiet.check()
         elif request.state is State.RUNNING:
             request.state = State.ABANDONED
 
@@ -258,8 +258,8 @@ class Scheduler:
                 self._run(self._idle.pop(), batch)
             else:  # a batch before it has lost what it was to run on
                 self._put_back(batch)
-        self._wake_at(decision.wake_at)
-        self._check_quiet()
+        self._wakeup.at(decision.wake_at)
+        self._quiet.check()
 
     def _dispatch_alone(self, now: int) -> None:
         """The same for those that are run again, one by one."""
@@ -269,7 +269,7 @@ class Scheduler:
         while self._alone and self._idle:
             self._run(self._idle.pop(), self._alone.pop(now))
         self._be_wary()
-        self._wake_at(self._alone.next_expiry)
+        self._wakeup.at(self._alone.next_expiry)
 
     def _put_back(self, batch: Batch) -> None:
         for request in batch.requests:
@@ -278,19 +278,6 @@ class Scheduler:
             else:
                 request.state = State.WAITING
                 self.queue.push(request)
-
-    def _wake_at(self, moment: int) -> None:
-        """Dispatches again at `moment` (monotonic ns; 0: no need), unless that is due earlier already."""
-        if not moment or (self._timer is not None and self._timer_at <= moment):
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_at = moment
-        self._timer = self._loop.call_later(max(moment - self._clock(), 0) / 1e9, self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        self._dispatch_soon()
 
     # --- execution ----------------------------------------------------------------------------------------------------
 
@@ -317,7 +304,7 @@ class Scheduler:
         """A batch has run. The instance gets its next batch before the replies of this one are written."""
         del self._running[worker]
         if self._closed:  # everybody has been answered
-            self._check_quiet()
+            self._quiet.check()
             return
         error = job.error
         if error is None and not worker.leaving:
@@ -334,7 +321,7 @@ class Scheduler:
             if self._buckets is not None:
                 self.observer.padded(*elements_of(members_of(batch)))
             self._reply(worker, job)
-        self._check_quiet()
+        self._quiet.check()
 
     def _reply(self, worker: Worker, job: Job) -> None:
         batch = job.batch
@@ -489,24 +476,14 @@ class Scheduler:
         """Takes no more; returns True once all that was accepted is answered, False when `seconds` have passed."""
         self.draining = self._wary = True
         self._dispatch_soon()
-        if self._quiet is None:
-            self._quiet = asyncio.Event()
-        self._check_quiet()
-        if self._quiet.is_set():
-            return True
-        try:
-            await asyncio.wait_for(self._quiet.wait(), seconds)
-        except TimeoutError:
-            return False
-        return True
+        return await self._quiet.wait(seconds)
 
     def close(self) -> None:
         """Fails what is left and frees the instances; one whose thread runs a batch, when that is done."""
         if self._closed:
             return
         self._closed = self.draining = self._wary = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self._wakeup.cancel()
         left = self._pop_waiting()
         for batch in self._running.values():
             left += batch.requests
@@ -514,6 +491,5 @@ class Scheduler:
         self._refuse_all(left, lambda _: error)
         self.instances.close()
 
-    def _check_quiet(self) -> None:
-        if self._quiet is not None and not self._running and not self.queue.requests and not self._alone:
-            self._quiet.set()
+    def _is_over(self) -> bool:
+        return not self._running and not self.queue.requests and not self._alone

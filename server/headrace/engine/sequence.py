@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from headrace.engine.inner import inner_template
 from headrace.engine.replies import could_not_run
 from headrace.engine.sequence_plan import Kept, id_bytes
+from headrace.engine.waiting import Quiet, Wakeup
 from headrace.errors import Cancelled, HeadraceError, InvalidRequest, ShuttingDown, StateLost, reason_of
 from headrace.messages import InferRequest, State
 from headrace.pipeline.admission import QueueLimits, set_deadlines
@@ -67,11 +68,9 @@ class SequenceScheduler:
         self._templates: dict[tuple[object, ...], RequestTemplate] = {}
         self._clock = clock
         self._turn = turn
-        self._loop = asyncio.get_running_loop()
         self._advance_due = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0
-        self._quiet: asyncio.Event | None = None
+        self._wakeup = Wakeup(asyncio.get_running_loop(), clock, self._advance)
+        self._quiet = Quiet(self._is_over)
         self._closed = False
 
     def __repr__(self) -> str:
@@ -126,7 +125,7 @@ class SequenceScheduler:
         if request.state in (State.WAITING, State.RUNNING):
             for given_up in self.sequences.cancel(request):
                 self._abandon(given_up)
-            self._check_quiet()
+            self._quiet.check()
 
     def _refusal(self, flags: SequenceFlags | None) -> HeadraceError | None:
         """Why the model cannot take the id of the sequence."""
@@ -142,7 +141,7 @@ class SequenceScheduler:
         if self._closed:
             return
         if not self.sequences.pending and not self.draining:
-            self._wake_at(self.sequences.wake_at)
+            self._wakeup.at(self.sequences.wake_at)
         elif not self._advance_due:
             self._advance_due = True
             self._turn.queue(self._advance)
@@ -174,21 +173,8 @@ class SequenceScheduler:
                     step = inner.sink  # type: ignore[assignment]
                     inner.decoded, inner.admitted = step.request.decoded, step.request.admitted
         self._refuse_all(decision.drop)
-        self._wake_at(decision.wake_at)
-        self._check_quiet()
-
-    def _wake_at(self, moment: int) -> None:
-        """Looks again at `moment` (monotonic ns; 0: no need), unless that is due earlier already."""
-        if not moment or (self._timer is not None and self._timer_at <= moment):
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_at = moment
-        self._timer = self._loop.call_later(max(moment - self._clock(), 0) / 1e9, self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        self._advance()
+        self._wakeup.at(decision.wake_at)
+        self._quiet.check()
 
     # --- one request of the model -------------------------------------------------------------------------------------
 
@@ -293,13 +279,9 @@ class SequenceScheduler:
         """Takes no more; returns True once all that was accepted is answered, False when `seconds` have passed."""
         self.draining = True
         self._advance()
-        if self._quiet is None:
-            self._quiet = asyncio.Event()
-        self._check_quiet()
         try:
             async with asyncio.timeout(seconds):
-                await self._quiet.wait()
-                return await self._model.drain(seconds)
+                return await self._quiet.wait(seconds) and await self._model.drain(seconds)
         except TimeoutError:
             return False
 
@@ -308,16 +290,14 @@ class SequenceScheduler:
         if self._closed:
             return
         self._closed = self.draining = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self._wakeup.cancel()
         self._model.close()
         error = ShuttingDown("Server is shutting down and could not finish this request in time")
         self._refuse_all([(request, error) for request in self.sequences.close()])
-        self._check_quiet()
+        self._quiet.check()
 
-    def _check_quiet(self) -> None:
-        if self._quiet is not None and not len(self.sequences):
-            self._quiet.set()
+    def _is_over(self) -> bool:
+        return not len(self.sequences)
 
 
 class _Step:
