@@ -118,11 +118,11 @@ def test_a_head_that_was_seen_is_recognised(world, monkeypatch):
 )
 def test_heads_that_are_not_kept(world, octets):
     world.ask(octets)
-    assert world.http.heads == {}
+    assert len(world.http.heads) == 0
 
 
 def test_heads_are_not_kept_without_end(world, monkeypatch):
-    monkeypatch.setattr("headrace.transport.rest.server._HEADS", 4)
+    monkeypatch.setattr("headrace.transport.rest.known_heads._MOST", 4)
     for number in range(10):
         assert value(world.ask(infer(number, x_request_id=number))[0]) == number
         assert 0 < len(world.http.heads) <= 4

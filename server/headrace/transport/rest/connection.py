@@ -9,19 +9,17 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from enum import Enum
-from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import unquote
+from typing import TYPE_CHECKING, cast
 
 import httptools
-from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 
 from headrace.errors import HeadraceError, Overloaded, RequestTooSlow
 from headrace.transport.rest.answer import CONTINUE, HttpError
 from headrace.transport.rest.body import IN_CHUNKS, SMALL, Body, body_length, too_large
 from headrace.transport.rest.exchange import AppExchange, Exchange, InferExchange, Refusal
 from headrace.transport.rest.flow import Flow
-from headrace.transport.rest.head import cut_parent, read_head, read_target
-from headrace.transport.trace_context import take_out
+from headrace.transport.rest.head import read_head, read_target
+from headrace.transport.rest.scope import make_scope, origin_form
 
 if TYPE_CHECKING:
     from headrace.transport.rest.head import InferHead
@@ -29,9 +27,6 @@ if TYPE_CHECKING:
 
 Answer = bytes | tuple[bytes, bytes]
 """The octets of a reply, in one piece or two."""
-
-_KNOWN_HEAD = 2048
-"""Octets of a head that is remembered."""
 
 _PIPELINED = 32
 """With so many requests of a connection unanswered nothing more is read from it."""
@@ -150,16 +145,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def _recognise(self, data: bytes) -> bool:
         """Takes a request that is all of `data`, if its head is known and it may begin at once."""
-        end = data.find(b"\r\n\r\n") + 4
-        head = self.server.heads.get(data[:end])
-        if head is None and self.server.traced:
-            known, parent = cut_parent(data[:end])
-            head = self.server.heads.get(known) if parent else None
-            if head is not None:
-                head = head._replace(traceparent=parent)
-        if head is None or len(data) - end != head.length:
-            return False
-        if self._surplus or self._alone or self._begun != len(self._exchanges):
+        head, end = self.server.heads.find(data)
+        if head is None or self._surplus or self._alone or self._begun != len(self._exchanges):
             return False
         self._phase = Phase.IDLE
         exchange = InferExchange(self, head, None, self.now, data[end:])
@@ -185,18 +172,7 @@ class Connection(asyncio.BufferedProtocol):
         elif self._phase is Phase.BODY:
             self._await_body()
         elif between and self._opened == 1 and self._head is not None:
-            self._learn(data, self._head)
-
-    def _learn(self, data: bytes, head: InferHead) -> None:
-        """`data` was one whole request with this head: it is recognised from now on."""
-        end = data.find(b"\r\n\r\n") + 4
-        if end + head.length == len(data) and end <= _KNOWN_HEAD and head.keep_alive and not head.expects:
-            known = data[:end]
-            if head.traceparent:
-                known, _ = cut_parent(known)
-                head = head._replace(traceparent=b"")
-            if not (self.server.traced and b"\ntraceparent:" in known.lower()):  # malformed, or there twice
-                self.server.remember(known, head)
+            self.server.heads.learn(data, self._head)
 
     def _feed(self, data: bytes) -> None:
         while True:
@@ -301,39 +277,16 @@ class Connection(asyncio.BufferedProtocol):
         if self._upgrades and length == IN_CHUNKS:
             raise HttpError(501, "a request that offers another protocol must announce the length of its body")
         body = Body(length, server.max_message)
-        method, url = self._parser.get_method(), self._url
-        if not url.startswith(b"/"):
-            url = _origin_form(url)
+        method, url = self._parser.get_method(), origin_form(self._url)
         target = read_target(url) if method == b"POST" else None
         if target is not None:
-            head = read_head(target, self._fields, length, keep_alive=keep_alive)
-            if server.traced:
-                _, parent, state = take_out([(name, value.strip(b" \t")) for name, value in self._fields])
-                head = head._replace(traceparent=parent, tracestate=state)
+            head = read_head(target, self._fields, length, keep_alive=keep_alive, traced=server.traced)
             self._head = head
             self._expects = head.expects
             return InferExchange(self, head, body, self.now)
         self._expects = (b"expect", b"100-continue") in self._fields
-        return AppExchange(self, self._scope(method, url), body, keep_alive=keep_alive)
-
-    def _scope(self, method: bytes, url: bytes) -> dict[str, Any]:
-        """ASGI's."""
-        path, _, query = url.partition(b"?")
-        return {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": self._parser.get_http_version(),
-            "server": get_local_addr(self.transport),
-            "client": get_remote_addr(self.transport),
-            "scheme": "https" if is_ssl(self.transport) else "http",
-            "root_path": "",
-            "method": method.decode("ascii"),
-            "path": unquote(path.decode("latin-1"), errors="replace"),
-            "raw_path": path,
-            "query_string": query,
-            "headers": self._fields,
-            "state": {},
-        }
+        scope = make_scope(self.transport, version, method, url, self._fields)
+        return AppExchange(self, scope, body, keep_alive=keep_alive)
 
     def _await_body(self) -> None:
         """The rest of a body comes with later reads."""
@@ -544,16 +497,3 @@ class Connection(asyncio.BufferedProtocol):
             self.transport.close()
         else:
             self._refuse(RequestTooSlow(f"the request's {part} has not arrived within {seconds:g} s"))
-
-
-def _origin_form(url: bytes) -> bytes:
-    """Path and query of a target in absolute form (RFC 9112, 3.2.2). Raises HttpError."""
-    try:
-        parsed = httptools.parse_url(url)
-    except httptools.HttpParserInvalidURLError:
-        parsed = None
-    if parsed is None or not parsed.path:
-        if url == b"*":
-            return url
-        raise HttpError(400, "the request's target is neither a path nor a URL")
-    return parsed.path + (b"?" + parsed.query if parsed.query else b"")

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from headrace.errors import InvalidRequest, Unimplemented
-from headrace.transport.trace_context import PARENT
+from headrace.transport.trace_context import PARENT, take_out
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
 _PATH = re.compile(rb"/v2/models/([^/?#]+)(?:/versions/([^/?#]+))?/infer(?:\?[^#]*)?")
 _COUNT = re.compile(rb"[0-9]{1,18}")
@@ -61,8 +61,12 @@ def read_target(url: bytes) -> Target | None:
         raise InvalidRequest("the path is not UTF-8") from None
 
 
-def read_head(target: Target, fields: Iterable[tuple[bytes, bytes]], length: int, *, keep_alive: bool) -> InferHead:
+def read_head(
+    target: Target, fields: Sequence[tuple[bytes, bytes]], length: int, *, keep_alive: bool, traced: bool = False
+) -> InferHead:
     """The head from header fields with names in lower case. Raises InvalidRequest, Unimplemented.
+
+    traced: with the trace that the caller says the request is part of.
 
     Source of `Prefer: wait`: RFC 7240, 4.3, in seconds, of which there may be fractions here; of the other deadline:
     Envoy, which sets it to how long it will wait itself. The sooner of them counts; a preference that makes no sense is
@@ -83,7 +87,11 @@ def read_head(target: Target, fields: Iterable[tuple[bytes, bytes]], length: int
         elif name == b"x-envoy-expected-rq-timeout-ms" and _COUNT.fullmatch(value.strip()):
             waits.append(int(value) * 10**6)
     timeout = min((wait for wait in waits if wait), default=0)
-    return InferHead(target, length, json_length, coding, reply_coding, keep_alive, timeout, expects)
+    head = InferHead(target, length, json_length, coding, reply_coding, keep_alive, timeout, expects)
+    if traced:
+        _, parent, state = take_out([(name, value.strip(b" \t")) for name, value in fields])
+        head = head._replace(traceparent=parent, tracestate=state)
+    return head
 
 
 _PARENT_LINE = re.compile(rb"\r\n(?i:traceparent):[ \t]*(" + PARENT + rb")[ \t]*(?=\r\n[^ \t])")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from headrace.clock import Clock, monotonic_ns
 from headrace.transport.rest.answer import Openings
 from headrace.transport.rest.connection import Connection
+from headrace.transport.rest.known_heads import KnownHeads
 
 if TYPE_CHECKING:
     import socket
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from headrace.config import HttpSettings
     from headrace.telemetry.metrics import ServerMetrics
-    from headrace.transport.rest.head import InferHead
     from headrace.transport.rest.infer import RestCall
     from headrace.transport.tls.layer import TlsPort
 
@@ -31,9 +31,6 @@ _BACKLOG = 1024
 
 _SURPLUS = 64
 """So many connections beyond the limit are told so; the next one is closed without a word."""
-
-_HEADS = 1024
-"""Heads that are recognised, a few hundred octets each; with one more all are forgotten."""
 
 
 class HttpServer:
@@ -67,7 +64,7 @@ class HttpServer:
         self.traced = traced
         self.clock = clock
         self.openings = Openings(wall())
-        self.heads: dict[bytes, InferHead] = {}
+        self.heads = KnownHeads(traced=traced)
         self.read_buffer = memoryview(bytearray(_READ_BUFFER))
         self.buffered = 0
         self.leaving = False
@@ -148,12 +145,6 @@ class HttpServer:
         self.counts.http_connections_open -= 1
         if not self._connections:
             self._empty.set()
-
-    def remember(self, octets: bytes, head: InferHead) -> None:
-        """Has requests with these octets as their head recognised."""
-        if len(self.heads) >= _HEADS:
-            self.heads.clear()
-        self.heads[octets] = head
 
     def run(self, loop: asyncio.AbstractEventLoop, call: Coroutine[Any, Any, None]) -> None:
         """Runs a call of the application."""
