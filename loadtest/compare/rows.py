@@ -109,6 +109,18 @@ def rows() -> tuple[Row, ...]:
             (Target("cpu_us_per_request", 1.05, "<="),),
         ),
         Row(
+            "drift",
+            "tab, h2load 8 x 16, with each of the 32 features watched for drift against none",
+            (served("watched", _TAB, "watched"), served("headrace", _TAB, "not watched")),
+            (Target("throughput", 0.9, ">="),),
+        ),
+        Row(
+            "traces",
+            "tab, h2load 8 x 16, with traces exported by default settings (1 % and the slowest) against none",
+            (served("traced", _TAB, "traced"), served("headrace", _TAB, "not traced")),
+            (Target("throughput", 0.9, ">="),),
+        ),
+        Row(
             "shared-memory",
             "img (602 kB a request), perf_analyzer, concurrency 16, in system shared memory against in messages",
             (

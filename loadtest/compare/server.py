@@ -7,16 +7,18 @@ import shutil
 import signal
 import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import trustme
 
 from compare.clients import pinned
+from compare.collector import collecting
 from compare.figures import Unmeasured
 from compare.launch import free_ports
-from compare.oip import Client
+from compare.oip import ROWS, Client
 from compare.rest import RestClient
 
 if TYPE_CHECKING:
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
 READY_SECONDS = 90
 STOP_SECONDS = 30
 
-Kind = Literal["headrace", "reference", "tls", "shared_memory", "explicit", "ruled", "triton", "fastapi"]
+Kind = Literal[
+    "headrace", "reference", "tls", "shared_memory", "explicit", "ruled", "watched", "traced", "triton", "fastapi"
+]
 FLAGS = {
     "reference": ("--transport", "reference"),
     "shared_memory": ("--allow-client-shm", "true"),
@@ -64,7 +68,7 @@ class Setup:
             ports = ["--grpc-port", str(grpc), "--http-port", str(http), "--metrics-port", str(metrics)]
             return [str(self.triton), *ports]
         ports = ["--host", "127.0.0.1", "--grpc-port", str(grpc), "--http-port", str(http)]
-        repository = self.ruled if kind == "ruled" else self.peers / "headrace"
+        repository = {"ruled": self.ruled, "watched": self.watched}.get(kind, self.peers / "headrace")
         command = [*self.headrace, "serve", "--model-repository", str(repository), *ports]
         if kind == "tls":
             command += ["--tls-certificate", str(self.certificate)]
@@ -87,12 +91,33 @@ class Setup:
 
     def make_ruled(self) -> None:
         """A repository with tab, whose 32 features have a range each and must be finite."""
-        version = self.ruled / "tab/1"
-        version.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(self.model("tab"), version / "model.onnx")
+        version = self._copy_tab(self.ruled)
         low, high = [-1e6 - feature for feature in range(32)], [1e6 + feature for feature in range(32)]
         rules = f"[inputs.INPUT]\nfinite = true\nmin = {low}\nmax = {high}\n"
         (version / "schema.toml").write_text(f'format = "headrace schema 1"\n{rules}')
+
+    @property
+    def watched(self) -> Path:
+        """The repository that `make_watched` makes."""
+        return self.scratch / "watched"
+
+    def make_watched(self) -> None:
+        """A repository with tab, whose 32 features are watched for drift, each against a reference of 5,000 rows."""
+        version = self._copy_tab(self.watched)
+        (version.parent / "model.toml").write_text("[drift.inputs.INPUT]\n")
+        data = self.scratch / "training.npy"
+        np.save(data, np.random.default_rng(0).random((5000, *ROWS["tab"]), np.float32))
+        fit = [*self.headrace, "drift", "fit", str(version), "--input", f"INPUT={data}"]
+        done = subprocess.run(fit, capture_output=True, text=True, timeout=READY_SECONDS, check=False)
+        if done.returncode:
+            raise Unmeasured(f"no reference could be made: {done.stderr.strip()}")
+
+    def _copy_tab(self, repository: Path) -> Path:
+        """The directory of tab's version in a repository of its own."""
+        version = repository / "tab/1"
+        version.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self.model("tab"), version / "model.onnx")
+        return version
 
     def make_certificate(self) -> None:
         """For loopback, by an authority of its own (ECDSA, P-256)."""
@@ -124,18 +149,32 @@ class Running:
 @contextmanager
 def serving(kind: Kind, setup: Setup, model: str, pin: str | None = None) -> Iterator[Running]:
     """Runs a server for the length of the block. Raises Unmeasured, with its log's path, when it does not get ready."""
+    more: list[str] = []
+    collector = None
+    with ExitStack() as stack:
+        if kind == "tls":
+            setup.make_certificate()
+        elif kind == "ruled":
+            setup.make_ruled()
+        elif kind == "watched":
+            setup.make_watched()
+        elif kind == "traced":
+            collector = stack.enter_context(collecting())
+            more = ["--tracing-endpoint", collector.url]
+        yield stack.enter_context(_running(kind, setup, model, pin, more))
+    if collector is not None and not collector.exports:
+        raise Unmeasured("the server has exported no traces")
+
+
+@contextmanager
+def _running(kind: Kind, setup: Setup, model: str, pin: str | None, more: list[str]) -> Iterator[Running]:
     grpc, http, metrics = free_ports(3)
-    ca = None
-    if kind == "tls":
-        setup.make_certificate()
-        ca = setup.ca
-    if kind == "ruled":
-        setup.make_ruled()
+    ca = setup.ca if kind == "tls" else None
     log = setup.scratch / f"{kind}-{grpc}.log"
     with log.open("wb") as out:
         try:
             process = subprocess.Popen(
-                pinned(setup.command(kind, grpc, http, metrics), pin),
+                pinned([*setup.command(kind, grpc, http, metrics), *more], pin),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,

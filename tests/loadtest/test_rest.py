@@ -5,27 +5,13 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper
 
 from compare.figures import Unmeasured
 from compare.oip import Counts, rows
 from compare.rest import RestClient, body
 
 STATS = {"model_stats": [{"inference_stats": {"success": {"count": 3}, "fail": {"count": 1}}}] * 2}
-
-
-@pytest.fixture
-def identity(tmp_path):
-    """A model that gives back what it takes."""
-    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 32]) for name in ("INPUT", "OUTPUT")]
-    graph = helper.make_graph([helper.make_node("Identity", ["INPUT"], ["OUTPUT"])], "g", info[:1], info[1:])
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
-    made.ir_version = 9
-    path = tmp_path / "model.onnx"
-    onnx.save(made, path)
-    return path
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ ISSUE = {
     "reference": [("throughput", ">= 8x")],
     "tls": [("cpu_us_per_request", "<= 1.6x")],
     "rules": [("cpu_us_per_request", "<= 1.05x")],
+    "drift": [("throughput", ">= 0.9x")],
+    "traces": [("throughput", ">= 0.9x")],
     "shared-memory": [("throughput", ">= 2x")],
     "stream": [("throughput", ">= 4x")],
     "reload": [("p99_us", "<= 2x")],
@@ -34,5 +36,7 @@ def test_ours_comes_first():
     assert sides["reference"] == ["native", "reference"]
     assert sides["tls"] == ["over TLS", "plain text"]
     assert sides["rules"] == ["with rules", "without"]
+    assert sides["drift"] == ["watched", "not watched"]
+    assert sides["traces"] == ["traced", "not traced"]
     assert sides["mid-one-core"] == ["headrace", "bare ORT"]
     assert sides["memory"] == ["headrace"]

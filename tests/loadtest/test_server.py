@@ -1,8 +1,17 @@
 import ssl
+import sys
 from pathlib import Path
 
+import pytest
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+
+from compare.collector import collecting
+from compare.figures import Unmeasured
 from compare.launch import free_ports
 from compare.server import Setup
+from headrace.drift.reference import read_reference
 from headrace.repository.schema_config import read_schema
 
 SETUP = Setup(Path("/peers"), ("headrace",), Path("/loadtest/peers/triton"), Path("/scratch"))
@@ -15,6 +24,7 @@ def test_servers_start_on_loopback_with_defaults():
     assert SETUP.command("reference", 1, 2, 3) == [*native, "--transport", "reference"]
     assert SETUP.command("tls", 1, 2, 3) == [*native, "--tls-certificate", "/scratch/server.pem"]
     assert SETUP.command("ruled", 1, 2, 3)[3] == "/scratch/ruled"
+    assert SETUP.command("watched", 1, 2, 3)[3] == "/scratch/watched"
     assert SETUP.command("triton", 1, 2, 3) == (
         ["/loadtest/peers/triton", "--grpc-port", "1", "--http-port", "2", "--metrics-port", "3"]
     )
@@ -49,6 +59,28 @@ def test_the_model_with_rules_has_one_for_each_feature(tmp_path):
     assert (version / "model.onnx").read_bytes() == b"model"
     rules = read_schema(version).inputs["INPUT"]
     assert (rules.finite, len(set(rules.min)), len(set(rules.max)), rules.policy) == (True, 32, 32, {})
+
+
+def test_the_model_that_is_watched_has_a_reference_for_each_feature(tmp_path, identity):
+    (tmp_path / "models").mkdir()
+    identity.rename(tmp_path / "models/tab.onnx")
+    command = (sys.executable, "-m", "headrace")
+    setup = Setup(tmp_path, command, Path("/loadtest/peers/triton"), tmp_path / "scratch")
+    setup.make_watched()
+    assert "[drift.inputs.INPUT]" in (setup.watched / "tab/model.toml").read_text()
+    plan, summary = read_reference(setup.watched / "tab/1/drift.json").tensors["inputs.INPUT"]
+    assert (len(plan.watch.features), summary.rows) == (32, 5000)
+    with pytest.raises(Unmeasured, match="no reference could be made"):
+        Setup(tmp_path, (*command, "nonsense"), Path("/loadtest/peers/triton"), tmp_path / "scratch").make_watched()
+
+
+def test_a_collector_counts_what_opentelemetry_exports():
+    with collecting() as collector:
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(collector.url, insecure=True)))
+        provider.get_tracer("test").start_span("one").end()
+        provider.shutdown()
+    assert collector.exports == 1
 
 
 def test_free_ports_differ():

@@ -19,7 +19,7 @@ from headrace.clock import monotonic_ns, wall_ms
 from headrace.drift.errors import DriftError
 from headrace.drift.monitor import Monitor
 from headrace.drift.packing import read_bounded, write_atomically
-from headrace.drift.reference import read_reference
+from headrace.drift.reference import REFERENCE_FILE, read_reference
 from headrace.drift.report import report
 from headrace.drift.worker import DriftWorker, Watched
 from headrace.engine.drift_rows import LazyRows
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-REFERENCE_FILE = "drift.json"
-"""In a version's directory; `headrace drift fit` writes it."""
 TICK_SECONDS = 5.0
 SAVE_SECONDS = 60.0
 STOP_SECONDS = 2.0
