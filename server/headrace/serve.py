@@ -14,6 +14,7 @@ import threading
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
@@ -185,7 +186,7 @@ class _Parts:
             for entry in self._catalog.index()
         ]
         self._turn = Turn(asyncio.get_running_loop())
-        directory = Path(settings.drift.directory) if settings.drift.directory else None
+        directory = _writable("drift.directory", settings.drift.directory) if settings.drift.directory else None
         self.drift = DriftMonitoring(settings.drift.cpu_share, directory)
         self._registry.register(DriftMetrics(self.drift))
         self._summary = Summary(metrics, self._counts, lambda: brief(self.drift))
@@ -376,6 +377,18 @@ def _check_grpc_port(settings: Settings) -> None:
         _bound(settings.host, settings.grpc_port).close()
     except OSError as error:
         raise _no_grpc_port(settings, error) from error
+
+
+def _writable(key: str, directory: str) -> Path:
+    """A directory in which files can be made; it is made. Raises ConfigError now, and not when something is lost."""
+    path = Path(directory)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{key} = {directory}: no file can be written there: {error.strerror or error}") from error
+    return path
 
 
 def _no_grpc_port(settings: Settings, error: OSError) -> ConfigError:

@@ -55,6 +55,12 @@ def test_chance_and_size_must_come_together(p_value, effect, raised):
     assert bool(alarms.on) == raised
 
 
+def test_an_event_is_a_line_for_people():
+    (event,) = Alarms(SETTINGS).step(1, [[finding(0, 0.25)]])
+    assert str(event).endswith("(distribution, effect 0.25 (least 0.03), p 0, in 1 window)")
+    assert "alarm" in str(event)
+
+
 def test_shares_have_a_size_of_their_own():
     assert Alarms(SETTINGS).step(1, [[finding(0, 0.011, what="missing")]])
     assert not Alarms(SETTINGS).step(1, [[finding(0, 0.009, what="missing")]])

@@ -88,9 +88,43 @@ def test_a_shift_is_seen(serve, repository, tmp_path):
         assert "nothing of model 'plain' is watched for drift" in caught.value.read().decode()
     assert server.stop() == 0
     assert [file.name for file in state.iterdir()] == ["watched.1.drift"]
-    again = serve(repository, "--drift-directory", state)
+    flags = ("--model-control-mode", "explicit", "--load-models", "*")
+    again = serve(repository, "--drift-directory", state, *flags)
     assert drift(again)["span"]["rows_sampled"] >= 256
     assert features(drift(again))["2"]["state"] == "alarm"
+    with triton.InferenceServerClient(again.address) as client:
+        send(client, 2.0, batches=1)
+        rows = drift(again)["span"]["rows_offered"]
+        client.load_model("watched")  # again
+        assert drift(again)["span"]["rows_offered"] >= rows - 64  # the last ones are counted within seconds
+        assert features(drift(again))["2"]["state"] == "alarm"
+        client.unload_model("watched")
+        client.load_model("watched")
+        assert features(drift(again))["2"]["state"] == "alarm"
+        toml = repository / "watched" / "model.toml"
+        toml.write_text(toml.read_text().replace("window_s = 10", "window_s = 20"))
+        client.load_model("watched")
+        assert drift(again)["span"]["rows_sampled"] == 0
+        assert "windows of drift begin anew" in again.log
+
+
+def test_a_directory_that_cannot_be_written_keeps_the_server_from_starting(repository, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = subprocess.run(
+        [HEADRACE, "serve", "--model-repository", repository, "--drift-directory", tmp_path / "file"],
+        capture_output=True, text=True, check=False, timeout=120, env=plain_environment(),
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert f"drift.directory = {tmp_path / 'file'}: no file can be written there: File exists" in done.stderr
+
+
+def test_the_reference_of_another_model_keeps_the_model_from_serving(serve, repository):
+    write(repository, "other", scale(2, "N", 4), "[drift.outputs.y]")
+    (repository / "watched/1/drift.json").rename(repository / "other/1/drift.json")
+    server = serve(repository)
+    with triton.InferenceServerClient(server.address) as client:
+        index = {one.name: one for one in client.get_model_repository_index().models}
+    assert "has none of outputs.y, but inputs.x" in index["other"].reason
 
 
 def test_a_reference_for_something_else_keeps_the_model_from_serving(serve, repository):

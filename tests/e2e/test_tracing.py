@@ -30,6 +30,7 @@ def repository(tmp_path_factory):
     root = tmp_path_factory.mktemp("traced")
     write(root, "echo_fp32", identity("FP32", "N", 4))
     write(root, "pick", pick())
+    write(root, "checked", identity("FP32", "N", 4), "max_batch = 2\n[inputs.x]\nmax = 4")
     return root
 
 
@@ -41,6 +42,7 @@ def traced(transport, repository, collector):
     ) as server:
         yield server
         assert server.stop() == 0, server.log
+        assert "an observer failed" not in server.log
 
 
 @pytest.fixture
@@ -139,6 +141,26 @@ def test_a_model_that_fails_is_an_error_and_the_log_has_its_trace(calls, traced,
     assert span.status.code == ERROR
     assert attributes(span)["rpc.response.status_code"] == "INTERNAL"
     assert f"trace_id={number:032x}" in traced.log
+
+
+def test_a_request_that_breaks_a_rule_is_a_failure_as_well(calls, traced, collector):
+    number = 0xFA15E + 2 * (traced.transport == "native")
+    with pytest.raises(grpc.RpcError):
+        calls.ModelInfer(
+            request("checked", x=floats([1, 2, 3, 5])), metadata=[("traceparent", parent(number))], timeout=SECONDS
+        )
+    span = collector.trace(f"{number:032x}", 2)["inference.GRPCInferenceService/ModelInfer"]
+    assert attributes(span)["error.type"] == "rule_broken"
+    assert attributes(span)["headrace.model.name"] == "checked"
+
+
+def test_a_request_that_is_split_is_one_span(calls, traced, collector):
+    number = 0x5B117 + 2 * (traced.transport == "native")
+    rows = np.ones((5, 4), np.float32)  # three batches of at most two
+    calls.ModelInfer(request("checked", x=rows), metadata=[("traceparent", parent(number))], timeout=SECONDS)
+    span = collector.trace(f"{number:032x}", 7)["inference.GRPCInferenceService/ModelInfer"]
+    assert attributes(span)["headrace.rows"] == 5
+    assert "an observer failed" not in traced.log
 
 
 def test_a_reply_with_its_timing_names_its_trace(calls, collector):

@@ -46,6 +46,13 @@ def test_bounds_are_of_the_datatype():
     assert found["n"].numbers.high.tolist() == [255, 0, 1]
 
 
+def test_a_bound_beyond_floating_point_bounds_and_infinity_is_beyond_it():
+    found = rules(x={"min": -1e300, "max": 1e300}, half={"max": 1e6})
+    greatest = np.finfo(np.float32).max
+    assert (found["x"].numbers.low[()], found["x"].numbers.high[()]) == (-greatest, greatest)
+    assert found["half"].numbers.high[()] == 65504
+
+
 def test_the_configuration_comes_before_the_schema_key_by_key():
     schema = {
         "x": {"min": -1.0, "max": 1.0, "finite": True, "policy": {"range": "count", "finite": "count"}},
@@ -76,6 +83,8 @@ def test_which_dimensions_are_an_images_sides():
         ({"x": {"names": ["a"]}}, "inputs.x: names has 1 features, the input has [3]"),
         ({"image": {"names": ["a"]}}, "inputs.image: names has 1 features, the input has [-1, -1, 3]"),
         ({"n": {"min": 256}}, "inputs.n: min = 256 is beyond all of UINT8"),
+        ({"n": {"min": 0.2, "max": 0.8}}, "inputs.n: no UINT8 is from min to max"),
+        ({"half": {"max": 10**400}}, "inputs.half: int too large to convert to float"),
         ({"n": {"min": [math.inf, 0, 0]}}, "inputs.n: min = inf is beyond all of UINT8"),
         ({"n": {"max": -1}}, "inputs.n: max = -1 is beyond all of UINT8"),
         ({"half": {"min": 1e6}}, "inputs.half: min = 1e+06 is beyond all of FP16"),

@@ -14,6 +14,7 @@ from headrace.engine.rules import input_rules
 from headrace.errors import InvalidRequest, RuleBroken
 from headrace.messages import InputTensor, Signature, TensorSpec
 from headrace.pipeline import bytes_tensor, screen
+from headrace.pipeline.rules import span
 from headrace.pipeline.screen import screen_of
 from headrace.repository.model_config import ModelConfig
 
@@ -453,3 +454,18 @@ def test_images_have_sizes(layout, dims):
 
 def test_the_repr_says_which_inputs_are_looked_at():
     assert repr(make("BOOL", (1, 2))) == "<Screen of inputs [0]>"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [
+        (0, 1e6, "from 0 to 1e+06"),
+        (1234567, None, "of at least 1234567"),
+        (None, np.float32(0.1), "of at most 0.1"),
+        (np.int64(-(2**63)), np.int64(2**63 - 2), "from -9223372036854775808 to 9223372036854775806"),
+        (np.float32(-1e30), np.uint64(2**64 - 1), "from -1e+30 to 18446744073709551615"),
+        (None, np.float32(16777216.0), "of at most 1.6777216e+07"),
+    ],
+)
+def test_bounds_are_told_exactly(low, high, text):
+    assert span(low, high) == text

@@ -107,6 +107,12 @@ def test_nothing_is_sent_for_a_batch_of_which_nothing_is_traced():
     assert world.sent == []
 
 
+def test_a_batch_of_pieces_whose_last_ones_are_yet_to_run_is_none_of_a_request():
+    world = World(ratio=1.0)
+    world.batch()
+    assert world.sent == []
+
+
 @pytest.mark.parametrize(
     "value", [b"", b"00-" + b"0" * 32 + b"-00000000000000bb-01", b"00-" + b"a" * 32 + b"-" + b"0" * 16 + b"-01"]
 )

@@ -116,6 +116,15 @@ class Event:
     state: State
     findings: tuple[Finding, ...] = ()
 
+    def __str__(self) -> str:
+        """A line for the log."""
+        signs = "; ".join(
+            f"{one.what}, effect {one.effect:.3g} (least {one.least:.3g}), p {one.p_value:.2g}, "
+            f"in {one.windows} window{'s' if one.windows > 1 else ''}"
+            for one in self.findings
+        )
+        return f"{self.key} feature {self.feature}: {self.state}{f' ({signs})' if signs else ''}"
+
 
 @dataclass(slots=True)
 class FeatureAlarm:

@@ -31,7 +31,7 @@ class Monitor:
     """Counts what flows through one model version, and holds it against a reference, if there is one.
 
     A tensor that the reference has nothing of is counted, but not judged. salt: for plans that are drawn here. Raises
-    DriftError for a reference that was made for other features than are watched.
+    DriftError for a reference that has none of the tensors, or was made for other features of one than are watched.
     """
 
     def __init__(
@@ -53,6 +53,11 @@ class Monitor:
         self._watches = {watch.key: watch for watch in watches}
         self._drawn: dict[str, list[Columns]] = {}
         self._extractors: dict[str, Extractor] = {}
+        if reference is not None and not self._watches.keys() & reference.tensors.keys():
+            raise DriftError(
+                f"the reference ({reference.source}) has none of {', '.join(self._watches)}, but "
+                f"{', '.join(reference.tensors)}: run `headrace drift fit` for this model"
+            )
         for key, watch in self._watches.items():
             if reference is not None and key in reference.tensors:
                 self.record.plans[key] = _plan_for(watch, reference)

@@ -56,7 +56,7 @@ def parse_reference(text: bytes | str) -> Reference:
     """What `Reference.text` gave. Raises DriftError for anything else, and where it was changed."""
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DriftError(f"not JSON: {error}") from None
     if not isinstance(value, dict) or value.get("format") != _FORMAT:
         raise DriftError(f'not a drift reference: expected "format": "{_FORMAT}"')

@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 TICK_SECONDS = 5.0
 SAVE_SECONDS = 60.0
 STOP_SECONDS = 2.0
+_MOST_LEFT = 64
+"""Versions that were unloaded and not saved, whose windows are kept in memory."""
 LATEST_WINDOWS = 2
 """What metrics are of: the window that is not over, and the one before it."""
 
@@ -103,6 +105,7 @@ class DriftMonitoring:
         self._directory = directory
         self._clock = clock
         self._worker = DriftWorker(share, clock, time.thread_time_ns, wall_ms)
+        self._left: dict[tuple[str, str], ModelDrift] = {}
         self._task: asyncio.Task[None] | None = None
         self._saved_at = 0
 
@@ -133,18 +136,24 @@ class DriftMonitoring:
         return ModelDrift(self._worker, monitor, signature, self._clock)
 
     def add(self, name: str, version: str, drift: ModelDrift | None) -> None:
-        """The version serves; one that it had before is replaced."""
+        """The version serves; what was counted of one that is replaced, or left a while ago, goes on."""
+        before = self.models.pop((name, version), None) or self._left.pop((name, version), None)
         if drift is None:
-            self.models.pop((name, version), None)
             return
         self.models[name, version] = drift
         if self._task is None:
             self._worker.start()
             self._task = asyncio.get_running_loop().create_task(self._watch())
+        if before is not None:
+            self._worker.submit(_carry_over, before, drift)  # so after its rows, and before those that come
 
     def forget(self, name: str, version: str) -> None:
-        """The version has left."""
-        self.models.pop((name, version), None)
+        """The version has left. It may come back; until it is saved, or others have left, its windows are kept."""
+        drift = self.models.pop((name, version), None)
+        if drift is not None:
+            self._left[name, version] = drift
+        while len(self._left) > _MOST_LEFT:
+            del self._left[next(iter(self._left))]
 
     async def report(self, name: str, version: str) -> DriftReport:
         """What is known of a version's drift now. Raises Unimplemented for one that is not watched."""
@@ -184,18 +193,33 @@ class DriftMonitoring:
 
     async def _save(self) -> None:
         self._saved_at = self._clock()
-        for (name, version), drift in list(self.models.items()):
+        for (name, version), drift in [*self._left.items(), *self.models.items()]:
             file = self._state_file(name, version)
             if file is None:
                 continue
             try:
                 data = await asyncio.wrap_future(self._worker.submit(drift.watched.monitor.pack))
                 await asyncio.to_thread(_write, file, data)
+                if self._left.get((name, version)) is drift:
+                    del self._left[name, version]
             except OSError as error:
                 logger.warning("windows of drift cannot be kept in %s: %s", file, error.strerror or error)
 
     def _state_file(self, name: str, version: str) -> Path | None:
         return None if self._directory is None else self._directory / f"{name}.{version}.drift"
+
+
+def _carry_over(before: ModelDrift, drift: ModelDrift) -> None:
+    """On the worker's thread: windows and alarms of a monitor go on in the one that takes its place, if it fits."""
+    monitor = drift.watched.monitor
+    try:
+        monitor.restore(before.watched.monitor.pack())
+        drift.latest = report(monitor, wall_ms(), LATEST_WINDOWS)
+    except DriftError as error:
+        record = monitor.record
+        logger.warning("model %s version %s: windows of drift begin anew: %s", record.model, record.version, error)
+    except Exception:
+        logger.exception("windows of drift could not be carried over to a model that was loaded again")
 
 
 def _write(file: Path, data: bytes) -> None:

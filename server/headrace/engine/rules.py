@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     Numbers = np.ndarray[Any, np.dtype[Any]]
 
+_GREATEST_BF16 = float(np.uint32(0x7F7F0000).view(np.float32))
 _OF_NUMBERS = ("finite", "min", "max", "max_missing", "fill", "names")
 _OF_TEXTS = ("min_length", "max_length", "pattern")
 _OF_IMAGES = ("min_height", "max_height", "min_width", "max_width")
@@ -71,7 +72,7 @@ def input_rules(config: ModelConfig, signature: Signature, schema: Schema | None
             if isinstance(config.preprocess.get(name), ImageConfig):
                 layout = "NHWC"  # `format` is of the model's own tensor
             rules = _rules(given, spec, layout)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:  # the latter of an integer that is beyond FP64
             raise ModelLoadError(f"inputs.{name}: {error}") from error
         if rules is not None:
             found[name] = rules
@@ -144,6 +145,8 @@ def _numbers(given: InputRules, spec: TensorSpec) -> NumberRules:
             raise ValueError(f"{key} has {len(value)} features, the input has {list(spec.shape)}")
     low, high = _bound("min", given.min, spec, dtype), _bound("max", given.max, spec, dtype)
     low, high = np.broadcast_arrays(low, high)
+    if (low > high).any():
+        raise ValueError(f"no {spec.datatype} is from min to max")
     fill = None
     if given.fill is not None:
         fill = np.array(_exact("fill", given.fill, spec), dtype)
@@ -195,6 +198,8 @@ def _bound(key: str, value: Any, spec: TensorSpec, dtype: np.dtype[Any]) -> Numb
                 rounded = _as_float(float(one), spec.datatype, dtype)
             if math.isinf(rounded) and (rounded > 0) == lower:
                 raise ValueError(f"{key} = {one:g} is beyond all of {spec.datatype}")
+            if math.isinf(rounded) and not math.isinf(one):  # it bounds, and infinity is beyond it
+                rounded = math.copysign(_GREATEST_BF16 if spec.datatype == "BF16" else np.finfo(dtype).max, one)
             found.append(rounded)
     return np.array(found if isinstance(value, tuple) else found[0], dtype)
 

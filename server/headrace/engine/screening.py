@@ -30,7 +30,7 @@ def screened(
         request.parts = [replaced.get(index, part) for index, part in enumerate(request.parts)]
     if not findings.refused:
         return requests, ()
-    for error in findings.refused.values():
-        observer.refused(error.reason)
+    for place, error in findings.refused.items():
+        observer.refused(error.reason, request=requests[place])
     left = [request for place, request in enumerate(requests) if place not in findings.refused]
     return left, [(requests[place], error) for place, error in findings.refused.items()]

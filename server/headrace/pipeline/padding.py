@@ -41,7 +41,7 @@ def number(value: float, datatype: str) -> Any:  # noqa: ANN401
         found = np.array(value).astype(dtype)
     exact = dtype.kind == "f" or found == value
     if not exact or (np.isfinite(value) and not np.isfinite(found)):
-        raise ValueError(f"{value:g} is no {datatype}")
+        raise ValueError(f"{value} is no {datatype}")
     return found[()]
 
 

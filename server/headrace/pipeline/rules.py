@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 Policy = Literal["reject", "clip", "count"]
 """reject: the request is refused. clip: its values are changed to keep the rule. count: it is taken as it is."""
 _CHANNELS = (1, 3, 4)
+_EXACT = 2**53
+"""Integers below it are what FP64 makes of them."""
 RuleName = Literal["missing", "finite", "range", "values", "size", "length", "pattern"]
 
 
@@ -31,8 +33,16 @@ def image_layout(shape: tuple[int, ...]) -> Literal["NHWC", "NCHW"] | None:
 def span(low: float | None, high: float | None) -> str:
     """From one to the other, in words; None: there is no bound."""
     if low is not None and high is not None:
-        return f"from {low:g} to {high:g}"
-    return f"of at most {high:g}" if low is None else f"of at least {low:g}"
+        return f"from {exactly(low)} to {exactly(high)}"
+    if high is not None:
+        return f"of at most {exactly(high)}"
+    return "of any size" if low is None else f"of at least {exactly(low)}"
+
+
+def exactly(value: float) -> str:
+    """A number, Python's or NumPy's, in as few digits as tell it from all others of its kind."""
+    short = f"{value:g}"
+    return short if float(short) == value and -_EXACT < value < _EXACT else str(value)
 
 
 def some(values: Sequence[object]) -> str:

@@ -303,6 +303,8 @@ class ModelSampler:
         """A batch was answered: sends those of its requests that are traced, and itself with them."""
         requests = record.requests
         count = len(requests)
+        if not count:  # pieces of requests alone, whose last ones are yet to run
+            return
         chosen = dict.fromkeys(self.threshold.slow(record.encoded, record.received), SLOW)
         head = self._head.take(count)
         parents = [request.sink.traceparent for request in requests]
