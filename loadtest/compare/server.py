@@ -107,7 +107,7 @@ class Setup:
         (version.parent / "model.toml").write_text("[drift.inputs.INPUT]\n")
         data = self.scratch / "training.npy"
         np.save(data, np.random.default_rng(0).random((5000, *ROWS["tab"]), np.float32))
-        fit = [*self.headrace, "drift", "fit", str(version), "--input", f"INPUT={data}"]
+        fit = [*self.headrace, "drift", "fit", str(version), "--input", f"INPUT={data}", "--force"]
         done = subprocess.run(fit, capture_output=True, text=True, timeout=READY_SECONDS, check=False)
         if done.returncode:
             raise Unmeasured(f"no reference could be made: {done.stderr.strip()}")

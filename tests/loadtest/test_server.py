@@ -67,6 +67,7 @@ def test_the_model_that_is_watched_has_a_reference_for_each_feature(tmp_path, id
     command = (sys.executable, "-m", "headrace")
     setup = Setup(tmp_path, command, Path("/loadtest/peers/triton"), tmp_path / "scratch")
     setup.make_watched()
+    setup.make_watched()  # for the next round
     assert "[drift.inputs.INPUT]" in (setup.watched / "tab/model.toml").read_text()
     plan, summary = read_reference(setup.watched / "tab/1/drift.json").tensors["inputs.INPUT"]
     assert (len(plan.watch.features), summary.rows) == (32, 5000)
