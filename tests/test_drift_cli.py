@@ -6,11 +6,12 @@ import sys
 import numpy as np
 import pytest
 from drift.conftest import SALT, WINDOW_MS, watch
-from e2e.onnx_models import scale, write
+from e2e.onnx_models import identity, scale, write
 from e2e.server_process import plain_environment
 
 from headrace.cli import main
 from headrace.drift.alarms import AlarmSettings
+from headrace.drift.errors import DriftError
 from headrace.drift.monitor import Monitor
 from headrace.drift.reference import read_reference
 from headrace.drift.report import DriftReport
@@ -87,6 +88,31 @@ def test_fit_writes_a_schema_that_the_data_keep(version, data, capsys):
     assert not (version / "drift.json").exists()
     assert drift("fit", version, "--windows", data / "w", "--schema", "--force") == 2
     assert "--schema needs data of an input" in capsys.readouterr().err
+
+
+def test_a_schema_of_texts_that_are_all_missing(tmp_path, capsys):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    write(tmp_path, "texts", identity("BYTES", "N", 1))
+    version = tmp_path / "texts" / "1"
+    parquet.write_table(pa.table({"x": pa.nulls(300)}), tmp_path / "none.parquet")
+    assert drift("fit", version, "--input", f"x={tmp_path / 'none.parquet'}", "--schema") == 0
+    assert read_schema(version).inputs["x"].values == ("",)
+    np.save(tmp_path / "numbers.npy", np.zeros((300, 1)))
+    capsys.readouterr()
+    assert drift("fit", version, "--force", "--input", f"x={tmp_path / 'numbers.npy'}", "--schema") == 1
+    assert "numbers.npy: an array of float64, expected texts" in capsys.readouterr().err
+
+
+def test_nothing_is_written_where_the_schema_cannot_be_made(version, data, capsys, monkeypatch):
+    def broken(inputs, source):
+        raise DriftError("no schema")
+
+    monkeypatch.setattr("headrace.repository.schema_builder.infer_schema", broken)
+    assert drift("fit", version, "--input", f"x={data / 'train.npy'}", "--schema") == 1
+    assert capsys.readouterr() == ("", "headrace: no schema\n")
+    assert not (version / "drift.json").exists()
 
 
 def test_a_reference_that_is_there_stays_unless_forced(version, data, capsys):

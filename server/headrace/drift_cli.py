@@ -151,17 +151,20 @@ def _fit(arguments: argparse.Namespace) -> int:
         tensors.update(fit_reference(sources, secrets.token_bytes(16), "", now, _progress()).tensors)
     names = [*(path.name for path in arguments.windows), *(path.name for _, _, path, _ in given)]
     reference = Reference(tensors, ", ".join(dict.fromkeys(names)), now)
-    reference.write(target)
-    _print_reference(reference)
-    print(f"{target}: written")
-    if arguments.schema:
+    rules = ""
+    if arguments.schema:  # before anything is written: data that make no schema leave no reference either
         inputs = [
             (TensorSpec(watch.tensor, watch.datatype, watch.shape), data.names, data.chunks())
             for watch, data in sources
             if not watch.output
         ]
         found = infer_schema(inputs, ", ".join(path.name for side, _, path, _ in given if side == "inputs"))
-        write_atomically(schema, schema_text(found).encode())
+        rules = schema_text(found)
+    reference.write(target)
+    _print_reference(reference)
+    print(f"{target}: written")
+    if arguments.schema:
+        write_atomically(schema, rules.encode())
         print(f"{schema}: written")
     return 0
 
@@ -199,7 +202,7 @@ def _sources(directory: Path, given: Sequence[Given]) -> list[tuple[Watch, Sourc
     found = []
     for side, name, path, columns in given:
         watch = watches[f"{side}.{name}"]
-        found.append((watch, open_source(path, name, watch.shape, columns)))
+        found.append((watch, open_source(path, name, watch.shape, columns, text=watch.datatype == "BYTES")))
     return found
 
 
