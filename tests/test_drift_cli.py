@@ -168,6 +168,42 @@ def test_report_of_data(version, data, capsys, name, state, status):
     assert drift(*arguments, "--check") == status
 
 
+@pytest.mark.parametrize("rows", [0, 199])
+def test_too_few_rows_are_not_quiet(version, data, capsys, rows):
+    drift("fit", version, "--input", f"x={data / 'train.npy'}")
+    capsys.readouterr()
+    np.save(data / "few.npy", np.load(data / "shifted.npy")[:rows])
+    arguments = ("report", version, "--input", f"x={data / 'few.npy'}")
+    assert drift(*arguments) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith(f"m version 1: not judged; {rows} of {rows} rows")
+    assert said.err == f"headrace: not judged: {rows} rows, expected at least 200 (drift.min_rows)\n"
+    assert drift(*arguments, "--check") == 3
+    assert drift(*arguments, "--check", "--json") == 3
+
+
+def test_few_rows_in_each_of_many_windows_are_judged_together(version, data, tmp_path, random, capsys):
+    drift("fit", version, "--input", f"x={data / 'train.npy'}")
+    reference = read_reference(version / "drift.json")
+    monitor = Monitor("m", "1", [watch()], AlarmSettings(WINDOW_MS, 16, 1), SALT, reference)
+    for at in range(4):
+        monitor.count(at * WINDOW_MS, {"inputs.x": random.normal(size=(60, 3))}, 60)
+    monitor.tick(4 * WINDOW_MS)  # the server has judged them: that nothing is left to judge is no reason
+    (tmp_path / "a.drift").write_bytes(monitor.pack())
+    capsys.readouterr()
+    assert drift("report", version, "--windows", tmp_path / "a.drift", "--check") == 0
+    assert capsys.readouterr().out.startswith("m version 1: quiet; 240 of 240 rows")
+
+
+def test_windows_of_another_model_are_refused(version, data, tmp_path, random, capsys):
+    recorded(tmp_path / "a.drift", random)
+    (version.parent).rename(tmp_path / "other")
+    assert drift("report", tmp_path / "other" / "1", "--windows", tmp_path / "a.drift") == 1
+    assert capsys.readouterr().err == (
+        f"headrace: {tmp_path / 'a.drift'}: windows of model m, but {tmp_path / 'other' / '1'} is of model other\n"
+    )
+
+
 def test_report_writes_a_page_tables_and_json(version, data, tmp_path, capsys):
     drift("fit", version, "--input", f"x={data / 'train.npy'}")
     capsys.readouterr()
@@ -199,6 +235,8 @@ def test_report_without_a_reference(version, tmp_path, random, capsys):
     recorded(tmp_path / "a.drift", random)
     assert drift("report", version, "--windows", tmp_path / "a.drift", "--last", 1) == 0
     assert capsys.readouterr().out.startswith("m version 1: no reference; 1,000 of 3,000 rows, 1 windows of 60 s")
+    assert drift("report", version, "--windows", tmp_path / "a.drift", "--check") == 3
+    assert capsys.readouterr().err == "headrace: not judged: there is no reference\n"
 
 
 @pytest.mark.parametrize(
