@@ -244,6 +244,13 @@ def test_report_without_a_reference(version, tmp_path, random, capsys):
     [
         (("fit", "VERSION"), 2, "nothing to make a reference of: give --input, --output or --windows"),
         (("fit", "VERSION", "--input", "x"), 2, "--input x: expected NAME=FILE or NAME=FILE:COLUMN,COLUMN"),
+        (
+            ("fit", "VERSION", "--input", "x=DATA/train.npy", "--input", "x=DATA/today.npy"),
+            2,
+            "today.npy: x is given twice, expected one file for each tensor",
+        ),
+        (("fit", "VERSION", "--input", "x=DATA/a.csv:b,a,b"), 2, "a.csv:b,a,b: column b is given twice"),
+        (("report", "VERSION", "--input", "x=DATA/a.csv:b,a,b"), 2, "a.csv:b,a,b: column b is given twice"),
         (("fit", "VERSION", "--input", "y=DATA/train.npy"), 2, "drift.inputs.y: the model has no such input, but x"),
         (("fit", "VERSION", "--input", "x=DATA/none.npy"), 1, "No such file or directory"),
         (("fit", "DATA/9", "--input", "x=DATA/train.npy"), 2, "no directory of a version, such as models/NAME/1"),

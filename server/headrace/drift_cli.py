@@ -183,7 +183,12 @@ def _given(arguments: argparse.Namespace) -> list[Given]:
             if not (name and separator and rest):
                 raise UsageError(f"--{side} {text}: expected NAME=FILE or NAME=FILE:COLUMN,COLUMN")
             path, _, columns = rest.partition(":") if not Path(rest).exists() else (rest, "", "")
-            found.append((f"{side}s", name, Path(path), tuple(filter(None, columns.split(",")))))
+            chosen = tuple(filter(None, columns.split(",")))
+            if any(one[:2] == (f"{side}s", name) for one in found):
+                raise UsageError(f"--{side} {text}: {name} is given twice, expected one file for each tensor")
+            if twice := [column for column in chosen if chosen.count(column) > 1]:
+                raise UsageError(f"--{side} {text}: column {twice[0]} is given twice")
+            found.append((f"{side}s", name, Path(path), chosen))
     return found
 
 
