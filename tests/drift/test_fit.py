@@ -198,6 +198,7 @@ def test_parquet(tmp_path, random):
         ("a.csv", b"a,a\n1,2\n", (), r"a\.csv: 2 columns 'a', expected one of each name"),
         ("a.parquet", b"no parquet", (), r"a\.parquet: "),
         ("a.npz", b"PK\x03\x04 but no archive", (), r"a\.npz: .*zip file"),
+        ("a.parquet", b"PAR1" + bytes(100) + b"PAR1", (), r"a\.parquet: "),
         ("a.npz", b"", (), r"a\.npz: No data left in file"),
     ],
 )

@@ -200,8 +200,8 @@ def _parquet(path: Path, name: str, shape: Shape, columns: Sequence[str], text: 
     try:
         with parquet.ParquetFile(path) as file:
             schema, rows = file.schema_arrow, file.metadata.num_rows
-    except (ValueError, NotImplementedError) as error:  # ArrowInvalid is a ValueError
-        raise DriftError(f"{path}: {_line(error)}") from None
+    except (ValueError, NotImplementedError, OSError) as error:  # ArrowInvalid is a ValueError
+        raise _damaged(path, error) from None
     names = list(schema.names)
     chosen = [names[place] for place in _places(names, columns, str(path))]
     for each in chosen:
@@ -213,14 +213,17 @@ def _parquet(path: Path, name: str, shape: Shape, columns: Sequence[str], text: 
                 for batch in file.iter_batches(CHUNK_ROWS, columns=chosen):
                     parts = [_column(batch.column(batch.schema.get_field_index(each)), text) for each in chosen]
                     yield _row(parts[0] if len(parts) == 1 else np.stack(parts, axis=1), shape, str(path))
-        except (ValueError, NotImplementedError) as error:
-            raise DriftError(f"{path}: {_line(error)}") from None
-        except OSError as error:
-            if error.errno is not None:
-                raise
-            raise DriftError(f"{path}: {_line(error)}") from None  # Arrow's, of damage: it names no file
+        except (ValueError, NotImplementedError, OSError) as error:
+            raise _damaged(path, error) from None
 
     return Source(str(path), chunks, rows, tuple(chosen) if len(chosen) > 1 else ())
+
+
+def _damaged(path: Path, error: Exception) -> Exception:
+    """What Arrow says of a file, whose name it leaves out; an error of the system stays as it is."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    return DriftError(f"{path}: {_line(error)}")
 
 
 def _check_type(types: Any, kind: Any, text: bool, where: str) -> None:  # noqa: ANN401
