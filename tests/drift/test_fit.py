@@ -297,3 +297,12 @@ def test_columns_of_parquet_that_are_no_numbers(tmp_path):
     path.write_bytes(path.read_bytes()[:4] + b"\xff" * 400 + path.read_bytes()[404:])
     with pytest.raises(DriftError, match=f"{path}: "):
         rows_of(open_source(path, "x", (1,)))
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+def test_values_whose_squares_are_beyond_all_numbers(spread, random):
+    rows = 1e300 * (1 + spread * random.normal(size=(500, 1)))
+    moments = reference_of(rows, datatype="FP64").tensors[KEY][1].moments
+    assert np.isfinite(moments.deviation).all()
+    assert (moments.deviation > 0) == bool(spread)
+    assert moments.mean[0] == pytest.approx(rows.mean(), rel=0.02)
