@@ -6,11 +6,12 @@ import sys
 import numpy as np
 import pytest
 from drift.conftest import SALT, WINDOW_MS, watch
-from e2e.onnx_models import scale, write
+from e2e.onnx_models import identity, scale, write
 from e2e.server_process import plain_environment
 
 from headrace.cli import main
 from headrace.drift.alarms import AlarmSettings
+from headrace.drift.errors import DriftError
 from headrace.drift.monitor import Monitor
 from headrace.drift.reference import read_reference
 from headrace.drift.report import DriftReport
@@ -89,6 +90,31 @@ def test_fit_writes_a_schema_that_the_data_keep(version, data, capsys):
     assert "--schema needs data of an input" in capsys.readouterr().err
 
 
+def test_a_schema_of_texts_that_are_all_missing(tmp_path, capsys):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    write(tmp_path, "texts", identity("BYTES", "N", 1))
+    version = tmp_path / "texts" / "1"
+    parquet.write_table(pa.table({"x": pa.nulls(300)}), tmp_path / "none.parquet")
+    assert drift("fit", version, "--input", f"x={tmp_path / 'none.parquet'}", "--schema") == 0
+    assert read_schema(version).inputs["x"].values == ("",)
+    np.save(tmp_path / "numbers.npy", np.zeros((300, 1)))
+    capsys.readouterr()
+    assert drift("fit", version, "--force", "--input", f"x={tmp_path / 'numbers.npy'}", "--schema") == 1
+    assert "numbers.npy: an array of float64, expected texts" in capsys.readouterr().err
+
+
+def test_nothing_is_written_where_the_schema_cannot_be_made(version, data, capsys, monkeypatch):
+    def broken(inputs, source):
+        raise DriftError("no schema")
+
+    monkeypatch.setattr("headrace.repository.schema_builder.infer_schema", broken)
+    assert drift("fit", version, "--input", f"x={data / 'train.npy'}", "--schema") == 1
+    assert capsys.readouterr() == ("", "headrace: no schema\n")
+    assert not (version / "drift.json").exists()
+
+
 def test_a_reference_that_is_there_stays_unless_forced(version, data, capsys):
     arguments = ("fit", version, "--input", f"x={data / 'train.npy'}")
     assert drift(*arguments) == 0
@@ -142,6 +168,42 @@ def test_report_of_data(version, data, capsys, name, state, status):
     assert drift(*arguments, "--check") == status
 
 
+@pytest.mark.parametrize("rows", [0, 199])
+def test_too_few_rows_are_not_quiet(version, data, capsys, rows):
+    drift("fit", version, "--input", f"x={data / 'train.npy'}")
+    capsys.readouterr()
+    np.save(data / "few.npy", np.load(data / "shifted.npy")[:rows])
+    arguments = ("report", version, "--input", f"x={data / 'few.npy'}")
+    assert drift(*arguments) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith(f"m version 1: not judged; {rows} of {rows} rows")
+    assert said.err == f"headrace: not judged: {rows} rows, expected at least 200 (drift.min_rows)\n"
+    assert drift(*arguments, "--check") == 3
+    assert drift(*arguments, "--check", "--json") == 3
+
+
+def test_few_rows_in_each_of_many_windows_are_judged_together(version, data, tmp_path, random, capsys):
+    drift("fit", version, "--input", f"x={data / 'train.npy'}")
+    reference = read_reference(version / "drift.json")
+    monitor = Monitor("m", "1", [watch()], AlarmSettings(WINDOW_MS, 16, 1), SALT, reference)
+    for at in range(4):
+        monitor.count(at * WINDOW_MS, {"inputs.x": random.normal(size=(60, 3))}, 60)
+    monitor.tick(4 * WINDOW_MS)  # the server has judged them: that nothing is left to judge is no reason
+    (tmp_path / "a.drift").write_bytes(monitor.pack())
+    capsys.readouterr()
+    assert drift("report", version, "--windows", tmp_path / "a.drift", "--check") == 0
+    assert capsys.readouterr().out.startswith("m version 1: quiet; 240 of 240 rows")
+
+
+def test_windows_of_another_model_are_refused(version, data, tmp_path, random, capsys):
+    recorded(tmp_path / "a.drift", random)
+    (version.parent).rename(tmp_path / "other")
+    assert drift("report", tmp_path / "other" / "1", "--windows", tmp_path / "a.drift") == 1
+    assert capsys.readouterr().err == (
+        f"headrace: {tmp_path / 'a.drift'}: windows of model m, but {tmp_path / 'other' / '1'} is of model other\n"
+    )
+
+
 def test_report_writes_a_page_tables_and_json(version, data, tmp_path, capsys):
     drift("fit", version, "--input", f"x={data / 'train.npy'}")
     capsys.readouterr()
@@ -173,6 +235,8 @@ def test_report_without_a_reference(version, tmp_path, random, capsys):
     recorded(tmp_path / "a.drift", random)
     assert drift("report", version, "--windows", tmp_path / "a.drift", "--last", 1) == 0
     assert capsys.readouterr().out.startswith("m version 1: no reference; 1,000 of 3,000 rows, 1 windows of 60 s")
+    assert drift("report", version, "--windows", tmp_path / "a.drift", "--check") == 3
+    assert capsys.readouterr().err == "headrace: not judged: there is no reference\n"
 
 
 @pytest.mark.parametrize(
@@ -180,6 +244,13 @@ def test_report_without_a_reference(version, tmp_path, random, capsys):
     [
         (("fit", "VERSION"), 2, "nothing to make a reference of: give --input, --output or --windows"),
         (("fit", "VERSION", "--input", "x"), 2, "--input x: expected NAME=FILE or NAME=FILE:COLUMN,COLUMN"),
+        (
+            ("fit", "VERSION", "--input", "x=DATA/train.npy", "--input", "x=DATA/today.npy"),
+            2,
+            "today.npy: x is given twice, expected one file for each tensor",
+        ),
+        (("fit", "VERSION", "--input", "x=DATA/a.csv:b,a,b"), 2, "a.csv:b,a,b: column b is given twice"),
+        (("report", "VERSION", "--input", "x=DATA/a.csv:b,a,b"), 2, "a.csv:b,a,b: column b is given twice"),
         (("fit", "VERSION", "--input", "y=DATA/train.npy"), 2, "drift.inputs.y: the model has no such input, but x"),
         (("fit", "VERSION", "--input", "x=DATA/none.npy"), 1, "No such file or directory"),
         (("fit", "DATA/9", "--input", "x=DATA/train.npy"), 2, "no directory of a version, such as models/NAME/1"),

@@ -3,12 +3,15 @@
 import asyncio
 import io
 import json
+import socket
+import threading
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headrace.cli import main
 from headrace.errors import ConfigError
 from headrace.messages import Batch, InferRequest, Signature, TensorSpec
 from headrace.replay.simulation import recorded, replay
@@ -256,3 +259,65 @@ def test_what_is_no_recording(tmp_path):
             read(file)
     with pytest.raises(ConfigError, match="cannot be read"):
         read(tmp_path / "absent.npz")
+
+
+@pytest.fixture
+def answering():
+    """The URL of who answers one request with some octets, whatever is asked."""
+    listeners, threads = [], []
+
+    def answering(octets):
+        listener = socket.create_server(("127.0.0.1", 0))
+
+        def answer():
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(octets)
+
+        listeners.append(listener)
+        threads.append(threading.Thread(target=answer))
+        threads[-1].start()
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+    yield answering
+    for thread in threads:
+        thread.join(10)
+    for listener in listeners:
+        listener.close()
+
+
+def test_a_recording_of_nothing_is_not_written(answering, tmp_path, capsys):
+    good = world(poisson(20, 500), ModelConfig(max_batch=8))
+    file = tmp_path / "r.npz"
+    for body, status in ((good, 0), (spoiled(good, batch=np.full(20, -1)), 2), (b"text", 2)):
+        head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+        url = answering(head + body)
+        assert main(["record", "m", "--url", url, "--output", str(file)]) == status
+        assert file.read_bytes() == good, "what was there stays"
+    said = capsys.readouterr()
+    assert said.out == f"{file}: 20 requests\n"
+    first, second = said.err.splitlines()
+    assert first.endswith("/v2/models/m/recording: a recording of no request that was answered; nothing was written")
+    assert second.endswith(": this is no recording of `headrace record`; nothing was written")
+
+
+def test_recording_from_a_port_of_another_protocol(answering, tmp_path, capsys):
+    """As a gRPC server does: the SETTINGS of HTTP/2."""
+    for octets in (b"\0\0\x06\x04\0\0\0\0\0\0\x05\0\0\x40\0", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nshort"):
+        url = answering(octets)
+        assert main(["record", "m", "--url", url, "--output", str(tmp_path / "r.npz")]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(
+            f"headrace: {url}/v2/models/m/recording: no reply in HTTP/1.1, expected the server's HTTP"
+        )
+        assert said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_seed_below_0(tmp_path, capsys):
+    file = tmp_path / "r.npz"
+    file.write_bytes(world(poisson(20, 500), ModelConfig(max_batch=8)))
+    assert main(["replay", str(file), "--seed", "-1"]) == 2
+    assert capsys.readouterr().err == "headrace: --seed -1: expected at least 0\n"
+    assert main(["replay", str(file), "--seed", "0"]) == 0

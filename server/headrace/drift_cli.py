@@ -60,6 +60,9 @@ examples:
   headrace drift report models/credit/3 --input x=today.csv --check
 """
 
+_NOT_JUDGED = 3
+"""Exit status of `report --check` without an alarm where there was nothing to tell one by: that is not quiet."""
+
 
 def add_command(commands: Subparsers) -> None:
     """Adds `drift` to the subcommands of a parser."""
@@ -86,7 +89,9 @@ def add_command(commands: Subparsers) -> None:
     report.add_argument("--html", metavar="FILE", type=Path, help="write a page that needs no other file")
     report.add_argument("--csv", metavar="DIR", type=Path, help="write reference.csv and window.csv, for Evidently")
     report.add_argument("--json", action="store_true", help="print JSON")
-    report.add_argument("--check", action="store_true", help="exit with 1 if there is an alarm")
+    report.add_argument(
+        "--check", action="store_true", help="exit with 1 if there is an alarm, with 3 if nothing was judged"
+    )
     report.set_defaults(command=_guarded(_report), parser=report)
 
 
@@ -151,17 +156,20 @@ def _fit(arguments: argparse.Namespace) -> int:
         tensors.update(fit_reference(sources, secrets.token_bytes(16), "", now, _progress()).tensors)
     names = [*(path.name for path in arguments.windows), *(path.name for _, _, path, _ in given)]
     reference = Reference(tensors, ", ".join(dict.fromkeys(names)), now)
-    reference.write(target)
-    _print_reference(reference)
-    print(f"{target}: written")
-    if arguments.schema:
+    rules = ""
+    if arguments.schema:  # before anything is written: data that make no schema leave no reference either
         inputs = [
             (TensorSpec(watch.tensor, watch.datatype, watch.shape), data.names, data.chunks())
             for watch, data in sources
             if not watch.output
         ]
         found = infer_schema(inputs, ", ".join(path.name for side, _, path, _ in given if side == "inputs"))
-        write_atomically(schema, schema_text(found).encode())
+        rules = schema_text(found)
+    reference.write(target)
+    _print_reference(reference)
+    print(f"{target}: written")
+    if arguments.schema:
+        write_atomically(schema, rules.encode())
         print(f"{schema}: written")
     return 0
 
@@ -175,7 +183,12 @@ def _given(arguments: argparse.Namespace) -> list[Given]:
             if not (name and separator and rest):
                 raise UsageError(f"--{side} {text}: expected NAME=FILE or NAME=FILE:COLUMN,COLUMN")
             path, _, columns = rest.partition(":") if not Path(rest).exists() else (rest, "", "")
-            found.append((f"{side}s", name, Path(path), tuple(filter(None, columns.split(",")))))
+            chosen = tuple(filter(None, columns.split(",")))
+            if any(one[:2] == (f"{side}s", name) for one in found):
+                raise UsageError(f"--{side} {text}: {name} is given twice, expected one file for each tensor")
+            if twice := [column for column in chosen if chosen.count(column) > 1]:
+                raise UsageError(f"--{side} {text}: column {twice[0]} is given twice")
+            found.append((f"{side}s", name, Path(path), chosen))
     return found
 
 
@@ -199,7 +212,7 @@ def _sources(directory: Path, given: Sequence[Given]) -> list[tuple[Watch, Sourc
     found = []
     for side, name, path, columns in given:
         watch = watches[f"{side}.{name}"]
-        found.append((watch, open_source(path, name, watch.shape, columns)))
+        found.append((watch, open_source(path, name, watch.shape, columns, text=watch.datatype == "BYTES")))
     return found
 
 
@@ -296,8 +309,27 @@ def _report(arguments: argparse.Namespace) -> int:
         arguments.csv.mkdir(parents=True, exist_ok=True)
         for name, text in zip(("reference.csv", "window.csv"), tables(found), strict=True):
             write_atomically(arguments.csv / name, text.encode())
-    print(found.model_dump_json() if arguments.json else _text(found))
-    return int(arguments.check and found.state == "alarm")
+    why = "" if found.state == "alarm" else _unjudged(monitor, newest)
+    print(found.model_dump_json() if arguments.json else _text(found, "not judged" if why and reference else ""))
+    if why and (arguments.check or reference):
+        print(f"headrace: not judged: {why}", file=sys.stderr)
+    if not arguments.check:
+        return 0
+    return 1 if found.state == "alarm" else _NOT_JUDGED if why else 0
+
+
+def _unjudged(monitor: Monitor, newest_ms: int) -> str:
+    """Why no alarm could have been raised by what was seen last; empty if one could."""
+    if monitor.reference is None:
+        return "there is no reference"
+    settings = monitor.settings
+    window_ms = monitor.record.window_ms
+    longest = monitor.record.merged(newest_ms + window_ms, settings.horizons[-1], counts_alone=True)
+    known = [tally.rows for key, tally in longest.tallies.items() if key in monitor.reference.tensors]
+    rows = max(known, default=0)
+    return (
+        f"{rows:,} rows, expected at least {settings.min_rows:,} (drift.min_rows)" if rows < settings.min_rows else ""
+    )
 
 
 def _reference(arguments: argparse.Namespace) -> Reference | None:
@@ -309,10 +341,15 @@ def _reference(arguments: argparse.Namespace) -> Reference | None:
 
 def _of_windows(arguments: argparse.Namespace, reference: Reference | None) -> Monitor:
     """A monitor that has seen what the files hold. Of one file the alarms are as they were; of several, found anew."""
+    from headrace.drift.errors import DriftError
     from headrace.drift.monitor import Monitor
     from headrace.drift.packing import read_bounded
 
     record = _records(arguments.windows)
+    model = Path(os.path.abspath(arguments.directory)).parent.name
+    if record.model != model:
+        names = ", ".join(map(str, arguments.windows))
+        raise DriftError(f"{names}: windows of model {record.model}, but {arguments.directory} is of model {model}")
     settings = replace(_settings(arguments.directory), window_ms=record.window_ms, keep=record.keep)
     watches = [plan.watch for plan in record.plans.values()]
     monitor = Monitor(record.model, record.version, watches, settings, bytes(16), reference)
@@ -349,12 +386,12 @@ def _settings(directory: Path) -> AlarmSettings:
     return ((read_configuration(parent).settings.drift if parent.is_dir() else None) or DriftConfig()).alarms
 
 
-def _text(report: DriftReport) -> str:
-    """A table for the terminal, the worst first."""
+def _text(report: DriftReport, state: str = "") -> str:
+    """A table for the terminal, the worst first. state: other than the report's."""
     span = report.span
     lines = [
-        f"{report.model} version {report.version}: {report.state}; {span.rows_sampled:,} of {span.rows_offered:,} "
-        f"rows, {span.windows} windows of {span.window_ms / 1000:g} s",
+        f"{report.model} version {report.version}: {state or report.state}; "
+        f"{span.rows_sampled:,} of {span.rows_offered:,} rows, {span.windows} windows of {span.window_ms / 1000:g} s",
         f"{'':8}{'PSI':>8}{'KS':>8}{'JS':>8}{'W1':>8}  feature",
     ]
     for one in report.features:

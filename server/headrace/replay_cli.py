@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import math
 import ssl
 import sys
+import tempfile
 import tomllib
 import urllib.error
 import urllib.parse
@@ -14,6 +16,7 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headrace.errors import ConfigError
 from headrace.tensor_text import UsageError
 
 if TYPE_CHECKING:
@@ -87,16 +90,31 @@ def _record(arguments: argparse.Namespace) -> int:
     except urllib.error.HTTPError as error:
         print(f"headrace: {_told(error)}", file=sys.stderr)
         return 1
+    except http.client.HTTPException as error:  # a gRPC port, say
+        said = " ".join(str(error).split())
+        raise UsageError(f"{url}: no reply in HTTP/1.1, expected the server's HTTP port: {said[:80]!r}") from error
     except (OSError, ValueError) as error:
         raise UsageError(f"{url}: {getattr(error, 'reason', error)}") from error
+    requests = _requests(body, url)  # before it is written: what is no use must not replace what may be
     try:
         arguments.output.write_bytes(body)
     except OSError as error:
         raise UsageError(f"{arguments.output}: cannot be written: {error.strerror or error}") from error
+    print(f"{arguments.output}: {requests} requests")
+    return 0
+
+
+def _requests(body: bytes, url: str) -> int:
+    """How many are in a recording that has come from a server. Raises UsageError for one that cannot be replayed."""
     from headrace.telemetry.recording import read
 
-    print(f"{arguments.output}: {len(read(arguments.output))} requests")
-    return 0
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory, "recording.npz")
+        file.write_bytes(body)
+        try:
+            return len(read(file))
+        except ConfigError as error:
+            raise UsageError(f"{url}: {str(error).removeprefix(f'{file}: ')}; nothing was written") from error
 
 
 def _told(error: urllib.error.HTTPError) -> str:
@@ -110,6 +128,8 @@ def _replay(arguments: argparse.Namespace) -> int:
     from headrace.replay.simulation import recorded, replay
     from headrace.telemetry.recording import read
 
+    if arguments.seed < 0:
+        raise UsageError(f"--seed {arguments.seed}: expected at least 0")
     recording = read(arguments.recording)
     outcomes = {"recorded": recorded(recording)}
     outcomes["replayed"] = replay(recording, _settings(recording, []), arguments.seed)

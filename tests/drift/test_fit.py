@@ -140,7 +140,7 @@ def test_arrays(tmp_path, random):
 
 def test_text_in_an_array(tmp_path):
     np.save(tmp_path / "a.npy", np.array([["ab"], ["c"]]))
-    assert rows_of(open_source(tmp_path / "a.npy", "x", (1,))).tolist() == [["ab"], ["c"]]
+    assert rows_of(open_source(tmp_path / "a.npy", "x", (1,), text=True)).tolist() == [["ab"], ["c"]]
 
 
 def test_csv_with_and_without_a_header(tmp_path):
@@ -153,7 +153,7 @@ def test_csv_with_and_without_a_header(tmp_path):
     (tmp_path / "b.csv").write_text("1,2\n3,4\n")
     assert rows_of(open_source(tmp_path / "b.csv", "x", (2,))).tolist() == [[1, 2], [3, 4]]
     (tmp_path / "c.csv").write_text('name\n"Ann, a"\nBob\n')
-    assert rows_of(open_source(tmp_path / "c.csv", "x", (1,))).tolist() == [[b"Ann, a"], [b"Bob"]]
+    assert rows_of(open_source(tmp_path / "c.csv", "x", (1,), text=True)).tolist() == [[b"Ann, a"], [b"Bob"]]
 
 
 def test_a_long_csv_comes_in_pieces(tmp_path):
@@ -177,7 +177,7 @@ def test_parquet(tmp_path, random):
     assert np.isnan(found[0, 0])
     np.testing.assert_array_equal(found[1:], numbers[1:, ::-1])
     np.testing.assert_array_equal(rows_of(open_source(tmp_path / "a.parquet", "x", (2,), ("v",))), numbers)
-    text = open_source(tmp_path / "a.parquet", "x", (1,), ("t",))
+    text = open_source(tmp_path / "a.parquet", "x", (1,), ("t",), text=True)
     assert rows_of(text)[:2].tolist() == [[b"x"], [b""]]
 
 
@@ -189,9 +189,17 @@ def test_parquet(tmp_path, random):
         ("a.npy", None, (), r"a\.npy: rows of \[3\], expected \[2\]"),
         ("a.npy", None, ("a",), "columns are chosen by name from tables alone"),
         ("a.csv", b"a,b\n1,2\n", ("c",), "no column 'c', but a, b"),
-        ("a.csv", b"a,b\n1,2\n3\n", (), r"a\.csv:3: 1 columns, expected 2"),
+        ("a.csv", b"a,b\n1,2\n3\n", (), r"a\.csv: line 3: 1 columns, expected 2"),
         ("a.csv", b"a,b,c\n1,2,3\n", (), r"rows of \[3\], expected \[2\]"),
+        ("a.csv", b"a,b\n1,2\n3,many\n", (), r"a\.csv: line 3, column 'b': 'many', expected a number"),
+        ("a.csv", b"a,b\n1,2\n3,\xff\n", (), r"a\.csv: line 3: not in UTF-8"),
+        ("a.csv", b"\xff\xfea\x00", (), r"a\.csv: line 1: not in UTF-8"),
+        ("a.csv", b"a,b\n" + b"1,2\n" * 40_000 + b"3,\xff\n", (), r"a\.csv: line 40002: not in UTF-8"),
+        ("a.csv", b"a,a\n1,2\n", (), r"a\.csv: 2 columns 'a', expected one of each name"),
         ("a.parquet", b"no parquet", (), r"a\.parquet: "),
+        ("a.npz", b"PK\x03\x04 but no archive", (), r"a\.npz: .*zip file"),
+        ("a.parquet", b"PAR1" + bytes(100) + b"PAR1", (), r"a\.parquet: "),
+        ("a.npz", b"", (), r"a\.npz: No data left in file"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path, name, content, columns, message):
@@ -223,3 +231,78 @@ def test_parquet_needs_a_package(tmp_path, monkeypatch):
     monkeypatch.setattr("headrace.drift.readers.import_module", missing)
     with pytest.raises(DriftError, match=r"pip install 'headrace\[parquet\]'"):
         open_source(tmp_path / "a.parquet", "x", (2,))
+
+
+def test_a_number_that_is_none_is_named_wherever_it_stands(tmp_path):
+    lines = ["x,y", *["1,2"] * 90_000, "1,two" + "o" * 100]
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    opened = open_source(tmp_path / "a.csv", "x", (2,))
+    with pytest.raises(DriftError) as raised:
+        fit_reference([(watch((2,)), opened)], SALT, "", 0)
+    shown = "two" + "o" * 37 + "..."
+    assert str(raised.value) == (
+        f"{tmp_path / 'a.csv'}, for inputs.x: line 90002, column 'y': '{shown}', expected a number"
+    )
+
+
+def test_texts_where_numbers_are_wanted_and_the_other_way_round(tmp_path):
+    np.save(tmp_path / "text.npy", np.array([["1"], ["2"]]))
+    np.save(tmp_path / "times.npy", np.zeros((2, 1), "M8[s]"))
+    np.save(tmp_path / "numbers.npy", np.zeros((2, 1)))
+    for name, text, message in (
+        ("text", False, "an array of <U1, expected numbers"),
+        ("times", False, r"an array of datetime64\[s\], expected numbers"),
+        ("numbers", True, "an array of float64, expected texts"),
+    ):
+        with pytest.raises(DriftError, match=f"{name}.npy: {message}"):
+            open_source(tmp_path / f"{name}.npy", "x", (1,), text=text)
+
+
+def test_an_archive_that_was_cut_or_damaged(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, x=np.arange(10_000.0))
+    whole = path.read_bytes()
+    for data in (whole[:-30], whole[:5000], whole[:4000] + b"\0" * 50 + whole[4050:]):
+        path.write_bytes(data)
+        with pytest.raises(DriftError, match=f"{path}: "):
+            open_source(path, "x", ())
+
+
+def test_columns_of_parquet_that_are_no_numbers(tmp_path):
+    import datetime
+    from decimal import Decimal
+
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    columns = {
+        "when": [datetime.datetime(2026, 1, 1)] * 3,
+        "name": ["a", None, "b"],
+        "names": [["a"]] * 3,
+        "some": pa.array(["a", "b", "a"]).dictionary_encode(),
+        "price": [Decimal("1.5"), None, Decimal("2.5")],
+        "none": pa.nulls(3),
+    }
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table(columns), path)
+    for column, kind in (("when", r"timestamp\[us\]"), ("name", "string"), ("names", "list<"), ("some", "dictionary<")):
+        with pytest.raises(DriftError, match=f"{path}: column '{column}' is {kind}.*, expected numbers"):
+            open_source(path, "x", (1,), (column,))
+    with pytest.raises(DriftError, match=r"column 'when' is timestamp\[us\], expected texts"):
+        open_source(path, "x", (1,), ("when",), text=True)
+    np.testing.assert_array_equal(rows_of(open_source(path, "x", (1,), ("price",))), [[1.5], [np.nan], [2.5]])
+    assert rows_of(open_source(path, "x", (1,), ("none",), text=True)).tolist() == [[b""]] * 3
+    assert rows_of(open_source(path, "x", (1,), ("names",), text=True)).tolist() == [[b"a"]] * 3
+    parquet.write_table(pa.table({"x": np.arange(1000.0)}), path)
+    path.write_bytes(path.read_bytes()[:4] + b"\xff" * 400 + path.read_bytes()[404:])
+    with pytest.raises(DriftError, match=f"{path}: "):
+        rows_of(open_source(path, "x", (1,)))
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+def test_values_whose_squares_are_beyond_all_numbers(spread, random):
+    rows = 1e300 * (1 + spread * random.normal(size=(500, 1)))
+    moments = reference_of(rows, datatype="FP64").tensors[KEY][1].moments
+    assert np.isfinite(moments.deviation).all()
+    assert (moments.deviation > 0) == bool(spread)
+    assert moments.mean[0] == pytest.approx(rows.mean(), rel=0.02)

@@ -76,7 +76,8 @@ def fit_reference(
             for start, rows in _numbered(data, f"{watch.key}: count", progress):
                 _count(tally, extractor, rows, start, sample.stride)
         except DriftError as error:
-            raise DriftError(f"{data.name}, for {watch.key}: {error}") from None
+            said = str(error).removeprefix(f"{data.name}: ")  # readers name the file themselves
+            raise DriftError(f"{data.name}, for {watch.key}: {said}") from None
         tensors[watch.key] = plan, summary_of(tally)
     return Reference(tensors, source, created_ms)
 

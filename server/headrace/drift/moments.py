@@ -16,13 +16,16 @@ if TYPE_CHECKING:
     Counts = NDArray[np.int64]
 
 
+_MOST = float(np.finfo(np.float64).max)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Moments:
     """Of F features, as columns [F].
 
     count: INT64, values that are numbers. missing: INT64, NaNs. mean, m2: FP64, the mean and the sum of squares of the
-    distances from it. minimum, maximum: FP64; inf and -inf if there is no value. All are of the values as rounded to
-    the grid, infinities as its greatest and least.
+    distances from it, which stops at the greatest number (of values beyond 1e154). minimum, maximum: FP64; inf and
+    -inf if there is no value. All are of the values as rounded to the grid, infinities as its greatest and least.
     """
 
     count: Counts
@@ -47,14 +50,16 @@ class Moments:
         count = (~missing).sum(axis=0)
         real = np.where(missing, 0, cells).astype(np.float64)
         mean = real.sum(axis=0) / np.maximum(count, 1)
-        distance = np.where(missing, 0, real - mean)
+        with np.errstate(over="ignore"):  # the step is a power of two: to scale before the square rounds nothing
+            distance = np.where(missing, 0, real - mean) * grid.step
+            m2 = np.minimum(np.einsum("ij,ij->j", distance, distance), _MOST)
         least = np.where(missing, np.inf, cells).min(axis=0)
         greatest = np.where(missing, -np.inf, cells).max(axis=0)
         return cls(
             count,
             missing.sum(axis=0),
             np.where(count > 0, grid.values(mean), 0.0),
-            np.einsum("ij,ij->j", distance, distance) * grid.step**2,
+            m2,
             grid.values(least),
             grid.values(greatest),
         )
@@ -68,12 +73,14 @@ class Moments:
         """Of what both have seen. Chan, Golub and LeVeque, Updating Formulae, 1979."""
         total = self.count + other.count
         share = other.count / np.maximum(total, 1)
-        delta = other.mean - self.mean
+        delta = np.where((self.count > 0) & (other.count > 0), other.mean - self.mean, 0.0)
+        with np.errstate(over="ignore"):
+            m2 = np.minimum(self.m2 + other.m2 + delta * delta * self.count * share, _MOST)
         return Moments(
             total,
             self.missing + other.missing,
-            self.mean + delta * share,
-            self.m2 + other.m2 + delta * delta * self.count * share,
+            np.where(self.count > 0, self.mean + delta * share, other.mean),
+            m2,
             np.minimum(self.minimum, other.minimum),
             np.maximum(self.maximum, other.maximum),
         )
