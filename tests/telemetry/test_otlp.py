@@ -134,6 +134,15 @@ def test_where_spans_go(endpoint, protocol, environ, where):
     assert target(TracingSettings(endpoint=endpoint, protocol=protocol), environ) == where
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"), [("OTEL_EXPORTER_OTLP_TIMEOUT", "abc"), ("OTEL_EXPORTER_OTLP_COMPRESSION", "zip")]
+)
+def test_a_variable_that_makes_no_sense_is_told_without_a_traceback(monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError, match="no traces can be exported with the OTEL_EXPORTER_OTLP_"):
+        open_export(TracingSettings(endpoint="http://127.0.0.1:9"), {}, "1", {})
+
+
 def test_an_endpoint_is_a_url():
     with pytest.raises(ValueError, match="endpoint"):
         TracingSettings(endpoint="collector:4317")

@@ -131,7 +131,7 @@ def wants_traces(settings: TracingSettings, environ: Mapping[str, str]) -> bool:
 def open_export(
     settings: TracingSettings, environ: Mapping[str, str], version: str, statuses: Mapping[str, tuple[str, int]]
 ) -> TraceExport:
-    """The export to a collector, not started. Raises ConfigError where OpenTelemetry's packages are missing."""
+    """The export to a collector, not started. Raises ConfigError if packages are missing or variables make no sense."""
     try:
         from headrace.telemetry.senders import sender
         from headrace.telemetry.spans import SpanBuilder, server_resource
@@ -141,6 +141,8 @@ def open_export(
         raise ConfigError(
             f"tracing.endpoint is set, but {error.name} is not installed: expected pip install headrace[otel]"
         ) from error
+    except Exception as error:  # OpenTelemetry's own, of many kinds, for values of its variables that make no sense
+        raise ConfigError(f"no traces can be exported with the OTEL_EXPORTER_OTLP_* that are set: {error}") from error
     for name in _SDK_LOGGERS:  # they log each attempt; here it is once in a while, and counted
         logging.getLogger(name).setLevel(logging.CRITICAL)
     builder = SpanBuilder(
