@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dashboards.parts import MODEL, Query, heat, lines, make, mean, quantile, rate
+from dashboards.parts import MODEL, Query, busy_instances, heat, lines, make, mean, quantile, rate
 
 BY_MODEL = "{{model}}"
 SHED = "queue_full|state_full|overloaded|deadline_unreachable|queue_timeout|deadline_exceeded"
@@ -39,15 +39,7 @@ def text() -> str:
             unit="ops",
             about="Who runs them.",
         ),
-        lines(
-            "Busy instances",
-            Query(
-                rate("headrace_instance_busy_seconds_total", "model, version, exported_instance"),
-                "{{model}} {{version}} instance {{exported_instance}}",
-            ),
-            unit="percentunit",
-            about="Share of time in which an instance ran batches, summed over servers.",
-        ),
+        busy_instances(),
         lines(
             "Rows",
             Query(rate("nv_inference_count", "model"), BY_MODEL),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dashboards.parts import MODEL, Query, lines, make, mean, number, quantile, rate
+from dashboards.parts import MODEL, Query, busy_instances, lines, make, mean, number, quantile, rate
 
 
 def text() -> str:
@@ -54,15 +54,7 @@ def text() -> str:
             unit="s",
             about="Of a request that arrives at the moment of the scrape.",
         ),
-        lines(
-            "Busy instances",
-            Query(
-                rate("headrace_instance_busy_seconds_total", "model, version, exported_instance"),
-                "{{model}} {{version}} instance {{exported_instance}}",
-            ),
-            unit="percentunit",
-            about="Share of time in which an instance ran batches, summed over servers.",
-        ),
+        busy_instances(),
         lines(
             "Instances by backend and state",
             Query(f"sum by (model, backend, state) (headrace_instances{{{MODEL}}})", "{{model}} {{backend}} {{state}}"),

@@ -183,3 +183,16 @@ def _choice(name: str, query: str, label: str = "") -> dashboard.QueryVariable:
 
 def _text(made: models.Dashboard) -> str:
     return json.dumps(made, cls=JSONEncoder, indent=1, sort_keys=True) + "\n"
+
+
+def busy_instances() -> timeseries.Panel:
+    """A panel: how busy each instance of the models is."""
+    return lines(
+        "Busy instances",
+        Query(
+            rate("headrace_instance_busy_seconds_total", "model, version, exported_instance"),
+            "{{model}} {{version}} instance {{exported_instance}}",
+        ),
+        unit="percentunit",
+        about="Share of time in which an instance ran batches, summed over servers.",
+    )

@@ -6,11 +6,11 @@ libraries of onnxruntime-gpu 1.31.1, which hold every one of them. What is not s
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from headrace.backends.gpu_fields import BatchBuckets, Devices  # noqa: TC001 - pydantic reads the annotations
 from headrace.backends.onnxruntime.sessions import SessionSettings
 from headrace.backends.shape_range import ShapeRange  # noqa: TC001 - pydantic reads the annotation
 from headrace.errors import ModelLoadError
@@ -24,18 +24,14 @@ if TYPE_CHECKING:
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
 
-Size = Annotated[int, Field(ge=0)]
-
 
 class GpuOptions(SessionSettings):
     """What holds for both providers."""
 
-    devices: tuple[Size, ...] = Field(
-        (0,), strict=False, min_length=1, description="GPUs that each instance is on, by their numbers"
-    )
+    devices: Devices = Field((0,), description="GPUs that each instance is on, by their numbers")
     in_flight: int = Field(2, ge=1, le=64, description="batches that an instance has on each of its GPUs at a time")
-    batch_buckets: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (), strict=False, description="numbers of rows to run with, ascending; by default powers of two and max_batch"
+    batch_buckets: BatchBuckets = Field(
+        (), description="numbers of rows to run with, ascending; by default powers of two and max_batch"
     )
     memory_limit_bytes: int = Field(
         0, ge=0, description="memory that a session may take on a GPU to compute, weights apart; 0: any"
@@ -56,20 +52,6 @@ class GpuOptions(SessionSettings):
     tf32: bool = Field(True, description="let products of FP32 be computed in TF32; false: exact, and slower")
     prefer_nhwc: bool = Field(False, description="lay images out as NHWC where there are kernels for it")
     cuda: dict[str, str] = Field({}, description="other options of the CUDA provider, by their keys")
-
-    @field_validator("devices")
-    @classmethod
-    def _different(cls, devices: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(devices)) < len(devices):
-            raise ValueError(f"{list(devices)} names a device twice")
-        return devices
-
-    @field_validator("batch_buckets")
-    @classmethod
-    def _ascending(cls, buckets: tuple[int, ...]) -> tuple[int, ...]:
-        if any(a >= b for a, b in pairwise(buckets)):
-            raise ValueError(f"{list(buckets)} is not ascending")
-        return buckets
 
     @field_validator("run")
     @classmethod

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from headrace import settings_sources as sources
+from headrace.backends.gpu_fields import BatchBuckets, Devices  # noqa: TC001 - pydantic reads the annotations
 from headrace.backends.shape_range import ShapeRange  # noqa: TC001 - pydantic reads the annotation
 from headrace.errors import ConfigError, ModelLoadError
 
@@ -26,12 +26,10 @@ class Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     file: str = Field(MODEL_FILE, description="the model file's name within the version")
-    devices: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (0,), strict=False, min_length=1, description="GPUs that each instance is on, by their numbers"
-    )
+    devices: Devices = Field((0,), description="GPUs that each instance is on, by their numbers")
     in_flight: int = Field(2, ge=1, le=64, description="batches that an instance has on each of its GPUs at a time")
-    batch_buckets: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (), strict=False, description="numbers of rows to build for, ascending; by default powers of two and max_batch"
+    batch_buckets: BatchBuckets = Field(
+        (), description="numbers of rows to build for, ascending; by default powers of two and max_batch"
     )
     profiles: dict[str, ShapeRange] = Field(
         {}, description="for each input with other dynamic dimensions: min, opt and max, batch dimension left out"
@@ -58,20 +56,6 @@ class Options(BaseModel):
         if path.is_absolute() or ".." in path.parts or not path.name:
             raise ValueError(f"{file!r} is no file within the version directory")
         return file
-
-    @field_validator("devices")
-    @classmethod
-    def _different(cls, devices: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(devices)) < len(devices):
-            raise ValueError(f"{list(devices)} names a device twice")
-        return devices
-
-    @field_validator("batch_buckets")
-    @classmethod
-    def _ascending(cls, buckets: tuple[int, ...]) -> tuple[int, ...]:
-        if any(a >= b for a, b in pairwise(buckets)):
-            raise ValueError(f"{list(buckets)} is not ascending")
-        return buckets
 
     @property
     def is_plan(self) -> bool:
