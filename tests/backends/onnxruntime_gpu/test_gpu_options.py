@@ -95,6 +95,7 @@ def test_what_the_tensorrt_provider_is_told(tmp_path):
         (CudaOptions, {"devices": [0, 0]}, "names a device twice"),
         (CudaOptions, {"devices": []}, "devices"),
         (CudaOptions, {"batch_buckets": [4, 2]}, "is not ascending"),
+        (CudaOptions, {"batch_buckets": [2, 2, 4]}, "is not ascending"),
         (CudaOptions, {"max_cpu_nodes": 1.5}, "max_cpu_nodes"),
         (CudaOptions, {"cuda": {"gpu_mem_limit": "1"}}, "'gpu_mem_limit' is set by memory_limit_bytes"),
         (CudaOptions, {"cuda": {"user_compute_stream": "1"}}, "'user_compute_stream' is the backend's own to set"),
