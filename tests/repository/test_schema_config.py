@@ -35,6 +35,7 @@ from headrace.repository.schema_config import SCHEMA_FORMAT, InputRules, Schema,
         ("policy.values = 'clip'", 'inputs.x: policy.values = "clip" has no meaning; range and finite can be clipped'),
         ("policy.range = 'drop'", 'inputs.x.policy.range = "drop" (in {file}): expected'),
         ("policy.ranges = 'count'", "ranges"),
+        ("names = ['a', 'b', 'a']", "inputs.x: names has 'a' twice (in {file})"),
     ],
 )
 def test_rules_that_are_none(tmp_path, text, message):
@@ -58,7 +59,7 @@ given_rules = st.fixed_dictionaries(
         "max_height": st.integers(1, 100),
         "max_length": st.integers(0, 100),
         "pattern": st.text(),
-        "names": st.lists(st.text(), max_size=3),
+        "names": st.lists(st.text(), max_size=3, unique=True),
         "policy": st.dictionaries(
             st.sampled_from(["missing", "finite", "range"]), st.sampled_from(["reject", "count"])
         ),

@@ -10,7 +10,7 @@ import numpy as np
 from headrace.datatypes import DATATYPES
 from headrace.errors import ConfigError, ModelLoadError
 from headrace.pipeline.padding import number
-from headrace.pipeline.rules import NumberRules, Rules, SizeRules, TextRules, image_layout
+from headrace.pipeline.rules import NumberRules, Rules, SizeRules, TextRules, exactly, image_layout, span
 from headrace.pipeline.text_screen import matcher
 from headrace.repository.processing_config import ImageConfig
 from headrace.repository.schema_config import SCHEMA_FILE, InputRules, read_schema
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _GREATEST_BF16 = float(np.uint32(0x7F7F0000).view(np.float32))
 _OF_NUMBERS = ("finite", "min", "max", "max_missing", "fill", "names")
+_OF_FLOATS = ("finite", "max_missing")
 _OF_TEXTS = ("min_length", "max_length", "pattern")
 _OF_IMAGES = ("min_height", "max_height", "min_width", "max_width")
 _KEYS = {
@@ -116,10 +117,16 @@ def _check_kind(given: InputRules, spec: TensorSpec, *, is_image: bool) -> None:
             wrong, kind = not text, "BYTES"
         elif key in _OF_IMAGES:
             wrong, kind = not is_image, "images: three dimensions, with format or of 1, 3 or 4 channels, last or first"
+        elif key in _OF_FLOATS:
+            wrong, kind = not _is_float(spec), "floating point"
         else:
             wrong, kind = text or spec.datatype == "BOOL", "numbers"
         if wrong:
             raise ValueError(f"{key} is for {kind}, the input is {spec.datatype} {list(spec.shape)}")
+
+
+def _is_float(spec: TensorSpec) -> bool:
+    return spec.datatype == "BF16" or DATATYPES[spec.datatype].numpy.kind == "f"
 
 
 def _texts(given: InputRules) -> TextRules:
@@ -137,7 +144,6 @@ def _size(given: InputRules, channels_first: bool) -> SizeRules:
 
 
 def _numbers(given: InputRules, spec: TensorSpec) -> NumberRules:
-    is_float = spec.datatype == "BF16" or DATATYPES[spec.datatype].numpy.kind == "f"
     dtype = np.dtype("<f4") if spec.datatype == "BF16" else DATATYPES[spec.datatype].numpy
     for key in ("min", "max", "fill", "names"):
         value = getattr(given, key)
@@ -152,7 +158,7 @@ def _numbers(given: InputRules, spec: TensorSpec) -> NumberRules:
         fill = np.array(_exact("fill", given.fill, spec), dtype)
         if not ((fill >= low) & (fill <= high)).all():
             raise ValueError("fill is outside of min and max")
-    _check_clip(given, is_float)
+    _check_clip(given, _is_float(spec))
     values = None
     if given.values is not None:
         values = np.unique(np.array(_exact("values", given.values, spec), dtype))
@@ -161,15 +167,17 @@ def _numbers(given: InputRules, spec: TensorSpec) -> NumberRules:
         np.ascontiguousarray(low) if low.ndim else low.copy(),
         np.ascontiguousarray(high) if high.ndim else high.copy(),
         ranged,
-        given.finite and is_float,
-        given.max_missing if is_float else None,
+        given.finite,
+        given.max_missing,
         values,
         fill,
     )
 
 
 def _check_clip(given: InputRules, is_float: bool) -> None:
-    """Clipping must know what to put in the place of what has no nearest bound."""
+    """Clipping must know what to put in the place of what has no nearest bound, and nothing else has a use for that."""
+    if given.fill is not None and given.policy.get("finite") != "clip":
+        raise ValueError('fill has no use without policy.finite = "clip"')
     if given.policy.get("finite") == "clip" and given.fill is None:
         raise ValueError('policy.finite = "clip" needs fill: NaN has no nearest bound')
     if is_float and given.policy.get("range") == "clip" and not given.finite and given.max_missing is None:
@@ -177,7 +185,7 @@ def _check_clip(given: InputRules, is_float: bool) -> None:
 
 
 def _bound(key: str, value: Any, spec: TensorSpec, dtype: np.dtype[Any]) -> Numbers:  # noqa: ANN401
-    """A bound in the datatype; of integers, the nearest one within. Raises ValueError for one that nothing keeps.
+    """A bound in the datatype; of integers, the nearest one within. Raises ValueError for one beyond the datatype.
 
     A bound of floating point is rounded like the values that clients send: 0.1 as FP32 is not above max = 0.1.
     """
@@ -190,6 +198,8 @@ def _bound(key: str, value: Any, spec: TensorSpec, dtype: np.dtype[Any]) -> Numb
     for one in value if isinstance(value, tuple) else (value,):
         if not is_float:
             bound = _integer(one, lower, least, most)
+            if not math.isinf(one) and not least <= bound <= most:
+                raise ValueError(f"{key} = {exactly(one)} is beyond {spec.datatype}, expected {span(least, most)}")
             if bound > most if lower else bound < least:
                 raise ValueError(f"{key} = {one:g} is beyond all of {spec.datatype}")
             found.append(min(max(bound, least), most))

@@ -93,6 +93,9 @@ class InputRules(_Table):
                 raise ValueError(f"{least} = {one} is above {most} = {other}")
         if self.values is not None and len({isinstance(value, str) for value in self.values}) > 1:
             raise ValueError("values has numbers and texts, expected one kind")
+        twice = next((name for name in self.names if self.names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"names has {twice!r} twice")
         for rule, policy in self.policy.items():
             if policy == "clip" and rule not in ("range", "finite"):
                 raise ValueError(f'policy.{rule} = "clip" has no meaning; range and finite can be clipped')
