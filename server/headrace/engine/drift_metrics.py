@@ -35,6 +35,11 @@ class DriftMetrics:
             "How far a feature is from its reference, in this window and the last, by psi, ks, js, tv, wasserstein",
             labels=(*_FEATURE, "score"),
         )  # fmt: skip
+        shares = GaugeMetricFamily(
+            "headrace_drift_share",
+            "Share of a feature's values that are missing or outside, of its items that are unseen, in the same windows",
+            labels=(*_FEATURE, "what"),
+        )  # fmt: skip
         alarms = GaugeMetricFamily("headrace_drift_alarm", "1: the alarm of a feature is on", labels=_FEATURE)
         rows = CounterMetricFamily("headrace_drift_rows", "Rows that were looked at for drift", labels=_MODEL)
         skipped = CounterMetricFamily(
@@ -51,7 +56,10 @@ class DriftMetrics:
                 alarms.add_metric(labels, feature.state == "alarm")
                 for name in SCORES:
                     _add(scores, labels, feature, name)
-        return (scores, alarms, rows, skipped, failed) if self._monitoring.models else ()
+                of_items = feature.window.distinct is not None
+                for what in ("unseen",) if of_items else ("missing", "outside"):
+                    shares.add_metric((*labels, what), getattr(feature.window, what))
+        return (scores, shares, alarms, rows, skipped, failed) if self._monitoring.models else ()
 
 
 def brief(monitoring: DriftMonitoring) -> list[dict[str, Any]]:
