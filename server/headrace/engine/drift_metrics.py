@@ -37,7 +37,7 @@ class DriftMetrics:
         )  # fmt: skip
         shares = GaugeMetricFamily(
             "headrace_drift_share",
-            "Share of a feature's values that are missing or outside, of its items that are unseen, in the same windows",
+            "Share of a feature's values that are missing or outside, of its items that are unseen, in these windows",
             labels=(*_FEATURE, "what"),
         )  # fmt: skip
         alarms = GaugeMetricFamily("headrace_drift_alarm", "1: the alarm of a feature is on", labels=_FEATURE)

@@ -188,7 +188,11 @@ class DriftMonitoring:
         """On the worker's thread."""
         monitor = drift.watched.monitor
         for event in self._worker.tick(drift.watched):
-            logger.warning("model %s version %s: drift, %s", monitor.record.model, monitor.record.version, event)
+            fields = {"model": monitor.record.model, "version": monitor.record.version, **event.fields}
+            if event.state == "alarm":
+                logger.warning("a feature has drifted", extra=fields)
+            else:
+                logger.info("a feature is as it was", extra=fields)
         drift.latest = report(monitor, wall_ms(), LATEST_WINDOWS)
 
     async def _save(self) -> None:
