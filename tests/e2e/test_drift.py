@@ -140,4 +140,4 @@ def test_a_reference_for_something_else_keeps_the_model_from_serving(serve, repo
     with triton.InferenceServerClient(server.address) as client:
         index = {one.name: one for one in client.get_model_repository_index().models}
     assert index["plain"].state == "READY"
-    assert index["watched"].reason.startswith("drift: the reference (")
+    assert index["watched"].reason.startswith(f"{repository / 'watched/1/drift.json'}: the reference (")

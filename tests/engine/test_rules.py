@@ -8,6 +8,7 @@ import pytest
 from headrace.engine.rules import input_rules, version_rules
 from headrace.errors import ModelLoadError
 from headrace.messages import Signature, TensorSpec
+from headrace.repository.discovery import Found
 from headrace.repository.model_config import ModelConfig
 from headrace.repository.schema_config import SCHEMA_FORMAT, Schema
 
@@ -126,23 +127,35 @@ def test_which_dimensions_are_an_images_sides():
 def test_what_has_no_meaning_for_the_input_keeps_it_from_serving(inputs, message):
     with pytest.raises(ModelLoadError) as caught:
         rules(**inputs)
-    assert str(caught.value) == message
+    assert str(caught.value) == f"model.toml: {message}"
 
 
 def test_a_schema_for_other_inputs_or_against_the_configuration():
-    with pytest.raises(
-        ModelLoadError, match=r"schema.toml has rules for \['y'\], but the inputs of the model are \['x'"
-    ):
+    with pytest.raises(ModelLoadError, match=r"schema.toml: rules for \['y'\], but the inputs of the model are \['x'"):
         rules({"y": {"finite": True}})
-    with pytest.raises(ModelLoadError, match=r"inputs.x: min = 5 is above max = 2"):
+    with pytest.raises(ModelLoadError, match=r"model.toml and schema.toml: inputs.x: min = 5 is above max = 2"):
         rules({"x": {"min": 5}}, x={"max": 2})
 
 
+def test_a_schema_that_does_not_fit_is_named_alone():
+    with pytest.raises(ModelLoadError, match=r"^schema.toml: inputs.x: pattern is for BYTES, the input is FP32"):
+        rules({"x": {"pattern": "a"}}, x={"dims": [3]})
+
+
 def test_a_schema_that_is_none_keeps_its_version_from_serving(tmp_path):
-    assert version_rules(tmp_path, ModelConfig(), SIGNATURE) == {}
+    found = Found("m", 1, tmp_path, ModelConfig())
+    assert version_rules(found, SIGNATURE) == {}
     (tmp_path / "schema.toml").write_text('format = "headrace schema 1"\n[inputs.x]\nmaxx = 1\n')
     with pytest.raises(ModelLoadError, match=r"unknown key 'inputs.x.maxx'.*did you mean 'max'"):
-        version_rules(tmp_path, ModelConfig(), SIGNATURE)
+        version_rules(found, SIGNATURE)
     (tmp_path / "schema.toml").write_text('format = "headrace schema 2"\n')
     with pytest.raises(ModelLoadError, match=r'format = "headrace schema 2".*expected "headrace schema 1"'):
-        version_rules(tmp_path, ModelConfig(), SIGNATURE)
+        version_rules(found, SIGNATURE)
+    (tmp_path / "schema.toml").write_text("[inputs.x]\nmax = 1\n")
+    with pytest.raises(ModelLoadError) as caught:
+        version_rules(found, SIGNATURE)
+    assert str(caught.value) == f'format is missing (in {tmp_path / "schema.toml"}): expected "headrace schema 1"'
+    (tmp_path / "schema.toml").write_text('format = "headrace schema 1"\n[inputs.x]\npattern = "a"\n')
+    with pytest.raises(ModelLoadError) as caught:
+        version_rules(found, SIGNATURE)
+    assert str(caught.value).startswith(f"{tmp_path / 'schema.toml'}: inputs.x: pattern is for BYTES")

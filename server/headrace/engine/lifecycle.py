@@ -319,7 +319,7 @@ class Engine:
                 steps, [model.signature for model in models], found.config.ensemble.outputs, found.config.max_batch
             )
             graph = replace(graph, signature=check_described(graph.signature, found.config, found.path.parent))
-            rules = version_rules(found.path, found.config, graph.signature)
+            rules = version_rules(found, graph.signature)
         except (HeadraceError, BadGraph, ModelLoadError) as error:
             reason = f"a model of its steps does not serve: {error}" if isinstance(error, HeadraceError) else str(error)
             if way := circle(found.name, self._members()):

@@ -12,14 +12,14 @@ from headrace.errors import ConfigError, ModelLoadError
 from headrace.pipeline.padding import number
 from headrace.pipeline.rules import NumberRules, Rules, SizeRules, TextRules, exactly, image_layout, span
 from headrace.pipeline.text_screen import matcher
+from headrace.repository.model_config import CONFIG_FILE
 from headrace.repository.processing_config import ImageConfig
 from headrace.repository.schema_config import SCHEMA_FILE, InputRules, read_schema
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from headrace.messages import Signature, TensorSpec
     from headrace.pipeline.rules import Policy
+    from headrace.repository.discovery import Found
     from headrace.repository.model_config import ModelConfig
     from headrace.repository.schema_config import Schema
 
@@ -42,25 +42,31 @@ _KEYS = {
 """Of each rule, the keys that make it one."""
 
 
-def version_rules(directory: Path, config: ModelConfig, signature: Signature) -> dict[str, Rules]:
-    """The rules for the version in a directory. signature: as clients see it. Raises ModelLoadError. Blocks."""
+def version_rules(found: Found, signature: Signature) -> dict[str, Rules]:
+    """The rules for a version. signature: as clients see it. Raises ModelLoadError, which names the file. Blocks."""
     try:
-        schema = read_schema(directory)
+        schema = read_schema(found.path)
     except ConfigError as error:
         raise ModelLoadError(str(error)) from error
-    return input_rules(config, signature, schema)
+    return input_rules(found.config, signature, schema, (found.config_file, str(found.path / SCHEMA_FILE)))
 
 
-def input_rules(config: ModelConfig, signature: Signature, schema: Schema | None = None) -> dict[str, Rules]:
+def input_rules(
+    config: ModelConfig,
+    signature: Signature,
+    schema: Schema | None = None,
+    files: tuple[str, str] = (CONFIG_FILE, SCHEMA_FILE),
+) -> dict[str, Rules]:
     """The rules for inputs, by name. What the configuration says of one comes before what the schema says.
 
-    Raises ModelLoadError where a rule has no meaning for its input, or contradicts another.
+    files: of both, for messages. Raises ModelLoadError where a rule has no meaning for its input, or contradicts
+    another.
     """
     specs = {spec.name: spec for spec in signature.inputs}
     said = {} if schema is None else dict(schema.inputs)
     unknown = [name for name in said if name not in specs]
     if unknown:
-        raise ModelLoadError(f"{SCHEMA_FILE} has rules for {unknown}, but the inputs of the model are {list(specs)}")
+        raise ModelLoadError(f"{files[1]}: rules for {unknown}, but the inputs of the model are {list(specs)}")
     found = {}
     for name, spec in specs.items():
         own, inferred = config.inputs.get(name), said.get(name)
@@ -74,7 +80,9 @@ def input_rules(config: ModelConfig, signature: Signature, schema: Schema | None
                 layout = "NHWC"  # `format` is of the model's own tensor
             rules = _rules(given, spec, layout)
         except (ValueError, OverflowError) as error:  # the latter of an integer that is beyond FP64
-            raise ModelLoadError(f"inputs.{name}: {error}") from error
+            by_own = own is not None and bool(own.model_fields_set & InputRules.model_fields.keys())
+            places = (file for file, says in zip(files, (by_own, inferred is not None), strict=True) if says)
+            raise ModelLoadError(f"{' and '.join(places)}: inputs.{name}: {error}") from error
         if rules is not None:
             found[name] = rules
     return found
