@@ -211,7 +211,7 @@ class Engine:
             rules=opened.rules,
         )
         if self._diary_requests:
-            scheduler.diary = self._diaries[found.name, found.version] = Diary(self._diary_requests)
+            self._diaries[found.name, found.version] = Diary(self._diary_requests)
         if self._drift is not None:
             scheduler.drift = drift
             self._drift.add(found.name, version, drift)
@@ -290,6 +290,7 @@ class Engine:
         recorder.sequences = served.counts if isinstance(served, SequenceScheduler) else None
         recorder.wait_ns = served.wait_ns
         recorder.instances = served.condition.count
+        recorder.diary = self._diaries.get(key)
         recorder.loaded(seconds, resources)
         before = self._schedulers.get(key)
         self._schedulers[key] = served
