@@ -264,9 +264,11 @@ class ModelRecorder:
         self._wasted_rows += rows
         self._wasted_ns += execute_ns
 
-    def cache_hit(self, request_ns: int, lookup_ns: int) -> None:
+    def cache_hit(self, request_ns: int, lookup_ns: int, request: InferRequest | None = None) -> None:
         """A request was answered from the response cache: in so much time, of which so much for the lookup."""
         self._hits.append(request_ns)
+        if self.sampler is not None and request is not None:
+            self.sampler.hit(request)
         self._hit_lookups = Duration(self._hit_lookups.count + 1, self._hit_lookups.ns + lookup_ns)
         if len(self._hits) >= FOLD_AT:
             self.fold()
