@@ -27,8 +27,8 @@ def test_a_page_is_told_one_score_of_each_feature_and_whether_it_alarms():
     found = brief(monitoring(m=watched(feature("0", psi=0.1, ks=0.2), feature("1", "alarm", tv=0.5), feature("2"))))
     common = {"model": "m", "version": "1", "tensor": "x", "direction": "inputs"}
     assert found == [
-        {**common, "feature": "0", "score": "psi", "value": 0.1, "alarm": False},
-        {**common, "feature": "1", "score": "tv", "value": 0.5, "alarm": True},
+        {**common, "feature": "0", "score": "psi", "value": 0.1, "state": "quiet"},
+        {**common, "feature": "1", "score": "tv", "value": 0.5, "state": "alarm"},
     ]
 
 

@@ -63,7 +63,7 @@ class DriftMetrics:
 
 
 def brief(monitoring: DriftMonitoring) -> list[dict[str, Any]]:
-    """One score of each feature, the first that it has, and its alarm: for the page of the server."""
+    """One score of each feature, the first that it has, and its state: for the page of the server."""
     told = []
     for (model, version), drift in sorted(monitoring.models.items()):
         for feature in drift.latest.features if drift.latest is not None else ():
@@ -79,7 +79,7 @@ def brief(monitoring: DriftMonitoring) -> list[dict[str, Any]]:
                         "feature": feature.feature,
                         "score": name,
                         "value": value,
-                        "alarm": feature.state == "alarm",
+                        "state": feature.state,
                     }
                 )
     return told
