@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.registry import Collector
 
 from headrace.clock import monotonic_ns, wall_ms
+from headrace.drift.report import Statistics
 from headrace.engine.drift_metrics import SCORES, DriftMetrics
 from headrace.telemetry.gpu import GpuMetrics, GpuReader
 from headrace.telemetry.metrics import Metrics, ServerMetrics
@@ -48,6 +49,7 @@ UNIT_BY_SUFFIX: Final = {
     "_state": "0 or 1",
     "_info": "1",
     "_drift_score": "of the score",
+    "_drift_share": "0 to 1",
     "_alarm": "0 or 1",
     "_instances": "instances",
     "_instances_lost": "instances",
@@ -103,7 +105,10 @@ def models(registry: CollectorRegistry) -> None:
 
 def drift(registry: CollectorRegistry) -> None:
     """A watched feature."""
-    feature = SimpleNamespace(tensor="x", direction="inputs", feature="0", state="alarm", **dict.fromkeys(SCORES, 1.0))
+    feature = SimpleNamespace(
+        tensor="x", direction="inputs", feature="0", state="alarm", window=Statistics(rows=1),
+        **dict.fromkeys(SCORES, 1.0),
+    )  # fmt: skip
     watched = SimpleNamespace(looked_at=1, skipped=1, failed=1)
     model = SimpleNamespace(watched=watched, latest=SimpleNamespace(features=[feature]))
     registry.register(DriftMetrics(cast("DriftMonitoring", SimpleNamespace(models={("m", "1"): model}))))

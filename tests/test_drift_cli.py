@@ -150,7 +150,7 @@ def test_fit_of_recorded_windows(version, tmp_path, random, capsys):
     assert drift("fit", version, "--windows", tmp_path / "a.drift") == 0
     assert read_reference(version / "drift.json").rows == 2000
     recorded(tmp_path / "b.drift", random, shift=0.7)
-    assert drift("report", version, "--windows", tmp_path / "b.drift") == 1, "another plan: not by this reference"
+    assert drift("report", version, "--windows", tmp_path / "b.drift") == 2, "another plan: not by this reference"
     assert "was counted by another plan" in capsys.readouterr().err
 
 
@@ -161,7 +161,7 @@ def test_report_of_data(version, data, capsys, name, state, status):
     arguments = ("report", version, "--input", f"x={data / name}.npy")
     assert drift(*arguments) == 0
     first, heads, worst, *_ = capsys.readouterr().out.splitlines()
-    assert first == f"m version 1: {state}; 1,000 of 1,000 rows, 16 windows of 60 s"
+    assert first == f"m version 1: {state}; 1,000 rows of data"
     assert heads.split() == ["PSI", "KS", "JS", "W1", "feature"]
     assert worst.startswith("alarm") == (state == "alarm")
     assert ("inputs.x: 2 (distribution" in worst) == (state == "alarm")
@@ -176,10 +176,13 @@ def test_too_few_rows_are_not_quiet(version, data, capsys, rows):
     arguments = ("report", version, "--input", f"x={data / 'few.npy'}")
     assert drift(*arguments) == 0
     said = capsys.readouterr()
-    assert said.out.startswith(f"m version 1: not judged; {rows} of {rows} rows")
-    assert said.err == f"headrace: not judged: {rows} rows, expected at least 200 (drift.min_rows)\n"
+    assert said.out.startswith(f"m version 1: not judged; {rows} rows of data")
+    assert said.err == f"headrace: not judged: {rows} rows to judge, expected at least 200 (drift.min_rows)\n"
     assert drift(*arguments, "--check") == 3
+    capsys.readouterr()
     assert drift(*arguments, "--check", "--json") == 3
+    found = json.loads(capsys.readouterr().out)
+    assert (found["state"], found["unjudged"][:14]) == ("not judged", f"{rows} rows to judge"[:14])
 
 
 def test_few_rows_in_each_of_many_windows_are_judged_together(version, data, tmp_path, random, capsys):
@@ -198,10 +201,88 @@ def test_few_rows_in_each_of_many_windows_are_judged_together(version, data, tmp
 def test_windows_of_another_model_are_refused(version, data, tmp_path, random, capsys):
     recorded(tmp_path / "a.drift", random)
     (version.parent).rename(tmp_path / "other")
-    assert drift("report", tmp_path / "other" / "1", "--windows", tmp_path / "a.drift") == 1
+    for command, status in (("report", 2), ("fit", 1)):
+        assert drift(command, tmp_path / "other" / "1", "--windows", tmp_path / "a.drift") == status
+        assert capsys.readouterr().err == (
+            f"headrace: {tmp_path / 'a.drift'}: windows of model m, but {tmp_path / 'other' / '1'} is of model other\n"
+        )
+
+
+def test_a_report_of_another_versions_windows_is_refused_and_a_reference_of_them_is_made(
+    version, tmp_path, random, capsys
+):
+    recorded(tmp_path / "a.drift", random)
+    second = version.rename(version.parent / "2")
+    assert drift("report", second, "--windows", tmp_path / "a.drift") == 2
     assert capsys.readouterr().err == (
-        f"headrace: {tmp_path / 'a.drift'}: windows of model m, but {tmp_path / 'other' / '1'} is of model other\n"
+        f"headrace: {tmp_path / 'a.drift'}: windows of version 1, but {second} is of version 2\n"
     )
+    assert drift("fit", second, "--windows", tmp_path / "a.drift") == 0
+
+
+def test_windows_of_other_features_make_no_reference(version, tmp_path, random, capsys):
+    recorded(tmp_path / "a.drift", random)
+    (version.parent / "model.toml").write_text(WATCHED + "features = [0, 1]\n")
+    assert drift("fit", version, "--windows", tmp_path / "a.drift") == 1
+    assert "was made for inputs.x of kind numeric, 3 features, other than is configured" in capsys.readouterr().err
+    assert not (version / "drift.json").exists()
+
+
+def test_what_cannot_be_read_is_no_alarm(version, data, capsys):
+    drift("fit", version, "--input", f"x={data / 'train.npy'}")
+    (data / "broken.npy").write_bytes(b"nonsense")
+    assert drift("report", version, "--input", f"x={data / 'broken.npy'}", "--check") == 2
+    assert drift("report", version, "--input", f"x={data / 'none.npy'}", "--check") == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.inf, "no finite number in feature 1: expected some to draw its bins from"),
+        (1e300, "row 1, element [1]: 1e+300, expected a number that FP32 can hold"),
+    ],
+)
+def test_data_that_are_nothing_to_hold_a_tensor_against(version, data, capsys, value, message):
+    rows = np.load(data / "train.npy").astype(np.float64)
+    rows[:, 1] = value
+    np.save(data / "odd.npy", rows)
+    assert drift("fit", version, "--input", f"x={data / 'odd.npy'}", "--schema") == 1
+    assert message in capsys.readouterr().err
+    assert not (version / "drift.json").exists()
+
+
+def test_a_schema_says_what_the_data_do_not_bound(version, data, capsys):
+    rows = np.load(data / "train.npy")
+    rows[:, 1] = np.nan
+    np.save(data / "odd.npy", rows)
+    assert drift("fit", version, "--input", f"x={data / 'odd.npy'}", "--schema") == 0
+    said = capsys.readouterr()
+    assert "  1: no values, 100.00% missing" in said.out.splitlines()
+    assert said.err == "headrace: schema.toml: no range for x, feature 1: its data have no finite ends\n"
+
+
+def test_large_scores_and_odd_names_leave_the_table_a_table(version, data, tmp_path, random, capsys):
+    with (tmp_path / "train.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["a\nb", "income", "debt"])
+        writer.writerows(random.normal(size=(300, 3)).tolist())
+    assert drift("fit", version, "--input", f"x={tmp_path / 'train.csv'}") == 0
+    assert "\n  a\\nb: " in capsys.readouterr().out
+    rows = np.load(data / "today.npy").astype(np.float64) * 1e9
+    np.save(data / "far.npy", rows)
+    assert drift("report", version, "--input", f"x={data / 'far.npy'}") == 0
+    _, heads, *lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        state, *scores, _ = line.split(maxsplit=5)
+        assert (state, len(scores), len({len(heads), line.index("inputs.x") + len("feature")})) == ("alarm", 4, 1)
+        assert float(scores[3]) > 1e4
+
+
+def test_what_went_wrong_is_said_first(version, data, capsys):
+    (version.parent / "model.toml").write_text("")
+    assert drift("fit", version, "--input", f"x={data / 'none.npy'}") == 1
+    assert "watched once" not in capsys.readouterr().err
 
 
 def test_report_writes_a_page_tables_and_json(version, data, tmp_path, capsys):
@@ -234,7 +315,8 @@ def test_report_of_what_replicas_recorded(version, data, tmp_path, random, capsy
 def test_report_without_a_reference(version, tmp_path, random, capsys):
     recorded(tmp_path / "a.drift", random)
     assert drift("report", version, "--windows", tmp_path / "a.drift", "--last", 1) == 0
-    assert capsys.readouterr().out.startswith("m version 1: no reference; 1,000 of 3,000 rows, 1 windows of 60 s")
+    assert capsys.readouterr().out.startswith("m version 1: not judged; 1,000 of 3,000 rows, 1 window of 60 s\n")
+    capsys.readouterr()
     assert drift("report", version, "--windows", tmp_path / "a.drift", "--check") == 3
     assert capsys.readouterr().err == "headrace: not judged: there is no reference\n"
 
@@ -256,9 +338,10 @@ def test_report_without_a_reference(version, tmp_path, random, capsys):
         (("fit", "DATA/9", "--input", "x=DATA/train.npy"), 2, "no directory of a version, such as models/NAME/1"),
         (("fit", "VERSION", "--windows", "DATA/train.npy"), 1, "train.npy: no record of drift windows"),
         (("report", "VERSION"), 2, "give either --windows, or data by --input and --output"),
-        (("report", "VERSION", "--input", "x=DATA/today.npy"), 1, "no reference to hold data against"),
+        (("report", "VERSION", "--input", "x=DATA/today.npy"), 2, "no reference to hold data against"),
         (("report", "VERSION", "--windows", "DATA/today.npy", "--last", "0"), 2, "--last 0: expected at least 1"),
-        (("report", "VERSION", "--windows", "DATA/today.npy"), 1, "today.npy: no record of drift windows"),
+        (("report", "VERSION", "--input", "x=DATA/today.npy", "--last", "1"), 2, "--last 1: data are of no windows"),
+        (("report", "VERSION", "--windows", "DATA/today.npy"), 2, "today.npy: no record of drift windows"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(version, data, capsys, arguments, status, message):

@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.cli import main
+from headrace.engine.replies import record_of
 from headrace.errors import ConfigError
 from headrace.messages import Batch, InferRequest, Signature, TensorSpec
 from headrace.replay.simulation import recorded, replay
 from headrace.repository.model_config import ModelConfig
 from headrace.telemetry.diary import Diary
+from headrace.telemetry.recorder import ModelRecorder
 from headrace.telemetry.recording import SETTINGS, read, to_bytes
 from headrace.testing.backend import FakeModel
 from headrace.testing.client import InProcessServer, infer_request
@@ -34,20 +36,21 @@ class Template:
 
 def request(received, template=None, *, due=0, nbytes=8):
     made = InferRequest(template or Template(), [b""], nbytes, None, b"", received, due)
-    made.decoded = received + 1
+    made.decoded = made.admitted = received + 1
     return made
 
 
-def batch(requests, start, *, reason="idle"):
-    return Batch(requests, sum(r.template.rows for r in requests), reason, start, start + 2, start + 12)
+def record(requests, start, encoded, *, instance=0, reason="idle"):
+    rows = sum(request.template.rows for request in requests)
+    return record_of(requests, Batch(requests, rows, reason, start, start + 2, start + 12), instance, encoded)
 
 
 def test_columns_of_what_has_happened():
     diary = Diary(100)
     two = [request(10, Template(2, priority=1), due=500), request(11, Template(3))]
-    diary.batch(two, batch(two, 20), 1, 40)
+    diary.batch(record(two, 20, 40, instance=1))
     other = [request(30, Template(1, "b", timeout_ns=7), nbytes=4)]
-    diary.batch(other, batch(other, 50, reason="full"), 0, 70)
+    diary.batch(record(other, 50, 70, reason="full"))
     diary.ended(request(12, Template(4)), "queue_full")
     columns = diary.columns()
     assert columns["received"].tolist() == [10, 11, 30, 12]
@@ -74,11 +77,17 @@ def test_the_last_ones_are_kept(sizes, capacity):
     moment = 0
     for size in sizes:
         requests = [request(moment + at) for at in range(size)]
-        diary.batch(requests, batch(requests, moment + size), 0, moment + size + 20)
+        diary.batch(record(requests, moment + size, moment + size + 20))
         moment += size
     kept = diary.columns()["received"].tolist()
     assert kept == list(range(moment - len(kept), moment))
     assert min(capacity, moment) <= len(kept) < capacity + 5
+
+
+def test_what_was_never_ready_for_the_queue_came_when_it_was_read():
+    diary = Diary(10)
+    diary.ended(InferRequest(Template(), [b""], 8, None, b"", 7), "rule_broken")
+    assert diary.columns()["decoded"].tolist() == [7]
 
 
 def test_what_ended_before_everything_that_is_kept_is_forgotten():
@@ -86,7 +95,7 @@ def test_what_ended_before_everything_that_is_kept_is_forgotten():
     diary.ended(request(5), "queue_full")
     for moment in (10, 100):
         one = [request(moment)]
-        diary.batch(one, batch(one, moment + 1), 0, moment + 20)
+        diary.batch(record(one, moment + 1, moment + 20))
     diary.ended(request(120), "queue_full")
     assert diary.columns()["received"].tolist() == [100, 120]
 
@@ -94,9 +103,9 @@ def test_what_ended_before_everything_that_is_kept_is_forgotten():
 def test_a_copy_does_not_change():
     diary = Diary(10)
     one = [request(1)]
-    diary.batch(one, batch(one, 2), 0, 20)
+    diary.batch(record(one, 2, 20))
     copy = diary.copy()
-    diary.batch(one, batch(one, 2), 0, 20)
+    diary.batch(record(one, 2, 20))
     assert (len(copy.columns()["received"]), len(diary.columns()["received"])) == (1, 2)
 
 
@@ -124,13 +133,16 @@ def world(arrivals, config, *, seed=0, inline_below_ns=0):
             learn=[(n, (3 * MS + n * MS // 2)) for n in (1, 2, 4, 8)],
             inline_below_ns=inline_below_ns,
         )
-        scheduler.diary = Diary(1 << 20)
+        scheduler.observer = recorder = ModelRecorder("m", "1", scheduler.depth, clock=loop.clock)
+        recorder.diary = Diary(1 << 20)
         began = loop.clock()
-        for moment, rows, limit in arrivals:
+        for moment, rows, limit, *value in arrivals:
             await asyncio.sleep(max(began + moment - loop.clock(), 0) / 1e9)
-            server.client.send(infer_request("m", {"x": np.zeros((rows, 2), np.float32)}), timeout_ns=limit)
+            server.client.send(
+                infer_request("m", {"x": np.full((rows, 2), *value or (0.0,), np.float32)}), timeout_ns=limit
+            )
         await asyncio.sleep(10)
-        columns = scheduler.diary.columns()
+        columns = recorder.diary.columns()
         scheduler.close()
         return columns
 
@@ -321,3 +333,13 @@ def test_a_seed_below_0(tmp_path, capsys):
     assert main(["replay", str(file), "--seed", "-1"]) == 2
     assert capsys.readouterr().err == "headrace: --seed -1: expected at least 0\n"
     assert main(["replay", str(file), "--seed", "0"]) == 0
+
+
+def test_requests_that_a_rule_refused_are_recorded_and_not_run(recording):
+    config = ModelConfig(max_batch=8, inputs={"x": {"max": 1}})
+    good = poisson(200, 100)
+    arrivals = sorted([*((*one, 0.0) for one in good), *((moment + 1000, 1, 0, 2.0) for moment, _, _ in good[:30])])
+    found = recording(world(arrivals, config))
+    assert len(found) == 230
+    for outcome in (recorded(found), replay(found, ModelConfig(max_batch=8))):
+        assert (outcome.refused, len(outcome.latency_ns), outcome.rows) == ({"rule_broken": 30}, 200, 200)

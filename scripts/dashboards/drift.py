@@ -10,6 +10,7 @@ BY_FEATURE = "{{model}} {{version}} {{direction}} {{tensor}} {{feature}}"
 def text() -> str:
     """The dashboard as JSON."""
     score = f"headrace_drift_score{{{MODEL}}}"
+    share = f"headrace_drift_share{{{MODEL}}}"
     alarm = f"headrace_drift_alarm{{{MODEL}}}"
     seen, skipped = rate("headrace_drift_rows_total", "model"), rate("headrace_drift_skipped_rows_total", "model")
     panels = [
@@ -42,6 +43,14 @@ def text() -> str:
             Query(f"topk(20, max by (model, version, tensor, direction, feature, score) ({score}))"),
             about="The newest scores.",
             width=16,
+        ),
+        lines(
+            "Missing, outside, unseen",
+            Query(f"max by (model, version, tensor, direction, feature, what) ({share})", BY_FEATURE + " {{what}}"),
+            unit="percentunit",
+            about="Of values: without a number, beyond the range of the reference; of items: those that it has not.",
+            width=16,
+            top=1,
         ),
         lines(
             "Share of rows looked at",

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from headrace import settings_sources as sources
 
@@ -41,6 +44,22 @@ def _usable_cores() -> int:
 INLINE_BELOW_US = 200 if _usable_cores() > 2 else 5000
 """A thread pays where a core is free for it: elsewhere it only competes with the event loop for the interpreter lock,
 and the batches that run meanwhile are read from the sockets in smaller pieces. docs/design.md has the figures."""
+
+
+def is_http_url(text: str) -> bool:
+    """Whether it is http://host, or https, with a port and a path or without (RFC 3986)."""
+    try:
+        parts = urlsplit(text)
+        port = parts.port  # raises above 65535
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0 and not re.search(r"\s", text)
+
+
+def _collector(endpoint: str) -> str:
+    if endpoint and not is_http_url(endpoint):
+        raise PydanticCustomError("url", "no URL")
+    return endpoint
 
 
 class _Settings(BaseModel):
@@ -156,11 +175,11 @@ class TensorRtSettings(_Settings):
 class TracingSettings(_Settings):
     """Traces, exported by OpenTelemetry's protocol (OTLP)."""
 
-    endpoint: str = Field(
+    endpoint: Annotated[str, AfterValidator(_collector)] = Field(
         "",
-        pattern="^(https?://[^/]+.*)?$",
         description="URL of the collector, as http://127.0.0.1:4317; empty: what OTEL_EXPORTER_OTLP_ENDPOINT says, "
         "and without that no request is traced",
+        json_schema_extra={"allowed": "http://host:port, or https"},
     )
     protocol: Literal["", "grpc", "http"] = Field(
         "", description="how OTLP is spoken; empty: what OTEL_EXPORTER_OTLP_PROTOCOL says, else grpc"

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from headrace.drift.monitor import Monitor
     from headrace.drift.plan import Plan
     from headrace.drift.reference import Reference
-    from headrace.drift.report import DriftReport
     from headrace.drift.summary import Summary
     from headrace.drift.watch import Layout, Watch
     from headrace.drift.windows import Record
@@ -60,8 +59,10 @@ examples:
   headrace drift report models/credit/3 --input x=today.csv --check
 """
 
-_NOT_JUDGED = 3
-"""Exit status of `report --check` without an alarm where there was nothing to tell one by: that is not quiet."""
+_STATUS = {"quiet": 0, "alarm": 1, "not judged": 3}
+"""Exit status of `report --check`."""
+_FAILED = 2
+"""Exit status of `report` where something cannot be read, as of bad usage: that is no alarm."""
 
 
 def add_command(commands: Subparsers) -> None:
@@ -82,7 +83,7 @@ def add_command(commands: Subparsers) -> None:
         help="write schema.toml to the version's directory as well: rules that the inputs' data keep, with policy "
         "count, so that they refuse nobody yet",
     )
-    fit.set_defaults(command=_guarded(_fit), parser=fit)
+    fit.set_defaults(command=_guarded(_fit, 1), parser=fit)
     report = _parser(kinds, "report", "say what has drifted", _REPORT, _REPORT_EPILOG)
     report.add_argument("--reference", metavar="FILE", type=Path, help="the reference (default: drift.json)")
     report.add_argument("--last", metavar="N", type=int, help="the last N windows (default: all that were kept)")
@@ -90,9 +91,11 @@ def add_command(commands: Subparsers) -> None:
     report.add_argument("--csv", metavar="DIR", type=Path, help="write reference.csv and window.csv, for Evidently")
     report.add_argument("--json", action="store_true", help="print JSON")
     report.add_argument(
-        "--check", action="store_true", help="exit with 1 if there is an alarm, with 3 if nothing was judged"
+        "--check",
+        action="store_true",
+        help="exit with 1 if there is an alarm, with 2 if something cannot be read, with 3 if nothing was judged",
     )
-    report.set_defaults(command=_guarded(_report), parser=report)
+    report.set_defaults(command=_guarded(_report, _FAILED), parser=report)
 
 
 def _parser(kinds: Subparsers, name: str, short: str, description: str, epilog: str) -> argparse.ArgumentParser:
@@ -113,8 +116,8 @@ def _parser(kinds: Subparsers, name: str, short: str, description: str, epilog: 
     return parser
 
 
-def _guarded(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
-    """What goes wrong with data is the user's to mend: a line, not a traceback."""
+def _guarded(command: Callable[[argparse.Namespace], int], failed: int) -> Callable[[argparse.Namespace], int]:
+    """What goes wrong with data is the user's to mend: a line, not a traceback. failed: the exit status."""
 
     def run(arguments: argparse.Namespace) -> int:
         from headrace.drift.errors import DriftError
@@ -123,7 +126,7 @@ def _guarded(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse
             return command(arguments)
         except (DriftError, ModelLoadError, OSError) as error:
             print(f"headrace: {error}", file=sys.stderr)
-            return 1
+            return failed
 
     return run
 
@@ -133,7 +136,8 @@ def _fit(arguments: argparse.Namespace) -> int:
     from headrace.drift.fit import fit_reference, reference_of_record
     from headrace.drift.packing import write_atomically
     from headrace.drift.reference import REFERENCE_FILE, Reference
-    from headrace.repository.schema_builder import infer_schema
+    from headrace.drift.text import reference_lines, shown
+    from headrace.repository.schema_builder import gaps, infer_schema
     from headrace.repository.schema_config import SCHEMA_FILE, schema_text
 
     given = _given(arguments)
@@ -148,11 +152,13 @@ def _fit(arguments: argparse.Namespace) -> int:
             raise DriftError(f"{path}: is there already; --force replaces it")
     now = wall_ms()
     tensors: dict[str, tuple[Plan, Summary]] = {}
+    notes: list[str] = []
     if arguments.windows:
-        record = _records(arguments.windows)
+        record = _records(arguments.windows, arguments.directory)
         tensors.update(reference_of_record(record, "", now).tensors)
+        _check_features(arguments.directory, Reference(tensors, ", ".join(map(str, arguments.windows)), now))
     if given:
-        sources = _sources(arguments.directory, given)
+        sources, notes = _sources(arguments.directory, given)
         tensors.update(fit_reference(sources, secrets.token_bytes(16), "", now, _progress()).tensors)
     names = [*(path.name for path in arguments.windows), *(path.name for _, _, path, _ in given)]
     reference = Reference(tensors, ", ".join(dict.fromkeys(names)), now)
@@ -165,12 +171,17 @@ def _fit(arguments: argparse.Namespace) -> int:
         ]
         found = infer_schema(inputs, ", ".join(path.name for side, _, path, _ in given if side == "inputs"))
         rules = schema_text(found)
+        lines = gaps(found, [(spec, names) for spec, names, _ in inputs])
+        notes += [f"{SCHEMA_FILE}: {shown(line)}" for line in lines]
     reference.write(target)
-    _print_reference(reference)
+    for line in reference_lines(reference):
+        print(line)
     print(f"{target}: written")
     if arguments.schema:
         write_atomically(schema, rules.encode())
         print(f"{schema}: written")
+    for line in notes:
+        print(f"headrace: {line}", file=sys.stderr)
     return 0
 
 
@@ -192,9 +203,13 @@ def _given(arguments: argparse.Namespace) -> list[Given]:
     return found
 
 
-def _sources(directory: Path, given: Sequence[Given]) -> list[tuple[Watch, Source]]:
-    """The data of each tensor, and what is watched of it. Raises ConfigError, ModelLoadError, DriftError, OSError."""
+def _sources(directory: Path, given: Sequence[Given]) -> tuple[list[tuple[Watch, Source]], list[str]]:
+    """The data of each tensor with what is watched of it, and what to say to the user when all went well.
+
+    Raises ConfigError, ModelLoadError, DriftError, OSError.
+    """
     from headrace.drift.readers import open_source
+    from headrace.drift.values import checked
     from headrace.repository.drift_config import DriftConfig, TensorDrift
 
     config, signature = _model(directory)
@@ -207,13 +222,12 @@ def _sources(directory: Path, given: Sequence[Given]) -> list[tuple[Watch, Sourc
             unwatched.append(f"{name} is watched once there is [drift.{side}.{name}] in model.toml")
     wanted = drift.model_copy(update=tables)
     watches = {watch.key: watch for watch in wanted.watches(signature, _layouts(config))}
-    for line in unwatched:
-        print(f"headrace: {line}", file=sys.stderr)
     found = []
     for side, name, path, columns in given:
         watch = watches[f"{side}.{name}"]
-        found.append((watch, open_source(path, name, watch.shape, columns, text=watch.datatype == "BYTES")))
-    return found
+        source = open_source(path, name, watch.shape, columns, text=watch.datatype == "BYTES")
+        found.append((watch, checked(source, watch.datatype)))
+    return found, unwatched
 
 
 def _model(directory: Path) -> tuple[ModelConfig, Signature]:
@@ -242,16 +256,33 @@ def _layouts(config: ModelConfig) -> dict[str, Layout]:
     return {name: table.format for name, table in config.inputs.items() if table.format is not None}
 
 
-def _records(paths: Sequence[Path]) -> Record:
-    """What several instances have recorded, as one. Raises DriftError, which names the file, OSError."""
+def _check_features(directory: Path, reference: Reference) -> None:
+    """Raises DriftError for a reference of other features than the model is watched for, as the server would."""
+    from headrace.drift.monitor import Monitor
+
+    config, signature = _model(directory)
+    drift = config.drift
+    if drift is not None and (watches := drift.watches(signature, _layouts(config))):
+        Monitor("", "", watches, drift.alarms, b"", reference)
+
+
+def _records(paths: Sequence[Path], directory: Path) -> Record:
+    """What several instances of the model of a version's directory have recorded, as one.
+
+    Raises DriftError, which names the file, OSError.
+    """
     from headrace.drift.errors import DriftError
     from headrace.drift.packing import read_bounded
     from headrace.drift.windows import merge_records, unpack_record
 
+    model = Path(os.path.abspath(directory)).parent.name
     found = []
     for path in paths:
         try:
-            found.append(unpack_record(read_bounded(path))[0])
+            record = unpack_record(read_bounded(path))[0]
+            if record.model != model:
+                raise DriftError(f"windows of model {record.model}, but {directory} is of model {model}")
+            found.append(record)
         except DriftError as error:
             raise DriftError(f"{path}: {error}") from None
     return merge_records(found)
@@ -269,29 +300,12 @@ def _progress() -> Progress:
     return show
 
 
-def _print_reference(reference: Reference) -> None:
-    for key, (plan, summary) in reference.tensors.items():
-        print(f"{key}: {plan.watch.kind}, {summary.rows:,} rows")
-        for index, name in enumerate(plan.watch.features):
-            moments = summary.moments
-            total = max(1, int(moments.count[index] + moments.missing[index]))
-            lost = f", {moments.missing[index] / total:.2%} missing" if moments.missing[index] else ""
-            print(
-                f"  {name}: {moments.mean[index]:.5g} ± {moments.deviation[index]:.4g}, "
-                f"{plan.grid.bins_of(index)} bins{lost}"
-            )
-        if plan.items is not None:
-            print(
-                f"  {plan.watch.items}: about {summary.distinct:,.0f} different ones, {len(plan.items.cells)} counted "
-                f"one by one, {summary.items[-1] / max(1, summary.items.sum()):.2%} unseen"
-            )
-
-
 def _report(arguments: argparse.Namespace) -> int:
     from headrace.drift.export import tables
     from headrace.drift.packing import write_atomically
     from headrace.drift.page import page
     from headrace.drift.report import report
+    from headrace.drift.text import report_lines
 
     given = _given(arguments)
     if bool(given) == bool(arguments.windows):
@@ -299,37 +313,26 @@ def _report(arguments: argparse.Namespace) -> int:
     if arguments.last is not None and arguments.last < 1:
         raise UsageError(f"--last {arguments.last}: expected at least 1")
     reference = _reference(arguments)
-    monitor = _of_data(arguments, given, reference) if given else _of_windows(arguments, reference)
+    if given and arguments.last is not None:
+        raise UsageError(f"--last {arguments.last}: data are of no windows, expected --windows with it")
+    notes: list[str] = []
+    if given:
+        monitor, notes = _of_data(arguments, given, reference)
+    else:
+        monitor = _of_windows(arguments, reference)
     newest = max(monitor.record.windows, default=0)
     monitor.tick(newest + monitor.record.window_ms)
-    found = report(monitor, newest, arguments.last)
+    found = report(monitor, newest, arguments.last, of_data=bool(given))
     if arguments.html:
         write_atomically(arguments.html, page(found).encode())
     if arguments.csv:
         arguments.csv.mkdir(parents=True, exist_ok=True)
         for name, text in zip(("reference.csv", "window.csv"), tables(found), strict=True):
             write_atomically(arguments.csv / name, text.encode())
-    why = "" if found.state == "alarm" else _unjudged(monitor, newest)
-    print(found.model_dump_json() if arguments.json else _text(found, "not judged" if why and reference else ""))
-    if why and (arguments.check or reference):
-        print(f"headrace: not judged: {why}", file=sys.stderr)
-    if not arguments.check:
-        return 0
-    return 1 if found.state == "alarm" else _NOT_JUDGED if why else 0
-
-
-def _unjudged(monitor: Monitor, newest_ms: int) -> str:
-    """Why no alarm could have been raised by what was seen last; empty if one could."""
-    if monitor.reference is None:
-        return "there is no reference"
-    settings = monitor.settings
-    window_ms = monitor.record.window_ms
-    longest = monitor.record.merged(newest_ms + window_ms, settings.horizons[-1], counts_alone=True)
-    known = [tally.rows for key, tally in longest.tallies.items() if key in monitor.reference.tensors]
-    rows = max(known, default=0)
-    return (
-        f"{rows:,} rows, expected at least {settings.min_rows:,} (drift.min_rows)" if rows < settings.min_rows else ""
-    )
+    print(found.model_dump_json() if arguments.json else "\n".join(report_lines(found)))
+    for line in (*notes, *((f"not judged: {found.unjudged}",) if found.unjudged else ())):
+        print(f"headrace: {line}", file=sys.stderr)
+    return _STATUS[found.state] if arguments.check else 0
 
 
 def _reference(arguments: argparse.Namespace) -> Reference | None:
@@ -345,11 +348,13 @@ def _of_windows(arguments: argparse.Namespace, reference: Reference | None) -> M
     from headrace.drift.monitor import Monitor
     from headrace.drift.packing import read_bounded
 
-    record = _records(arguments.windows)
-    model = Path(os.path.abspath(arguments.directory)).parent.name
-    if record.model != model:
+    record = _records(arguments.windows, arguments.directory)
+    version = Path(os.path.abspath(arguments.directory)).name
+    if record.version != version:
         names = ", ".join(map(str, arguments.windows))
-        raise DriftError(f"{names}: windows of model {record.model}, but {arguments.directory} is of model {model}")
+        raise DriftError(
+            f"{names}: windows of version {record.version}, but {arguments.directory} is of version {version}"
+        )
     settings = replace(_settings(arguments.directory), window_ms=record.window_ms, keep=record.keep)
     watches = [plan.watch for plan in record.plans.values()]
     monitor = Monitor(record.model, record.version, watches, settings, bytes(16), reference)
@@ -358,15 +363,17 @@ def _of_windows(arguments: argparse.Namespace, reference: Reference | None) -> M
     return monitor
 
 
-def _of_data(arguments: argparse.Namespace, given: Sequence[Given], reference: Reference | None) -> Monitor:
-    """A monitor that has seen data in one window."""
+def _of_data(
+    arguments: argparse.Namespace, given: Sequence[Given], reference: Reference | None
+) -> tuple[Monitor, list[str]]:
+    """A monitor that has seen data in one window, and what to say of them."""
     from headrace.drift.errors import DriftError
     from headrace.drift.monitor import Monitor
 
     if reference is None:
         raise DriftError(f"{arguments.directory}: no reference to hold data against; make one by `headrace drift fit`")
     directory = Path(os.path.abspath(arguments.directory))
-    sources = _sources(directory, given)
+    sources, notes = _sources(directory, given)
     settings = _settings(directory)
     watches = [watch for watch, _ in sources]
     monitor = Monitor(directory.parent.name, directory.name, watches, settings, bytes(16), reference)
@@ -374,7 +381,7 @@ def _of_data(arguments: argparse.Namespace, given: Sequence[Given], reference: R
     for number, (watch, source) in enumerate(sources):
         for rows in source.chunks():
             monitor.count(now, {watch.key: rows}, 0 if number else len(rows))
-    return monitor
+    return monitor, notes
 
 
 def _settings(directory: Path) -> AlarmSettings:
@@ -384,21 +391,3 @@ def _settings(directory: Path) -> AlarmSettings:
 
     parent = Path(os.path.abspath(directory)).parent
     return ((read_configuration(parent).settings.drift if parent.is_dir() else None) or DriftConfig()).alarms
-
-
-def _text(report: DriftReport, state: str = "") -> str:
-    """A table for the terminal, the worst first. state: other than the report's."""
-    span = report.span
-    lines = [
-        f"{report.model} version {report.version}: {state or report.state}; "
-        f"{span.rows_sampled:,} of {span.rows_offered:,} rows, {span.windows} windows of {span.window_ms / 1000:g} s",
-        f"{'':8}{'PSI':>8}{'KS':>8}{'JS':>8}{'W1':>8}  feature",
-    ]
-    for one in report.features:
-        shown = ("-" if score is None else f"{score:.3f}" for score in (one.psi, one.ks, one.js, one.wasserstein))
-        scores = "".join(f"{score:>8}" for score in shown)
-        why = f" ({', '.join(one.reasons)})" if one.reasons else ""
-        lines.append(
-            f"{one.state if one.state == 'alarm' else '':8}{scores}  {one.direction}.{one.tensor}: {one.feature}{why}"
-        )
-    return "\n".join(lines)

@@ -34,10 +34,11 @@ from headrace.errors import ConfigError
 from headrace.pipeline.response_cache import ResponseCache
 from headrace.repository.catalog import Catalog
 from headrace.telemetry import logs
+from headrace.telemetry.collector import wants_traces
 from headrace.telemetry.gpu import GpuMetrics
 from headrace.telemetry.guard import ObserverGuard
 from headrace.telemetry.metrics import Metrics, ServerMetrics, register_process_metrics
-from headrace.telemetry.otlp import TraceExport, open_export, wants_traces
+from headrace.telemetry.otlp import TraceExport, open_export
 from headrace.telemetry.sampling import TailSampling
 from headrace.telemetry.summary import Summary
 from headrace.transport.admin import Admin

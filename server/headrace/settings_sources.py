@@ -31,6 +31,10 @@ Schema = dict[str, Any]
 M = TypeVar("M", bound=BaseModel)
 
 
+_MOST_KNOWN = 24
+"""Names that a hint lists: as many as the largest table has, an input's."""
+
+
 @dataclass(slots=True)
 class Source:
     """Values from one place: a nested mapping, where each leaf was set, and what could not even be read."""
@@ -178,7 +182,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1) or [k for k in known if k.rpartition(".")[2] == name]
     if close:
         return f"; did you mean {close[0]!r}?"
-    return f"; known: {', '.join(known)}" if 0 < len(known) <= 12 else ""
+    return f"; known: {', '.join(known)}" if 0 < len(known) <= _MOST_KNOWN else ""
 
 
 def describe(schema: Schema) -> str:
@@ -269,6 +273,8 @@ def _explain(root: Schema, error: ValidationError, source: Source) -> Iterator[s
             known = [".".join(k) for k in _keys(root, root)] if not path else list(node.get("properties", ()))
             name = ".".join((*path, unknown))
             yield f"unknown key {name!r}{_origin(source, location)}{nearest(unknown, known)}"
+        elif problem["type"] == "missing" and _value_at(source.values, path) is None:
+            yield f"{key} is missing{_origin(source, path)}: expected {describe(node)}"
         elif problem["type"] == "value_error":
             yield f"{key + ': ' if key else ''}{problem['ctx']['error']}{_origin(source, path)}"
         else:

@@ -55,10 +55,12 @@ def test_chance_and_size_must_come_together(p_value, effect, raised):
     assert bool(alarms.on) == raised
 
 
-def test_an_event_is_a_line_for_people():
+def test_an_event_is_a_line_of_the_log():
     (event,) = Alarms(SETTINGS).step(1, [[finding(0, 0.25)]])
-    assert str(event).endswith("(distribution, effect 0.25 (least 0.03), p 0, in 1 window)")
-    assert "alarm" in str(event)
+    assert event.fields == {
+        "direction": "inputs", "tensor": "x", "feature": "a", "tests": "distribution", "test": "distribution",
+        "effect": 0.25, "least": 0.03, "p_value": 0.0, "windows": 1,
+    }  # fmt: skip
 
 
 def test_shares_have_a_size_of_their_own():

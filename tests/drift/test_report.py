@@ -91,18 +91,58 @@ def test_without_a_reference_there_are_no_scores(random):
     monitor = Monitor("m", "1", [watch()], AlarmSettings(WINDOW_MS, 4), SALT)
     monitor.count(0, {KEY: normal(random, 600)}, 600)
     found = report(monitor, 0)
-    assert (found.state, found.reference) == ("no reference", None)
+    assert (found.state, found.unjudged, found.reference) == ("not judged", "there is no reference", None)
+    assert {one.state for one in found.features} == {"not judged"}
     assert [one.psi for one in found.features] == [None] * 3
     assert found.features[0].reference is None
     assert found.features[0].histogram[0].reference is None
-    assert "There is no reference" in page(found)
+    assert "Nothing was judged: there is no reference." in page(found)
     assert "histogram, window" in page(found)
 
 
 def test_nothing_seen_is_an_empty_report(random):
     found = report(monitor_of(reference_of(normal(random, 500))), 0)
-    assert (found.state, found.features, found.span.rows_sampled) == ("quiet", (), 0)
-    assert "No alarm in 0 features" in page(found)
+    assert (found.state, found.features, found.span.rows_sampled) == ("not judged", (), 0)
+    assert found.unjudged == "0 rows to judge, expected at least 200 (drift.min_rows)"
+    assert "Nothing was judged: 0 rows to judge" in page(found)
+
+
+def test_a_window_is_judged_when_it_is_over(random):
+    monitor = monitor_of(reference_of(normal(random, 5000)))
+    monitor.count(0, {KEY: normal(random, 250)}, 250)
+    found = report(monitor, 10)
+    assert (found.state, found.features[0].state, found.features[0].psi is None) == ("not judged", "not judged", False)
+    monitor.tick(WINDOW_MS)
+    found = report(monitor, WINDOW_MS + 10)
+    assert (found.state, found.unjudged, found.features[0].state) == ("quiet", "", "quiet")
+    assert "No alarm in 3 features" in page(found)
+    long_after = report(monitor, 1000 * WINDOW_MS)
+    assert (long_after.state, long_after.features) == ("not judged", ())
+
+
+def test_an_alarm_stays_an_alarm_where_too_little_has_come_since(monitor):
+    monitor.count(100 * WINDOW_MS, {KEY: np.zeros((10, 3))}, 10)
+    monitor.tick(101 * WINDOW_MS)
+    found = report(monitor, 101 * WINDOW_MS)
+    assert (found.state, found.unjudged) == ("alarm", "")
+    assert {one.feature: one.state for one in found.features}["income"] == "not judged"
+
+
+def test_what_the_reference_knows_nothing_of_is_not_judged(random):
+    reference = reference_of(normal(random, 5000))
+    watches = [reference.tensors[KEY][0].watch, watch(name="y")]
+    monitor = Monitor("m", "1", watches, AlarmSettings(WINDOW_MS, 16), SALT, reference)
+    monitor.count(0, {KEY: normal(random, 100), "inputs.y": normal(random, 900)}, 900)
+    monitor.tick(WINDOW_MS)
+    assert monitor.latest == []  # 100 rows are too few, whatever there is of another tensor
+    assert report(monitor, WINDOW_MS).unjudged == "100 rows to judge, expected at least 200 (drift.min_rows)"
+    monitor.count(WINDOW_MS, {KEY: normal(random, 200), "inputs.y": normal(random, 900)}, 900)
+    monitor.tick(2 * WINDOW_MS)
+    found = report(monitor, 2 * WINDOW_MS)
+    assert (found.state, {one.tensor: one.state for one in found.features}) == (
+        "quiet", {"x": "quiet", "y": "not judged"}
+    )  # fmt: skip
+    assert page(found).count("not judged") == 3
 
 
 def classes(random, rows, share):

@@ -58,7 +58,7 @@ def send(client, shift, batches=8, seed=0):
 
 def test_a_shift_is_seen(serve, repository, tmp_path):
     state = tmp_path / "state"
-    server = serve(repository, "--drift-directory", state, "--drift-cpu-share", "1")
+    server = serve(repository, "--drift-directory", state, "--drift-cpu-share", "1", "--log-format", "json")
     with triton.InferenceServerClient(server.address) as client:
         send(client, 2.0)
         report = eventually(lambda: (found := drift(server))["span"]["rows_sampled"] >= 256 and found, 60)
@@ -81,7 +81,12 @@ def test_a_shift_is_seen(serve, repository, tmp_path):
         eventually(lambda: server.metric("headrace_drift_alarm", **labels) == 1)
         assert server.metric("headrace_drift_score", score="ks", **labels) > 0.5
         assert server.metric("headrace_drift_rows_total", model="watched") >= 256
-        assert "model watched version 1: drift" in server.log
+        logged = [json.loads(line) for line in server.log.splitlines() if "a feature has drifted" in line]
+        (said,) = [line for line in logged if line["feature"] == "2"]
+        assert said.items() >= (labels | {"level": "WARNING", "least": 0.03}).items()
+        assert "distribution" in said["tests"]
+        assert said["effect"] > 0.5
+        assert said["p_value"] < 1e-6
         with pytest.raises(urllib.error.HTTPError) as caught:
             urllib.request.urlopen(f"{server.http}/v2/models/plain/drift", timeout=SECONDS)
         assert caught.value.code == 501
@@ -135,4 +140,4 @@ def test_a_reference_for_something_else_keeps_the_model_from_serving(serve, repo
     with triton.InferenceServerClient(server.address) as client:
         index = {one.name: one for one in client.get_model_repository_index().models}
     assert index["plain"].state == "READY"
-    assert index["watched"].reason.startswith("drift: the reference (")
+    assert index["watched"].reason.startswith(f"{repository / 'watched/1/drift.json'}: the reference (")

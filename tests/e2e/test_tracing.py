@@ -30,6 +30,7 @@ def repository(tmp_path_factory):
     root = tmp_path_factory.mktemp("traced")
     write(root, "echo_fp32", identity("FP32", "N", 4))
     write(root, "pick", pick())
+    write(root, "kept", identity("FP32", "N", 4), "response_cache = true")
     write(root, "checked", identity("FP32", "N", 4), "max_batch = 2\n[inputs.x]\nmax = 4")
     return root
 
@@ -38,8 +39,9 @@ def repository(tmp_path_factory):
 def traced(transport, repository, collector):
     """A server that traces what is sampled by callers, asked for, or fails, and nothing else."""
     with Server(
-        repository, "--transport", transport, "--tracing-endpoint", collector.grpc, "--tracing-ratio", 0
-    ) as server:
+        repository, "--transport", transport, "--tracing-endpoint", collector.grpc, "--tracing-ratio", 0,
+        "--response-cache-bytes", 1 << 20,
+    ) as server:  # fmt: skip
         yield server
         assert server.stop() == 0, server.log
         assert "an observer failed" not in server.log
@@ -172,6 +174,20 @@ def test_a_reply_with_its_timing_names_its_trace(calls, collector):
 
 
 HEADER = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]}
+
+
+def test_an_answer_from_the_cache_is_a_server_span_without_a_batch(calls, traced, collector):
+    calls.ModelInfer(one("kept"), timeout=SECONDS)
+    number = 0xCACE0 + (traced.transport == "native")
+    asks = one("kept", parameters={"headrace_timing": True})
+    reply = calls.ModelInfer(asks, metadata=[("traceparent", parent(number, "00"))], timeout=SECONDS)
+    assert reply.parameters["headrace_close_reason"].string_param == "cached"
+    assert reply.parameters["headrace_trace_id"].string_param == f"{number:032x}"
+    spans = collector.trace(f"{number:032x}", 3)
+    said = attributes(spans.pop("inference.GRPCInferenceService/ModelInfer"))
+    assert (said["headrace.cached"], said["headrace.sampled_for"]) == (True, "asked")
+    assert "headrace.batch.rows" not in said
+    assert set(spans) == {"decode", "admit"}
 
 
 def test_http_requests_are_told_apart_by_their_traces(traced, collector):

@@ -68,7 +68,7 @@ def test_a_model_that_contradicts_its_buckets_does_not_serve(repository, toml, r
 
     state, found = run_virtual(states())["a/1"]
     assert state == "UNAVAILABLE"
-    assert found.removeprefix("model.toml: ").startswith(reason)
+    assert found.removeprefix(f"{repository.root / 'a/model.toml'}: ").startswith(reason)
 
 
 @virtual

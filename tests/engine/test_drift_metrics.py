@@ -2,6 +2,7 @@ from types import SimpleNamespace
 
 from prometheus_client import CollectorRegistry, generate_latest
 
+from headrace.drift.report import Statistics
 from headrace.engine.drift_metrics import DriftMetrics, brief
 
 
@@ -14,17 +15,20 @@ def watched(*features):
     return SimpleNamespace(watched=SimpleNamespace(looked_at=30, skipped=20, failed=1), latest=latest)
 
 
-def feature(name, state="quiet", **scores):
+def feature(name, state="quiet", window=None, **scores):
     none = dict.fromkeys(("psi", "ks", "js", "tv", "wasserstein"))
-    return SimpleNamespace(tensor="x", direction="inputs", feature=name, state=state, **{**none, **scores})
+    window = window or Statistics(rows=30)
+    return SimpleNamespace(
+        tensor="x", direction="inputs", feature=name, state=state, window=window, **{**none, **scores}
+    )
 
 
 def test_a_page_is_told_one_score_of_each_feature_and_whether_it_alarms():
     found = brief(monitoring(m=watched(feature("0", psi=0.1, ks=0.2), feature("1", "alarm", tv=0.5), feature("2"))))
     common = {"model": "m", "version": "1", "tensor": "x", "direction": "inputs"}
     assert found == [
-        {**common, "feature": "0", "score": "psi", "value": 0.1, "alarm": False},
-        {**common, "feature": "1", "score": "tv", "value": 0.5, "alarm": True},
+        {**common, "feature": "0", "score": "psi", "value": 0.1, "state": "quiet"},
+        {**common, "feature": "1", "score": "tv", "value": 0.5, "state": "alarm"},
     ]
 
 
@@ -42,3 +46,17 @@ def test_metrics_have_every_score_and_alarm_and_what_was_looked_at():
     for name, value in (("rows", 30), ("skipped_rows", 20), ("failed_rows", 1)):
         assert f'headrace_drift_{name}_total{{model="m",version="1"}} {value}.0\n' in text
     assert 'score="js"' not in text
+
+
+def test_metrics_have_the_shares_that_a_feature_can_have():
+    registry = CollectorRegistry()
+    numbers, items = Statistics(rows=30, missing=0.25, outside=0.125), Statistics(rows=30, unseen=0.5, distinct=3.0)
+    registry.register(DriftMetrics(monitoring(m=watched(feature("0", window=numbers), feature("text", window=items)))))
+    shown = [
+        line for line in generate_latest(registry).decode().splitlines() if line.startswith("headrace_drift_share")
+    ]
+    labels = 'direction="inputs",feature="{}",model="m",tensor="x",version="1",what="{}"'
+    assert shown == [
+        f"headrace_drift_share{{{labels.format(*name)}}} {value}"
+        for *name, value in (("0", "missing", 0.25), ("0", "outside", 0.125), ("text", "unseen", 0.5))
+    ]

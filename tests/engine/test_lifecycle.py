@@ -115,10 +115,11 @@ def test_a_broken_model_leaves_the_others_serving(repository, caplog):
         assert reasons["crashed/1"] == "loading failed unexpectedly; the server's log says more"
         assert reasons["failing/1"] == "a first run on zeros, batch size 1, failed: bad weights"
         assert reasons["checked/1"] == (
-            "model.toml: the configuration speaks of input ['q'], but the inputs of the model are ['x']"
+            f"{root / 'checked/model.toml'}: the configuration speaks of input ['q'], "
+            "but the inputs of the model are ['x']"
         )
         assert reasons["forgetful/1"] == (
-            "model.toml: sequence speaks of output 'q', but the outputs of the model are ['y']"
+            f"{root / 'forgetful/model.toml'}: sequence speaks of output 'q', but the outputs of the model are ['y']"
         )
         assert "max_bach" in reasons["unreadable/None"]
         assert "policy" in reasons["unknown/None"]

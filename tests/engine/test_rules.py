@@ -8,6 +8,7 @@ import pytest
 from headrace.engine.rules import input_rules, version_rules
 from headrace.errors import ModelLoadError
 from headrace.messages import Signature, TensorSpec
+from headrace.repository.discovery import Found
 from headrace.repository.model_config import ModelConfig
 from headrace.repository.schema_config import SCHEMA_FORMAT, Schema
 
@@ -20,6 +21,7 @@ INPUTS = (
     TensorSpec("image", "UINT8", (-1, -1, 3)),
     TensorSpec("first", "FP32", (1, -1, -1)),
     TensorSpec("scalar", "FP32", ()),
+    TensorSpec("id", "INT64", (1,)),
 )
 SIGNATURE = Signature(INPUTS, (), 8)
 
@@ -35,7 +37,7 @@ def test_what_says_nothing_of_values_is_no_rule():
 
 
 def test_bounds_are_of_the_datatype():
-    found = rules(x={"min": 0.1}, n={"min": -5, "max": [1.5, 300, 2]})
+    found = rules(x={"min": 0.1}, n={"min": -0.5, "max": [1.5, 255, 2]})
     low, high = found["x"].numbers.low, found["x"].numbers.high
     assert (low.dtype, low[()], high[()]) == (np.float32, np.float32(0.1), np.inf)
     assert found["n"].numbers.low.tolist() == [0, 0, 0]
@@ -82,18 +84,18 @@ def test_which_dimensions_are_an_images_sides():
         ({"scalar": {"max": [1.0]}}, "inputs.scalar: max has 1 features, the input has []"),
         ({"x": {"names": ["a"]}}, "inputs.x: names has 1 features, the input has [3]"),
         ({"image": {"names": ["a"]}}, "inputs.image: names has 1 features, the input has [-1, -1, 3]"),
-        ({"n": {"min": 256}}, "inputs.n: min = 256 is beyond all of UINT8"),
+        ({"n": {"min": 256}}, "inputs.n: min = 256 is beyond UINT8, expected from 0 to 255"),
         ({"n": {"min": 0.2, "max": 0.8}}, "inputs.n: no UINT8 is from min to max"),
         ({"half": {"max": 10**400}}, "inputs.half: int too large to convert to float"),
         ({"n": {"min": [math.inf, 0, 0]}}, "inputs.n: min = inf is beyond all of UINT8"),
-        ({"n": {"max": -1}}, "inputs.n: max = -1 is beyond all of UINT8"),
+        ({"n": {"max": -1}}, "inputs.n: max = -1 is beyond UINT8, expected from 0 to 255"),
         ({"half": {"min": 1e6}}, "inputs.half: min = 1e+06 is beyond all of FP16"),
         ({"n": {"values": [1, 256]}}, "inputs.n: values: 256 is no UINT8"),
         ({"n": {"values": [0.5]}}, "inputs.n: values: 0.5 is no UINT8"),
         ({"x": {"values": ["a"]}}, "inputs.x: values is for numbers, the input is FP32 [3]"),
         ({"text": {"values": [1]}}, "inputs.text: values is for texts, the input is BYTES [1]"),
         ({"text": {"min": 0}}, "inputs.text: min is for numbers, the input is BYTES [1]"),
-        ({"flag": {"finite": True}}, "inputs.flag: finite is for numbers, the input is BOOL [1]"),
+        ({"flag": {"finite": True}}, "inputs.flag: finite is for floating point, the input is BOOL [1]"),
         ({"flag": {"values": [1]}}, "inputs.flag: values is for numbers, the input is BOOL [1]"),
         ({"x": {"pattern": "a"}}, "inputs.x: pattern is for BYTES, the input is FP32 [3]"),
         ({"x": {"min_height": 1}}, "inputs.x: min_height is for images: three dimensions, with format or of 1, 3 or 4 "
@@ -110,28 +112,50 @@ def test_which_dimensions_are_an_images_sides():
          'inputs.x: policy.range = "clip" needs finite or max_missing: NaN has no nearest bound'),
         ({"x": {"max": 1, "fill": [0, 2, 0]}}, "inputs.x: fill is outside of min and max"),
         ({"n": {"fill": 0.5}}, "inputs.n: fill: 0.5 is no UINT8"),
+        ({"n": {"fill": 1}}, 'inputs.n: fill has no use without policy.finite = "clip"'),
+        ({"x": {"finite": True, "max": 1, "fill": 0, "policy": {"range": "clip"}}},
+         'inputs.x: fill has no use without policy.finite = "clip"'),
+        ({"n": {"finite": True}}, "inputs.n: finite is for floating point, the input is UINT8 [3]"),
+        ({"n": {"max_missing": 0}}, "inputs.n: max_missing is for floating point, the input is UINT8 [3]"),
+        ({"text": {"finite": True}}, "inputs.text: finite is for floating point, the input is BYTES [1]"),
+        ({"n": {"max": 256}}, "inputs.n: max = 256 is beyond UINT8, expected from 0 to 255"),
+        ({"n": {"min": [-math.inf, 0, -1]}}, "inputs.n: min = -1 is beyond UINT8, expected from 0 to 255"),
+        ({"id": {"max": 2**63}}, "inputs.id: max = 9223372036854775808 is beyond INT64, expected from "
+                                 "-9223372036854775808 to 9223372036854775807"),
     ],
 )  # fmt: skip
 def test_what_has_no_meaning_for_the_input_keeps_it_from_serving(inputs, message):
     with pytest.raises(ModelLoadError) as caught:
         rules(**inputs)
-    assert str(caught.value) == message
+    assert str(caught.value) == f"model.toml: {message}"
 
 
 def test_a_schema_for_other_inputs_or_against_the_configuration():
-    with pytest.raises(
-        ModelLoadError, match=r"schema.toml has rules for \['y'\], but the inputs of the model are \['x'"
-    ):
+    with pytest.raises(ModelLoadError, match=r"schema.toml: rules for \['y'\], but the inputs of the model are \['x'"):
         rules({"y": {"finite": True}})
-    with pytest.raises(ModelLoadError, match=r"inputs.x: min = 5 is above max = 2"):
+    with pytest.raises(ModelLoadError, match=r"model.toml and schema.toml: inputs.x: min = 5 is above max = 2"):
         rules({"x": {"min": 5}}, x={"max": 2})
 
 
+def test_a_schema_that_does_not_fit_is_named_alone():
+    with pytest.raises(ModelLoadError, match=r"^schema.toml: inputs.x: pattern is for BYTES, the input is FP32"):
+        rules({"x": {"pattern": "a"}}, x={"dims": [3]})
+
+
 def test_a_schema_that_is_none_keeps_its_version_from_serving(tmp_path):
-    assert version_rules(tmp_path, ModelConfig(), SIGNATURE) == {}
+    found = Found("m", 1, tmp_path, ModelConfig())
+    assert version_rules(found, SIGNATURE) == {}
     (tmp_path / "schema.toml").write_text('format = "headrace schema 1"\n[inputs.x]\nmaxx = 1\n')
     with pytest.raises(ModelLoadError, match=r"unknown key 'inputs.x.maxx'.*did you mean 'max'"):
-        version_rules(tmp_path, ModelConfig(), SIGNATURE)
+        version_rules(found, SIGNATURE)
     (tmp_path / "schema.toml").write_text('format = "headrace schema 2"\n')
     with pytest.raises(ModelLoadError, match=r'format = "headrace schema 2".*expected "headrace schema 1"'):
-        version_rules(tmp_path, ModelConfig(), SIGNATURE)
+        version_rules(found, SIGNATURE)
+    (tmp_path / "schema.toml").write_text("[inputs.x]\nmax = 1\n")
+    with pytest.raises(ModelLoadError) as caught:
+        version_rules(found, SIGNATURE)
+    assert str(caught.value) == f'format is missing (in {tmp_path / "schema.toml"}): expected "headrace schema 1"'
+    (tmp_path / "schema.toml").write_text('format = "headrace schema 1"\n[inputs.x]\npattern = "a"\n')
+    with pytest.raises(ModelLoadError) as caught:
+        version_rules(found, SIGNATURE)
+    assert str(caught.value).startswith(f"{tmp_path / 'schema.toml'}: inputs.x: pattern is for BYTES")

@@ -204,7 +204,7 @@ async def test_a_version_has_the_schema_in_its_directory(repository):
     await asyncio.sleep(1)
     assert (await ask("2")).response is not None
     schema(repository, "a", "[inputs.q]\nmax = 7\n", version=2)
-    with pytest.raises(Exception, match=r"schema.toml has rules for \['q'\]"):
+    with pytest.raises(Exception, match=r"schema.toml: rules for \['q'\]"):
         await world.control.load("a")
     assert (await ask("2")).response is not None  # what served before still does
     assert all(instance.closed for model in FakeBackend.loaded[-1:] for instance in model.instances)

@@ -163,7 +163,9 @@ def test_the_page_shows_a_server_under_load(server, browser, tmp_path):
     assert "100 %" not in phases
     assert "%" in browser.run("document.querySelector('#batches svg').getAttribute('aria-label')")
     eventually(lambda: browser.run("document.querySelectorAll('#rate svg path, #p99 svg path').length") == 2, 30)
-    eventually(lambda: re.search(r"watched 1\s+x \(inputs\)\s+0\s+psi\s+[\d.]+\s+as trained", text("#drift")), 60)
+    eventually(
+        lambda: re.search(r"watched 1\s+x \(inputs\)\s+0\s+psi\s+[\d.]+\s+(not judged|as trained)", text("#drift")), 60
+    )
 
     browser.run("(() => { const it = document.querySelector('#choice'); it.value = 'plain 1'; "
                 "it.dispatchEvent(new Event('change')); })()")  # fmt: skip
@@ -197,9 +199,9 @@ def test_what_a_model_or_a_feature_is_called_is_text(server, browser):
             "feature": HOSTILE,
             "score": "psi",
             "value": v,
-            "alarm": v > 0.2,
+            "state": state,
         }
-        for v in (0.1, 0.3)
+        for v, state in ((0.1, "quiet"), (0.3, "alarm"), (0.5, "not judged"))
     ]
     browser.run(
         f"(() => {{ const told = {json.dumps(told)}; "
@@ -208,7 +210,7 @@ def test_what_a_model_or_a_feature_is_called_is_text(server, browser):
     eventually(lambda: HOSTILE in browser.run("document.querySelector('#drift').innerText"), 30)
     assert HOSTILE in browser.run("document.querySelector('#models').innerText")
     rows = browser.run("[...document.querySelectorAll('#drift tbody tr')].map((row) => row.cells[5].innerText)")
-    assert rows == ["drifted", "as trained"]
+    assert rows == ["drifted", "not judged", "as trained"]
     assert browser.run("document.images.length") == 0
     assert browser.errors == []
 

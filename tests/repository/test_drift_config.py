@@ -98,6 +98,27 @@ def test_problems_name_key_value_allowed_and_file(load, tmp_path, text, message)
     assert str(caught.value).splitlines()[0].startswith(message.replace("FILE", str(tmp_path / "model.toml")))
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("inputs.x]\nlogits = true", "inputs.x: logits is for kind classes, and x is watched as numeric"),
+        ("inputs.x]\npad = 0", "inputs.x: pad is for kind tokens, and x is watched as numeric"),
+        ("inputs.ids]\nprojections = 4", "inputs.ids: projections is for kind embedding, and ids is watched as tokens"),
+        ('inputs.x]\nlayout = "NHWC"', "inputs.x: layout is for kind image, and x is watched as numeric"),
+        (
+            "outputs.label]\nlogits = true",
+            "outputs.label: logits is for scores of classes, and label holds the class it",
+        ),
+    ],
+)
+def test_a_key_that_the_kind_has_no_use_for_is_refused(load, text, message):
+    signature = Signature(SIGNATURE.inputs, (TensorSpec("label", "INT64", (1,)),), 8)
+    with pytest.raises(ConfigError) as caught:
+        load(f"[drift.{text}").drift.watches(signature)
+    assert str(caught.value).startswith(f"drift.{message}")
+    load("[drift.inputs.x]\nlogits = false").drift.watches(signature)
+
+
 def test_problems_with_the_model_are_all_told(load):
     drift = load(
         '[drift.inputs.y]\n[drift.inputs.ids]\nkind = "numeric"\n[drift.outputs.scores]\nfeatures = [10]'

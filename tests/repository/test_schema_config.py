@@ -17,16 +17,20 @@ from headrace.repository.model_config import ModelConfig, load_model_config
 from headrace.repository.schema_builder import infer_schema
 from headrace.repository.schema_config import SCHEMA_FORMAT, InputRules, Schema, read_schema, schema_text
 
+BOUND = "expected a finite number, or a list with a number for each feature"
+
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("min = 'a'", 'inputs.x.min = "a" (in {file}): expected a number, or a list with one for each feature'),
-        ("max = []", "inputs.x.max = [] (in {file}): expected a number, or a list with one for each feature"),
+        ("min = 'a'", 'inputs.x.min = "a" (in {file}): ' + BOUND),
+        ("max = []", "inputs.x.max = [] (in {file}): " + BOUND),
         ("min = [1, 5]\nmax = [2, 4]", "inputs.x: min = 5 of feature 1 is above max = 4 (in {file})"),
         ("min = [1, 5]\nmax = [2, 4, 6]", "inputs.x: min has 2 values and max 3, expected one for each feature"),
         ("min = [1, 5]\nmax = 4", "inputs.x: min = 5 of feature 1 is above max = 4 (in {file})"),
-        ("min = [nan, 1]", "inputs.x.min"),
+        ("min = [nan, 1]", "inputs.x.min = [NaN, 1] (in {file}): " + BOUND),
+        ("mini = 1\n", "unknown key 'inputs.x.mini' (in {file}); did you mean 'min'?"),
+        ("foo = 1\n", "unknown key 'inputs.x.foo' (in {file}); known: datatype, dims, fill, finite, format, max, "),
         ("min = inf", "inputs.x.min = Infinity"),
         ("max_missing = 1.5", "inputs.x.max_missing = 1.5 (in {file}): expected a number from 0 to 1"),
         ("min_width = 9\nmax_width = 8", "inputs.x: min_width = 9 is above max_width = 8 (in {file})"),
@@ -35,6 +39,7 @@ from headrace.repository.schema_config import SCHEMA_FORMAT, InputRules, Schema,
         ("policy.values = 'clip'", 'inputs.x: policy.values = "clip" has no meaning; range and finite can be clipped'),
         ("policy.range = 'drop'", 'inputs.x.policy.range = "drop" (in {file}): expected'),
         ("policy.ranges = 'count'", "ranges"),
+        ("names = ['a', 'b', 'a']", "inputs.x: names has 'a' twice (in {file})"),
     ],
 )
 def test_rules_that_are_none(tmp_path, text, message):
@@ -43,6 +48,7 @@ def test_rules_that_are_none(tmp_path, text, message):
     with pytest.raises(ConfigError) as caught:
         load_model_config(file)
     assert message.format(file=file) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 numbers = st.one_of(st.integers(-(2**60), 2**60), st.floats(allow_nan=False, allow_infinity=False))
@@ -58,7 +64,7 @@ given_rules = st.fixed_dictionaries(
         "max_height": st.integers(1, 100),
         "max_length": st.integers(0, 100),
         "pattern": st.text(),
-        "names": st.lists(st.text(), max_size=3),
+        "names": st.lists(st.text(), max_size=3, unique=True),
         "policy": st.dictionaries(
             st.sampled_from(["missing", "finite", "range"]), st.sampled_from(["reject", "count"])
         ),

@@ -8,7 +8,7 @@ import pytest
 
 from headrace.config import TracingSettings
 from headrace.errors import ConfigError
-from headrace.telemetry.otlp import TraceExport, open_export, target, wants_traces
+from headrace.telemetry.otlp import TraceExport, open_export
 
 SECONDS = 20
 
@@ -97,21 +97,6 @@ def test_failures_are_counted_and_logged_once_in_a_while(sender, caplog, answer)
     assert made.offer(None, ["a"] * 4096)  # what failed takes no room
 
 
-@pytest.mark.parametrize(
-    ("endpoint", "environ", "wanted"),
-    [
-        ("", {}, False),
-        ("http://c:4317", {}, True),
-        ("", {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4317"}, True),
-        ("", {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://c:4317"}, True),
-        ("http://c:4317", {"OTEL_SDK_DISABLED": "TRUE"}, False),
-        ("http://c:4317", {"OTEL_TRACES_EXPORTER": "none"}, False),
-    ],
-)
-def test_traces_are_wanted_where_they_have_somewhere_to_go(endpoint, environ, wanted):
-    assert wants_traces(TracingSettings(endpoint=endpoint), environ) is wanted
-
-
 def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http", None)
     monkeypatch.delitem(sys.modules, "headrace.telemetry.senders", raising=False)
@@ -119,33 +104,10 @@ def test_a_missing_extra_is_named(monkeypatch):
         open_export(TracingSettings(endpoint="http://c:4317"), {}, "1", {})
 
 
-@pytest.mark.parametrize(
-    ("endpoint", "protocol", "environ", "where"),
-    [
-        ("http://c:4318", "http", {}, ("http", "http://c:4318/v1/traces")),
-        ("http://c:4318/other/", "http", {}, ("http", "http://c:4318/other")),
-        ("http://c:4318", "", {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, ("http", "http://c:4318/v1/traces")),
-        ("http://c:4317", "", {}, ("grpc", "http://c:4317")),
-        ("http://c:4317", "grpc", {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, ("grpc", "http://c:4317")),
-        ("", "", {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf"}, ("http", "")),
-    ],
-)
-def test_where_spans_go(endpoint, protocol, environ, where):
-    assert target(TracingSettings(endpoint=endpoint, protocol=protocol), environ) == where
-
-
-@pytest.mark.parametrize(
-    ("variable", "value"), [("OTEL_EXPORTER_OTLP_TIMEOUT", "abc"), ("OTEL_EXPORTER_OTLP_COMPRESSION", "zip")]
-)
-def test_a_variable_that_makes_no_sense_is_told_without_a_traceback(monkeypatch, variable, value):
-    monkeypatch.setenv(variable, value)
+def test_what_only_the_sdk_finds_wrong_is_told_without_a_traceback(monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "zip")
     with pytest.raises(ConfigError, match="no traces can be exported with the OTEL_EXPORTER_OTLP_"):
         open_export(TracingSettings(endpoint="http://127.0.0.1:9"), {}, "1", {})
-
-
-def test_an_endpoint_is_a_url():
-    with pytest.raises(ValueError, match="endpoint"):
-        TracingSettings(endpoint="collector:4317")
 
 
 def test_the_sdks_own_log_is_left_out():

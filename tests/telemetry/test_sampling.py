@@ -210,6 +210,35 @@ def test_a_failure_is_traced_with_its_reason():
     assert (traced.cause, traced.error, traced.trace_id) == ("failed", "queue_full", 0xAA)
 
 
+def test_what_the_cache_answers_is_sampled_at_its_head_or_asked_for_and_in_no_batch():
+    world = World(ratio=0.0)
+    world.sampler.hit(world.request())
+    world.sampler.hit(world.request(UNSAMPLED))
+    assert world.sent == []
+    world.sampler.hit(world.request(SAMPLED))
+    asked = world.request(took=2 * MS)
+    name = world.sampler.name(asked)
+    world.sampler.hit(asked)
+    assert [batch for batch, _ in world.sent] == [None, None]
+    (first,), (second,) = (requests for _, requests in world.sent)
+    assert (first.cause, first.cached, first.trace_id, first.admitted, first.ended) == (
+        "head",
+        True,
+        0xAA,
+        0,
+        world.now,
+    )
+    assert (second.cause, f"{second.trace_id:032x}") == ("asked", name)
+    assert world.sampler.exemplars[1].trace_id == second.trace_id
+    world.sampler.hit(asked)  # it is forgotten with its end
+    assert len(world.sent) == 2
+    world = World(ratio=1.0, per_second=2)
+    for _ in range(5):
+        world.sampler.hit(world.request())
+    assert world.causes == ["head", "head"]
+    assert world.shared.budget.dropped["rate"] == 3
+
+
 def test_one_without_a_model_is_traced_too():
     world = World()
     world.shared.unrouted(Sink(SAMPLED), world.now - 5, "model_not_found")

@@ -71,6 +71,13 @@ def test_a_failed_request_ends_in_the_stage_that_it_came_to(decoded, admitted, s
     assert spans[-1].end_time_unix_nano == OFFSET + 90
 
 
+def test_what_the_cache_answered_says_so():
+    server, *stages = built(None, request(admitted=0, cached=True))
+    assert attributes(server)["headrace.cached"] is True
+    assert [span.name for span in stages] == ["decode", "admit"]
+    assert "headrace.cached" not in attributes(built(None, request())[0])
+
+
 @pytest.mark.parametrize(
     ("door", "reason", "key", "status", "error"),
     [

@@ -119,7 +119,7 @@ def test_drift_is_told_as_it_is_at_the_moment():
         "feature": "mean",
         "score": "psi",
         "value": 0.3,
-        "alarm": True,
+        "state": "alarm",
     }
     assert World(lambda: iter([entry])).read()["drift"] == [entry]
 

@@ -116,14 +116,17 @@ class Event:
     state: State
     findings: tuple[Finding, ...] = ()
 
-    def __str__(self) -> str:
-        """A line for the log."""
-        signs = "; ".join(
-            f"{one.what}, effect {one.effect:.3g} (least {one.least:.3g}), p {one.p_value:.2g}, "
-            f"in {one.windows} window{'s' if one.windows > 1 else ''}"
-            for one in self.findings
-        )
-        return f"{self.key} feature {self.feature}: {self.state}{f' ({signs})' if signs else ''}"
+    @property
+    def fields(self) -> dict[str, str | int | float]:
+        """For the log. tests: those that say so; the other numbers are of the one whose effect is largest."""
+        direction, _, tensor = self.key.partition(".")
+        said: dict[str, str | int | float] = {"direction": direction, "tensor": tensor, "feature": self.feature}
+        if self.findings:
+            worst = max(self.findings, key=lambda one: one.severity)
+            tests = ", ".join(sorted({one.what for one in self.findings}))
+            said |= {"tests": tests, "test": worst.what, "effect": worst.effect, "least": worst.least}
+            said |= {"p_value": worst.p_value, "windows": worst.windows}
+        return said
 
 
 @dataclass(slots=True)

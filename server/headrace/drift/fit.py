@@ -13,6 +13,7 @@ from headrace.drift.plan import draw_plan
 from headrace.drift.reference import Reference
 from headrace.drift.summary import summary_of
 from headrace.drift.tally import Tally
+from headrace.drift.text import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -71,7 +72,9 @@ def fit_reference(
                 sample.add(start, rows, extractor)
             if sample.rows_seen < LEAST_ROWS:
                 raise DriftError(f"{sample.rows_seen} rows, expected at least {LEAST_ROWS}")
-            plan = draw_plan(named, salt, sample.columns())
+            columns = sample.columns()
+            _check_finite(columns, named)
+            plan = draw_plan(named, salt, columns)
             tally = Tally(plan)
             for start, rows in _numbered(data, f"{watch.key}: count", progress):
                 _count(tally, extractor, rows, start, sample.stride)
@@ -92,6 +95,15 @@ def reference_of_record(record: Record, source: str, created_ms: int) -> Referen
     if few or not whole.tallies:
         raise DriftError(f"too few rows, expected at least {LEAST_ROWS}: {', '.join(few) or 'there are none'}")
     return Reference({key: (tally.plan, summary_of(tally)) for key, tally in whole.tallies.items()}, source, created_ms)
+
+
+def _check_finite(sample: Columns, watch: Watch) -> None:
+    """Raises DriftError for a feature that has infinities and no number: there is no grid for it. One may be NaN."""
+    numbers = sample.numbers
+    nowhere = np.isinf(numbers).any(axis=0) & ~np.isfinite(numbers).any(axis=0)
+    if nowhere.any():
+        names = [shown(watch.features[at]) for at in np.flatnonzero(nowhere)]
+        raise DriftError(f"no finite number in feature {', '.join(names)}: expected some to draw its bins from")
 
 
 def _numbered(data: Source, what: str, progress: Progress) -> Iterator[tuple[int, Rows]]:

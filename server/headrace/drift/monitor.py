@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,8 +31,9 @@ PLAN_ROWS = 512
 class Monitor:
     """Counts what flows through one model version, and holds it against a reference, if there is one.
 
-    A tensor that the reference has nothing of is counted, but not judged. salt: for plans that are drawn here. Raises
-    DriftError for a reference that has none of the tensors, or was made for other features of one than are watched.
+    A tensor that the reference has nothing of is counted, but not judged. salt: for plans that are drawn here.
+    judged_ms: the end of the newest window that was judged, since the epoch. Raises DriftError for a reference that
+    has none of the tensors, or was made for other features of one than are watched.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class Monitor:
         self.alarms = Alarms(settings)
         self.latest: list[Finding] = []
         self._salt = salt
-        self._judged_ms = 0
+        self.judged_ms = 0
         self._watches = {watch.key: watch for watch in watches}
         self._drawn: dict[str, list[Columns]] = {}
         self._extractors: dict[str, Extractor] = {}
@@ -110,20 +112,37 @@ class Monitor:
             return events
         for start in self.record.ended(now_ms):
             end = start + self.record.window_ms
-            if end > self._judged_ms:
+            if end > self.judged_ms:
                 events += self._judge(end)
         return events
 
     def _judge(self, end_ms: int) -> list[Event]:
-        self._judged_ms = end_ms
+        self.judged_ms = end_ms
         horizons = []
         for windows in self.settings.horizons:
             merged = self.record.merged(end_ms, windows, counts_alone=True)  # tests ask for no more
-            if merged.sampled >= self.settings.min_rows:
+            if self._known_rows([merged]) >= self.settings.min_rows:
                 horizons.append(findings_of(self.assess(merged), self.settings, windows))
         if horizons:
             self.latest = [finding for findings in horizons for finding in findings]
         return self.alarms.step(end_ms, horizons)
+
+    def unjudged(self, end_ms: int) -> str:
+        """Why the windows that end by then, from the longest horizon, could raise no alarm; empty if they could."""
+        if self.reference is None:
+            return "there is no reference"
+        first = end_ms - self.settings.horizons[-1] * self.record.window_ms
+        rows = self._known_rows(window for start, window in self.record.windows.items() if first <= start < end_ms)
+        least = self.settings.min_rows
+        return "" if rows >= least else f"{rows:,} rows to judge, expected at least {least:,} (drift.min_rows)"
+
+    def _known_rows(self, windows: Iterable[Window]) -> int:
+        """Rows of the tensor that has most, of those that the reference knows."""
+        rows: Counter[str] = Counter()
+        for window in windows:
+            rows.update({key: tally.rows for key, tally in window.tallies.items()})
+        known = () if self.reference is None else self.reference.tensors
+        return max((rows[key] for key in known), default=0)
 
     def assess(self, window: Window) -> list[Assessment]:
         """A window's scores; none without a reference."""
@@ -136,7 +155,7 @@ class Monitor:
 
     def pack(self) -> bytes:
         """Everything that is worth keeping over a restart."""
-        return self.record.pack({"alarms": self.alarms.json(), "judged_ms": self._judged_ms})
+        return self.record.pack({"alarms": self.alarms.json(), "judged_ms": self.judged_ms})
 
     def restore(self, data: bytes) -> None:
         """Goes on where `pack` was called. Raises DriftError, and stays as it was, if `data` is not of this monitor."""
@@ -151,7 +170,7 @@ class Monitor:
         alarms = Alarms(self.settings)
         try:
             alarms.restore(extra["alarms"])
-            self._judged_ms = int(extra["judged_ms"])
+            self.judged_ms = int(extra["judged_ms"])
         except (KeyError, TypeError, ValueError):
             raise DriftError("the alarms of a record of drift windows cannot be read") from None
         record.keep = own.keep

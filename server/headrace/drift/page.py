@@ -6,6 +6,8 @@ from datetime import UTC, datetime
 from html import escape
 from typing import TYPE_CHECKING
 
+from headrace.drift.text import windows_text
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -55,14 +57,16 @@ def _head(report: DriftReport) -> list[str]:
     state = {
         "alarm": f'<span class="alarm">{on} of {len(report.features)} features have an alarm</span>',
         "quiet": f"No alarm in {len(report.features)} features",
-        "no reference": "There is no reference to hold this against",
+        "not judged": f"Nothing was judged: {escape(report.unjudged)}",
     }[report.state]
-    skipped = span.rows_offered - span.rows_sampled
-    seen = (
-        f"{_time(span.start_ms)} to {_time(span.end_ms)} UTC, {span.windows} windows of {span.window_ms / 1000:g} s. "
-        f"{span.rows_sampled:,} of {span.rows_offered:,} rows were counted; {max(0, skipped):,} were skipped to keep "
-        "the budget."
-    )
+    if report.of_data:
+        seen = f"{span.rows_sampled:,} rows of data."
+    else:
+        skipped = max(0, span.rows_offered - span.rows_sampled)
+        seen = (
+            f"{_time(span.start_ms)} to {_time(span.end_ms)} UTC, {windows_text(span)}. {span.rows_sampled:,} of "
+            f"{span.rows_offered:,} rows were counted; {skipped:,} were skipped to keep the budget."
+        )
     lines = [f"<p>{state}.</p>", f'<p class="faint">{seen}</p>']
     if report.reference is not None:
         lines.append(
@@ -78,6 +82,8 @@ def _section(feature: FeatureReport) -> str:
     if feature.state == "alarm" and feature.since_ms is not None:
         reasons = escape(", ".join(feature.reasons))
         alarm = f' <span class="alarm">alarm since {_time(feature.since_ms)} UTC: {reasons}</span>'
+    elif feature.state == "not judged":
+        alarm = ' <span class="faint">not judged</span>'
     figures = []
     if feature.reference is not None:
         figures.append(_figure(feature, "reference", feature.reference))

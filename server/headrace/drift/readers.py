@@ -13,6 +13,7 @@ import numpy as np
 
 from headrace.drift.errors import DriftError, MissingPackage
 from headrace.drift.fit import Source
+from headrace.drift.text import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -152,7 +153,7 @@ def _undecoded(path: Path) -> int:
 def _places(names: Sequence[str], columns: Sequence[str], where: str) -> list[int]:
     missing = [column for column in columns if column not in names]
     if missing:
-        raise DriftError(f"{where}: no column {missing[0]!r}, but {', '.join(names)}")
+        raise DriftError(f"{where}: no column {missing[0]!r}, but {', '.join(map(shown, names))}")
     for column in columns or names:  # features are told apart by their names
         if names.count(column) > 1:
             raise DriftError(f"{where}: {names.count(column)} columns {column!r}, expected one of each name")

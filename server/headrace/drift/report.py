@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 LEAST_ROWS = 10
 """Of a feature whose statistics are told: those of fewer rows would be the rows."""
+State = Literal["quiet", "alarm", "not judged"]
 SHOWN_RANKS = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -68,7 +69,9 @@ class FeatureReport(_Part):
     direction: Literal["inputs", "outputs"] = Field(description="whether it is an input or an output")
     kind: str = Field(description="what its features are, as `kind` in model.toml")
     feature: str = Field(description="name of the feature")
-    state: Literal["quiet", "alarm"] = Field(description="whether its alarm is on")
+    state: State = Field(
+        description="alarm: its alarm is on; not judged: nothing was, or the reference has nothing of its tensor"
+    )
     since_ms: int | None = Field(None, description="when it was raised, in milliseconds since the epoch")
     reasons: tuple[str, ...] = Field((), description="the tests that raised it")
     severity: float = Field(0.0, description="the largest effect, in multiples of the least that is an alarm")
@@ -100,7 +103,9 @@ class DriftReport(_Part):
 
     model: str = Field(description="name of the model")
     version: str = Field(description="its version")
-    state: Literal["quiet", "alarm", "no reference"] = Field(description="alarm: of at least one feature")
+    state: State = Field(description="alarm: of at least one feature; not judged: there was nothing to tell one by")
+    unjudged: str = Field("", description="why nothing was judged; empty if something was, or there is an alarm")
+    of_data: bool = Field(False, description="the rows are of files: the span says how many, its times mean nothing")
     span: Span = Field(description="the time that it is of")
     reference: str | None = Field(None, description="what the reference was made of")
     reference_rows: int = Field(0, description="rows of the reference")
@@ -109,23 +114,30 @@ class DriftReport(_Part):
     features: tuple[FeatureReport, ...] = Field(description="the worst first")
 
 
-def report(monitor: Monitor, now_ms: int, windows: int | None = None) -> DriftReport:
-    """Of the last `windows` windows, the one that is not over among them; by default of all that are kept."""
+def report(monitor: Monitor, now_ms: int, windows: int | None = None, *, of_data: bool = False) -> DriftReport:
+    """Of the last `windows` windows, the one that is not over among them; by default of all that are kept.
+
+    of_data: what was counted are data, all of it in one window.
+    """
     record, settings = monitor.record, monitor.settings
     end = now_ms - now_ms % record.window_ms + record.window_ms
-    count = min(windows or record.keep, record.keep)
+    count = 1 if of_data else min(windows or record.keep, record.keep)
     merged = record.merged(end, count)
     span = Span(
         start_ms=merged.start_ms, end_ms=end, windows=count, window_ms=record.window_ms,
         rows_offered=merged.offered, rows_sampled=merged.sampled,
     )  # fmt: skip
-    features = sorted(_features(monitor, merged), key=_worst_first)
-    alarm = any(one.state == "alarm" for one in features)
+    unjudged = monitor.unjudged(min(end, max(end - record.window_ms, monitor.judged_ms)))
+    features = sorted(_features(monitor, merged, judged=not unjudged), key=_worst_first)
+    if any(one.state == "alarm" for one in features):
+        unjudged = ""  # it stays until something is judged again
     reference = monitor.reference
     return DriftReport(
         model=record.model,
         version=record.version,
-        state="no reference" if reference is None else "alarm" if alarm else "quiet",
+        state="not judged" if unjudged else "alarm" if features and features[0].state == "alarm" else "quiet",
+        unjudged=unjudged,
+        of_data=of_data,
         span=span,
         reference=None if reference is None else reference.source,
         reference_rows=0 if reference is None else reference.rows,
@@ -139,17 +151,18 @@ def _worst_first(feature: FeatureReport) -> tuple[bool, float, float, str, str]:
     return feature.state != "alarm", -feature.severity, -(feature.psi or 0.0), feature.tensor, feature.feature
 
 
-def _features(monitor: Monitor, window: Window) -> list[FeatureReport]:
+def _features(monitor: Monitor, window: Window, *, judged: bool) -> list[FeatureReport]:
     assessed = {(one.key, one.feature): one for one in monitor.assess(window)}
     found = []
     for key, tally in window.tallies.items():
         plan, now = tally.plan, summary_of(tally)
         before = _reference_of(monitor.reference, key)
+        calm: State = "quiet" if judged and before is not None else "not judged"
         for index, name in enumerate(plan.watch.features):
-            found.append(_feature(monitor, plan, name, index, assessed.get((key, name)), before, now))
+            found.append(_feature(monitor, plan, name, index, assessed.get((key, name)), before, now, calm))
         if plan.items is not None:
             name = plan.watch.items
-            found.append(_feature(monitor, plan, name, None, assessed.get((key, name)), before, now))
+            found.append(_feature(monitor, plan, name, None, assessed.get((key, name)), before, now, calm))
     return found
 
 
@@ -165,7 +178,9 @@ def _feature(
     scores: Assessment | None,
     before: Summary | None,
     now: Summary,
+    calm: State,
 ) -> FeatureReport:
+    """calm: its state without an alarm."""
     watch = plan.watch
     alarm = monitor.alarms.on.get((watch.key, name))
     tests = _strongest([one for one in monitor.latest if (one.key, one.feature) == (watch.key, name)])
@@ -176,7 +191,7 @@ def _feature(
         direction="outputs" if watch.output else "inputs",
         kind=watch.kind,
         feature=name,
-        state="quiet" if alarm is None else "alarm",
+        state=calm if alarm is None else "alarm",
         since_ms=None if alarm is None else alarm.since_ms,
         reasons=() if alarm is None else tuple(alarm.what),
         severity=max((test.effect / least[test.what] for test in scores.tests), default=0.0) if scores else 0.0,

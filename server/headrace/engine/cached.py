@@ -6,10 +6,10 @@ import dataclasses
 from typing import TYPE_CHECKING, Protocol
 
 from headrace.engine.inner import InnerCall, InnerClient, Tensor
+from headrace.engine.replies import timing
 from headrace.errors import ShuttingDown
 from headrace.messages import Batch, State
 from headrace.pipeline.response_cache import Outputs, key_of
-from headrace.pipeline.timing import timing_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class CacheObserver(Protocol):
     """Hears of lookups."""
 
-    def cache_hit(self, request_ns: int, lookup_ns: int) -> None:
+    def cache_hit(self, request_ns: int, lookup_ns: int, request: InferRequest | None = None) -> None:
         """A request was answered from the cache: in so much time, of which so much for the lookup."""
 
     def cache_miss(self, lookup_ns: int) -> None:
@@ -101,7 +101,7 @@ class CachedModel:
             looked = self._clock()
             if outputs is not None:
                 self._hit(request, outputs, looked)
-                self.lookups.cache_hit(self._clock() - request.received, looked - began)
+                self.lookups.cache_hit(self._clock() - request.received, looked - began, request)
             else:
                 self.lookups.cache_miss(looked - began)
                 self._miss(request, key)
@@ -130,7 +130,7 @@ class CachedModel:
         parameters = b""
         if template.timing:
             batch = Batch([request], template.rows, "cached", batched=now, started=now, finished=now)
-            parameters = timing_parameters(request, batch, self._clock())
+            parameters = timing(request, batch, self._clock, self.observer)
         try:
             message = template.reply.encode(request.id_field, outputs.raw, outputs.shapes, parameters)
         except Exception as error:  # such as no room in shared memory

@@ -35,6 +35,11 @@ class DriftMetrics:
             "How far a feature is from its reference, in this window and the last, by psi, ks, js, tv, wasserstein",
             labels=(*_FEATURE, "score"),
         )  # fmt: skip
+        shares = GaugeMetricFamily(
+            "headrace_drift_share",
+            "Share of a feature's values that are missing or outside, of its items that are unseen, in these windows",
+            labels=(*_FEATURE, "what"),
+        )  # fmt: skip
         alarms = GaugeMetricFamily("headrace_drift_alarm", "1: the alarm of a feature is on", labels=_FEATURE)
         rows = CounterMetricFamily("headrace_drift_rows", "Rows that were looked at for drift", labels=_MODEL)
         skipped = CounterMetricFamily(
@@ -51,11 +56,14 @@ class DriftMetrics:
                 alarms.add_metric(labels, feature.state == "alarm")
                 for name in SCORES:
                     _add(scores, labels, feature, name)
-        return (scores, alarms, rows, skipped, failed) if self._monitoring.models else ()
+                of_items = feature.window.distinct is not None
+                for what in ("unseen",) if of_items else ("missing", "outside"):
+                    shares.add_metric((*labels, what), getattr(feature.window, what))
+        return (scores, shares, alarms, rows, skipped, failed) if self._monitoring.models else ()
 
 
 def brief(monitoring: DriftMonitoring) -> list[dict[str, Any]]:
-    """One score of each feature, the first that it has, and its alarm: for the page of the server."""
+    """One score of each feature, the first that it has, and its state: for the page of the server."""
     told = []
     for (model, version), drift in sorted(monitoring.models.items()):
         for feature in drift.latest.features if drift.latest is not None else ():
@@ -71,7 +79,7 @@ def brief(monitoring: DriftMonitoring) -> list[dict[str, Any]]:
                         "feature": feature.feature,
                         "score": name,
                         "value": value,
-                        "alarm": feature.state == "alarm",
+                        "state": feature.state,
                     }
                 )
     return told

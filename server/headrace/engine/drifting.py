@@ -120,13 +120,19 @@ class DriftMonitoring:
         layouts = {name: said.format for name, said in found.config.inputs.items() if said.format is not None}
         file = found.path / REFERENCE_FILE
         try:
-            reference = read_reference(file) if file.exists() else None
             watches = config.watches(signature, layouts)
+        except ConfigError as error:
+            raise ModelLoadError(f"{found.config_file}: {error}") from error
+        try:
+            reference = read_reference(file) if file.exists() else None
+        except (DriftError, OSError) as error:
+            raise ModelLoadError(str(error)) from error
+        try:
             monitor = Monitor(
                 found.name, str(found.version), watches, config.alarms, secrets.token_bytes(16), reference
             )
-        except (DriftError, ConfigError, OSError) as error:
-            raise ModelLoadError(f"drift: {error}") from error
+        except DriftError as error:
+            raise ModelLoadError(f"{file}: {error}") from error
         state = self._state_file(found.name, str(found.version))
         if state is not None and state.exists():
             try:
@@ -188,7 +194,11 @@ class DriftMonitoring:
         """On the worker's thread."""
         monitor = drift.watched.monitor
         for event in self._worker.tick(drift.watched):
-            logger.warning("model %s version %s: drift, %s", monitor.record.model, monitor.record.version, event)
+            fields = {"model": monitor.record.model, "version": monitor.record.version, **event.fields}
+            if event.state == "alarm":
+                logger.warning("a feature has drifted", extra=fields)
+            else:
+                logger.info("a feature is as it was", extra=fields)
         drift.latest = report(monitor, wall_ms(), LATEST_WINDOWS)
 
     async def _save(self) -> None:

@@ -211,7 +211,7 @@ class Engine:
             rules=opened.rules,
         )
         if self._diary_requests:
-            scheduler.diary = self._diaries[found.name, found.version] = Diary(self._diary_requests)
+            self._diaries[found.name, found.version] = Diary(self._diary_requests)
         if self._drift is not None:
             scheduler.drift = drift
             self._drift.add(found.name, version, drift)
@@ -290,6 +290,7 @@ class Engine:
         recorder.sequences = served.counts if isinstance(served, SequenceScheduler) else None
         recorder.wait_ns = served.wait_ns
         recorder.instances = served.condition.count
+        recorder.diary = self._diaries.get(key)
         recorder.loaded(seconds, resources)
         before = self._schedulers.get(key)
         self._schedulers[key] = served
@@ -319,7 +320,7 @@ class Engine:
                 steps, [model.signature for model in models], found.config.ensemble.outputs, found.config.max_batch
             )
             graph = replace(graph, signature=check_described(graph.signature, found.config, found.path.parent))
-            rules = version_rules(found.path, found.config, graph.signature)
+            rules = version_rules(found, graph.signature)
         except (HeadraceError, BadGraph, ModelLoadError) as error:
             reason = f"a model of its steps does not serve: {error}" if isinstance(error, HeadraceError) else str(error)
             if way := circle(found.name, self._members()):

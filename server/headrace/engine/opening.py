@@ -228,7 +228,7 @@ def _planned(
             plan = None
             if sequence is not None:
                 plan = plan_sequences(sequence, model.signature, len(instances), found.path.parent)
-            return plan, version_rules(found.path, found.config, model.signature)
+        return plan, version_rules(found, model.signature)
     except ModelLoadError:
         for instance in instances:
             instance.close()
@@ -254,8 +254,7 @@ def _said_in(found: Found) -> Iterator[None]:
     try:
         yield
     except ModelLoadError as error:
-        file = found.configuration.file if found.configuration else ""
-        raise ModelLoadError(f"{file}: {error}" if file else str(error)) from error
+        raise ModelLoadError(f"{found.config_file}: {error}" if found.config_file else str(error)) from error
 
 
 def _rejection(error: Exception) -> Rejected:

@@ -45,6 +45,7 @@ def record_of(
         instance=instance,
         requests=answered,
         cost=cost,
+        first=batch.requests[0],
     )
 
 

@@ -10,16 +10,16 @@ import numpy as np
 from headrace.datatypes import DATATYPES
 from headrace.errors import ConfigError, ModelLoadError
 from headrace.pipeline.padding import number
-from headrace.pipeline.rules import NumberRules, Rules, SizeRules, TextRules, image_layout
+from headrace.pipeline.rules import NumberRules, Rules, SizeRules, TextRules, exactly, image_layout, span
 from headrace.pipeline.text_screen import matcher
+from headrace.repository.model_config import CONFIG_FILE
 from headrace.repository.processing_config import ImageConfig
 from headrace.repository.schema_config import SCHEMA_FILE, InputRules, read_schema
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from headrace.messages import Signature, TensorSpec
     from headrace.pipeline.rules import Policy
+    from headrace.repository.discovery import Found
     from headrace.repository.model_config import ModelConfig
     from headrace.repository.schema_config import Schema
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _GREATEST_BF16 = float(np.uint32(0x7F7F0000).view(np.float32))
 _OF_NUMBERS = ("finite", "min", "max", "max_missing", "fill", "names")
+_OF_FLOATS = ("finite", "max_missing")
 _OF_TEXTS = ("min_length", "max_length", "pattern")
 _OF_IMAGES = ("min_height", "max_height", "min_width", "max_width")
 _KEYS = {
@@ -41,25 +42,31 @@ _KEYS = {
 """Of each rule, the keys that make it one."""
 
 
-def version_rules(directory: Path, config: ModelConfig, signature: Signature) -> dict[str, Rules]:
-    """The rules for the version in a directory. signature: as clients see it. Raises ModelLoadError. Blocks."""
+def version_rules(found: Found, signature: Signature) -> dict[str, Rules]:
+    """The rules for a version. signature: as clients see it. Raises ModelLoadError, which names the file. Blocks."""
     try:
-        schema = read_schema(directory)
+        schema = read_schema(found.path)
     except ConfigError as error:
         raise ModelLoadError(str(error)) from error
-    return input_rules(config, signature, schema)
+    return input_rules(found.config, signature, schema, (found.config_file, str(found.path / SCHEMA_FILE)))
 
 
-def input_rules(config: ModelConfig, signature: Signature, schema: Schema | None = None) -> dict[str, Rules]:
+def input_rules(
+    config: ModelConfig,
+    signature: Signature,
+    schema: Schema | None = None,
+    files: tuple[str, str] = (CONFIG_FILE, SCHEMA_FILE),
+) -> dict[str, Rules]:
     """The rules for inputs, by name. What the configuration says of one comes before what the schema says.
 
-    Raises ModelLoadError where a rule has no meaning for its input, or contradicts another.
+    files: of both, for messages. Raises ModelLoadError where a rule has no meaning for its input, or contradicts
+    another.
     """
     specs = {spec.name: spec for spec in signature.inputs}
     said = {} if schema is None else dict(schema.inputs)
     unknown = [name for name in said if name not in specs]
     if unknown:
-        raise ModelLoadError(f"{SCHEMA_FILE} has rules for {unknown}, but the inputs of the model are {list(specs)}")
+        raise ModelLoadError(f"{files[1]}: rules for {unknown}, but the inputs of the model are {list(specs)}")
     found = {}
     for name, spec in specs.items():
         own, inferred = config.inputs.get(name), said.get(name)
@@ -73,7 +80,9 @@ def input_rules(config: ModelConfig, signature: Signature, schema: Schema | None
                 layout = "NHWC"  # `format` is of the model's own tensor
             rules = _rules(given, spec, layout)
         except (ValueError, OverflowError) as error:  # the latter of an integer that is beyond FP64
-            raise ModelLoadError(f"inputs.{name}: {error}") from error
+            by_own = own is not None and bool(own.model_fields_set & InputRules.model_fields.keys())
+            places = (file for file, says in zip(files, (by_own, inferred is not None), strict=True) if says)
+            raise ModelLoadError(f"{' and '.join(places)}: inputs.{name}: {error}") from error
         if rules is not None:
             found[name] = rules
     return found
@@ -116,10 +125,16 @@ def _check_kind(given: InputRules, spec: TensorSpec, *, is_image: bool) -> None:
             wrong, kind = not text, "BYTES"
         elif key in _OF_IMAGES:
             wrong, kind = not is_image, "images: three dimensions, with format or of 1, 3 or 4 channels, last or first"
+        elif key in _OF_FLOATS:
+            wrong, kind = not _is_float(spec), "floating point"
         else:
             wrong, kind = text or spec.datatype == "BOOL", "numbers"
         if wrong:
             raise ValueError(f"{key} is for {kind}, the input is {spec.datatype} {list(spec.shape)}")
+
+
+def _is_float(spec: TensorSpec) -> bool:
+    return spec.datatype == "BF16" or DATATYPES[spec.datatype].numpy.kind == "f"
 
 
 def _texts(given: InputRules) -> TextRules:
@@ -137,7 +152,6 @@ def _size(given: InputRules, channels_first: bool) -> SizeRules:
 
 
 def _numbers(given: InputRules, spec: TensorSpec) -> NumberRules:
-    is_float = spec.datatype == "BF16" or DATATYPES[spec.datatype].numpy.kind == "f"
     dtype = np.dtype("<f4") if spec.datatype == "BF16" else DATATYPES[spec.datatype].numpy
     for key in ("min", "max", "fill", "names"):
         value = getattr(given, key)
@@ -152,7 +166,7 @@ def _numbers(given: InputRules, spec: TensorSpec) -> NumberRules:
         fill = np.array(_exact("fill", given.fill, spec), dtype)
         if not ((fill >= low) & (fill <= high)).all():
             raise ValueError("fill is outside of min and max")
-    _check_clip(given, is_float)
+    _check_clip(given, _is_float(spec))
     values = None
     if given.values is not None:
         values = np.unique(np.array(_exact("values", given.values, spec), dtype))
@@ -161,15 +175,17 @@ def _numbers(given: InputRules, spec: TensorSpec) -> NumberRules:
         np.ascontiguousarray(low) if low.ndim else low.copy(),
         np.ascontiguousarray(high) if high.ndim else high.copy(),
         ranged,
-        given.finite and is_float,
-        given.max_missing if is_float else None,
+        given.finite,
+        given.max_missing,
         values,
         fill,
     )
 
 
 def _check_clip(given: InputRules, is_float: bool) -> None:
-    """Clipping must know what to put in the place of what has no nearest bound."""
+    """Clipping must know what to put in the place of what has no nearest bound, and nothing else has a use for that."""
+    if given.fill is not None and given.policy.get("finite") != "clip":
+        raise ValueError('fill has no use without policy.finite = "clip"')
     if given.policy.get("finite") == "clip" and given.fill is None:
         raise ValueError('policy.finite = "clip" needs fill: NaN has no nearest bound')
     if is_float and given.policy.get("range") == "clip" and not given.finite and given.max_missing is None:
@@ -177,7 +193,7 @@ def _check_clip(given: InputRules, is_float: bool) -> None:
 
 
 def _bound(key: str, value: Any, spec: TensorSpec, dtype: np.dtype[Any]) -> Numbers:  # noqa: ANN401
-    """A bound in the datatype; of integers, the nearest one within. Raises ValueError for one that nothing keeps.
+    """A bound in the datatype; of integers, the nearest one within. Raises ValueError for one beyond the datatype.
 
     A bound of floating point is rounded like the values that clients send: 0.1 as FP32 is not above max = 0.1.
     """
@@ -190,6 +206,8 @@ def _bound(key: str, value: Any, spec: TensorSpec, dtype: np.dtype[Any]) -> Numb
     for one in value if isinstance(value, tuple) else (value,):
         if not is_float:
             bound = _integer(one, lower, least, most)
+            if not math.isinf(one) and not least <= bound <= most:
+                raise ValueError(f"{key} = {exactly(one)} is beyond {spec.datatype}, expected {span(least, most)}")
             if bound > most if lower else bound < least:
                 raise ValueError(f"{key} = {one:g} is beyond all of {spec.datatype}")
             found.append(min(max(bound, least), most))

@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from headrace.pipeline.rules import Rules
     from headrace.repository.model_config import ModelConfig
     from headrace.rpc import model_config_pb2 as mc
-    from headrace.telemetry.diary import Diary
     from headrace.telemetry.observer import ModelObserver
     from headrace.telemetry.statistics import Statistics
 
@@ -93,7 +92,6 @@ class Scheduler:
         self.cost = cost
         self.observer: ModelObserver
         self.statistics: Callable[[], Statistics]
-        self.diary: Diary | None = None
         self.drift: ModelDrift | None = None
         self.stated: mc.ModelConfig | None = None  # what its config.pbtxt says, for clients that ask
         self.view = model_view(name, version, self._takes, config, self, rules, self._buckets)
@@ -365,8 +363,6 @@ class Scheduler:
             whole = whole_requests(answered) if self._splits else answered
             now = self._clock()
             self.observer.batch(record_of(whole, batch, worker.index, now, worker.cost))
-            if self.diary is not None:
-                self.diary.batch(whole, batch, worker.index, now)
             if self.drift is not None:
                 self.drift.batch(batch, job.inputs, job.indices, outputs)
 
@@ -463,8 +459,6 @@ class Scheduler:
         """Counts a request that ended without success; `Split` does so for the request that a piece belongs to."""
         if request.template.whole is None:
             self.observer.refused(reason, request=request)
-            if self.diary is not None:
-                self.diary.ended(request, reason)
 
     def _end(self, request: InferRequest) -> None:
         request.state = State.DONE

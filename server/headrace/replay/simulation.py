@@ -22,6 +22,7 @@ from headrace.engine.worker import Worker
 from headrace.errors import reason_of
 from headrace.messages import InferRequest, Signature, TensorSpec, Untraced
 from headrace.pipeline.cost import CostModel
+from headrace.telemetry.recording import NOT_QUEUED
 from headrace.testing.loop import VirtualTimeLoop
 from headrace.testing.observer import RecordingObserver
 
@@ -232,7 +233,11 @@ class _Simulation:
     def _arrive(self, scheduler: Scheduler) -> None:
         """Has each request enter the queue at its moment; those of one moment and look at once, as in the server."""
         columns = self.recording.requests
+        for reason in columns["ended"][np.isin(columns["ended"], NOT_QUEUED)].tolist():
+            self.refused[reason] = self.refused.get(reason, 0) + 1
+            self.answered()
         order = np.argsort(columns["decoded"], kind="stable")
+        order = order[~np.isin(columns["ended"][order], NOT_QUEUED)]
         looks: dict[tuple[int, ...], _Template] = {}
         requests = []
         for at in order.tolist():

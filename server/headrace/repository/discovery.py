@@ -43,6 +43,12 @@ class Found:
     stamp: Hashable = ()
     configuration: Configuration | None = None
 
+    @property
+    def config_file(self) -> str:
+        """The file that says how it is served; empty for defaults."""
+        file = self.configuration.file if self.configuration else ""
+        return str(self.path.parent / file) if file else ""
+
 
 @dataclass(frozen=True, slots=True)
 class Broken:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from headrace.messages import Signature, TensorSpec
 
 _GREATEST = 1 << 40
+_OF_KIND: Mapping[str, Kind] = {"layout": "image", "pad": "tokens", "projections": "embedding", "logits": "classes"}
+"""Keys that one kind alone has a use for. `watch_of` knows that of `features`."""
 
 
 class _Table(BaseModel):
@@ -118,7 +120,7 @@ def _spec(specs: Mapping[str, TensorSpec], side: str, name: str) -> TensorSpec:
 
 def _watch(table: TensorDrift, spec: TensorSpec, output: bool, layout: Layout | None) -> Watch:
     kind = table.kind or ("image" if layout else None)
-    return watch_of(
+    watch = watch_of(
         spec,
         output=output,
         kind=kind,
@@ -130,3 +132,9 @@ def _watch(table: TensorDrift, spec: TensorSpec, output: bool, layout: Layout | 
         projections=table.projections,
         logits=table.logits,
     )
+    for key, owner in _OF_KIND.items():
+        if getattr(table, key) != TensorDrift.model_fields[key].default and watch.kind != owner:
+            raise DriftError(f"{key} is for kind {owner}, and {spec.name} is watched as {watch.kind}")
+    if watch.logits and watch.is_label:
+        raise DriftError(f"logits is for scores of classes, and {spec.name} holds the class itself")
+    return watch

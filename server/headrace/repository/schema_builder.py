@@ -12,7 +12,7 @@ from headrace.pipeline.rules import image_layout
 from headrace.repository.schema_config import LARGEST_SIDE, SCHEMA_FORMAT, InputRules, Schema
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from headrace.messages import TensorSpec
 
@@ -182,3 +182,25 @@ def infer_schema(inputs: Iterable[tuple[TensorSpec, Sequence[str], Iterable[Rows
         if rules.model_fields_set:
             found[spec.name] = rules
     return Schema(format=SCHEMA_FORMAT, source=source, inputs=found)
+
+
+def gaps(schema: Schema, inputs: Iterable[tuple[TensorSpec, Sequence[str]]]) -> Iterator[str]:
+    """What the data that a schema was made of have not bounded, a line each. inputs: as for `infer_schema`."""
+    for spec, names in inputs:
+        rules = schema.inputs.get(spec.name)
+        if rules is None:
+            yield f"no rules for {spec.name}: its data bound nothing beyond {spec.datatype}"
+        elif spec.datatype in ("FP16", "FP32", "FP64", "BF16"):
+            free = _free(rules)
+            whose = names if len(names) == len(free) else [f"feature {at}" for at in range(len(free))]
+            where = ", ".join(name for name, is_free in zip(whose, free, strict=True) if is_free)
+            if where:
+                yield f"no range for {spec.name}{f', {where}' if len(free) > 1 else ''}: its data have no finite ends"
+
+
+def _free(rules: InputRules) -> list[bool]:
+    """Of each feature that has bounds of its own, or of all together, whether there is none."""
+    count = max(len(end) if isinstance(end, tuple) else 1 for end in (rules.min, rules.max))
+    lows, highs = (end if isinstance(end, tuple) else (end,) * count for end in (rules.min, rules.max))
+    nothing = (None, -math.inf, math.inf)
+    return [low in nothing and high in nothing for low, high in zip(lows, highs, strict=True)]

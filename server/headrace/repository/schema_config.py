@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from headrace import settings_sources as sources
 from headrace.errors import ConfigError
@@ -28,14 +29,16 @@ _GREATEST = 1 << 40
 
 def _not_nan(value: float) -> float:
     if value != value:
-        raise ValueError("nan is no bound")
+        raise PydanticCustomError("nan", "NaN is no bound")
     return value
 
 
 _Number = int | Annotated[float, Field(allow_inf_nan=False)]
 _PerFeature = Annotated[tuple[int | Annotated[float, AfterValidator(_not_nan)], ...], Field(strict=False, min_length=1)]
 _Bound = _Number | _PerFeature
-_BOUND: dict[str, JsonValue] = {"allowed": "a number, or a list with one for each feature"}  # inf there: no bound
+_BOUND: dict[str, JsonValue] = {
+    "allowed": "a finite number, or a list with a number for each feature"  # inf there: no bound
+}
 _Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
 _Length = Annotated[int, Field(ge=0, le=_GREATEST)]
 _Rule = Literal["missing", "finite", "range", "values", "size", "length", "pattern"]
@@ -93,6 +96,9 @@ class InputRules(_Table):
                 raise ValueError(f"{least} = {one} is above {most} = {other}")
         if self.values is not None and len({isinstance(value, str) for value in self.values}) > 1:
             raise ValueError("values has numbers and texts, expected one kind")
+        twice = next((name for name in self.names if self.names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"names has {twice!r} twice")
         for rule, policy in self.policy.items():
             if policy == "clip" and rule not in ("range", "finite"):
                 raise ValueError(f'policy.{rule} = "clip" has no meaning; range and finite can be clipped')

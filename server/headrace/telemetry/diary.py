@@ -14,7 +14,8 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Sequence
 
-    from headrace.messages import Batch, InferRequest
+    from headrace.messages import InferRequest
+    from headrace.telemetry.observer import BatchRecord
 
     Array = np.ndarray[Any, Any]
 
@@ -34,12 +35,12 @@ class _Ran(NamedTuple):
     instance: int
     key: Hashable
     row_bytes: int
-    received: list[int]
-    decoded: list[int]
-    due: list[int]
-    each: list[int]
-    priority: list[int]
-    timeout: list[int]
+    received: Sequence[int]
+    decoded: Sequence[int]
+    due: Sequence[int]
+    each: Sequence[int]
+    priority: Sequence[int]
+    timeout: Sequence[int]
 
 
 class _Ended(NamedTuple):
@@ -70,24 +71,25 @@ class Diary:
     def __repr__(self) -> str:
         return f"<Diary {self._kept} requests in {len(self._ran)} batches, {len(self._ended)} without success>"
 
-    def batch(self, requests: Sequence[InferRequest], batch: Batch, instance: int, encoded: int) -> None:
-        """Requests were answered; those of a split one by the last of its batches."""
-        first = batch.requests[0]
+    def batch(self, record: BatchRecord) -> None:
+        """Requests were answered; those of a split one by the last of its batches. The record's lists are kept."""
+        requests, first = record.requests, record.first
+        assert first is not None
         self._ran.append(
             _Ran(
-                batch.batched,
-                batch.started,
-                batch.finished,
-                encoded,
-                batch.rows,
-                batch.reason,
-                instance,
+                record.batched,
+                record.started,
+                record.finished,
+                record.encoded,
+                record.batch_rows,
+                record.close_reason,
+                record.instance,
                 first.template.key,
                 first.nbytes // first.template.rows,
-                [request.received for request in requests],
-                [request.decoded for request in requests],
+                record.received,
+                record.decoded,
                 [request.rpc_deadline for request in requests],
-                [request.template.rows for request in requests],
+                record.rows,
                 [request.template.priority for request in requests],
                 [request.template.timeout_ns for request in requests],
             )
@@ -97,7 +99,7 @@ class Diary:
             self._kept -= len(self._ran.popleft().each)
 
     def ended(self, request: InferRequest, reason: str) -> None:
-        """A request ended without success. reason: a `HeadraceError.reason`."""
+        """A request ended without success, however far it had come. reason: a `HeadraceError.reason`."""
         template = request.template
         self._ended.append(
             _Ended(
@@ -105,7 +107,7 @@ class Diary:
                 template.key,
                 request.nbytes // template.rows,
                 request.received,
-                request.decoded,
+                getattr(request, "decoded", request.received),  # a rule refuses it before it is ready to be queued
                 request.rpc_deadline,
                 template.rows,
                 template.priority,

@@ -30,6 +30,7 @@ class BatchRecord:
     encode = encoded - finished.
 
     requests, cost: for whoever traces them; the requests themselves, and what predicts how long such a batch runs.
+    first: the first request that was in the batch, a piece of a split one perhaps, which may have no answer yet.
     """
 
     received: Sequence[int]
@@ -45,6 +46,7 @@ class BatchRecord:
     instance: int
     requests: Sequence[InferRequest] = ()
     cost: CostModel | None = None
+    first: InferRequest | None = None
 
     @property
     def predicted(self) -> int:

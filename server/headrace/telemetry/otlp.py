@@ -9,10 +9,11 @@ import logging
 import random
 from collections import deque
 from threading import Event, Lock, Thread
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from headrace.clock import monotonic_ns, wall_ns
 from headrace.errors import ConfigError
+from headrace.telemetry.collector import target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -120,26 +121,19 @@ class TraceExport:
                 logger.warning("traces could not be exported, %d times so far", self.failures, exc_info=cause)
 
 
-def wants_traces(settings: TracingSettings, environ: Mapping[str, str]) -> bool:
-    """Whether traces go anywhere: to the endpoint of the settings, or of OpenTelemetry's own variables."""
-    if environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or environ.get("OTEL_TRACES_EXPORTER") == "none":
-        return False
-    names = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-    return bool(settings.endpoint or any(environ.get(name) for name in names))
-
-
 def open_export(
     settings: TracingSettings, environ: Mapping[str, str], version: str, statuses: Mapping[str, tuple[str, int]]
 ) -> TraceExport:
     """The export to a collector, not started. Raises ConfigError if packages are missing or variables make no sense."""
+    where = target(settings, environ)
     try:
         from headrace.telemetry.senders import sender
         from headrace.telemetry.spans import SpanBuilder, server_resource
 
-        send_spans, close = sender(*target(settings, environ))
+        send_spans, close = sender(*where)
     except ImportError as error:
         raise ConfigError(
-            f"tracing.endpoint is set, but {error.name} is not installed: expected pip install headrace[otel]"
+            f"traces are to be exported, but {error.name} is not installed: expected pip install headrace[otel]"
         ) from error
     except Exception as error:  # OpenTelemetry's own, of many kinds, for values of its variables that make no sense
         raise ConfigError(f"no traces can be exported with the OTEL_EXPORTER_OTLP_* that are set: {error}") from error
@@ -150,13 +144,3 @@ def open_export(
     )
 
     return TraceExport(lambda traces: send_spans(builder.build(traces)), close)
-
-
-def target(settings: TracingSettings, environ: Mapping[str, str]) -> tuple[Literal["grpc", "http"], str]:
-    """(protocol, endpoint); without an endpoint, OTEL_EXPORTER_OTLP_* say it, as all that the settings leave open."""
-    said = environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "grpc"
-    protocol = settings.protocol or ("grpc" if said == "grpc" else "http")
-    endpoint = settings.endpoint.rstrip("/")
-    if protocol == "http" and endpoint.count("/") == 2:  # no path: OTLP's own (OTLP/HTTP, "Endpoint URLs")
-        endpoint += "/v1/traces"
-    return protocol, endpoint

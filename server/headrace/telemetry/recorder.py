@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from headrace.clock import Clock
     from headrace.messages import InferRequest
+    from headrace.telemetry.diary import Diary
     from headrace.telemetry.observer import BatchRecord, QueueDepth
     from headrace.telemetry.sampling import Exemplar, ModelSampler
 
@@ -149,7 +150,7 @@ class ModelRecorder:
     """Counts what happens to one model version: the `ModelObserver` behind /metrics and ModelStatistics.
 
     queue_depth: of whatever serves the version now. trace: hears of each batch too, if anybody asked for traces.
-    sampler: chooses what is exported of them, if anything is.
+    sampler: chooses what is exported of them, if anything is. diary: of how requests came and went, if it is kept.
     sequences: of a stateful model, (active, waiting to become active). instances: how many there are now, by backend
     and state. wait_ns: predicted wait of a request that arrives now.
     """
@@ -158,8 +159,8 @@ class ModelRecorder:
         "_admitted", "_batches", "_busy", "_clock", "_closed", "_decoded", "_elements", "_executions",
         "_expired_sequences", "_fallbacks", "_hit_lookups", "_hits", "_instances_lost", "_last_ms", "_load_seconds",
         "_misses", "_padding", "_phases", "_received", "_refused", "_request", "_reruns", "_resources", "_rows",
-        "_rules", "_wall_ms", "_wasted_ns", "_wasted_rows", "instances", "model", "queue_depth", "sampler", "sequences",
-        "trace", "version", "wait_ns",
+        "_rules", "_wall_ms", "_wasted_ns", "_wasted_rows", "diary", "instances", "model", "queue_depth", "sampler",
+        "sequences", "trace", "version", "wait_ns",
     )  # fmt: skip
 
     def __init__(
@@ -206,6 +207,7 @@ class ModelRecorder:
         self._resources: Resources = no_resources
         self.trace: Callable[[BatchRecord], None] | None = None
         self.sampler: ModelSampler | None = None
+        self.diary: Diary | None = None
         self._hits: list[int] = []  # the time of each request that the cache answered, not folded yet
         self._hit_lookups = Duration()
         self._misses = Duration()
@@ -236,6 +238,8 @@ class ModelRecorder:
         how = (record.close_reason, record.instance)
         # A subscript of a Counter that misses is a Python call; get is not.
         closed[how] = closed.get(how, 0) + 1
+        if self.diary is not None:
+            self.diary.batch(record)
         if self.trace is not None:
             self.trace(record)
         if self.sampler is not None:
@@ -248,6 +252,8 @@ class ModelRecorder:
         self._refused[reason] += requests
         if self.sampler is not None and request is not None:
             self.sampler.failed(request, reason)
+        if self.diary is not None and request is not None:
+            self.diary.ended(request, reason)
 
     def trace_id(self, request: InferRequest) -> str:
         """See `observer.ModelObserver`."""
@@ -258,9 +264,11 @@ class ModelRecorder:
         self._wasted_rows += rows
         self._wasted_ns += execute_ns
 
-    def cache_hit(self, request_ns: int, lookup_ns: int) -> None:
+    def cache_hit(self, request_ns: int, lookup_ns: int, request: InferRequest | None = None) -> None:
         """A request was answered from the response cache: in so much time, of which so much for the lookup."""
         self._hits.append(request_ns)
+        if self.sampler is not None and request is not None:
+            self.sampler.hit(request)
         self._hit_lookups = Duration(self._hit_lookups.count + 1, self._hit_lookups.ns + lookup_ns)
         if len(self._hits) >= FOLD_AT:
             self.fold()

@@ -26,6 +26,8 @@ SETTINGS = (
     "max_batch", "instances", "split_oversize", "slo_ms", "priority_levels", "default_priority", "batching", "queue",
 )  # fmt: skip
 """Keys of model.toml on which it depends how requests are batched, and whether they are refused."""
+NOT_QUEUED = ("rule_broken",)
+"""Why requests ended that were refused for what they hold: with other settings, they would be as well."""
 _REQUESTS = ("received", "decoded", "due", "rows", "priority", "timeout", "row_bytes", "batch", "shape", "ended")
 _BATCHES = ("batched", "started", "finished", "encoded", "rows", "instance", "reason")
 

@@ -94,7 +94,7 @@ class RequestTrace:
     """A request that is traced, and no part of its tensors. Times are monotonic ns, 0 where it did not get there.
 
     door: how it came, see `messages.ReplySink`. cause: one of CAUSES. error: `HeadraceError.reason`, empty for success.
-    ended: when it was answered.
+    ended: when it was answered. cached: from the response cache.
     """
 
     model: str
@@ -111,6 +111,7 @@ class RequestTrace:
     ended: int
     rows: int
     error: str = ""
+    cached: bool = False
 
 
 class Exemplar(NamedTuple):
@@ -319,6 +320,22 @@ class ModelSampler:
         if chosen:
             self._send(record, chosen, parents)
 
+    def hit(self, request: InferRequest) -> None:
+        """A request was answered from the response cache. None is slow: the threshold is of those that are run."""
+        shared = self._shared
+        parent = request.sink.traceparent
+        named = self._named.pop(request, None)
+        if named is None:
+            known = read_parent(parent)
+            if not (self._head.take(1) if known is NO_PARENT else known.sampled):
+                return
+        ended = shared.clock()
+        if named is not None or shared.budget.take(ended, HEAD):
+            trace = self._trace(request, HEAD if named is None else ASKED, parent, ended, named)
+            trace.cached, trace.admitted = True, 0  # it came into no queue
+            if shared.send(None, [trace]):
+                self._exemplar(trace, shared.wall_ms())
+
     def failed(self, request: InferRequest, reason: str) -> None:
         """A request has ended without success, the whole of it."""
         now = self._shared.clock()
@@ -348,8 +365,11 @@ class ModelSampler:
         if shared.send(batch, traces):
             wall = shared.wall_ms()
             for trace in traces:
-                spent = ended - trace.received
-                self.exemplars[bisect_left(self._edges, spent)] = Exemplar(trace.trace_id, spent, wall)
+                self._exemplar(trace, wall)
+
+    def _exemplar(self, trace: RequestTrace, wall_ms: int) -> None:
+        spent = trace.ended - trace.received
+        self.exemplars[bisect_left(self._edges, spent)] = Exemplar(trace.trace_id, spent, wall_ms)
 
     def _trace(
         self, request: InferRequest, cause: str, traceparent: bytes, ended: int, named: tuple[int, int] | None

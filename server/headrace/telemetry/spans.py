@@ -41,6 +41,8 @@ _SERVER_ERRORS = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "
 
 @lru_cache(4096)
 def _attribute(key: str, value: str | int) -> KeyValue:
+    if isinstance(value, bool):
+        return KeyValue(key=key, value=AnyValue(bool_value=value))
     said = AnyValue(string_value=value) if isinstance(value, str) else AnyValue(int_value=value)
     return KeyValue(key=key, value=said)
 
@@ -99,6 +101,8 @@ class SpanBuilder:
         if batch is not None:
             said["headrace.batch.rows"] = batch.rows
             said["headrace.batch.close_reason"] = batch.close_reason
+        if request.cached:
+            said["headrace.cached"] = True
         if request.error:
             said["error.type"] = request.error
         code, http = self._statuses.get(request.error, ("INTERNAL", 500)) if request.error else ("OK", 200)

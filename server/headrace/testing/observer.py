@@ -46,7 +46,7 @@ class RecordingObserver:
         """See `ModelObserver`."""
         columns = (record.received, record.decoded, record.admitted, record.rows)
         assert len({len(column) for column in columns}) == 1, f"columns of different lengths: {record}"
-        self.batches.append(replace(record, requests=()))  # which know their callers, who may go
+        self.batches.append(replace(record, requests=(), first=None))  # which know their callers, who may go
 
     def refused(self, reason: str, requests: int = 1, request: InferRequest | None = None) -> None:
         """See `ModelObserver`."""

@@ -34,6 +34,39 @@ def test_an_accept_header_that_says_nothing_gets_the_text_format(accept):
     assert (body, content_type) == (b"", "text/plain; version=0.0.4; charset=utf-8")
 
 
+PLAIN = "text/plain; version=0.0.4; charset=utf-8"
+TEXT_1 = "text/plain; version=1.0.0; charset=utf-8; escaping=allow-utf-8"
+PROMETHEUS = (
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;"
+    "q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+)
+
+
+@pytest.mark.parametrize(
+    ("accept", "content_type"),
+    [
+        (PROMETHEUS, f"{OPENMETRICS}; escaping=allow-utf-8"),
+        (f"application/vnd.google.protobuf;q=0.7,{PROMETHEUS}", f"{OPENMETRICS}; escaping=allow-utf-8"),
+        (PROMETHEUS.replace("q=0.6", "q=0"), TEXT_1),
+        ("application/openmetrics-text", OPENMETRICS),
+        ('Application/OpenMetrics-Text; Version="1.0.0"', f"{OPENMETRICS}; escaping=underscores"),
+        ("application/openmetrics-text;q=0", PLAIN),
+        ("application/openmetrics-text; version=1.0.0; q=0.000, */*", PLAIN),
+        ("application/openmetrics-text;q=0.5, text/plain", PLAIN),
+        ("text/plain;q=0.5, application/openmetrics-text", OPENMETRICS),
+        ("application/openmetrics-text;q=0.5, text/plain;q=0.5", OPENMETRICS),
+        ("application/openmetrics-text; version=9.9.9", PLAIN),
+        ("application/openmetrics-text; version=2.0.0, application/openmetrics-text; version=1.0.0; q=0.1",
+         f"{OPENMETRICS}; escaping=underscores"),
+        ("application/openmetrics-text; q=2", PLAIN),
+        ("application/openmetrics-text; q=nan", PLAIN),
+        (";,=;q=,", PLAIN),
+    ],
+)  # fmt: skip
+def test_the_answer_is_of_the_weightiest_range_that_is_spoken(accept, content_type):
+    assert asyncio.run(exposition(CollectorRegistry(), accept))[1] == content_type
+
+
 @pytest.mark.parametrize("samples", [0, 1, SAMPLES_A_TURN, SAMPLES_A_TURN + 1, 3 * SAMPLES_A_TURN])
 @pytest.mark.parametrize(("accept", "whole"), [("", generate_latest), (OPENMETRICS, generate_openmetrics)])
 def test_a_family_in_pieces_reads_as_one(samples, accept, whole):

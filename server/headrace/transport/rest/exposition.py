@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING
 
 from prometheus_client.exposition import choose_encoder
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 SAMPLES_A_TURN = 128
 """About how many samples are encoded before the event loop gets its turn: 0.1 to 0.5 ms."""
 
+_VERSIONS = {"application/openmetrics-text": ("", "1.0.0"), "text/plain": ("", "0.0.4", "1.0.0")}
+_WEIGHT = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
+
 
 async def exposition(registry: Collector, accept: str) -> tuple[bytes, str]:
     """All metrics of a registry, encoded as the Accept header asks, and the content type.
@@ -27,10 +31,7 @@ async def exposition(registry: Collector, accept: str) -> tuple[bytes, str]:
     samples. A thread would be no relief: encoding is Python and holds the interpreter's lock, for which the loop would
     wait a whole switch interval (5 ms by default) after each of its system calls.
     """
-    try:
-        encode, content_type = choose_encoder(accept)
-    except (TypeError, ValueError):  # a version that is not a number
-        encode, content_type = choose_encoder("")
+    encode, content_type = choose_encoder(preferred(accept))
     openmetrics = content_type.startswith("application/openmetrics-text")
     texts: list[bytes] = []
     for family in registry.collect():
@@ -46,6 +47,28 @@ async def exposition(registry: Collector, accept: str) -> tuple[bytes, str]:
     if not openmetrics:
         return b"".join(texts), content_type
     return b"".join(text.removesuffix(b"# EOF\n") for text in texts) + b"# EOF\n", content_type
+
+
+def preferred(accept: str) -> str:
+    """Of an Accept header the one range that the answer is of, as prometheus-client reads it; empty for plain text.
+
+    That with the greatest weight, the first of equals, of those that are known: q=0 is not acceptable (RFC 9110,
+    12.4.2 and 12.5.1), and a version that is not spoken is none (OpenMetrics 1.0, "Protocol Negotiation").
+    """
+    best, most = "", 0.0
+    for text in accept.split(","):
+        kind, *given = (part.strip() for part in text.split(";"))
+        pairs = (part.partition("=") for part in given)
+        parameters = {name.strip().lower(): value.strip().strip('"') for name, _, value in pairs}
+        weight = parameters.get("q", "1")
+        kind, version = kind.lower(), parameters.get("version", "")
+        known = kind in ("*/*", "text/*") or version in _VERSIONS.get(kind, ())
+        if not known or not _WEIGHT.fullmatch(weight) or float(weight) <= most:
+            continue
+        most = float(weight)
+        chosen = {"version": version, "escaping": parameters.get("escaping", "")}
+        best = ";".join([kind, *(f"{name}={value}" for name, value in chosen.items() if value)])
+    return best
 
 
 class _Collected:
