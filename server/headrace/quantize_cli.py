@@ -122,8 +122,11 @@ def _quantize(arguments: argparse.Namespace) -> int:
         report, directory = _build(arguments)
         if arguments.report:
             _write_report(report, arguments.report)
-    except (QuantizeError, ConfigError, OSError) as error:
+    except (QuantizeError, ConfigError) as error:
         print(f"headrace: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"headrace: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return 1
     _print(report)
     if directory is None:

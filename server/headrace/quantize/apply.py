@@ -198,9 +198,22 @@ def _properties(model: onnx.ModelProto) -> dict[str, str]:
 
 
 def _cleaned(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Without what ONNX Runtime's tools leave for one another."""
+    """Without what ONNX Runtime's tools leave for one another, nor domains of operators that there are none of."""
     kept = {key: value for key, value in _properties(model).items() if key not in _METADATA}
     del model.metadata_props[:]
     if kept:
         onnx.helper.set_model_props(model, kept)
+    used = {"", *_domains(model.graph), *(function.domain for function in model.functions)}
+    for one in list(model.opset_import):
+        if one.domain not in used and one.domain != "ai.onnx":  # another name of ""
+            model.opset_import.remove(one)
     return model
+
+
+def _domains(graph: onnx.GraphProto) -> set[str]:
+    found = {node.domain for node in graph.node}
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                found |= _domains(inner)
+    return found

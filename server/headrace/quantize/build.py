@@ -13,7 +13,7 @@ from headrace.quantize.calibration import calibrate
 from headrace.quantize.data import overlap, read_dataset
 from headrace.quantize.errors import QuantizeError
 from headrace.quantize.evaluate import choose_task, output_error, prepare_evaluation, run_rows
-from headrace.quantize.gate import DEFAULT_GATE, coarse, measured
+from headrace.quantize.gate import DEFAULT_GATE, chance, coarse, measured
 from headrace.quantize.lineage import lineage
 from headrace.quantize.models import (
     MODEL_FILE,
@@ -349,6 +349,9 @@ def _warnings(
         said.append(processor.warning)
     if not known.task.labelled:
         said.append("no labels: what was measured is agreement with the source, no accuracy")
+    if known.task.metric == "accuracy" and found.outcome.measure:
+        _, counts = np.unique(known.truth, return_counts=True)
+        said.append(chance(found.outcome.measure, float(counts.max() / counts.sum())))
     said.append(coarse(known.task.metric, known.data.rows, request.gate))
     if found.kept and recipe.name != "fp16" and size_of(found.outcome.files) > _HARDLY * source_bytes:
         said.append("hardly smaller than the source: what was quantized is a small part of it")
