@@ -373,7 +373,7 @@ def _sparsity(prepared: Prepared, found: Found[_Try], known: Evaluation) -> list
     chosen = set(prepared.layer_names) - set(found.kept)
     skipped = "".join(f"; not pruned: {name}: {reason}" for name, reason in pruned.skipped if name in chosen)
     return [
-        f"2:4 pruning made {pruned.sparsity:.0%} of the weights of {len(pruned.layers)} layers 0; in float, with all "
-        f"layers pruned, the model reaches {alone:.4f} of the source{skipped}",
+        f"2:4 pruning made {pruned.zeroed_share:.0%} of the weights of {len(pruned.layers)} layers 0; in float, with "
+        f"all layers pruned, the model reaches {alone:.4f} of the source{skipped}",
         WHAT_IT_BRINGS,
     ]
