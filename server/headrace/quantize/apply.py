@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -10,7 +11,7 @@ from onnx import TensorProto, numpy_helper
 from headrace.quantize.calibration import largest
 from headrace.quantize.errors import QuantizeError
 from headrace.quantize.packages import hushed
-from headrace.quantize.trim import trim
+from headrace.quantize.trim import drop, drop_unread, trim
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -140,13 +141,7 @@ def _join_casts(model: onnx.ModelProto, kept: Collection[str]) -> None:
         node = makers[output]
         node.op_type, node.input[0] = "Identity", direct[output]
         del node.attribute[:]
-    used = outputs | {name for node in graph.node for name in node.input}
-    unused = [node for node in graph.node if node.op_type == "Cast" and node.output[0] not in used]
-    while unused:
-        for node in unused:
-            graph.node.remove(node)
-        used = outputs | {name for node in graph.node for name in node.input}
-        unused = [node for node in graph.node if node.op_type == "Cast" and node.output[0] not in used]
+    drop_unread(graph, ("Cast",))
 
 
 def _casts(node: onnx.NodeProto, kind: int) -> bool:
@@ -170,11 +165,13 @@ def _four_bits(prepared: Prepared, recipe: Recipe, options: Options, kept: Colle
     quantizer = MatMulNBitsQuantizer(prepared.copy(kept), nodes_to_exclude=[*others, *kept], algo_config=config)
     quantizer.process()
     model: onnx.ModelProto = quantizer.model.model
-    seen: set[str] = set()
-    for tensor in list(model.graph.initializer):  # weights that two layers share come twice
-        if tensor.name in seen:
-            model.graph.initializer.remove(tensor)
-        seen.add(tensor.name)
+    copies = Counter(tensor.name for tensor in model.graph.initializer)
+
+    def repeated(tensor: TensorProto) -> bool:
+        copies[tensor.name] -= 1
+        return copies[tensor.name] > 0
+
+    drop(model.graph.initializer, repeated)  # weights that two layers share come twice
     return model
 
 
