@@ -113,6 +113,8 @@ def quantize(version: Path, asked: str, report: Path, *options: str) -> dict[str
 def quality(name: str, scratch: Path) -> Iterator[dict[str, Any]]:
     """A model by each recipe, measured on the rows that were held out."""
     source = MODELS / name
+    if not (source / "1" / "model.onnx").exists():
+        sys.exit(f"{source}: no model to measure; leave it out by --only")
     module = _module(source / "train.py")
     rows, *_ = module.split()
     version = scratch / name / "1"

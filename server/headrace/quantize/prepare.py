@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -137,9 +138,9 @@ def _optimized(model: onnx.ModelProto, directory: Path, external: bool, warnings
     problem = ""
     for symbolic in (True, False):
         try:
-            with hushed():
+            with hushed(), contextlib.chdir(directory):  # where it fails it leaves files in the current directory
                 quant_pre_process(
-                    str(file), str(target), skip_symbolic_shape=not symbolic, save_as_external_data=external,
+                    file.name, target.name, skip_symbolic_shape=not symbolic, save_as_external_data=external,
                     all_tensors_to_one_file=True,
                 )  # fmt: skip
             found = onnx.load(target)
