@@ -1,0 +1,175 @@
+"""A guarded version: it is compared with the one that is trusted, and requests find that when they have to."""
+
+import json
+import urllib.request
+
+import numpy as np
+import pytest
+from e2e.calls import SECONDS, tensor
+from e2e.onnx_models import info, model, write
+from e2e.server_process import eventually
+from onnx import helper
+from tritonclient import grpc as triton
+
+TOML = """
+max_batch = 16
+version_labels = {stable = 2}
+[guard]
+reference = 1
+share = 1.0
+cpu_budget = 1.0
+kind = "classes"
+"""
+
+
+def scores(weights):
+    """x FP32 [N,4] -> y FP32 [N,3], scores of classes."""
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    return model(nodes, [info("x", "FP32", "N", 4)], [info("y", "FP32", "N", 3)], [("w", weights.astype(np.float32))])
+
+
+WEIGHTS = np.random.default_rng(1).normal(size=(4, 3))
+
+
+def guarded(root, second, toml=TOML):
+    write(root, "m", scores(WEIGHTS), toml)
+    write(root, "m", scores(second), version=2)
+    return root
+
+
+def post(server, path):
+    with urllib.request.urlopen(urllib.request.Request(server.http + path, method="POST"), timeout=SECONDS) as reply:
+        return json.loads(reply.read())
+
+
+def guard(server, path="/v2/models/m/guard"):
+    status, told = server.get_json(path)
+    assert status == 200, told
+    return told
+
+
+class Load:
+    """Sends requests one after another, all of which have to succeed."""
+
+    def __init__(self, client):
+        self.client = client
+        self.rng = np.random.default_rng(0)
+
+    def send(self, count=40, version=""):
+        """The versions that have answered."""
+        return {
+            self.client.infer(
+                "m", [tensor("x", self.rng.normal(size=(2, 4)).astype(np.float32))], version, client_timeout=SECONDS
+            )
+            .get_response()
+            .model_version
+            for _ in range(count)
+        }
+
+
+def test_traffic_moves_back_to_the_reference(serve, tmp_path):
+    server = serve(guarded(tmp_path / "models", -WEIGHTS))
+    with triton.InferenceServerClient(server.address) as client:
+        load = Load(client)
+        assert load.send(1) == {"2"}
+        eventually(lambda: load.send(20) == {"1"}, 60)
+        told = guard(server)
+        assert (told["version"], told["reference"], told["state"]) == ("2", "1", "fallen_back")
+        assert told["agreement"]["upper"] < 0.99
+        assert told["proof"]["what"] == "agreement"
+        assert told["proof"]["bound"] < 0.99
+        assert load.send(5, "stable") == {"1"}, "a label is no number"
+        assert load.send(5, "2") == {"2"}
+        assert client.is_model_ready("m")
+        assert client.is_model_ready("m", "2")
+        assert server.metric("headrace_guard_fallen_back_state", model="m", version="2") == 1
+        assert server.metric("headrace_guard_alarm", model="m", version="2") == 1
+        assert server.log.count("does not answer as version 1 does") == 1
+        assert "requests that do not ask for it by its number find version 1 from now on" in server.log
+        assert server.metric("headrace_refused_total", model="m") == 0
+        anew = post(server, "/v2/models/m/guard/reset")
+        assert (anew["state"], anew["requests"], anew["proof"]) == ("watching", 0, None)
+        assert load.send(1) == {"2"}
+        eventually(lambda: load.send(20) == {"1"}, 60)
+    assert server.stop() == 0
+
+
+def test_a_good_version_goes_on(serve, tmp_path):
+    server = serve(guarded(tmp_path / "models", WEIGHTS * 1.0001))
+    with triton.InferenceServerClient(server.address) as client:
+        load = Load(client)
+
+        def seen():
+            assert load.send(50) == {"2"}
+            return guard(server)["requests"] >= 300
+
+        eventually(seen, 60)
+        told = guard(server, "/v2/models/m/versions/2/guard")
+        assert (told["state"], told["proof"]) == ("watching", None)
+        assert told["agreement"]["mean"] == 1.0
+        assert told["rows"] == 2 * told["requests"]
+        assert sum(one["rows"] for one in told["margins"]) == told["rows"]
+        status, problem = server.get_json("/v2/models/m/versions/1/guard")
+        assert (status, problem["error"]) == (501, "version 1 of model 'm' is not guarded: see [guard] of model.toml")
+        status, problem = server.get_json("/v2/models/absent/guard")
+        assert status == 404, problem
+    assert server.stop() == 0
+
+
+def test_loading_again_begins_anew(serve, tmp_path):
+    root = guarded(tmp_path / "models", -WEIGHTS)
+    server = serve(root, "--model-control-mode", "explicit", "--load-models", "*")
+    with triton.InferenceServerClient(server.address) as client:
+        load = Load(client)
+        eventually(lambda: load.send(20) == {"1"}, 60)
+        (root / "m/2/model.onnx").write_bytes(scores(WEIGHTS))
+        client.load_model("m")
+        assert load.send(20) == {"2"}
+        assert guard(server)["state"] == "watching"
+        client.unload_model("m")
+        eventually(lambda: server.get("/v2/models/m/guard")[0] != 200)
+
+
+def test_only_reported(serve, tmp_path):
+    server = serve(guarded(tmp_path / "models", -WEIGHTS, TOML + 'action = "report"'))
+    with triton.InferenceServerClient(server.address) as client:
+        load = Load(client)
+
+        def reported():
+            assert load.send(20) == {"2"}
+            return guard(server)["state"] == "reported"
+
+        eventually(reported, 60)
+        assert server.metric("headrace_guard_alarm", model="m", version="2") == 1
+        assert server.metric("headrace_guard_fallen_back_state", model="m") == 0
+        index = {(one.name, one.version) for one in client.get_model_repository_index().models}
+        assert index == {("m", "2")}, "the reference need not serve"
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("reference = 3", "guard.reference = 3: there is no such version, but 1, 2"),
+        ("reference = 2", "guard.reference = 2 is the only version to be served: there is nothing to guard"),
+        ('reference = 1\noutput = "z"', 'guard.output = "z": the model has no such output, but y'),
+        ("reference = 1", "guard.kind is needed: output 'y', FP32 [3] without labels, may be scores"),
+    ],
+)
+def test_what_keeps_a_version_from_serving(serve, tmp_path, line, reason):
+    root = guarded(tmp_path / "models", WEIGHTS, f"[guard]\n{line}")
+    server = serve(root)
+    with triton.InferenceServerClient(server.address) as client:
+        index = {one.version: one for one in client.get_model_repository_index().models}
+        assert index["2"].state == "UNAVAILABLE"
+        assert index["2"].reason.startswith(reason)
+
+
+def test_a_reference_of_another_signature(serve, tmp_path):
+    write(tmp_path, "m", scores(np.ones((4, 3))), TOML)
+    nodes = [helper.make_node("Identity", ["x"], ["y"])]
+    write(tmp_path, "m", model(nodes, [info("x", "FP32", "N", 4)], [info("y", "FP32", "N", 4)]), version=2)
+    server = serve(tmp_path)
+    with triton.InferenceServerClient(server.address) as client:
+        index = {one.version: one for one in client.get_model_repository_index().models}
+        assert index["1"].state == "READY"
+        assert index["2"].reason == ("guard.reference = 1: it has outputs 'y' FP32 [3], expected 'y' FP32 [4]")
