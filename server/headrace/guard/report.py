@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -117,7 +118,7 @@ def margins_of(snapshot: Snapshot) -> tuple[MarginReport, ...]:
     """The bins; none where no row has a margin."""
     return tuple(
         MarginReport(low=low, high=high, rows=rows, disagreement=misses / rows if rows else None)
-        for low, high, (rows, misses) in zip(MARGINS, MARGINS[1:], snapshot.margins, strict=False)
+        for (low, high), (rows, misses) in zip(pairwise(MARGINS), snapshot.margins, strict=False)
     )
 
 
