@@ -24,9 +24,11 @@ from headrace.backends.tensorrt import policy
 from headrace.clock import monotonic_ns, wall_ms
 from headrace.engine.background import in_background
 from headrace.engine.control import ModelControl
-from headrace.engine.drift_metrics import DriftMetrics, brief
+from headrace.engine.drift_metrics import DriftMetrics
+from headrace.engine.drift_metrics import brief as brief_drift
 from headrace.engine.drifting import DriftMonitoring
 from headrace.engine.guard_metrics import GuardMetrics
+from headrace.engine.guard_metrics import brief as brief_guards
 from headrace.engine.guarding import Guards
 from headrace.engine.lifecycle import Engine
 from headrace.engine.shared_memory import NoSharedMemory, SharedMemoryRegions
@@ -194,7 +196,9 @@ class _Parts:
         self._registry.register(DriftMetrics(self.drift))
         self.guards = Guards(self._catalog)
         self._registry.register(GuardMetrics(self.guards))
-        self._summary = Summary(metrics, self._counts, lambda: brief(self.drift))
+        self._summary = Summary(
+            metrics, self._counts, lambda: brief_drift(self.drift), guards=lambda: brief_guards(self.guards)
+        )
         self.engine = Engine(
             self._catalog,
             guard,

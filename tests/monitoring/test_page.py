@@ -165,6 +165,8 @@ def test_the_page_shows_a_server_under_load(server, browser, tmp_path):
     eventually(lambda: browser.run("document.querySelectorAll('#rate svg path, #p99 svg path').length") == 2, 30)
     eventually(lambda: re.search(r"watched 1\s+x \(inputs\)\s+0\s+psi\s+[\d.]+\s+as trained", text("#drift")), 60)
 
+    eventually(lambda: re.search(r"guarded 2\s+1\s+[\d.]+\s+1\.0000\s+0\.99\s+keeps its limits", text("#guards")), 60)
+
     browser.run("(() => { const it = document.querySelector('#choice'); it.value = 'plain 1'; "
                 "it.dispatchEvent(new Event('change')); })()")  # fmt: skip
     assert (
@@ -201,6 +203,18 @@ def test_what_a_model_or_a_feature_is_called_is_text(server, browser):
         }
         for v in (0.1, 0.3)
     ]
+    told["guards"] = [
+        {
+            "model": HOSTILE,
+            "version": "2",
+            "reference": "1",
+            "state": state,
+            "requests": 9,
+            "agreement": None,
+            "limit": 1,
+        }
+        for state in ("watching", "fallen_back")
+    ]
     browser.run(
         f"(() => {{ const told = {json.dumps(told)}; "
         "window.fetch = async () => ({ok: true, json: async () => structuredClone(told)}); })()"
@@ -209,6 +223,8 @@ def test_what_a_model_or_a_feature_is_called_is_text(server, browser):
     assert HOSTILE in browser.run("document.querySelector('#models').innerText")
     rows = browser.run("[...document.querySelectorAll('#drift tbody tr')].map((row) => row.cells[5].innerText)")
     assert rows == ["drifted", "as trained"]
+    assert HOSTILE in browser.run("document.querySelector('#guards').innerText")
+    assert "moved back to the reference" in browser.run("document.querySelector('#guards').innerText")
     assert browser.run("document.images.length") == 0
     assert browser.errors == []
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+from headrace.engine.guard_worker import SKIPS
 from headrace.guard.report import margins_of
 
 if TYPE_CHECKING:
@@ -49,9 +50,25 @@ class GuardMetrics:
             compared.add_metric(model, worker.snapshot.overall.requests)
             failed.add_metric(model, worker.failed)
             spent.add_metric(model, worker.cpu_ns / 1e9)
-            for reason, count in worker.skipped.items():
-                skipped.add_metric((*model, reason), count)
+            for reason in SKIPS:
+                skipped.add_metric((*model, reason), worker.skipped[reason])
         return (*estimates.families(), alarms, moved, blind, compared, skipped, failed, spent)
+
+
+def brief(guards: Guards) -> list[dict[str, Any]]:
+    """What is known of each guarded version: for the page of the server."""
+    return [
+        {
+            "model": model,
+            "version": version,
+            "reference": str(guard.config.reference),
+            "state": guards.state(model, guard),
+            "requests": guard.worker.snapshot.overall.requests,
+            "agreement": guard.worker.snapshot.overall.mean_agreement,
+            "limit": guard.config.limit,
+        }
+        for (model, version), guard in sorted(guards.models.items())
+    ]
 
 
 class _Estimates:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MAX_WAITING = 64
+MAX_WAITING = 256
 """Requests that wait at most."""
 MAX_BYTES = 16 << 20
 """Octets of tensors that wait at most."""
@@ -47,9 +47,9 @@ MAX_ROWS = 8
 """Rows of one request that are compared: a random sample of more."""
 BATCH_ROWS = 32
 """Rows that run together at most."""
-_LONGEST_NS = 10_000_000
+_LONGEST_NS = 5_000_000
 """Processor time of one run, as far as the cost of a row is known: what a live request may find a core taken for."""
-_GATHER_S = 0.1
+_GATHER_S = 0.25
 """How long the first that comes waits for others, to be run with them."""
 SKIPS = ("busy", "large", "output", "shared_memory", "blind")
 """Why a sampled request is not compared. busy: too many wait already, to keep `cpu_budget`. large: it has more bytes
@@ -242,6 +242,7 @@ class GuardWorker:
         return Sampled(one.template, most, parts, one.shapes, output, one.dims, one.nbytes)
 
     def _compare(self, batch: Sequence[Sampled]) -> None:
+        record = self._record
         template, spec = batch[0].template, self._signature.outputs[self.output]
         counts = [one.rows for one in batch]
         lead = (sum(counts),) if self._signature.max_batch else ()
@@ -249,7 +250,7 @@ class GuardWorker:
         members = [(one.template.fit, one.rows) for one in batch if one.template.fit is not None]
         ran = self._trusted.run(inputs, [(*lead, *dims) for dims in template.shapes], members, self.output)
         expected = ran if lead else ran[None]
-        record, finding = self._record, None
+        finding = None
         if members:  # of as many lengths as there are requests, once they are cut back to their own
             starts = np.cumsum([0, *counts])
             for one, start, stop in zip(batch, starts, starts[1:], strict=False):

@@ -131,7 +131,7 @@ def _own_endpoints(
         return HTMLResponse(text, headers=fields)
 
     async def status(_: Request) -> Response:
-        told = {"models": [], "drift": []} if summary is None else await summary()
+        told = {"models": [], "drift": [], "guards": []} if summary is None else await summary()
         return Response(orjson.dumps(told), headers={"cache-control": "no-store"}, media_type="application/json")
 
     async def live(_: Request) -> Response:
