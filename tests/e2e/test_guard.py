@@ -11,6 +11,8 @@ from e2e.server_process import eventually
 from onnx import helper
 from tritonclient import grpc as triton
 
+import guard_power
+
 TOML = """
 max_batch = 16
 version_labels = {stable = 2}
@@ -173,3 +175,56 @@ def test_a_reference_of_another_signature(serve, tmp_path):
         index = {one.version: one for one in client.get_model_repository_index().models}
         assert index["1"].state == "READY"
         assert index["2"].reason == ("guard.reference = 1: it has outputs 'y' FP32 [3], expected 'y' FP32 [4]")
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    return guard_power.digits(tmp_path_factory.mktemp("digits"))
+
+
+DIGITS = """
+[guard]
+reference = 1
+share = 0.5
+cpu_budget = 1.0
+kind = "classes"
+"""
+
+
+class TestDigits:
+    """INT8 versions of a model that has learned something, beside it in FP32."""
+
+    def start(self, serve, root, digits, int8):
+        write(root, "digits", digits.fp32.read_bytes(), DIGITS)
+        write(root, "digits", int8.read_bytes(), version=2)
+        return serve(root)
+
+    def send(self, client, images, count, rng):
+        """Requests of one image each, drawn at random: how many each version has answered."""
+        answered = {"1": 0, "2": 0}
+        for at in rng.integers(len(images), size=count):
+            reply = client.infer("digits", [tensor("pixels", images[at : at + 1])], client_timeout=SECONDS)
+            answered[reply.get_response().model_version] += 1
+        return answered
+
+    def test_a_bad_calibration(self, serve, tmp_path, digits):
+        server = self.start(serve, tmp_path, digits, digits.narrow[guard_power.NARROW[0]])
+        rng = np.random.default_rng(0)
+        with triton.InferenceServerClient(server.address) as client:
+            eventually(lambda: self.send(client, digits.held_out, 20, rng)["1"] == 20, 60)
+        proof = guard(server, "/v2/models/digits/guard")["proof"]
+        assert proof["requests"] < 100
+        assert proof["mean"] < 0.6
+
+    def test_a_shift_of_the_inputs(self, serve, tmp_path, digits):
+        server = self.start(serve, tmp_path, digits, digits.int8)
+        rng = np.random.default_rng(0)
+        with triton.InferenceServerClient(server.address) as client:
+            assert self.send(client, digits.held_out, 1000, rng) == {"1": 0, "2": 1000}
+            assert guard(server, "/v2/models/digits/guard")["state"] == "watching"
+            bright = digits.held_out * np.float32(guard_power.BRIGHTER[-1])
+            eventually(lambda: self.send(client, bright, 50, rng)["1"] == 50, 60)
+        told = guard(server, "/v2/models/digits/guard")
+        assert (told["state"], told["proof"]["what"]) == ("fallen_back", "agreement")
+        assert told["margins"][0]["disagreement"] > told["margins"][-1]["disagreement"]
+        assert server.metric("headrace_refused_total", model="digits") == 0
