@@ -8,6 +8,7 @@ import pytest
 from e2e.calls import SECONDS, tensor
 from e2e.onnx_models import info, model, write
 from e2e.server_process import eventually
+from e2e.test_processing import RECOGNISE, image, recogniser
 from onnx import helper
 from tritonclient import grpc as triton
 
@@ -189,6 +190,20 @@ share = 0.5
 cpu_budget = 1.0
 kind = "classes"
 """
+
+
+def test_images_of_any_size_that_the_server_prepares(serve, tmp_path):
+    """What is compared is what clients see, behind all that the server does before and after."""
+    toml = RECOGNISE + '[guard]\nreference = 1\nshare = 1.0\ncpu_budget = 1.0\noutput = "classes"'
+    write(tmp_path, "recognise", recogniser(), toml)
+    write(tmp_path, "recognise", recogniser(), version=2)
+    server = serve(tmp_path)
+    with triton.InferenceServerClient(server.address) as client:
+        for seed in range(12):
+            client.infer("recognise", [tensor("pixels", image(9 + seed, 20 - seed, seed))], client_timeout=SECONDS)
+        told = eventually(lambda: (found := guard(server, "/v2/models/recognise/guard"))["requests"] == 12 and found)
+    assert (told["kind"], told["failed"], told["agreement"]["mean"]) == ("equal", 0, 1.0)
+    assert not any(told["skipped"].values())
 
 
 class TestDigits:

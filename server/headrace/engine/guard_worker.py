@@ -20,6 +20,7 @@ from headrace.backends.base import InstanceLost
 from headrace.datatypes import DATATYPES
 from headrace.drift.sampler import Budget, RowCost, choose_rows
 from headrace.engine.drift_rows import LazyRows
+from headrace.engine.worker import THREAD_NAME
 from headrace.guard.comparison import compare
 from headrace.guard.record import Record
 from headrace.pipeline import bytes_tensor
@@ -151,7 +152,7 @@ class GuardWorker:
 
     def start(self) -> None:
         """Starts the thread."""
-        self._thread = threading.Thread(target=self._run, name="headrace-guard", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"{THREAD_NAME}-guard", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
