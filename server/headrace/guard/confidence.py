@@ -9,10 +9,6 @@ all before it, is on the right side of the bound.
 from __future__ import annotations
 
 from math import expm1, inf, lgamma, log, log1p, sqrt
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 PRIOR = 0.5
 """Both parameters of the mixing beta distribution: Jeffreys' prior, Krichevsky and Trofimov, 1981."""
@@ -79,20 +75,17 @@ class MeanBound:
         """Of what was added; 0 if there was nothing."""
         return self._sum / max(self._seen, 1)
 
-    def add(self, values: Sequence[float]) -> None:
-        """More observations, each in [0, 1]."""
+    def add(self, count: int, total: float, squares: float) -> None:
+        """So many more observations, each in [0, 1], their sum, and that of their squares."""
         seen = self._seen + 1
         mean = (0.5 + self._sum) / seen
         bet = min(_MOST_BET, sqrt(2 * self._log_level * seen / (self._spread * (seen + 1) * log1p(seen + 1))))
-        squares = sum((value - mean) ** 2 for value in values)
-        total = sum(values)
-        self._bets += bet * len(values)
+        self._bets += bet * count
         self._weighted += bet * total
-        self._cost += squares * (-log1p(-bet) - bet)
-        self._seen += len(values)
+        self._cost += _spread(count, total, squares, mean) * (-log1p(-bet) - bet)
+        self._seen += count
         self._sum += total
-        after = (0.5 + self._sum) / (self._seen + 1)
-        self._spread += sum((value - after) ** 2 for value in values)
+        self._spread += _spread(count, total, squares, (0.5 + self._sum) / (self._seen + 1))
 
     def at_least(self, level: float) -> float:
         """A lower confidence sequence of the mean."""
@@ -108,6 +101,11 @@ class MeanBound:
 
     def _width(self, level: float) -> float:
         return (log(1 / level) + self._cost) / self._bets if self._bets else inf
+
+
+def _spread(count: int, total: float, squares: float, mean: float) -> float:
+    """The sum of squared distances from `mean`."""
+    return max(0.0, squares - 2 * mean * total + count * mean * mean)
 
 
 def _times_log(count: float, share: float) -> float:

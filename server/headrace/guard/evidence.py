@@ -65,10 +65,11 @@ class _Sequence:
         self.agreement = 0.0
         self.error = MeanBound(self.level)
 
-    def add(self, agreements: Sequence[float], errors: Sequence[float]) -> None:
-        self.requests += len(agreements)
-        self.agreement += sum(agreements)
-        self.error.add(errors)
+    def add(self, requests: int, agreement: float, error: float, squares: float) -> None:
+        """The sums of their agreements, errors, and squared errors."""
+        self.requests += requests
+        self.agreement += agreement
+        self.error.add(requests, error, squares)
 
     def finding(self, settings: GuardSettings) -> Finding | None:
         limit, worst = settings.limit, settings.max_mean_error
@@ -118,8 +119,9 @@ class Evidence:
             self._begun += 1
             self._sequences.append(_Sequence(self._begun, self.requests + 1, self._settings.alpha))
             self._thin()
+        sums = len(agreements), sum(agreements), sum(errors), sum(error * error for error in errors)
         for sequence in self._sequences:
-            sequence.add(agreements, errors)
+            sequence.add(*sums)
         if self.finding is not None:
             return None
         self.finding = next(filter(None, (one.finding(self._settings) for one in self._sequences)), None)
