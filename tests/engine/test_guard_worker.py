@@ -83,7 +83,7 @@ def test_only_those_of_one_look_share_a_batch_which_holds_so_many_rows():
 
 
 def test_many_rows_are_sampled():
-    world = World(Signature(ECHO.inputs, ECHO.outputs, 64))
+    world = World(Signature(ECHO.inputs, ECHO.outputs, 64), GuardSettings("y", "values", tolerance=0.0))
     rows = np.arange(128, dtype=np.float32).reshape(64, 2)
     seen = []
     for _ in range(50):
