@@ -1,6 +1,8 @@
 """A guarded version: it is compared with the one that is trusted, and requests find that when they have to."""
 
 import json
+import queue
+import time
 import urllib.request
 
 import numpy as np
@@ -94,6 +96,61 @@ def test_traffic_moves_back_to_the_reference(serve, tmp_path):
         assert (anew["state"], anew["requests"], anew["proof"]) == ("watching", 0, None)
         assert load.send(1) == {"2"}
         eventually(lambda: load.send(20) == {"1"}, 60)
+    assert server.stop() == 0
+
+
+ENSEMBLE = """
+[[ensemble.steps]]
+model = "m"
+inputs = {x = "x"}
+outputs = {y = "y"}
+"""
+
+
+def test_nothing_is_lost_while_they_move(serve, tmp_path):
+    """With many requests under way, each is answered, by one version or the other, and with that one's values."""
+    root = guarded(tmp_path / "models", -WEIGHTS)
+    (root / "chain" / "1").mkdir(parents=True)
+    (root / "chain" / "model.toml").write_text(ENSEMBLE)
+    server = serve(root)
+    rng = np.random.default_rng(0)
+    ended = queue.SimpleQueue()
+    answered = {"1": 0, "2": 0}
+
+    def take():
+        rows, reply, error = ended.get(timeout=SECONDS)
+        assert error is None
+        version = reply.get_response().model_version
+        answered[version] += 1
+        np.testing.assert_allclose(
+            reply.as_numpy("y"), rows @ (WEIGHTS if version == "1" else -WEIGHTS), rtol=1e-4, atol=1e-5
+        )
+
+    with triton.InferenceServerClient(server.address) as client:
+
+        def send():
+            rows = rng.normal(size=(2, 4)).astype(np.float32)
+            inputs = [tensor("x", rows)]
+            client.async_infer(
+                "m", inputs, lambda result, error: ended.put((rows, result, error)), client_timeout=SECONDS
+            )
+
+        for _ in range(64):
+            send()
+        end = time.monotonic() + SECONDS
+        while answered["1"] < 200:
+            take()
+            send()
+            assert time.monotonic() < end
+        for _ in range(64):
+            take()
+        assert answered["2"] >= 8
+        rows = rng.normal(size=(2, 4)).astype(np.float32)
+        found = client.infer("chain", [tensor("x", rows)], client_timeout=SECONDS).as_numpy("y")
+        np.testing.assert_allclose(
+            found, rows @ WEIGHTS, rtol=1e-4, atol=1e-5, err_msg="an ensemble finds the reference as well"
+        )
+    assert server.metric("headrace_refused_total", model="m") == 0
     assert server.stop() == 0
 
 
