@@ -6,7 +6,6 @@ import time
 import urllib.request
 
 import numpy as np
-import pytest
 from e2e.calls import SECONDS, tensor
 from e2e.onnx_models import info, model, write
 from e2e.server_process import eventually
@@ -206,33 +205,27 @@ def test_only_reported(serve, tmp_path):
         assert index == {("m", "2")}, "the reference need not serve"
 
 
-@pytest.mark.parametrize(
-    ("line", "reason"),
-    [
-        ("reference = 3", "guard.reference = 3: there is no such version, but 1, 2"),
-        ("reference = 2", "guard.reference = 2 is the only version to be served: there is nothing to guard"),
-        ('reference = 1\noutput = "z"', 'guard.output = "z": the model has no such output, but y'),
-        ("reference = 1", "guard.kind is needed: output 'y', FP32 [3] without labels, may be scores"),
-    ],
-)
-def test_what_keeps_a_version_from_serving(serve, tmp_path, line, reason):
-    root = guarded(tmp_path / "models", WEIGHTS, f"[guard]\n{line}")
-    server = serve(root)
-    with triton.InferenceServerClient(server.address) as client:
-        index = {one.version: one for one in client.get_model_repository_index().models}
-        assert index["2"].state == "UNAVAILABLE"
-        assert index["2"].reason.startswith(reason)
-
-
-def test_a_reference_of_another_signature(serve, tmp_path):
-    write(tmp_path, "m", scores(np.ones((4, 3))), TOML)
+def test_what_keeps_a_version_from_serving(serve, tmp_path):
+    wrong = {
+        "absent": ("reference = 3", "guard.reference = 3: there is no such version, but 1, 2"),
+        "itself": ("reference = 2", "guard.reference = 2 is the only version to be served: there is nothing to guard"),
+        "output": ('reference = 1\noutput = "z"', 'guard.output = "z": the model has no such output, but y'),
+        "kind": ("reference = 1", "guard.kind is needed: output 'y', FP32 [3] without labels, may be scores"),
+    }
+    for name, (lines, _) in wrong.items():
+        write(tmp_path, name, scores(WEIGHTS), f"[guard]\n{lines}")
+        write(tmp_path, name, scores(WEIGHTS), version=2)
+    write(tmp_path, "signature", scores(WEIGHTS), TOML)
     nodes = [helper.make_node("Identity", ["x"], ["y"])]
-    write(tmp_path, "m", model(nodes, [info("x", "FP32", "N", 4)], [info("y", "FP32", "N", 4)]), version=2)
+    write(tmp_path, "signature", model(nodes, [info("x", "FP32", "N", 4)], [info("y", "FP32", "N", 4)]), version=2)
     server = serve(tmp_path)
     with triton.InferenceServerClient(server.address) as client:
-        index = {one.version: one for one in client.get_model_repository_index().models}
-        assert index["1"].state == "READY"
-        assert index["2"].reason == ("guard.reference = 1: it has outputs 'y' FP32 [3], expected 'y' FP32 [4]")
+        index = {(one.name, one.version): one for one in client.get_model_repository_index().models}
+    for name, (_, reason) in wrong.items():
+        assert index[name, "2"].state == "UNAVAILABLE"
+        assert index[name, "2"].reason.startswith(reason)
+    assert index["signature", "1"].state == index["kind", "1"].state == "READY"
+    assert index["signature", "2"].reason == "guard.reference = 1: it has outputs 'y' FP32 [3], expected 'y' FP32 [4]"
 
 
 @pytest.fixture(scope="module")
