@@ -6,6 +6,7 @@ import time
 import urllib.request
 
 import numpy as np
+import pytest
 from e2e.calls import SECONDS, tensor
 from e2e.onnx_models import info, model, write
 from e2e.server_process import eventually
