@@ -205,7 +205,7 @@ def main() -> None:
     if arguments.only != "digits":
         for agreement in (0.99, 0.992, 0.995, 0.999):
             print(json.dumps(coins(random, 1000 // part, 0, agreement, 10_000)), flush=True)
-        for past in (0, 1_000, 10_000):
+        for past in (0, 1_024, 10_240):
             for agreement in (0.1, 0.5, 0.8, 0.9, 0.95, 0.97, 0.98):
                 print(json.dumps(coins(random, 100 // part, past, agreement, 10_000)), flush=True)
     if arguments.only != "coins":
