@@ -40,18 +40,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MAX_WAITING = 256
+MAX_WAITING = 1024
 """Requests that wait at most."""
 MAX_BYTES = 16 << 20
 """Octets of tensors that wait at most."""
 MAX_ROWS = 8
 """Rows of one request that are compared: a random sample of more."""
-BATCH_ROWS = 32
+BATCH_ROWS = 64
 """Rows that run together at most."""
 _LONGEST_NS = 5_000_000
 """Processor time of one run, as far as the cost of a row is known: what a live request may find a core taken for."""
-_GATHER_S = 0.25
-"""How long the first that comes waits for others, to be run with them."""
+_GATHER_S = 1.0
+"""How long the first that comes waits for others, to be run with them: fewer runs take less of the processor, and each
+takes the interpreter's lock from the event loop many times."""
 SKIPS = ("busy", "large", "output", "shared_memory", "blind")
 """Why a sampled request is not compared. busy: too many wait already, to keep `cpu_budget`. large: it has more bytes
 than may wait. output: it has not asked for the output that decides. shared_memory: its inputs are where its client may
@@ -221,7 +222,7 @@ class GuardWorker:
         """Takes out the first that wait and may share a batch of at most so many rows; one at least."""
         batch: list[Sampled] = []
         rows = 0
-        while waiting and (not batch or waiting[0].template.key == batch[0].template.key):
+        while waiting and (not batch or _alike(waiting[0], batch[0])):
             one = self._cut(waiting[0], min(MAX_ROWS, most))
             if batch and (rows + one.rows > min(most, self._trusted.max_batch)):
                 break
@@ -259,7 +260,7 @@ class GuardWorker:
                 found = self._own(one, one.output, one.dims)
                 finding = self._count(record, found, wanted, [one.rows]) or finding
         else:
-            found = np.concatenate([_array(spec, one.output, one.rows, one.dims) for one in batch])
+            found = _array(spec, b"".join([one.output for one in batch]), sum(counts), batch[0].dims)
             finding = self._count(record, found, expected, counts)
         if record is self._record:  # or it has begun anew meanwhile
             self.snapshot = record.snapshot()
@@ -287,6 +288,11 @@ class GuardWorker:
         elif str(error) != self._last_error:
             logger.warning("the reference of a guard could not run a request", exc_info=error)
         self._last_error = str(error)
+
+
+def _alike(one: Sampled, other: Sampled) -> bool:
+    """Whether they may share a batch."""
+    return one.dims == other.dims and one.template.key == other.template.key
 
 
 class _Take:

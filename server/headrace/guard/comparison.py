@@ -54,7 +54,9 @@ def compare(settings: GuardSettings, found: Array, expected: Array) -> Compariso
     found, expected, sound = _numbers(found, expected)
     if settings.kind == "values":
         return _values(settings, found.reshape(rows, -1), expected.reshape(rows, -1), sound)
-    return _classes(found.reshape(rows, -1, found.shape[-1]), expected.reshape(rows, -1, found.shape[-1]), sound)
+    compared = _classes(found.reshape(-1, found.shape[-1]), expected.reshape(-1, found.shape[-1]))
+    agreement, error, margin = (of_places.reshape(rows, -1).mean(axis=1) for of_places in compared)
+    return Comparison(agreement * sound, np.where(sound, error, 1.0), *_distance(found, expected), margin=margin)
 
 
 def _numbers(found: Array, expected: Array) -> tuple[Floats, Floats, NDArray[np.bool_]]:
@@ -68,20 +70,17 @@ def _numbers(found: Array, expected: Array) -> tuple[Floats, Floats, NDArray[np.
     return np.where(finite & np.isfinite(found), found, 0.0), np.where(finite, expected, 0.0), sound
 
 
-def _classes(found: Floats, expected: Floats, sound: NDArray[np.bool_]) -> Comparison:
-    """[rows, places, classes]. Of several greatest scores of the reference, any is right."""
-    best = expected.max(axis=-1)
-    chosen = np.take_along_axis(expected, found.argmax(axis=-1)[..., None], axis=-1)[..., 0]
-    agreement = (chosen == best).mean(axis=-1) * sound
-    distributions = (expected >= 0).all() and (np.abs(expected.sum(axis=-1) - 1) < _SUMS_TO_ONE).all()
+def _classes(found: Floats, expected: Floats) -> tuple[Floats, Floats, Floats]:
+    """Agreement, error and margin of each place; [places, classes]. Of several greatest scores, any is right."""
+    places = np.arange(len(expected))
+    agreement = (expected[places, found.argmax(axis=1)] == expected.max(axis=1)).astype(np.float64)
+    distributions = expected.min() >= 0 and bool((np.abs(expected.sum(axis=1) - 1) < _SUMS_TO_ONE).all())
     p, q = (expected, found) if distributions else (_softmax(expected), _softmax(found))
-    error = np.minimum(np.abs(p - q).sum(axis=-1) / 2, 1.0).mean(axis=-1)
-    if p.shape[-1] > 1:
-        two = np.partition(p, -2, axis=-1)[..., -2:]
-        margin = np.clip(two[..., 1] - two[..., 0], 0.0, 1.0).mean(axis=-1)
-    else:
-        margin = np.ones(len(p))
-    return Comparison(agreement, np.where(sound, error, 1.0), *_distance(found, expected), margin=margin)
+    error = np.minimum(np.abs(p - q).sum(axis=1) / 2, 1.0)
+    if p.shape[1] == 1:
+        return agreement, error, np.ones(len(p))
+    two = np.partition(p, -2, axis=1)[:, -2:]
+    return agreement, error, np.clip(two[:, 1] - two[:, 0], 0.0, 1.0)
 
 
 def _values(settings: GuardSettings, found: Floats, expected: Floats, sound: NDArray[np.bool_]) -> Comparison:
@@ -112,6 +111,7 @@ def _distance(found: Floats, expected: Floats) -> tuple[Floats, Floats]:
 
 
 def _softmax(scores: Floats) -> Floats:
-    powers: Floats = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    shares: Floats = powers / powers.sum(axis=-1, keepdims=True)
+    """[places, classes]."""
+    powers: Floats = np.exp(scores - scores.max(axis=1, keepdims=True))
+    shares: Floats = powers / powers.sum(axis=1, keepdims=True)
     return shares
