@@ -74,7 +74,7 @@ def test_only_those_of_one_look_share_a_batch_which_holds_so_many_rows():
     for key in "aabaa":
         world.offer([[1, 0]] * 3, key=key)
     world.run()
-    assert world.batches == [(6, 2), (3, 1), (6, 2)]
+    assert world.batches == [(6, 2), (6, 2), (3, 1)]
     world.instance.runs.clear()
     for _ in range(3):
         world.offer([[1, 0]] * 3)
@@ -256,6 +256,23 @@ def test_the_thread(monkeypatch):
     world.worker.stop()
     world.worker.join(30)
     assert world.instance.closed
+
+
+def test_the_end_is_seen_whoever_takes_the_news(monkeypatch):
+    """What tells the thread of its end may be taken out of the queue with the last requests."""
+    world = World()
+    world.offer([[1, 0]])
+    world.worker._stop.set()
+    world.worker._queue.put(None)
+    world.worker._run()
+    assert world.instance.closed
+    other = World()
+    other.offer([[1, 0]])
+    monkeypatch.setattr(other.worker._stop, "wait", lambda seconds: other.worker.stop())
+    other.worker._thread = threading.current_thread()
+    other.worker._run()
+    assert other.instance.closed
+    assert other.worker.snapshot.rows == 0
 
 
 def test_without_a_thread_the_end_frees_the_reference():

@@ -27,7 +27,7 @@ from headrace.pipeline import bytes_tensor
 from headrace.pipeline.agreement import from_bf16
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
     from headrace.clock import Clock
     from headrace.engine.trusted import Trusted
@@ -76,7 +76,7 @@ class Sampled:
 
 
 class GuardWorker:
-    """The thread of one guarded version. `offer` and `skip` are for the event loop.
+    """The thread of one guarded version. `room` and `offer` are for the event loop.
 
     signature: as the model takes it. output: the place in it of the output that decides. proved: called on the thread
     when a limit is proved not to be kept. clock, cpu_clock: nanoseconds, monotonic and of the calling thread's
@@ -174,7 +174,8 @@ class GuardWorker:
 
     def _run(self) -> None:
         try:
-            while (first := self._queue.get()) is not None and not self._stop.wait(_GATHER_S):
+            while not self._stop.is_set() and (first := self._queue.get()) is not None:
+                self._stop.wait(_GATHER_S)
                 waiting = [first, *self._waiting()]
                 del first  # or its tensors would be kept until the next one comes
                 self._compare_all(waiting, self._stop.wait)
@@ -196,13 +197,14 @@ class GuardWorker:
 
     def _compare_all(self, waiting: list[Sampled], rest: Callable[[float], bool]) -> None:
         """In batches of requests that may share one. rest: for so many seconds; True: the end has come."""
-        while waiting and not self.blind:
+        looks: dict[object, int] = {}
+        waiting.sort(key=lambda one: looks.setdefault(_look(one), len(looks)))
+        while waiting and not self.blind and not self._stop.is_set():
             begun = self._cpu_clock()
             most = max(self._cost.rows(_LONGEST_NS, BATCH_ROWS), 1)
-            batch = self._take(waiting, most)
-            rows = sum(one.rows for one in batch)
+            batch, rows = self._take(waiting, most)
             try:
-                self._compare(batch)
+                self._compare([self._cut(one, min(MAX_ROWS, most)) for one in batch])
             except InstanceLost as error:
                 self.blind = True
                 self._failed(len(batch), error)
@@ -218,18 +220,18 @@ class GuardWorker:
             if self._budget.available(now) <= 0 and rest(self._budget.rest_ns(now) / 1e9):
                 return
 
-    def _take(self, waiting: list[Sampled], most: int) -> list[Sampled]:
-        """Takes out the first that wait and may share a batch of at most so many rows; one at least."""
-        batch: list[Sampled] = []
-        rows = 0
-        while waiting and (not batch or _alike(waiting[0], batch[0])):
-            one = self._cut(waiting[0], min(MAX_ROWS, most))
-            if batch and (rows + one.rows > min(most, self._trusted.max_batch)):
+    def _take(self, waiting: list[Sampled], most: int) -> tuple[list[Sampled], int]:
+        """Takes out the first that wait and may share a batch of at most so many rows; one at least. And their rows."""
+        count = rows = 0
+        for one in waiting:
+            more = min(one.rows, MAX_ROWS, most)
+            if count and (_look(one) != _look(waiting[0]) or rows + more > min(most, self._trusted.max_batch)):
                 break
-            rows += one.rows
-            batch.append(one)
-            del waiting[0]
-        return batch
+            count += 1
+            rows += more
+        batch = waiting[:count]
+        del waiting[:count]
+        return batch, rows
 
     def _cut(self, one: Sampled, most: int) -> Sampled:
         """With a random sample of its rows, if there are more; its bytes are counted as before."""
@@ -290,9 +292,9 @@ class GuardWorker:
         self._last_error = str(error)
 
 
-def _alike(one: Sampled, other: Sampled) -> bool:
-    """Whether they may share a batch."""
-    return one.dims == other.dims and one.template.key == other.template.key
+def _look(one: Sampled) -> Hashable:
+    """Those of one look may share a batch."""
+    return one.dims, one.template.key
 
 
 class _Take:
