@@ -5,15 +5,20 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from headrace.clock import monotonic_ns
 from headrace.engine.guard_metrics import GuardMetrics
 from headrace.engine.guarding import Guards, ModelGuard
+from headrace.engine.lifecycle import Engine
 from headrace.engine.trusted import Trusted, open_trusted
+from headrace.engine.turn import Turn
 from headrace.errors import ModelLoadError, ModelNotFound, Unimplemented
 from headrace.messages import Signature, TensorSpec
 from headrace.repository.catalog import Catalog
 from headrace.repository.discovery import Found
 from headrace.repository.guard_config import GuardConfig
 from headrace.repository.model_config import ModelConfig
+from headrace.telemetry.guard import ObserverGuard
+from headrace.telemetry.metrics import Metrics
 from headrace.testing.backend import ECHO, FakeBackend, FakeModel
 from headrace.testing.client import InProcessServer, infer_request
 from headrace.testing.clock import FakeClock
@@ -305,3 +310,47 @@ def test_threads_begin_and_end(tmp_path, monkeypatch):
         assert FakeBackend.loaded[0].instances[0].closed
 
     asyncio.run(main())
+
+
+class TestEngine:
+    """Guards of what an engine loads."""
+
+    def load(self, tmp_path, monkeypatch, guard, check):
+        monkeypatch.setattr(FakeBackend, "loaded", [])
+        for version in "12":
+            (tmp_path / "m" / version).mkdir(parents=True)
+            (tmp_path / "m" / version / "model.fake").touch()
+        (tmp_path / "m" / "model.toml").write_text(f'backend = "{FAKE}"\n[guard]\nreference = 1\n{guard}')
+
+        async def main():
+            catalog, metrics = Catalog(), Metrics(CollectorRegistry())
+            guards = Guards(catalog)
+            engine = Engine(
+                catalog, ObserverGuard(metrics), metrics, monotonic_ns, Turn(asyncio.get_running_loop()), 0,
+                guards=guards,
+            )  # fmt: skip
+            await engine.load_all(tmp_path)
+            check({entry.version: (entry.state, entry.reason) for entry in catalog.index()}, guards)
+            engine.close()
+            await guards.close()
+
+        asyncio.run(main())
+        assert all(instance.closed for model in FakeBackend.loaded for instance in model.instances)
+
+    def test_the_newest_is_guarded_and_both_serve(self, tmp_path, monkeypatch):
+        def check(states, guards):
+            assert states == {1: ("READY", ""), 2: ("READY", "")}
+            assert list(guards.models) == [("m", "2")]
+            assert len(FakeBackend.loaded) == 3, "the reference once more, for the guard"
+
+        self.load(tmp_path, monkeypatch, 'kind = "values"', check)
+
+    def test_a_guard_that_cannot_be_made_leaves_nothing_open(self, tmp_path, monkeypatch):
+        def check(states, guards):
+            assert states[1] == ("READY", "")
+            assert states[2][0] == "UNAVAILABLE"
+            assert states[2][1].startswith("guard.kind is needed")
+            assert not guards.models
+            assert FakeBackend.loaded[1].instances[0].closed
+
+        self.load(tmp_path, monkeypatch, "", check)
