@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from dashboards import batching, drift, gpu, latency, model, overview
+from dashboards import batching, drift, gpu, guard, latency, model, overview
 
 TARGET = Path(__file__).parents[1] / "deploy" / "grafana" / "dashboards"
 
@@ -14,7 +14,7 @@ def files() -> dict[Path, str]:
     """The text of each file."""
     return {
         TARGET / f"{module.__name__.rpartition('.')[2]}.json": module.text()
-        for module in (overview, model, latency, batching, drift, gpu)
+        for module in (overview, model, latency, batching, drift, guard, gpu)
     }
 
 

@@ -9,16 +9,22 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Final, cast
 
+import numpy as np
 from prometheus_client import CollectorRegistry
 from prometheus_client.registry import Collector
 
 from headrace.clock import monotonic_ns, wall_ms
 from headrace.drift.report import Statistics
 from headrace.engine.drift_metrics import SCORES, DriftMetrics
+from headrace.engine.guard_metrics import GuardMetrics
+from headrace.guard.comparison import compare
+from headrace.guard.record import Record
+from headrace.guard.settings import GuardSettings
 from headrace.telemetry.gpu import GpuMetrics, GpuReader
 from headrace.telemetry.metrics import Metrics, ServerMetrics
 from headrace.telemetry.observer import BatchRecord
@@ -31,6 +37,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from headrace.engine.drifting import DriftMonitoring
+    from headrace.engine.guarding import Guards
 
 PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
 TABLE_HEAD = "| name | type | unit | labels | |\n|---|---|---|---|---|\n"
@@ -50,6 +57,12 @@ UNIT_BY_SUFFIX: Final = {
     "_info": "1",
     "_drift_score": "of the score",
     "_drift_share": "0 to 1",
+    "_guard_absolute_error": "of the output",
+    "_agreement": "0 to 1",
+    "_agreement_limit": "0 to 1",
+    "_agreement_recent": "0 to 1",
+    "_guard_error": "0 to 1",
+    "_disagreement": "0 to 1",
     "_alarm": "0 or 1",
     "_instances": "instances",
     "_instances_lost": "instances",
@@ -114,6 +127,19 @@ def drift(registry: CollectorRegistry) -> None:
     registry.register(DriftMetrics(cast("DriftMonitoring", SimpleNamespace(models={("m", "1"): model}))))
 
 
+def guard(registry: CollectorRegistry) -> None:
+    """A guarded version that has been moved back."""
+    settings = GuardSettings("y", "classes")
+    record = Record(settings)
+    record.add(compare(settings, np.eye(2), np.eye(2)), [1, 1])
+    worker = SimpleNamespace(
+        settings=settings, snapshot=record.snapshot(), blind=False, failed=0, cpu_ns=0, skipped=Counter()
+    )
+    model = SimpleNamespace(worker=worker, proof=None)
+    guards = SimpleNamespace(models={("m", "1"): model}, state=lambda name, guard: "watching")
+    registry.register(GuardMetrics(cast("Guards", guards)))
+
+
 def server(registry: CollectorRegistry) -> None:
     """A server to which everything has happened."""
     counts = ServerMetrics(registry)
@@ -172,6 +198,7 @@ def gpus(registry: CollectorRegistry) -> None:
 SECTIONS: Final[dict[str, Callable[[CollectorRegistry], None]]] = {
     "models": models,
     "drift": drift,
+    "guard": guard,
     "server": server,
     "traces": traces,
     "tls": tls,

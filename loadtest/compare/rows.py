@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from compare.server import Setup
 
 _TAB = Load("h2load", "tab", concurrency=16, connections=8)
+_MID = Load("h2load", "mid", concurrency=16, connections=8)
 _IMG = Load("h2load", "img", concurrency=4, connections=8)
 _HTTP = Load("h2load", "tab", concurrency=1, connections=64, http="binary")
 _IN_MEMORY = ("--shared-memory", "system", "--output-shared-memory-size", "65536")
@@ -113,6 +114,12 @@ def rows() -> tuple[Row, ...]:
             "tab, h2load 8 x 16, with each of the 32 features watched for drift against none",
             (served("watched", _TAB, "watched"), served("headrace", _TAB, "not watched")),
             (Target("throughput", 0.9, ">="),),
+        ),
+        Row(
+            "guard",
+            "mid, h2load 8 x 16, with 1 % of the requests run on a reference as well against none",
+            (served("guarded", _MID, "guarded"), served("headrace", _MID, "not guarded")),
+            (Target("throughput", 0.97, ">="),),
         ),
         Row(
             "traces",

@@ -29,7 +29,17 @@ READY_SECONDS = 90
 STOP_SECONDS = 30
 
 Kind = Literal[
-    "headrace", "reference", "tls", "shared_memory", "explicit", "ruled", "watched", "traced", "triton", "fastapi"
+    "headrace",
+    "reference",
+    "tls",
+    "shared_memory",
+    "explicit",
+    "ruled",
+    "watched",
+    "guarded",
+    "traced",
+    "triton",
+    "fastapi",
 ]
 FLAGS = {
     "reference": ("--transport", "reference"),
@@ -68,7 +78,9 @@ class Setup:
             ports = ["--grpc-port", str(grpc), "--http-port", str(http), "--metrics-port", str(metrics)]
             return [str(self.triton), *ports]
         ports = ["--host", "127.0.0.1", "--grpc-port", str(grpc), "--http-port", str(http)]
-        repository = {"ruled": self.ruled, "watched": self.watched}.get(kind, self.peers / "headrace")
+        repository = {"ruled": self.ruled, "watched": self.watched, "guarded": self.guarded}.get(
+            kind, self.peers / "headrace"
+        )
         command = [*self.headrace, "serve", "--model-repository", str(repository), *ports]
         if kind == "tls":
             command += ["--tls-certificate", str(self.certificate)]
@@ -91,7 +103,7 @@ class Setup:
 
     def make_ruled(self) -> None:
         """A repository with tab, whose 32 features have a range each and must be finite."""
-        version = self._copy_tab(self.ruled)
+        version = self._copy("tab", self.ruled)
         low, high = [-1e6 - feature for feature in range(32)], [1e6 + feature for feature in range(32)]
         rules = f"[inputs.INPUT]\nfinite = true\nmin = {low}\nmax = {high}\n"
         (version / "schema.toml").write_text(f'format = "headrace schema 1"\n{rules}')
@@ -103,7 +115,7 @@ class Setup:
 
     def make_watched(self) -> None:
         """A repository with tab, whose 32 features are watched for drift, each against a reference of 5,000 rows."""
-        version = self._copy_tab(self.watched)
+        version = self._copy("tab", self.watched)
         (version.parent / "model.toml").write_text("[drift.inputs.INPUT]\n")
         data = self.scratch / "training.npy"
         np.save(data, np.random.default_rng(0).random((5000, *ROWS["tab"]), np.float32))
@@ -112,12 +124,23 @@ class Setup:
         if done.returncode:
             raise Unmeasured(f"no reference could be made: {done.stderr.strip()}")
 
-    def _copy_tab(self, repository: Path) -> Path:
-        """The directory of tab's version in a repository of its own."""
-        version = repository / "tab/1"
-        version.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(self.model("tab"), version / "model.onnx")
-        return version
+    @property
+    def guarded(self) -> Path:
+        """The repository that `make_guarded` makes."""
+        return self.scratch / "guarded"
+
+    def make_guarded(self) -> None:
+        """A repository with mid twice, of which the second is compared with the first, by the guard's defaults."""
+        version = self._copy("mid", self.guarded)
+        self._copy("mid", self.guarded, 2)
+        (version.parent / "model.toml").write_text('[guard]\nreference = 1\nkind = "classes"\n')
+
+    def _copy(self, model: str, repository: Path, version: int = 1) -> Path:
+        """The directory of a model's version in a repository of its own."""
+        directory = repository / model / str(version)
+        directory.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self.model(model), directory / "model.onnx")
+        return directory
 
     def make_certificate(self) -> None:
         """For loopback, by an authority of its own (ECDSA, P-256)."""
@@ -158,6 +181,8 @@ def serving(kind: Kind, setup: Setup, model: str, pin: str | None = None) -> Ite
             setup.make_ruled()
         elif kind == "watched":
             setup.make_watched()
+        elif kind == "guarded":
+            setup.make_guarded()
         elif kind == "traced":
             collector = stack.enter_context(collecting())
             more = ["--tracing-endpoint", collector.url]

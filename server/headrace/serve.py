@@ -24,8 +24,12 @@ from headrace.backends.tensorrt import policy
 from headrace.clock import monotonic_ns, wall_ms
 from headrace.engine.background import in_background
 from headrace.engine.control import ModelControl
-from headrace.engine.drift_metrics import DriftMetrics, brief
+from headrace.engine.drift_metrics import DriftMetrics
+from headrace.engine.drift_metrics import brief as brief_drift
 from headrace.engine.drifting import DriftMonitoring
+from headrace.engine.guard_metrics import GuardMetrics
+from headrace.engine.guard_metrics import brief as brief_guards
+from headrace.engine.guarding import Guards
 from headrace.engine.lifecycle import Engine
 from headrace.engine.shared_memory import NoSharedMemory, SharedMemoryRegions
 from headrace.engine.turn import Turn
@@ -114,6 +118,7 @@ async def serve(settings: Settings, severities: Severities) -> int:
             seconds = min(settings.drain_seconds, _FLUSH_SECONDS)
             stack.push_async_callback(in_background, partial(parts.export.stop, seconds))
         stack.push_async_callback(parts.drift.close)
+        stack.push_async_callback(parts.guards.close)
         stack.callback(parts.engine.close)
         parts.security.start()
         stack.push_async_callback(parts.security.close)
@@ -190,7 +195,11 @@ class _Parts:
         directory = _writable("drift.directory", settings.drift.directory) if settings.drift.directory else None
         self.drift = DriftMonitoring(settings.drift.cpu_share, directory)
         self._registry.register(DriftMetrics(self.drift))
-        self._summary = Summary(metrics, self._counts, lambda: brief(self.drift))
+        self.guards = Guards(self._catalog)
+        self._registry.register(GuardMetrics(self.guards))
+        self._summary = Summary(
+            metrics, self._counts, lambda: brief_drift(self.drift), guards=lambda: brief_guards(self.guards)
+        )
         self.engine = Engine(
             self._catalog,
             guard,
@@ -202,6 +211,7 @@ class _Parts:
             ResponseCache(settings.response_cache_bytes) if settings.response_cache_bytes else None,
             settings.record_requests,
             self.drift,
+            self.guards,
         )
         startup = [name.strip() for name in settings.load_models.split(",") if name.strip()]
         self.control = ModelControl(settings.model_repository, settings.model_control_mode, self.engine, startup)
@@ -242,6 +252,7 @@ class _Parts:
                 self.engine.recording,
                 self.engine.drift,
                 self._summary.read,
+                self.guards,
             ),
             _listen(settings.host, settings.http_port),
             self._rest_infer,

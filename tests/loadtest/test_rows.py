@@ -14,6 +14,7 @@ ISSUE = {
     "tls": [("cpu_us_per_request", "<= 1.6x")],
     "rules": [("cpu_us_per_request", "<= 1.05x")],
     "drift": [("throughput", ">= 0.9x")],
+    "guard": [("throughput", ">= 0.97x")],
     "traces": [("throughput", ">= 0.9x")],
     "shared-memory": [("throughput", ">= 2x")],
     "stream": [("throughput", ">= 4x")],
@@ -37,6 +38,7 @@ def test_ours_comes_first():
     assert sides["tls"] == ["over TLS", "plain text"]
     assert sides["rules"] == ["with rules", "without"]
     assert sides["drift"] == ["watched", "not watched"]
+    assert sides["guard"] == ["guarded", "not guarded"]
     assert sides["traces"] == ["traced", "not traced"]
     assert sides["mid-one-core"] == ["headrace", "bare ORT"]
     assert sides["memory"] == ["headrace"]

@@ -12,6 +12,7 @@ from compare.figures import Unmeasured
 from compare.launch import free_ports
 from compare.server import Setup
 from headrace.drift.reference import read_reference
+from headrace.repository.model_config import load_model_config
 from headrace.repository.schema_config import read_schema
 
 SETUP = Setup(Path("/peers"), ("headrace",), Path("/loadtest/peers/triton"), Path("/scratch"))
@@ -73,6 +74,18 @@ def test_the_model_that_is_watched_has_a_reference_for_each_feature(tmp_path, id
     assert (len(plan.watch.features), summary.rows) == (32, 5000)
     with pytest.raises(Unmeasured, match="no reference could be made"):
         Setup(tmp_path, (*command, "nonsense"), Path("/loadtest/peers/triton"), tmp_path / "scratch").make_watched()
+
+
+def test_the_guarded_model_has_a_reference(tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/mid.onnx").write_bytes(b"model")
+    setup = Setup(tmp_path, ("headrace",), Path("/loadtest/peers/triton"), tmp_path / "scratch")
+    setup.make_guarded()
+    setup.make_guarded()  # for the next round
+    assert [file.read_bytes() for file in setup.guarded.glob("mid/*/model.onnx")] == [b"model"] * 2
+    guard = load_model_config(setup.guarded / "mid/model.toml").guard
+    assert (guard.reference, guard.share, guard.cpu_budget) == (1, 0.01, 0.03)
+    assert setup.command("guarded", 1, 2, 3)[3] == str(tmp_path / "scratch/guarded")
 
 
 def test_a_collector_counts_what_opentelemetry_exports():

@@ -15,6 +15,7 @@ from e2e.server_process import HEADRACE, plain_environment
 BUCKETS = "[buckets.n]\nsizes = [4, 8]\ninputs.x = 1\noutputs.y = 1"
 
 
+GUARDED = '[guard]\nreference = 1\nshare = 1.0\nkind = "classes"'
 WATCHED = "[drift]\nwindow_s = 3600\n[drift.inputs.x]"
 
 
@@ -37,6 +38,8 @@ def write_models(root):
     write(root, "tight", scale(2, "N", 2), "[queue]\nmax_rows = 2")
     write(root, "watched", scale(2, "N", 2), WATCHED)
     fit(root / "watched" / "1")
+    for version in (1, 2):
+        write(root, "guarded", scale(2, "N", 2), GUARDED if version == 1 else "", version=version)
     write(root, "broken", b"this is no ONNX file")
     return root
 
@@ -90,6 +93,7 @@ class Load:
         send("cached", [1, 2], [1, 2])
         send("stateful", [1], [1, 1], sequence_id=1, sequence_start=turn == 0)
         send("watched", self._random.normal(size=128).tolist(), [64, 2])
+        send("guarded", self._random.normal(size=2).tolist(), [1, 2])
         send("tight", [0] * 6, [3, 2], status=400)
         send("nobody", [1], [1, 1], status=404)
         if turn % 10 == 0:

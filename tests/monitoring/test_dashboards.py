@@ -85,7 +85,7 @@ def test_the_dashboards_are_what_the_code_makes():
 
 
 def test_there_are_all_dashboards():
-    assert set(DASHBOARDS) == {"overview", "model", "latency", "batching", "drift", "gpu"}
+    assert set(DASHBOARDS) == {"overview", "model", "latency", "batching", "drift", "guard", "gpu"}
     assert len({made["uid"] for made in DASHBOARDS.values()}) == len(DASHBOARDS)
     assert len(expressions()) > 60
 

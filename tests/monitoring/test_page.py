@@ -167,6 +167,8 @@ def test_the_page_shows_a_server_under_load(server, browser, tmp_path):
         lambda: re.search(r"watched 1\s+x \(inputs\)\s+0\s+psi\s+[\d.]+\s+(not judged|as trained)", text("#drift")), 60
     )
 
+    eventually(lambda: re.search(r"guarded 2\s+1\s+[\d.]+\s+1\.0000\s+0\.99\s+keeps its limits", text("#guards")), 60)
+
     browser.run("(() => { const it = document.querySelector('#choice'); it.value = 'plain 1'; "
                 "it.dispatchEvent(new Event('change')); })()")  # fmt: skip
     assert (
@@ -203,6 +205,18 @@ def test_what_a_model_or_a_feature_is_called_is_text(server, browser):
         }
         for v, state in ((0.1, "quiet"), (0.3, "alarm"), (0.5, "not judged"))
     ]
+    told["guards"] = [
+        {
+            "model": HOSTILE,
+            "version": "2",
+            "reference": "1",
+            "state": state,
+            "requests": 9,
+            "agreement": None,
+            "limit": 1,
+        }
+        for state in ("watching", "fallen_back")
+    ]
     browser.run(
         f"(() => {{ const told = {json.dumps(told)}; "
         "window.fetch = async () => ({ok: true, json: async () => structuredClone(told)}); })()"
@@ -211,6 +225,8 @@ def test_what_a_model_or_a_feature_is_called_is_text(server, browser):
     assert HOSTILE in browser.run("document.querySelector('#models').innerText")
     rows = browser.run("[...document.querySelectorAll('#drift tbody tr')].map((row) => row.cells[5].innerText)")
     assert rows == ["drifted", "not judged", "as trained"]
+    assert HOSTILE in browser.run("document.querySelector('#guards').innerText")
+    assert "moved back to the reference" in browser.run("document.querySelector('#guards').innerText")
     assert browser.run("document.images.length") == 0
     assert browser.errors == []
 

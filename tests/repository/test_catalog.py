@@ -195,3 +195,27 @@ def test_labels_stand_for_versions():
     with pytest.raises(InvalidRequest, match="failed to get model version from specified version string 'next'"):
         catalog.resolve("m", "next")
     assert (catalog.state("m", 3), catalog.state("m", 1), catalog.state("n", 1)) == ("READY", "UNLOADING", None)
+
+
+def test_a_version_may_stand_in_for_another():
+    catalog = Catalog()
+    catalog.ready("m", 1, "one")
+    catalog.ready("m", 2, "two")
+    catalog.label("m", {"stable": 2, "old": 1})
+    generation = catalog.generation
+    catalog.stand_in("m", 2, 1)
+    assert catalog.generation == generation + 1
+    found = {version: catalog.resolve("m", version) for version in ("", "stable", "old", "1", "2", "02")}
+    assert found == {"": "one", "stable": "one", "old": "one", "1": "one", "2": "two", "02": "two"}
+    catalog.stand_in("m", 2, 1)
+    assert catalog.generation == generation + 1, "nothing new"
+    catalog.ready("m", 3, "three")
+    assert (catalog.resolve("m"), catalog.resolve("m", "stable")) == ("three", "one")
+    catalog.unloading("m", 3)
+    catalog.unloading("m", 1)
+    assert (catalog.resolve("m"), catalog.resolve("m", "stable")) == ("two", "two"), "better than none"
+    catalog.ready("m", 1, "one again")
+    assert catalog.resolve("m") == "one again"
+    catalog.stand_in("m", 2, None)
+    assert catalog.resolve("m") == "two"
+    catalog.stand_in("m", 2, None)

@@ -122,3 +122,52 @@ def test_one_model(repository):
     assert scan_model(root, "n") == [Broken("n", 2, f"no model file in {root / 'n' / '2'}")]
     for name in ("o", "", ".", "..", "../m", "m/1", str(root / "m")):
         assert scan_model(root, name) == []
+
+
+class TestGuarded:
+    """A model with a reference, by which the others are judged."""
+
+    def model(self, repository, *versions, text="", policy=""):
+        root = repository(*(f"m/{version}/model.onnx" for version in versions))
+        toml(root, "m", f"{policy}\n[guard]\nreference = 1\n{text}")
+        return root
+
+    def test_the_reference_serves_too_whatever_the_policy(self, repository):
+        root = self.model(repository, 1, 2, 3)
+        assert found(scan(root)) == [("m", 1), ("m", 3)]
+        root = self.model(repository, policy="versions = [2]")
+        assert found(scan(root)) == [("m", 1), ("m", 2)]
+        root = self.model(repository, policy='versions = "all"')
+        assert found(scan(root)) == [("m", 1), ("m", 2), ("m", 3)]
+
+    def test_not_if_nothing_ever_falls_back_to_it(self, repository):
+        root = self.model(repository, 1, 2, text='action = "report"')
+        assert found(scan(root)) == [("m", 2)]
+
+    def test_a_reference_that_is_not_there(self, repository):
+        root = self.model(repository, 2, 3, policy='versions = "all"')
+        reason = "guard.reference = 1: there is no such version, but 2, 3"
+        assert scan(root) == [Broken("m", 2, reason), Broken("m", 3, reason)]
+
+    def test_a_reference_that_is_the_version_itself(self, repository):
+        (entry,) = scan(self.model(repository, 1))
+        assert (entry.name, entry.version) == ("m", 1)
+        assert entry.reason.startswith(
+            "guard.reference = 1 is the only version to be served: there is nothing to guard"
+        )
+
+    def test_a_reference_without_a_model_file(self, repository):
+        root = self.model(repository, 2)
+        (root / "m" / "1").mkdir()
+        path = root / "m" / "1"
+        assert scan(root) == [
+            Broken("m", 1, f"no model file in {path}"),
+            Broken("m", 2, f"guard.reference = 1: no model file in {path}"),
+        ]
+
+    def test_a_version_is_opened_anew_when_its_reference_changes(self, repository):
+        root = self.model(repository, 1, 2)
+        before = scan(root)
+        (root / "m/1/model.onnx").write_text("another")
+        after = scan(root)
+        assert [old == new for old, new in zip(before, after, strict=True)] == [False, False]

@@ -18,14 +18,14 @@ US = 1_000
 class World:
     """A model that serves and one that could not be loaded."""
 
-    def __init__(self, drift=tuple):
+    def __init__(self, drift=tuple, guards=tuple):
         registry = CollectorRegistry()
         self.clock = FakeClock()
         self.metrics = Metrics(registry)
         self.counts = ServerMetrics(registry)
         self.counts.model_states = lambda: [("broken", "", "failed"), ("m", "1", "ready")]
         self.recorder = self.metrics.model("m", "1", lambda: (3, 7))
-        self.summary = Summary(self.metrics, self.counts, drift, self.clock)
+        self.summary = Summary(self.metrics, self.counts, drift, self.clock, guards)
 
     def read(self):
         return asyncio.run(self.summary.read())
@@ -122,6 +122,11 @@ def test_drift_is_told_as_it_is_at_the_moment():
         "state": "alarm",
     }
     assert World(lambda: iter([entry])).read()["drift"] == [entry]
+
+
+def test_guards_are_told_as_they_are_at_the_moment():
+    entry = {"model": "m", "version": "2", "state": "watching"}
+    assert World(guards=lambda: iter([entry])).read()["guards"] == [entry]
 
 
 def test_every_member_is_documented(world):

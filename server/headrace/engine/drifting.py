@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from itertools import groupby
 from mmap import mmap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from headrace.clock import monotonic_ns, wall_ms
 from headrace.drift.errors import DriftError
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from headrace.clock import Clock
     from headrace.drift.report import DriftReport
+    from headrace.engine.watching import Watcher
     from headrace.engine.worker import OutputRows
     from headrace.messages import Batch, Buffer, Signature
     from headrace.repository.discovery import Found
@@ -76,16 +77,16 @@ class ModelDrift:
         now = self._clock()
         start = at = 0
         batched = self._signature.max_batch > 0
-        for _, group in groupby(batch.requests, key=_own_shapes):
+        for _, group in groupby(batch.requests, key=own_shapes):
             requests = list(group)
             counts = [request.template.rows if batched else 1 for request in requests]
             rows, stop = sum(counts), at + len(requests)
-            shapes = _own_shapes(requests[0])
+            shapes = own_shapes(requests[0])
             tensors: dict[str, Any] = {}
             for index, key in self._inputs:
                 dims = shapes[index]
                 parts = inputs[index][at:stop]
-                if dims is not None and not any(map(_in_shared_memory, parts)):
+                if dims is not None and not any(map(in_shared_memory, parts)):
                     tensors[key] = LazyRows(self._signature.inputs[index], parts, counts, dims)
             for index, key in self._outputs:
                 if index in indices:
@@ -95,6 +96,9 @@ class ModelDrift:
             if tensors:
                 self._worker.offer(self.watched, tensors, rows, now)
             start, at = start + rows, stop
+
+    def close(self) -> None:
+        """See `watching.Watcher`: its counts are the worker's to keep."""
 
 
 class DriftMonitoring:
@@ -141,11 +145,12 @@ class DriftMonitoring:
                 logger.warning("model %s version %d: windows of drift begin anew: %s", found.name, found.version, error)
         return ModelDrift(self._worker, monitor, signature, self._clock)
 
-    def add(self, name: str, version: str, drift: ModelDrift | None) -> None:
+    def add(self, name: str, version: str, watcher: Watcher | None) -> None:
         """The version serves; what was counted of one that is replaced, or left a while ago, goes on."""
         before = self.models.pop((name, version), None) or self._left.pop((name, version), None)
-        if drift is None:
+        if watcher is None:
             return
+        drift = cast("ModelDrift", watcher)
         self.models[name, version] = drift
         if self._task is None:
             self._worker.start()
@@ -237,12 +242,12 @@ def _write(file: Path, data: bytes) -> None:
     write_atomically(file, data)
 
 
-def _in_shared_memory(part: Buffer) -> bool:
+def in_shared_memory(part: Buffer) -> bool:
     """Whether a client may change it, or take it away, before anybody looks: then it is not looked at."""
     return type(part) is memoryview and isinstance(part.obj, mmap)
 
 
-def _own_shapes(request: Any) -> tuple[tuple[int, ...] | None, ...]:  # noqa: ANN401 - an InferRequest
+def own_shapes(request: Any) -> tuple[tuple[int, ...] | None, ...]:  # noqa: ANN401 - an InferRequest
     """Of each input the dimensions of the request's rows, before padding; None: it was left out."""
     template = request.template
     return template.shapes if template.fit is None else template.fit.shapes  # type: ignore[no-any-return]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -30,10 +31,12 @@ if TYPE_CHECKING:
 
     from headrace.clock import Clock, Rest
     from headrace.drift.report import DriftReport
-    from headrace.engine.drifting import DriftMonitoring, ModelDrift
+    from headrace.engine.drifting import DriftMonitoring
+    from headrace.engine.guarding import Guards
     from headrace.engine.opening import Opened
     from headrace.engine.served import Served
     from headrace.engine.turn import Turn
+    from headrace.engine.watching import Watcher, Watching
     from headrace.pipeline.response_cache import ResponseCache
     from headrace.repository.catalog import Catalog
     from headrace.telemetry.metrics import Metrics
@@ -49,7 +52,7 @@ class Engine:
     catalog: what `resolve` answers from. observer: guarded against its own failures. metrics: statistics are read from.
     turn: when batches are formed. leave_seconds: for what a version has accepted when it is replaced or unloaded.
     cache: of replies, None for none. diary_requests: of which each version keeps how they came and went, 0 for none.
-    drift: of those that ask for it.
+    drift, guards: of those that ask for it.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Engine:
         cache: ResponseCache | None = None,
         diary_requests: int = 0,
         drift: DriftMonitoring | None = None,
+        guards: Guards | None = None,
     ) -> None:
         self.catalog = catalog
         self._observer = observer
@@ -75,6 +79,7 @@ class Engine:
         self._cache = cache
         self._diary_requests = diary_requests
         self._drift = drift
+        self._watching: Sequence[Watching] = [one for one in (drift, guards) if one is not None]
         self._diaries: dict[tuple[str, int], Diary] = {}
         self._schedulers: dict[tuple[str, int], Served] = {}
         self._loaded: dict[tuple[str, int], Found] = {}
@@ -172,7 +177,7 @@ class Engine:
         rest = rest_ns if self._schedulers else no_rest
         try:
             async with self._one_at_a_time:
-                opened, drift = await in_background(lambda: self._open(found, rest))
+                opened, watchers = await in_background(lambda: self._open(found, rest))
         except ModelLoadError as error:
             return self._failed(*key, str(error))
         except Exception as error:
@@ -180,23 +185,28 @@ class Engine:
         if self._closed:
             for instance in opened.instances:
                 instance.close()
+            for watcher in filter(None, watchers):
+                watcher.close()
             return self._failed(*key, "the server is leaving")
-        self._publish(found, opened, drift, began)
+        self._publish(found, opened, watchers, began)
         return ""
 
-    def _open(self, found: Found, rest: Rest) -> tuple[Opened, ModelDrift | None]:
-        """On a thread. Raises ModelLoadError."""
+    def _open(self, found: Found, rest: Rest) -> tuple[Opened, Sequence[Watcher | None]]:
+        """The version, and what each of `_watching` has for it. On a thread. Raises ModelLoadError."""
         opened = open_version(found, self._clock, self._inline_below_ns, rest)
-        if self._drift is None:
-            return opened, None
-        try:
-            return opened, self._drift.open(found, opened.model.signature)
-        except BaseException:
+        watchers: list[Watcher | None] = []
+        with ExitStack() as unless_all_succeed:
             for instance in opened.instances:
-                instance.close()
-            raise
+                unless_all_succeed.callback(instance.close)
+            for watching in self._watching:
+                watcher = watching.open(found, opened.model.signature)
+                if watcher is not None:
+                    unless_all_succeed.callback(watcher.close)
+                watchers.append(watcher)
+            unless_all_succeed.pop_all()
+        return opened, watchers
 
-    def _publish(self, found: Found, opened: Opened, drift: ModelDrift | None, began: int) -> None:
+    def _publish(self, found: Found, opened: Opened, watchers: Sequence[Watcher | None], began: int) -> None:
         version, model, instances, cost = str(found.version), opened.model, opened.instances, opened.cost
         scheduler = Scheduler(
             found.name,
@@ -212,9 +222,9 @@ class Engine:
         )
         if self._diary_requests:
             self._diaries[found.name, found.version] = Diary(self._diary_requests)
-        if self._drift is not None:
-            scheduler.drift = drift
-            self._drift.add(found.name, version, drift)
+        scheduler.watchers = [one for one in watchers if one is not None]
+        for watching, watcher in zip(self._watching, watchers, strict=True):
+            watching.add(found.name, version, watcher)
         seconds = (self._clock() - began) / 1e9
         served: Served = self._cached(found, scheduler)
         if opened.plan is not None:
@@ -372,8 +382,8 @@ class Engine:
         if (name, version) not in self._schedulers:
             self._observer.forget(name, scheduler.version)
             self._diaries.pop((name, version), None)
-            if self._drift is not None:
-                self._drift.forget(name, str(version))
+            for watching in self._watching:
+                watching.forget(name, str(version))
             if self.catalog.state(name, version) is State.UNLOADING:
                 self.catalog.failed(name, version, UNLOADED)
 

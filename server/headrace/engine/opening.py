@@ -6,7 +6,7 @@ import logging
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from headrace.backends import registry
 from headrace.backends.base import InstanceLost, memory_of, nodes_of
@@ -106,7 +106,7 @@ def open_model(
     rest: between the runs, for as long as they take. backend: the first of the chain by default.
     """
     config = found.config
-    model = _load_model(found, backend or config.chain[0], config.max_batch)
+    model = load_model(found, backend or config.chain[0], config.max_batch)
     warming = _Warming(found, model, clock, rest)
     cost = cost_model(config, model.signature, inline_below_ns if model.inline else 0)
     instances: list[Instance] = []
@@ -192,7 +192,7 @@ class ModelSupply:
         return instance
 
     def _load(self, backend: str) -> LoadedModel:
-        model = _load_model(self._found, backend, self._signature.max_batch)
+        model = load_model(self._found, backend, self._signature.max_batch)
         check_alike(self._signature, model.signature, backend)
         return model
 
@@ -235,14 +235,19 @@ def _planned(
         raise
 
 
-def _load_model(found: Found, backend: str, max_batch: int | None) -> LoadedModel:
-    """The version as the configuration shows it, by a backend. Raises ModelLoadError."""
+def load_model(
+    found: Found, backend: str, max_batch: int | None, options: Mapping[str, Any] | None = None
+) -> LoadedModel:
+    """The version as the configuration shows it, by a backend. Raises ModelLoadError.
+
+    options: of the backend, if not those of the configuration.
+    """
     config = found.config
     try:
         opener = registry.get(backend)
     except ModelLoadError as error:
         raise Rejected("unavailable", str(error)) from error
-    options = config.options_of(backend)
+    options = config.options_of(backend) if options is None else options
     model = opener.load(found.path, max_batch=max_batch, threads=config.threads, options=options)
     with _said_in(found):
         return process(present(model, config, found.path.parent), config)

@@ -109,7 +109,7 @@ def make_probe(
     """
     config = found.config
     batches = _batches(config, signature, samples, buckets)
-    options = _reference_options(config, backend)
+    options = reference_options(config, backend)
     file = found.path / str(options.get("file", MODEL_FILE))
     if registry.is_reference(backend) or not file.exists():
         return Probe(signature, batches, None, ())
@@ -150,8 +150,11 @@ def _described(specs: Sequence[TensorSpec]) -> str:
     return ", ".join(f"'{spec.name}' {spec.datatype} {list(spec.shape)}" for spec in specs)
 
 
-def _reference_options(config: ModelConfig, backend: str) -> Mapping[str, Any]:
-    """Those of the reference, if it is in the chain; else those of the backend that say what the model is."""
+def reference_options(config: ModelConfig, backend: str) -> Mapping[str, Any]:
+    """With which the reference runs what a backend runs.
+
+    Those of the reference, if it is in the chain; else those of the backend that say what the model is.
+    """
     for name in config.chain:
         if registry.is_reference(name):
             return config.options_of(name)

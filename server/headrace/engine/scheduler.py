@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
     from headrace.backends.base import Instance, LoadedModel
     from headrace.clock import Clock
-    from headrace.engine.drifting import ModelDrift
     from headrace.engine.instances import Supply
     from headrace.engine.turn import Turn
+    from headrace.engine.watching import Watcher
     from headrace.errors import HeadraceError
     from headrace.messages import InferRequest, Template
     from headrace.pipeline.cost import CostModel
@@ -92,7 +92,7 @@ class Scheduler:
         self.cost = cost
         self.observer: ModelObserver
         self.statistics: Callable[[], Statistics]
-        self.drift: ModelDrift | None = None
+        self.watchers: Sequence[Watcher] = ()
         self.stated: mc.ModelConfig | None = None  # what its config.pbtxt says, for clients that ask
         self.view = model_view(name, version, self._takes, config, self, rules, self._buckets)
         self.queue = RequestQueue()
@@ -363,8 +363,8 @@ class Scheduler:
             whole = whole_requests(answered) if self._splits else answered
             now = self._clock()
             self.observer.batch(record_of(whole, batch, worker.index, now, worker.cost))
-            if self.drift is not None:
-                self.drift.batch(batch, job.inputs, job.indices, outputs)
+            for watcher in self.watchers:
+                watcher.batch(batch, job.inputs, job.indices, outputs)
 
     def _fail(self, job: Job, error: Exception) -> None:
         """A batch failed. Its members are run one by one, so that only the one at fault is answered with it.

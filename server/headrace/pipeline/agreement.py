@@ -48,7 +48,7 @@ def _difference(datatype: str, got: Array, want: Array, tolerance: Tolerance) ->
     if not want.size:
         return ""
     if datatype == "BF16":
-        got, want = _from_bf16(got), _from_bf16(want)
+        got, want = from_bf16(got), from_bf16(want)
     if got.dtype.kind == "f":
         finite = np.isfinite(want)
         same = (got == want) | (np.isnan(got) & np.isnan(want))  # infinities are equal to themselves
@@ -87,6 +87,7 @@ def _text(value: bytes | str) -> bytes:
     return value.encode() if isinstance(value, str) else value
 
 
-def _from_bf16(bits: Array) -> Array:
+def from_bf16(bits: Array) -> Array:
+    """FP32 of the same values as these bit patterns, of 16 bits."""
     array: Array = (bits.astype(np.uint32) << 16).view(np.float32)
     return array

@@ -64,6 +64,7 @@ class Catalog(Generic[T]):
         self._models: dict[str, dict[int | None, IndexEntry]] = {}
         self._ready: dict[tuple[str, int], T] = {}
         self._labels: dict[str, Mapping[str, int]] = {}
+        self._stand_ins: dict[tuple[str, int], int] = {}
         self._served: dict[tuple[str, str], T] = {}  # what resolve() answers, "" being the newest
 
     def __repr__(self) -> str:
@@ -101,8 +102,22 @@ class Catalog(Generic[T]):
             self._labels[name] = labels
             self._serve()
 
+    def stand_in(self, name: str, version: int, other: int | None) -> None:
+        """Requests that would find a version, but not by its number, find another as long as that is READY.
+
+        other: None takes that back.
+        """
+        if other != self._stand_ins.get((name, version)):
+            if other is None:
+                del self._stand_ins[name, version]
+            else:
+                self._stand_ins[name, version] = other
+            self._serve()
+
     def resolve(self, name: str, version: str = "") -> T:
         """The model for a request. `version` as on the wire: decimal digits, a label, or empty for the newest ready.
+
+        By a label, and by none, one that another stands in for is not found.
 
         Raises InvalidRequest, ModelNotFound or ModelNotReady, with Triton's texts.
         """
@@ -147,10 +162,15 @@ class Catalog(Generic[T]):
         for name, labels in self._labels.items():
             for label, version in labels.items():
                 if (name, version) in self._ready:
-                    self._served[name, label] = self._ready[name, version]
+                    self._served[name, label] = self._found(name, version)
         for name, version in sorted(self._ready):  # ascending: the newest is written last
-            self._served[name, ""] = self._ready[name, version]
+            self._served[name, ""] = self._found(name, version)
         self.generation += 1
+
+    def _found(self, name: str, version: int) -> T:
+        """What requests find that mean a ready version, but not by its number."""
+        other = self._ready.get((name, self._stand_ins.get((name, version), version)))
+        return self._ready[name, version] if other is None else other
 
     def _resolve_uncommon(self, name: str, version: str) -> T:
         """A version in another spelling (`01`), or the reason why there is none."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from headrace.errors import ConfigError
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator
     from pathlib import Path
 
+    from headrace.repository.guard_config import GuardConfig
     from headrace.repository.model_config import ModelConfig
 
 log = logging.getLogger(__name__)
@@ -120,8 +121,44 @@ def _model(directory: Path) -> Iterator[Found | Broken]:
             f"no version: expected a directory such as {directory / '1'} with the model file (not built yet?)",
         )
         return
-    for version in _selected(configuration.settings, sorted(versions)):
-        yield _version(name, version, directory / str(version), configuration)
+    selected = _selected(configuration.settings, sorted(versions))
+    guard = configuration.settings.guard
+    if guard is None:
+        for version in selected:
+            yield _version(name, version, directory / str(version), configuration)
+    else:
+        yield from _guarded(directory, configuration, guard, selected, versions)
+
+
+def _guarded(
+    directory: Path, configuration: Configuration, guard: GuardConfig, selected: list[int], versions: list[int]
+) -> Iterator[Found | Broken]:
+    """The selected versions and the reference, without which none of them shall serve."""
+    name, reference = directory.name, guard.reference
+    if reference not in versions:
+        there = ", ".join(map(str, sorted(versions)))
+        for version in selected:
+            yield Broken(name, version, f"guard.reference = {reference}: there is no such version, but {there}")
+        return
+    if selected == [reference]:
+        yield Broken(
+            name,
+            reference,
+            f"guard.reference = {reference} is the only version to be served: there is nothing to guard; leave [guard] "
+            "out, or have `versions` choose another",
+        )
+        return
+    path = directory / str(reference)
+    stands_in = [reference] if guard.action == "fall_back" else []
+    for version in sorted({*selected, *stands_in}):
+        entry = _version(name, version, directory / str(version), configuration)
+        if isinstance(entry, Found) and version != reference:
+            trusted = _version(name, reference, path, configuration)
+            if isinstance(trusted, Broken):
+                entry = Broken(name, version, f"guard.reference = {reference}: {trusted.reason}")
+            else:  # it is opened anew when the reference's files change
+                entry = replace(entry, stamp=(entry.stamp, trusted.stamp))
+        yield entry
 
 
 def _versions(directory: Path) -> list[int]:

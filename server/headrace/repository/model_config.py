@@ -13,6 +13,7 @@ from headrace import settings_sources as sources
 from headrace.repository.bucket_config import BucketConfig  # noqa: TC001 - pydantic reads the annotation
 from headrace.repository.drift_config import DriftConfig  # noqa: TC001 - pydantic reads the annotation
 from headrace.repository.fallback_config import FallbackConfig
+from headrace.repository.guard_config import GuardConfig  # noqa: TC001 - pydantic reads the annotation
 from headrace.repository.processing_config import (  # noqa: TC001 - pydantic reads the annotations
     PostprocessConfig,
     PreprocessConfig,
@@ -249,6 +250,7 @@ class ModelConfig(_Table):
     )
     sequence: SequenceConfig | None = Field(None, description="what the model keeps from one request to the next")
     drift: DriftConfig | None = Field(None, description="what is watched for drift")
+    guard: GuardConfig | None = Field(None, description="a trusted version that the others are compared with")
     ensemble: EnsembleConfig = Field(EnsembleConfig(), description="the models that run in its place")
 
     @model_validator(mode="after")
@@ -276,6 +278,14 @@ class ModelConfig(_Table):
             raise ValueError("an ensemble has no [sequence] of its own: its models have")
         if self.sequence is not None and (self.buckets or any(said.pad is not None for said in self.inputs.values())):
             raise ValueError("buckets and pad are not for a model with [sequence]: its state would be padded as well")
+        return self
+
+    @model_validator(mode="after")
+    def _guards_one_request_at_a_time(self) -> Self:
+        if self.guard is not None and self.sequence is not None:
+            raise ValueError("[guard] is not for a model with [sequence]: its reference would need the same state")
+        if self.guard is not None and self.ensemble.steps:
+            raise ValueError("an ensemble has no [guard] of its own: its models may have one")
         return self
 
     @model_validator(mode="after")

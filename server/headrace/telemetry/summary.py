@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from headrace.telemetry.metrics import Metrics, ServerMetrics
     from headrace.telemetry.recorder import Reading
 
-    Drift = Callable[[], Iterable[Mapping[str, Any]]]
-    """One entry a feature: model, version, tensor, direction, feature, score (its name), value, alarm."""
+    Entries = Callable[[], Iterable[Mapping[str, Any]]]
+    """See `drift_metrics.brief` and `guard_metrics.brief`."""
 
 FRESH_NS: Final = 500_000_000
 """How old an answer may be: however many pages are open, the metrics are read twice a second at most."""
@@ -34,15 +34,21 @@ EDGES_S: Final = tuple(edge / 1e9 for edge in REQUEST_EDGES.tolist())
 class Summary:
     """Reads the metrics of all models, a model in each turn of the event loop.
 
-    drift: what is known of it now; nothing where no model is watched.
+    drift, guards: what is known of them now; nothing where no model is watched, no version guarded.
     """
 
     def __init__(
-        self, metrics: Metrics, counts: ServerMetrics, drift: Drift = tuple, clock: Clock = monotonic_ns
+        self,
+        metrics: Metrics,
+        counts: ServerMetrics,
+        drift: Entries = tuple,
+        clock: Clock = monotonic_ns,
+        guards: Entries = tuple,
     ) -> None:
         self._metrics = metrics
         self._counts = counts
         self._drift = drift
+        self._guards = guards
         self._clock = clock
         self._one_at_a_time = asyncio.Lock()
         self._made = 0
@@ -77,6 +83,7 @@ class Summary:
             "latency_edges_s": EDGES_S,
             "models": models,
             "drift": list(self._drift()),
+            "guards": list(self._guards()),
         }
 
 

@@ -323,4 +323,4 @@ def test_the_status_is_what_the_server_sums_up():
     answer = ask("/status.json", summary=summary)
     assert (answer.status, answer.json, answer.headers["content-type"]) == (200, told, "application/json")
     assert answer.headers["cache-control"] == "no-store"
-    assert ask("/status.json").json == {"models": [], "drift": []}
+    assert ask("/status.json").json == {"models": [], "drift": [], "guards": []}

@@ -18,7 +18,15 @@ from headrace.transport.rest.answer import error_body, refusal_of
 from headrace.transport.rest.exposition import exposition
 from headrace.transport.rest.json_text import JsonLimits, parse
 from headrace.transport.rest.page import page
-from headrace.transport.rest.routes import DRIFT_PATHS, GENERATE_PATHS, INFER_PATHS, RECORDING_PATHS, ROUTES, Route
+from headrace.transport.rest.routes import (
+    DRIFT_PATHS,
+    GENERATE_PATHS,
+    GUARD_PATHS,
+    INFER_PATHS,
+    RECORDING_PATHS,
+    ROUTES,
+    Route,
+)
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -50,6 +58,13 @@ class Health(Protocol):
     def exiting(self) -> bool: ...  # noqa: D102
 
 
+class Guards(Protocol):
+    """What is known of guarded versions. name, version: of a model; an empty version: the newest that is guarded."""
+
+    def report(self, name: str, version: str, /) -> BaseModel: ...  # noqa: D102
+    def reset(self, name: str, version: str, /) -> BaseModel: ...  # noqa: D102
+
+
 def make_app(
     health: Health,
     registry: CollectorRegistry,
@@ -60,14 +75,15 @@ def make_app(
     recording: Callable[[str, str], Callable[[], bytes]] | None = None,
     drift: Callable[[str, str], Awaitable[BaseModel]] | None = None,
     summary: Callable[[], Awaitable[Mapping[str, Any]]] | None = None,
+    guards: Guards | None = None,
 ) -> ASGIApp:
     """The application.
 
     health is asked at each probe: 200 for yes, 400 for no, and for ready 503 while the server leaves (OIP; the JSON
     bodies are for KServe's client, which parses them). counts: of replies, by route and status. before_scrape: reads
     what metrics show and nobody counts. recording: makes what writes out a model's last requests, of its name and
-    version. drift: the report of one. summary: what the page at `/` shows; nothing of models without it. Every error is
-    JSON, `{"error": message}`.
+    version. drift: the report of one. summary: what the page at `/` shows; nothing of models without it. guards: of
+    versions that are compared with another. Every error is JSON, `{"error": message}`.
     """
     endpoints = _own_endpoints(health, registry, before_scrape, summary)
     if recording is not None:
@@ -76,6 +92,10 @@ def make_app(
     if drift is not None:
         for path in DRIFT_PATHS:
             endpoints[path] = {"GET": _drift(drift)}
+    if guards is not None:
+        for path in GUARD_PATHS:
+            endpoints[path] = {"GET": _guard(guards.report)}
+            endpoints[f"{path}/reset"] = {"POST": _guard(guards.reset)}
     for route in ROUTES:
         endpoints.setdefault(route.path, {})[route.verb] = _rpc(route, table, limits)
     paths = [Path(path, _by_verb(path, verbs), methods=_VERBS) for path, verbs in endpoints.items()]
@@ -111,7 +131,7 @@ def _own_endpoints(
         return HTMLResponse(text, headers=fields)
 
     async def status(_: Request) -> Response:
-        told = {"models": [], "drift": []} if summary is None else await summary()
+        told = {"models": [], "drift": [], "guards": []} if summary is None else await summary()
         return Response(orjson.dumps(told), headers={"cache-control": "no-store"}, media_type="application/json")
 
     async def live(_: Request) -> Response:
@@ -163,6 +183,15 @@ def _drift(drift: Callable[[str, str], Awaitable[BaseModel]]) -> Endpoint:
     async def endpoint(request: Request) -> Response:
         named = request.path_params
         found = await drift(named["model"], named.get("version", ""))
+        return Response(found.model_dump_json(), media_type="application/json")
+
+    return endpoint
+
+
+def _guard(ask: Callable[[str, str], BaseModel]) -> Endpoint:
+    async def endpoint(request: Request) -> Response:
+        named = request.path_params
+        found = ask(named["model"], named.get("version", ""))
         return Response(found.model_dump_json(), media_type="application/json")
 
     return endpoint

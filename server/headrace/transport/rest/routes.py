@@ -263,6 +263,8 @@ RECORDING_PATHS = (f"{MODEL}/recording", f"{MODEL}{VERSION}/recording")
 """How the last requests of a model came and went, for `headrace record`: ours, and no part of the protocol."""
 DRIFT_PATHS = (f"{MODEL}/drift", f"{MODEL}{VERSION}/drift")
 """What is known of the drift of what flows into and out of a model: ours as well."""
+GUARD_PATHS = (f"{MODEL}/guard", f"{MODEL}{VERSION}/guard")
+"""How a version compares with the one that is trusted: ours as well. With `/reset`, has the guard begin anew."""
 GENERATE_PATHS = tuple(
     f"{MODEL}{version}/{name}" for version in ("", VERSION) for name in ("generate", "generate_stream")
 )

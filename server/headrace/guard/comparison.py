@@ -1,0 +1,117 @@
+"""An output of a version beside that of its reference, row by row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from headrace.guard.settings import GuardSettings
+
+    Array = NDArray[Any]
+    Floats = NDArray[np.float64]
+
+_SUMS_TO_ONE = 1e-2
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Of each row [rows], in [0, 1]: agreement, error, and for kind classes margin; for kind values cosine.
+
+    agreement: for classes the share of places with the same top-1 (one place, unless there are more dimensions than
+    that of the classes); for values 1 or 0; for equal the share of elements that are. error: for classes the total
+    variation of the two distributions, mean over places; for values the relative error, Euclidean, at most 1; for equal
+    1 less the agreement. margin: probability of the reference's first class less that of its second, mean over places.
+    absolute, largest: of each row, mean and greatest absolute difference of its elements that are finite.
+    """
+
+    agreement: Floats
+    error: Floats
+    absolute: Floats
+    largest: Floats
+    margin: Floats | None = None
+    cosine: Floats | None = None
+
+
+def compare(settings: GuardSettings, found: Array, expected: Array) -> Comparison:
+    """found, expected: [rows, ...], of one dtype: numbers, or objects for kind equal.
+
+    Rows of other dimensions than the reference's agree in nothing.
+    """
+    rows = len(expected)
+    if found.shape != expected.shape:
+        nothing = np.zeros(rows)
+        return Comparison(nothing, np.ones(rows), nothing, nothing)
+    if not expected.size:
+        nothing = np.zeros(rows)
+        return Comparison(np.ones(rows), nothing, nothing, nothing)
+    if settings.kind == "equal":
+        return _equal(found.reshape(rows, -1), expected.reshape(rows, -1))
+    found, expected, sound = _numbers(found, expected)
+    if settings.kind == "values":
+        return _values(settings, found.reshape(rows, -1), expected.reshape(rows, -1), sound)
+    compared = _classes(found.reshape(-1, found.shape[-1]), expected.reshape(-1, found.shape[-1]))
+    agreement, error, margin = (of_places.reshape(rows, -1).mean(axis=1) for of_places in compared)
+    return Comparison(agreement * sound, np.where(sound, error, 1.0), *_distance(found, expected), margin=margin)
+
+
+def _numbers(found: Array, expected: Array) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+    """Both as doubles, 0 where the reference is not finite; and which rows are finite, or not, where it is."""
+    found, expected = found.astype(np.float64), expected.astype(np.float64)
+    finite = np.isfinite(expected)
+    if finite.all() and np.isfinite(found).all():
+        return found, expected, np.ones(len(found), bool)
+    same = np.where(finite, np.isfinite(found), (found == expected) | (np.isnan(found) & np.isnan(expected)))
+    sound: NDArray[np.bool_] = np.logical_and.reduce(same.reshape(len(found), -1), axis=1)
+    return np.where(finite & np.isfinite(found), found, 0.0), np.where(finite, expected, 0.0), sound
+
+
+def _classes(found: Floats, expected: Floats) -> tuple[Floats, Floats, Floats]:
+    """Agreement, error and margin of each place; [places, classes]. Of several greatest scores, any is right."""
+    places = np.arange(len(expected))
+    agreement = (expected[places, found.argmax(axis=1)] == expected.max(axis=1)).astype(np.float64)
+    distributions = expected.min() >= 0 and bool((np.abs(expected.sum(axis=1) - 1) < _SUMS_TO_ONE).all())
+    p, q = (expected, found) if distributions else (_softmax(expected), _softmax(found))
+    error = np.minimum(np.abs(p - q).sum(axis=1) / 2, 1.0)
+    if p.shape[1] == 1:
+        return agreement, error, np.ones(len(p))
+    two = np.partition(p, -2, axis=1)[:, -2:]
+    return agreement, error, np.clip(two[:, 1] - two[:, 0], 0.0, 1.0)
+
+
+def _values(settings: GuardSettings, found: Floats, expected: Floats, sound: NDArray[np.bool_]) -> Comparison:
+    """[rows, elements]."""
+    off = np.linalg.norm(found - expected, axis=1)
+    length, other = np.linalg.norm(expected, axis=1), np.linalg.norm(found, axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = np.where(off == 0, 0.0, off / length)
+        cosine = np.where(length * other > 0, (found * expected).sum(axis=1) / (length * other), 1.0 * (off == 0))
+    agreement = (relative <= settings.tolerance) & sound
+    error = np.where(sound, np.minimum(relative, 1.0), 1.0)
+    return Comparison(agreement.astype(np.float64), error, *_distance(found, expected), cosine=cosine)
+
+
+def _equal(found: Array, expected: Array) -> Comparison:
+    """[rows, elements]."""
+    same = (found == expected).astype(bool)
+    if expected.dtype.kind == "f":
+        same |= np.isnan(found) & np.isnan(expected)
+    agreement = same.mean(axis=1)
+    nothing = np.zeros(len(found))
+    return Comparison(agreement, 1.0 - agreement, nothing, nothing)
+
+
+def _distance(found: Floats, expected: Floats) -> tuple[Floats, Floats]:
+    off = np.abs(found - expected).reshape(len(found), -1)
+    return off.mean(axis=1), off.max(axis=1)
+
+
+def _softmax(scores: Floats) -> Floats:
+    """[places, classes]."""
+    powers: Floats = np.exp(scores - scores.max(axis=1, keepdims=True))
+    shares: Floats = powers / powers.sum(axis=1, keepdims=True)
+    return shares
