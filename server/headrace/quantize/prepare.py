@@ -1,0 +1,236 @@
+"""A model made ready: shapes inferred, constants folded, every node named; and which of its nodes can be quantized."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import onnx
+from onnx import TensorProto, shape_inference, version_converter
+
+from headrace.quantize.errors import QuantizeError
+from headrace.quantize.packages import hushed
+from headrace.quantize.recipes import PRODUCTS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from headrace.quantize.models import Source
+    from headrace.quantize.recipes import Recipe
+
+_QUANTIZED = re.compile(
+    r"(Dynamic)?QuantizeLinear|DequantizeLinear|QLinear\w+|QGemm|QAttention|QMoE|\w+Integer(ToFloat)?|MatMul\w*N?Bits|"
+    r"MatMulBnb4|DynamicQuantize\w+|GatherBlockQuantized"
+)
+LARGEST = 2_000_000_000
+"""Octets of a model in one file; protocol buffers end at 2 GiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A node that can be quantized, or left as it is."""
+
+    name: str
+    op_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A model ready to be quantized. external: its weights lie in a file of their own, and the result's will.
+
+    left: (node, reason) of products that stay in float whatever is tried.
+    """
+
+    model: onnx.ModelProto
+    file: Path
+    external: bool
+    layers: tuple[Layer, ...]
+    left: tuple[tuple[str, str], ...]
+    convolutional: bool
+    warnings: tuple[str, ...] = field(default=())
+
+
+def prepare(source: Source, recipe: Recipe, directory: Path) -> Prepared:
+    """Reads and prepares a model; a copy is written into `directory`. Raises QuantizeError."""
+    model = _read(source)
+    _refuse(model, recipe)
+    external = len(source.files) > 1 or model.ByteSize() > LARGEST
+    warnings: list[str] = []
+    model = _optimized(model, directory, external, warnings)
+    if recipe.matrices:
+        model = _as_matrices(model, directory, external)
+    model = _of_opset(model, recipe.opset, directory, external)
+    _name_nodes(model)
+    convolutional = any(node.op_type == "Conv" for node in model.graph.node)
+    layers, left = _layers(model, recipe, convolutional)
+    if not layers:
+        kinds = ", ".join(
+            f"{count} {kind}" for kind, count in Counter(node.op_type for node in model.graph.node).most_common(6)
+        )
+        reasons = "".join(f"; {name}: {reason}" for name, reason in left[:3])
+        raise QuantizeError(
+            f"{source.file}: nothing to quantize by {recipe.name}: expected "
+            f"{', '.join(sorted(recipe.layers & PRODUCTS))} of constant weights in FP32, found {kinds or 'no nodes'}{reasons}"
+        )
+    file = directory / "prepared.onnx"
+    save(model, file, external=external)
+    return Prepared(model, file, external, layers, left, convolutional, tuple(warnings))
+
+
+def _read(source: Source) -> onnx.ModelProto:
+    _ = source.files  # refuses weights that lie elsewhere
+    try:
+        model = onnx.load(source.file)
+    except Exception as error:  # protobuf's and onnx's have no common base
+        raise QuantizeError(f"{source.file}: no ONNX file that can be read: {_line(error)}") from None
+    if not model.graph.node:
+        raise QuantizeError(f"{source.file}: no ONNX file, or one without a graph")
+    return model
+
+
+def _refuse(model: onnx.ModelProto, recipe: Recipe) -> None:
+    """Raises QuantizeError for a model that is of a lower precision already."""
+    for node in model.graph.node:
+        if _QUANTIZED.fullmatch(node.op_type):
+            raise QuantizeError(
+                f"the model is quantized already: it has {node.op_type} ({node.name or node.output[0]}); "
+                "quantize the version in float that it was made of"
+            )
+    halves = [
+        one.name for one in model.graph.initializer if one.data_type in (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    ]
+    if halves:
+        raise QuantizeError(f"the model is in half precision already ({halves[0]}); {recipe.name} starts from FP32")
+
+
+def _optimized(model: onnx.ModelProto, directory: Path, external: bool, warnings: list[str]) -> onnx.ModelProto:
+    """Constants folded, batch normalization in convolutions, shapes known, as far as ONNX Runtime's tool gets."""
+    from onnxruntime.quantization import quant_pre_process
+
+    file, target = directory / "source.onnx", directory / "optimized.onnx"
+    save(model, file, external=external)
+    problem = ""
+    for symbolic in (True, False):
+        try:
+            with hushed():
+                quant_pre_process(
+                    str(file), str(target), skip_symbolic_shape=not symbolic, save_as_external_data=external,
+                    all_tensors_to_one_file=True,
+                )  # fmt: skip
+            found = onnx.load(target)
+        except Exception as error:  # it raises plain ones, of all kinds
+            problem = problem or _line(error)
+            continue
+        if problem:
+            warnings.append(f"shapes were inferred without symbols, since with them it fails: {problem}")
+        return found
+    warnings.append(f"the model was quantized as it is, since it cannot be optimized first: {problem}")
+    return _inferred(model, directory, external)
+
+
+def _as_matrices(model: onnx.ModelProto, directory: Path, external: bool) -> onnx.ModelProto:
+    """Gemm as MatMul and Add, where it is that."""
+    from onnxruntime.quantization.onnx_model import ONNXModel
+
+    wrapped = ONNXModel(model)
+    with hushed():
+        wrapped.replace_gemm_with_matmul()
+        wrapped.clean_initializers()
+    return _inferred(wrapped.model, directory, external)
+
+
+def _of_opset(model: onnx.ModelProto, least: int, directory: Path, external: bool) -> onnx.ModelProto:
+    version = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 0)
+    if version >= least:
+        return model
+    try:
+        with hushed():
+            converted = version_converter.convert_version(model, least)
+    except Exception as error:  # the converter's are RuntimeErrors and worse
+        raise QuantizeError(
+            f"the model is of opset {version}, this recipe needs {least}, and ONNX's converter fails: {_line(error)}; "
+            "export it anew with a newer opset"
+        ) from None
+    return _inferred(converted, directory, external)
+
+
+def _inferred(model: onnx.ModelProto, directory: Path, external: bool) -> onnx.ModelProto:
+    """With the types and shapes of what is new in it. By files: a model in memory is bounded to 2 GiB."""
+    file = directory / "uninferred.onnx"
+    save(model, file, external=external)
+    shape_inference.infer_shapes_path(str(file), str(file))
+    return onnx.load(file)
+
+
+def _name_nodes(model: onnx.ModelProto) -> None:
+    """Every node gets a name of its own: what is left in float is told by it."""
+    taken = Counter(node.name for node in model.graph.node)
+    for at, node in enumerate(model.graph.node):
+        if node.name and taken[node.name] == 1:
+            continue
+        name = f"{node.op_type}_{at}"
+        while name in taken:
+            name += "_"
+        taken[name] += 1
+        node.name = name
+
+
+def _layers(
+    model: onnx.ModelProto, recipe: Recipe, convolutional: bool
+) -> tuple[tuple[Layer, ...], tuple[tuple[str, str], ...]]:
+    graph = model.graph
+    types = {one.name: one.type.tensor_type.elem_type for one in (*graph.value_info, *graph.input, *graph.output)}
+    constants = {one.name: one for one in graph.initializer}
+    wanted = recipe.layers | (recipe.joints if convolutional else frozenset())
+    layers, left = [], []
+    for node in graph.node:
+        if node.domain not in ("", "ai.onnx"):
+            continue
+        if node.op_type not in wanted:
+            if node.op_type in PRODUCTS:
+                left.append((node.name, recipe.why.get(node.op_type, "this recipe does not quantize it")))
+            continue
+        if reason := _unfit(node, recipe, types, constants):
+            if node.op_type in PRODUCTS:
+                left.append((node.name, reason))
+            continue
+        layers.append(Layer(node.name, node.op_type))
+    return tuple(layers), tuple(left)
+
+
+def _unfit(node: onnx.NodeProto, recipe: Recipe, types: dict[str, int], constants: dict[str, TensorProto]) -> str:
+    """Why a node of the right type cannot be quantized; empty if it can."""
+    kind = types.get(node.output[0], 0)
+    if kind != TensorProto.FLOAT:
+        known = TensorProto.DataType.Name(kind) if kind else "a type that cannot be inferred"
+        return f"its output is of {known}, expected FLOAT"
+    if node.op_type not in PRODUCTS:
+        return ""
+    weights = constants.get(node.input[1])
+    if weights is None:
+        needed = recipe.constant or node.op_type in ("Conv", "Gemm")
+        return "its weights are no constants" if needed and recipe.name != "fp16" else ""
+    if recipe.matrices and len(weights.dims) != 2:
+        return f"its weights are of {len(weights.dims)} dimensions, expected 2"
+    return ""
+
+
+def save(model: onnx.ModelProto, file: Path, *, external: bool) -> list[Path]:
+    """Writes a model, with its weights in a file beside it if they are to lie there; returns the files."""
+    if not external and model.ByteSize() <= LARGEST:
+        onnx.save(model, file)
+        return [file]
+    weights = file.with_name(f"{file.name}.data")
+    weights.unlink(missing_ok=True)  # onnx would append to it
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)  # saving moves the weights out of what is saved
+    onnx.save(
+        copy, file, save_as_external_data=True, location=weights.name, size_threshold=1024, convert_attribute=False
+    )
+    return [file, weights] if weights.exists() else [file]
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
