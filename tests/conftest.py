@@ -6,9 +6,18 @@ from types import ModuleType
 import pytest
 from hypothesis import settings
 
+from headrace.backends.tensorrt import api
+
 # an example may take as long as it takes, for the machine may be busy with something else
 settings.register_profile("headrace", deadline=None)
 settings.load_profile("headrace")
+
+
+@pytest.fixture(scope="session")
+def rtx():
+    """NVIDIA's parser and builder as TensorRT-RTX has them: they need no GPU."""
+    bindings = pytest.importorskip("tensorrt_rtx_bindings", reason="`make test` installs TensorRT-RTX on x86-64 Linux")
+    return api.wrap(bindings)
 
 
 @pytest.hookimpl(wrapper=True)

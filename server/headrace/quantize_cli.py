@@ -102,6 +102,7 @@ def add_command(commands: Subparsers) -> None:
     how.add_argument(
         "--block-size", metavar="N", type=int, default=32, help="of int4: weights to a scale (default: 32)"
     )
+    how.add_argument("--prune", choices=("2:4",), help="make two of four weights 0 first: an experiment, for TensorRT")
     how.add_argument("--no-search", action="store_true", help="leave no layer in float, and measure none by itself")
     result = parser.add_argument_group("the result")
     result.add_argument("--version", metavar="N", type=int, help="number of the version (default: the next)")
@@ -121,8 +122,11 @@ def _quantize(arguments: argparse.Namespace) -> int:
         report, directory = _build(arguments)
         if arguments.report:
             _write_report(report, arguments.report)
-    except (QuantizeError, ConfigError, OSError) as error:
+    except (QuantizeError, ConfigError) as error:
         print(f"headrace: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"headrace: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return 1
     _print(report)
     if directory is None:
@@ -171,6 +175,7 @@ def _build(arguments: argparse.Namespace) -> tuple[Report, Path | None]:
             percentile=arguments.percentile,
             per_channel=not arguments.per_tensor,
             block_size=arguments.block_size,
+            prune=arguments.prune is not None,
         ),
         reduce_range={"auto": None, "yes": True, "no": False}[arguments.reduce_range],
         calibration_rows=arguments.calibration_rows,
@@ -183,9 +188,10 @@ def _build(arguments: argparse.Namespace) -> tuple[Report, Path | None]:
 
 def _write_report(report: Report, path: Path) -> None:
     from headrace.drift.packing import write_atomically
+    from headrace.quantize.page import page
     from headrace.quantize.report import report_json
 
-    write_atomically(path, report_json(report))
+    write_atomically(path, page(report).encode() if path.suffix == ".html" else report_json(report))
 
 
 def _print(report: Report) -> None:

@@ -90,7 +90,7 @@ def test_weights_are_pruned_along_what_is_summed(node, shape, axis, dtype):
 
 def test_a_pruned_model_still_runs():
     model = model_of([helper.make_node("Gemm", ["x", "w", "b"], ["y"], transB=1)], {"w": normal(8, 32), "b": normal(8)})
-    assert prune(model).sparsity == 0.5
+    assert prune(model).zeroed_share == 0.5
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     x = normal(2, 32)
     assert np.allclose(session.run(None, {"x": x})[0], x @ weights_of(model).T + normal(8), atol=1e-5)
@@ -121,7 +121,7 @@ def test_what_cannot_be_pruned_is_left_and_told(nodes, weight, said):
     model = model_of(nodes, {"w": weight})
     before = model.SerializeToString()
     found = prune(model)
-    assert (found.layers, found.sparsity) == ((), 0)
+    assert (found.layers, found.zeroed_share) == ((), 0)
     assert found.skipped[0][0] == "n"
     assert said in found.skipped[0][1]
     assert model.SerializeToString() == before

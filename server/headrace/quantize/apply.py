@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -10,7 +11,7 @@ from onnx import TensorProto, numpy_helper
 from headrace.quantize.calibration import largest
 from headrace.quantize.errors import QuantizeError
 from headrace.quantize.packages import hushed
-from headrace.quantize.trim import trim
+from headrace.quantize.trim import drop, drop_unread, trim
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 _METADATA = ("onnx.infer", "onnx.quant.pre_process")
 FP16_MAX = 65504.0
+_IN_INT8 = 4
+"""MatMulNBits' accuracy_level that rounds activations to 8 bits: twice as quick, and as exact as the weights allow."""
 _ROOM = 0.5
 """Share of FP16's range that values on known data may take: others may be larger."""
 
@@ -54,12 +57,6 @@ def writer(prepared: Prepared, recipe: Recipe, options: Options, ranges: Any, di
     return write
 
 
-def _copy(prepared: Prepared) -> onnx.ModelProto:
-    model = onnx.ModelProto()
-    model.CopyFrom(prepared.model)
-    return model
-
-
 def _static(
     prepared: Prepared,
     recipe: Recipe,
@@ -69,7 +66,7 @@ def _static(
 ) -> onnx.ModelProto:
     from onnxruntime.quantization import QDQQuantizer, QuantType
 
-    model = _copy(prepared)
+    model = prepared.copy(kept)
     onnx.helper.set_model_props(model, {**_properties(model), "onnx.infer": "onnxruntime.quant"})  # shapes are known
     portable = recipe.target == "portable"
     extra = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False} if portable else {}
@@ -99,7 +96,7 @@ def _dynamic(prepared: Prepared, options: Options, kept: Collection[str], direct
     file = directory / "dynamic.onnx"
     (directory / "dynamic.onnx.data").unlink(missing_ok=True)
     quantize_dynamic(
-        prepared.file,
+        prepared.copy(kept),
         file,
         op_types_to_quantize=["MatMul"],
         per_channel=options.per_channel,
@@ -115,7 +112,7 @@ def _half(prepared: Prepared, kept: Collection[str]) -> onnx.ModelProto:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     model: onnx.ModelProto = convert_float_to_float16(
-        _copy(prepared), keep_io_types=True, disable_shape_infer=True, node_block_list=list(kept)
+        prepared.copy(kept), keep_io_types=True, disable_shape_infer=True, node_block_list=list(kept)
     )
     _join_casts(model, kept)
     return model
@@ -144,13 +141,7 @@ def _join_casts(model: onnx.ModelProto, kept: Collection[str]) -> None:
         node = makers[output]
         node.op_type, node.input[0] = "Identity", direct[output]
         del node.attribute[:]
-    used = outputs | {name for node in graph.node for name in node.input}
-    unused = [node for node in graph.node if node.op_type == "Cast" and node.output[0] not in used]
-    while unused:
-        for node in unused:
-            graph.node.remove(node)
-        used = outputs | {name for node in graph.node for name in node.input}
-        unused = [node for node in graph.node if node.op_type == "Cast" and node.output[0] not in used]
+    drop_unread(graph, ("Cast",))
 
 
 def _casts(node: onnx.NodeProto, kind: int) -> bool:
@@ -165,19 +156,22 @@ def _four_bits(prepared: Prepared, recipe: Recipe, options: Options, kept: Colle
     config = DefaultWeightOnlyQuantConfig(
         block_size=options.block_size,
         is_symmetric=portable,
+        accuracy_level=_IN_INT8,
         quant_format=QuantFormat.QDQ if portable else QuantFormat.QOperator,
         op_types_to_quantize=("MatMul",),
     )
     layers = {layer.name for layer in prepared.layers}
     others = [node.name for node in prepared.model.graph.node if node.name not in layers]
-    quantizer = MatMulNBitsQuantizer(_copy(prepared), nodes_to_exclude=[*others, *kept], algo_config=config)
+    quantizer = MatMulNBitsQuantizer(prepared.copy(kept), nodes_to_exclude=[*others, *kept], algo_config=config)
     quantizer.process()
     model: onnx.ModelProto = quantizer.model.model
-    seen: set[str] = set()
-    for tensor in list(model.graph.initializer):  # weights that two layers share come twice
-        if tensor.name in seen:
-            model.graph.initializer.remove(tensor)
-        seen.add(tensor.name)
+    copies = Counter(tensor.name for tensor in model.graph.initializer)
+
+    def repeated(tensor: TensorProto) -> bool:
+        copies[tensor.name] -= 1
+        return copies[tensor.name] > 0
+
+    drop(model.graph.initializer, repeated)  # weights that two layers share come twice
     return model
 
 
@@ -201,9 +195,22 @@ def _properties(model: onnx.ModelProto) -> dict[str, str]:
 
 
 def _cleaned(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Without what ONNX Runtime's tools leave for one another."""
+    """Without what ONNX Runtime's tools leave for one another, nor domains of operators that there are none of."""
     kept = {key: value for key, value in _properties(model).items() if key not in _METADATA}
     del model.metadata_props[:]
     if kept:
         onnx.helper.set_model_props(model, kept)
+    used = {"", *_domains(model.graph), *(function.domain for function in model.functions)}
+    for one in list(model.opset_import):
+        if one.domain not in used and one.domain != "ai.onnx":  # another name of ""
+            model.opset_import.remove(one)
     return model
+
+
+def _domains(graph: onnx.GraphProto) -> set[str]:
+    found = {node.domain for node in graph.node}
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                found |= _domains(inner)
+    return found

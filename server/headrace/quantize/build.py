@@ -13,7 +13,7 @@ from headrace.quantize.calibration import calibrate
 from headrace.quantize.data import overlap, read_dataset
 from headrace.quantize.errors import QuantizeError
 from headrace.quantize.evaluate import choose_task, output_error, prepare_evaluation, run_rows
-from headrace.quantize.gate import DEFAULT_GATE, coarse, measured
+from headrace.quantize.gate import DEFAULT_GATE, chance, coarse, measured
 from headrace.quantize.lineage import lineage
 from headrace.quantize.models import (
     MODEL_FILE,
@@ -27,10 +27,12 @@ from headrace.quantize.models import (
     size_of,
     workspace,
 )
+from headrace.quantize.page import page
 from headrace.quantize.prepare import prepare, save
 from headrace.quantize.processor import this_processor
+from headrace.quantize.pruning import WHAT_IT_BRINGS
 from headrace.quantize.recipes import Options, choose_recipe
-from headrace.quantize.report import LARGEST_ERROR, REPORT_FILE, LayerError, Report, SpeedPoint, report_json
+from headrace.quantize.report import LARGEST_ERROR, PAGE_FILE, REPORT_FILE, LayerError, Report, SpeedPoint, report_json
 from headrace.quantize.search import Found, search
 from headrace.quantize.speed import BATCHES, BUDGET_S, measure, repeated
 
@@ -57,6 +59,8 @@ LEAST_CALIBRATION, LEAST_EVALUATION = 8, 20
 CALIBRATION_ROWS = 512
 SEARCH_ROWS = 32
 """Rows that the error of a single layer is measured on."""
+_HARDLY = 0.9
+"""Share of the source's size."""
 _HELD_OUT = 5
 """One row of so many is evaluated on and not calibrated with, where there are no data for evaluation."""
 
@@ -122,7 +126,7 @@ def build(request: Request, progress: Progress, clock: Clock, now_ms: int) -> tu
     known = _known(session, data.evaluation, request)
     with workspace(source) as directory:
         progress("prepare", 0, 1)
-        prepared = prepare(source, recipe, directory)
+        prepared = prepare(source, recipe, directory, sparse=options.prune)
         progress("prepare", 1, 1)
         write, fixed = _write(prepared, recipe, options, data, directory, progress)
         layers = [layer for layer in prepared.layers if layer.name not in fixed]
@@ -161,9 +165,10 @@ def build(request: Request, progress: Progress, clock: Clock, now_ms: int) -> tu
                 sha256_of(source.files), sha256_of(result.files), data.calibration, data.evaluation, processor, now_ms
             ),
             warnings=(
-                *_warnings(recipe, processor, request, known, found),
+                *_warnings(recipe, processor, request, known, found, size_of(source.files)),
                 *data.warnings,
                 *prepared.warnings,
+                *_sparsity(prepared, found, known),
                 *untimed,
                 *([f"not copied to the new version: {', '.join(others)}"] if others else []),
             ),
@@ -171,6 +176,7 @@ def build(request: Request, progress: Progress, clock: Clock, now_ms: int) -> tu
         if not found.passed:
             return report, None
         (finished / REPORT_FILE).write_bytes(report_json(report))
+        (finished / PAGE_FILE).write_text(page(report), encoding="utf-8")
         return report, put_in_place(finished, source, version)
 
 
@@ -336,17 +342,38 @@ def _excluded(
 
 
 def _warnings(
-    recipe: Recipe, processor: Processor, request: Request, known: Evaluation, found: Found[_Try]
+    recipe: Recipe, processor: Processor, request: Request, known: Evaluation, found: Found[_Try], source_bytes: int
 ) -> list[str]:
     said = [recipe.warning]
     if recipe.target == "cpu" and recipe.name.startswith("int8"):
         said.append(processor.warning)
     if not known.task.labelled:
         said.append("no labels: what was measured is agreement with the source, no accuracy")
-    said.append(coarse(known.data.rows, request.gate))
+    if known.task.metric == "accuracy" and found.outcome.measure:
+        _, counts = np.unique(known.truth, return_counts=True)
+        said.append(chance(found.outcome.measure, float(counts.max() / counts.sum())))
+    said.append(coarse(known.task.metric, known.data.rows, request.gate))
+    if found.kept and recipe.name != "fp16" and size_of(found.outcome.files) > _HARDLY * source_bytes:
+        said.append("hardly smaller than the source: what was quantized is a small part of it")
     if found.passed and found.kept:
         said.append(
-            f"the rows for evaluation have chosen how many layers stay in float ({len(found.tries)} tries): on other rows "
-            "the measure may be a little worse"
+            f"the rows for evaluation have chosen how many layers stay in float ({len(found.tries)} tries): "
+            "on other rows the measure may be a little worse"
         )
     return [one for one in said if one]
+
+
+def _sparsity(prepared: Prepared, found: Found[_Try], known: Evaluation) -> list[str]:
+    """What pruning did, and what it alone costs."""
+    if not prepared.sparse:
+        return []
+    pruned = prepared.pruned(prepared.copy(prepared.layer_names), found.kept)
+    scores = known.scores(open_session(prepared.file))
+    alone = measured(known.task.metric, known.task.labelled, known.task.output, known.source, scores).relative
+    chosen = set(prepared.layer_names) - set(found.kept)
+    skipped = "".join(f"; not pruned: {name}: {reason}" for name, reason in pruned.skipped if name in chosen)
+    return [
+        f"2:4 pruning made {pruned.zeroed_share:.0%} of the weights of {len(pruned.layers)} layers 0; in float, with "
+        f"all layers pruned, the model reaches {alone:.4f} of the source{skipped}",
+        WHAT_IT_BRINGS,
+    ]

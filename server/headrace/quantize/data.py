@@ -177,7 +177,7 @@ def _read_input(given: Given, spec: InputSpec) -> tuple[Array, bool]:
 def _has_array(path: Path, name: str) -> None:
     """A file for all inputs has each by its name: the only array of an .npz would do for one that is given alone."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             names = archive.files
     except OSError:
         raise

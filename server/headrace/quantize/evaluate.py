@@ -95,7 +95,9 @@ def _tells_classes(array: Array, outputs: Mapping[str, Array]) -> bool:
         sums = array.sum(axis=-1) if array.ndim > 1 and array.shape[-1] > 1 else None
         return sums is not None and bool(array.min() >= -1e-6) and bool(np.allclose(sums, 1, atol=1e-2))
     scores = (one for one in outputs.values() if one.dtype.kind == "f")
-    return array.dtype.kind in "iu" and any(one.ndim > 1 and one.shape[:-1] == array.shape for one in scores)
+    return array.dtype.kind in "iu" and any(
+        one.shape[:-1] == array.shape and one.shape[-1] > 1 for one in scores if one.ndim > 1
+    )
 
 
 def run_rows(

@@ -57,9 +57,19 @@ def verdict(measure: Measure, gate: float) -> str:
     )
 
 
-def coarse(rows: int, gate: float) -> str:
+def chance(measure: Measure, commonest: float) -> str:
+    """A warning where a source does no better than its commonest label alone would; else empty."""
+    if measure.metric != "accuracy" or measure.source > commonest:
+        return ""
+    return (
+        f"the source's own accuracy, {measure.source:.4f}, is no better than always the commonest label, "
+        f"{commonest:.4f}: are the labels in the order of the rows?"
+    )
+
+
+def coarse(metric: Metric, rows: int, gate: float) -> str:
     """A warning where so few rows cannot tell the gate from a miss by one row; else empty."""
-    least = round(1 / (1 - gate)) if gate < 1 else 0
+    least = round(1 / (1 - gate)) if gate < 1 and metric in ("accuracy", "top1_agreement") else 0
     if rows >= least:
         return ""
     return f"{rows} rows for evaluation: one row is more than the gate allows; give {least:,} or more"

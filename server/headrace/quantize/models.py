@@ -129,6 +129,7 @@ def put_in_place(finished: Path, source: Source, version: int) -> Path:
     target = source.directory / str(version)
     finished.chmod(source.file.parent.stat().st_mode & 0o777)
     for path in finished.iterdir():
+        path.chmod(source.file.stat().st_mode & 0o777)  # tools differ in what they give, and who serves has to read
         with path.open("rb") as file:
             os.fsync(file.fileno())
     try:

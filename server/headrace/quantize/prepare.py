@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import onnx
@@ -12,12 +13,15 @@ from onnx import TensorProto, shape_inference, version_converter
 
 from headrace.quantize.errors import QuantizeError
 from headrace.quantize.packages import hushed
+from headrace.quantize.pruning import prune
 from headrace.quantize.recipes import PRODUCTS
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     from headrace.quantize.models import Source
+    from headrace.quantize.pruning import Pruning
     from headrace.quantize.recipes import Recipe
 
 _QUANTIZED = re.compile(
@@ -38,9 +42,10 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A model ready to be quantized. external: its weights lie in a file of their own, and the result's will.
+    """A model ready to be quantized. file: the same, pruned if it is to be, for what reads files.
 
-    left: (node, reason) of products that stay in float whatever is tried.
+    external: its weights lie in a file of their own, and the result's will. left: (node, reason) of products that stay
+    in float whatever is tried. sparse: whether layers are pruned.
     """
 
     model: onnx.ModelProto
@@ -49,11 +54,30 @@ class Prepared:
     layers: tuple[Layer, ...]
     left: tuple[tuple[str, str], ...]
     convolutional: bool
-    warnings: tuple[str, ...] = field(default=())
+    sparse: bool = False
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """Of all layers."""
+        return tuple(layer.name for layer in self.layers)
+
+    def copy(self, kept: Collection[str]) -> onnx.ModelProto:
+        """The model, to be changed. kept: layers that stay as they were; the others are pruned, if they are to be."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        if self.sparse:
+            self.pruned(model, kept)
+        return model
+
+    def pruned(self, model: onnx.ModelProto, kept: Collection[str]) -> Pruning:
+        """Prunes the layers of a copy but these, and no other products."""
+        chosen = {layer.name for layer in self.layers} - set(kept)
+        return prune(model, [node.name for node in model.graph.node if node.name not in chosen])
 
 
-def prepare(source: Source, recipe: Recipe, directory: Path) -> Prepared:
-    """Reads and prepares a model; a copy is written into `directory`. Raises QuantizeError."""
+def prepare(source: Source, recipe: Recipe, directory: Path, *, sparse: bool = False) -> Prepared:
+    """Reads and prepares a model. sparse: whether its layers are to be pruned. Raises QuantizeError."""
     model = _read(source)
     _refuse(model, recipe)
     external = len(source.files) > 1 or model.ByteSize() > LARGEST
@@ -66,17 +90,17 @@ def prepare(source: Source, recipe: Recipe, directory: Path) -> Prepared:
     convolutional = any(node.op_type == "Conv" for node in model.graph.node)
     layers, left = _layers(model, recipe, convolutional)
     if not layers:
-        kinds = ", ".join(
-            f"{count} {kind}" for kind, count in Counter(node.op_type for node in model.graph.node).most_common(6)
-        )
+        counts = Counter(node.op_type for node in model.graph.node).most_common(6)
+        kinds = ", ".join(f"{count} {kind}" for kind, count in counts) or "no nodes"
+        wanted = ", ".join(sorted(recipe.layers & PRODUCTS))
         reasons = "".join(f"; {name}: {reason}" for name, reason in left[:3])
         raise QuantizeError(
-            f"{source.file}: nothing to quantize by {recipe.name}: expected "
-            f"{', '.join(sorted(recipe.layers & PRODUCTS))} of constant weights in FP32, found {kinds or 'no nodes'}{reasons}"
+            f"{source.file}: nothing to quantize by {recipe.name}: expected {wanted} of constant weights in FP32, "
+            f"found {kinds}{reasons}"
         )
-    file = directory / "prepared.onnx"
-    save(model, file, external=external)
-    return Prepared(model, file, external, layers, left, convolutional, tuple(warnings))
+    made = Prepared(model, directory / "prepared.onnx", external, layers, left, convolutional, sparse, tuple(warnings))
+    save(made.copy(()), made.file, external=external)
+    return made
 
 
 def _read(source: Source) -> onnx.ModelProto:
@@ -114,17 +138,15 @@ def _optimized(model: onnx.ModelProto, directory: Path, external: bool, warnings
     problem = ""
     for symbolic in (True, False):
         try:
-            with hushed():
+            with hushed(), contextlib.chdir(directory):  # where it fails it leaves files in the current directory
                 quant_pre_process(
-                    str(file), str(target), skip_symbolic_shape=not symbolic, save_as_external_data=external,
+                    file.name, target.name, skip_symbolic_shape=not symbolic, save_as_external_data=external,
                     all_tensors_to_one_file=True,
                 )  # fmt: skip
             found = onnx.load(target)
         except Exception as error:  # it raises plain ones, of all kinds
             problem = problem or _line(error)
             continue
-        if problem:
-            warnings.append(f"shapes were inferred without symbols, since with them it fails: {problem}")
         return found
     warnings.append(f"the model was quantized as it is, since it cannot be optimized first: {problem}")
     return _inferred(model, directory, external)

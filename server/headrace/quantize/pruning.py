@@ -52,8 +52,8 @@ class Pruning:
     skipped: tuple[tuple[str, str], ...]
 
     @property
-    def sparsity(self) -> float:
-        """Share of zeroed weights in the layers that were pruned; 0 if none was."""
+    def zeroed_share(self) -> float:
+        """Share of the weights of pruned layers that were no zeros and are; 0 if no layer was pruned."""
         return sum(layer.zeroed for layer in self.layers) / max(1, sum(layer.weights for layer in self.layers))
 
 

@@ -110,7 +110,7 @@ class Options:
 
     method: how ranges are found. percentile: of absolute values that a range holds, for that method. per_channel: a
     scale for each channel of weights. reduce_range: weights of 7 bits, for x86 processors without VNNI. block_size:
-    weights that share a scale, in 4 bits.
+    weights that share a scale, in 4 bits. prune: whether two of four weights of a layer become 0 first.
     """
 
     method: Method = "minmax"
@@ -118,13 +118,15 @@ class Options:
     per_channel: bool = True
     reduce_range: bool = False
     block_size: int = 32
+    prune: bool = False
 
     def of(self, recipe: Recipe) -> dict[str, str | int | float | bool]:
         """Those that have an effect, for the report."""
+        pruned: dict[str, str | int | float | bool] = {"prune": "2:4"} if self.prune else {}
         if recipe.name == "fp16":
-            return {"keep_io_types": True}
+            return {"keep_io_types": True, **pruned}
         if recipe.name == "int4":
-            return {"block_size": self.block_size, "symmetric": recipe.target == "portable"}
+            return {"block_size": self.block_size, "symmetric": recipe.target == "portable", **pruned}
         found: dict[str, str | int | float | bool] = {
             "per_channel": self.per_channel, "reduce_range": self.reduce_range and recipe.target == "cpu"
         }  # fmt: skip
@@ -132,4 +134,4 @@ class Options:
             found["calibration_method"] = self.method
         if recipe.calibrated and self.method == "percentile":
             found["percentile"] = self.percentile
-        return found
+        return {**found, **pruned}

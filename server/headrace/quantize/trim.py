@@ -7,12 +7,15 @@ everyone who reads the tensor.
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping, MutableSequence
 
     import onnx
+
+T = TypeVar("T")
 
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 _FLOAT_OUTPUT = ("Gemm", "MatMul")
@@ -41,7 +44,8 @@ def trim(model: onnx.ModelProto, layers: Mapping[str, str], *, products: bool) -
             and any(one.op_type == _QUANTIZE for one in behind)
         )
 
-    for node in list(graph.node):
+    gone: set[str] = set()
+    for node in graph.node:
         pair = makers.get(node.input[0]) if node.op_type == _DEQUANTIZE else None
         if pair is None or pair.op_type != _QUANTIZE:
             continue
@@ -53,13 +57,22 @@ def trim(model: onnx.ModelProto, layers: Mapping[str, str], *, products: bool) -
         elif products and maker.op_type in _FLOAT_OUTPUT and layers.get(maker.name) in (tensor, name):
             if len(floats) < len(readers[name]) or len(readers[pair.output[0]]) > 1 or len(readers[tensor]) > 1:
                 continue
-            _reread(floats, name, tensor)
             if name in outputs:
                 maker.output[list(maker.output).index(tensor)] = name
-                _reread(floats, tensor, name)
-                graph.node.remove(node)
-                graph.node.remove(pair)
-    _drop_unread(graph, outputs)
+                gone |= {pair.name, node.name}
+            else:
+                _reread(floats, name, tensor)
+    drop(graph.node, lambda node: node.name in gone)
+    drop_unread(graph, (_DEQUANTIZE, _QUANTIZE))
+    read = names_read(graph)
+    drop(graph.initializer, lambda tensor: tensor.name not in read)
+
+
+def drop(container: MutableSequence[T], unwanted: Callable[[T], bool]) -> None:
+    """Takes these out of a repeated field. Its own `remove` compares messages whole, which is slow for weights."""
+    for at in reversed(range(len(container))):
+        if unwanted(container[at]):
+            del container[at]
 
 
 def _reread(nodes: Iterable[onnx.NodeProto], name: str, instead: str) -> None:
@@ -67,12 +80,23 @@ def _reread(nodes: Iterable[onnx.NodeProto], name: str, instead: str) -> None:
         node.input[:] = [instead if one == name else one for one in node.input]
 
 
-def _drop_unread(graph: onnx.GraphProto, outputs: set[str]) -> None:
-    """Without pairs, and constants, that nobody reads."""
-    for kind in (_DEQUANTIZE, _QUANTIZE):
-        read = outputs | {name for node in graph.node for name in node.input}
-        for node in [one for one in graph.node if one.op_type == kind and one.output[0] not in read]:
-            graph.node.remove(node)
-    read = outputs | {name for node in graph.node for name in node.input}
-    for tensor in [one for one in graph.initializer if one.name not in read]:
-        graph.initializer.remove(tensor)
+def drop_unread(graph: onnx.GraphProto, kinds: Collection[str]) -> None:
+    """Takes out nodes of these types whose one output nobody reads, and those that only they have read."""
+    size = -1
+    while size != len(graph.node):
+        size, read = len(graph.node), names_read(graph)
+        drop(graph.node, partial(_is_unread, kinds, read))
+
+
+def _is_unread(kinds: Collection[str], read: set[str], node: onnx.NodeProto) -> bool:
+    return node.op_type in kinds and node.output[0] not in read
+
+
+def names_read(graph: onnx.GraphProto) -> set[str]:
+    """Names that a graph gives, or that its nodes read, those in graphs within it among them."""
+    found = {one.name for one in graph.output} | {name for node in graph.node for name in node.input}
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                found |= names_read(inner)
+    return found

@@ -10,13 +10,6 @@ from headrace.config import TensorRtSettings
 from headrace.testing.device import FakeDevice
 
 
-@pytest.fixture(scope="session")
-def rtx():
-    """NVIDIA's parser and builder as TensorRT-RTX has them: they need no GPU."""
-    bindings = pytest.importorskip("tensorrt_rtx_bindings", reason="`make test` installs TensorRT-RTX on x86-64 Linux")
-    return api.wrap(bindings)
-
-
 @pytest.fixture
 def logged(caplog):
     """What the backend has logged, as text."""
