@@ -43,7 +43,7 @@ def build(subject: Subject, directory: Path, timing_s: float) -> dict[str, Any]:
         for precision in subject.precisions:
             shutil.rmtree(directory / str(precision.version), ignore_errors=True)
         for precision in subject.precisions:
-            _quantize(directory.absolute(), precision, calibration, evaluation, data.labels, timing_s)
+            _quantize(directory, precision, calibration, evaluation, data.labels, timing_s)
     told = measure(subject, directory, data)
     write_metrics(directory / METRICS_FILE, told)
     return told
@@ -57,8 +57,7 @@ def _quantize(
         *("--calibration", str(calibration), "--evaluate", str(evaluation), "--version", str(precision.version)),
         *("--timing", f"{timing_s:g}", *(("--labels", labels) if labels else ())),
     ]
-    # ONNX Runtime's shape inference leaves files in the working directory where it fails
-    if subprocess.run(command, check=False, cwd=calibration.parent).returncode:
+    if subprocess.run(command, check=False).returncode:
         raise NotMade(f"{directory.name}: no version {precision.version} in {precision.name}")
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from precisions.subject import Array, Run
 
-CALIBRATED, READ = 128, 300
+CALIBRATED, READ = 128, 100
 WIDTH, HEIGHT, CHARACTERS = 512, 48, 30
 """Columns and rows of every line, padded with mid grey as the server pads; characters of a text, at most."""
 NOISE = 12

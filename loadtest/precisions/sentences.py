@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from precisions.subject import Array, Run
 
-PAIRS = 400
-EVALUATED = 200
+PAIRS = 200
+EVALUATED = 100
 CALIBRATED = 64
 LEAST_CHARACTERS = 60
 TOKENS = 64

@@ -154,6 +154,7 @@ def test_the_card_has_the_figures_of_the_metrics(model):
 # --- the versions that are there --------------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("model", command.SUBJECTS)
 def test_the_metrics_are_what_is_measured_again(model):
     """Of the committed versions, and of the others where `make models` has run."""
