@@ -27,9 +27,9 @@ class Precision:
 
 @dataclass(frozen=True)
 class Data:
-    """Rows, by input. labels: the name of those in `evaluation`, "" if there are none.
+    """Rows, by input, to quantize with and to judge by. labels: the name of those in `evaluation`, "" if none.
 
-    measure: of a version and of the FP32 one, what the card says, by its name; `FORMATS` says how.
+    measure: of a version and of the FP32 one, what the card says, by the names that `card` has headings for.
     """
 
     calibration: Mapping[str, Array]
