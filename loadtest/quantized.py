@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 MODELS = HERE.parent / "models"
-PACKAGES = ("headrace", "onnxruntime", "onnx", "onnx-ir", "sympy", "numpy", "scikit-learn")
+PACKAGES = ("headrace", "onnxruntime", "onnx", "onnx-ir", "numpy", "scikit-learn")
 RELATIVE, RATIO = 0.99, 1.8
 """The aims, of FP32's: quality of INT8; rows/s of INT8, each at its best batch size, on a processor with VNNI."""
 CALIBRATION_ROWS = 64

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headrace.clock import monotonic_ns, wall_ms
-from headrace.errors import ConfigError
 from headrace.progress import bar
 from headrace.tensor_text import UsageError
 
@@ -37,13 +36,17 @@ targets:
 _EPILOG = """\
 Data are rows for each input of the model file, by its name: an .npz, or INPUT=FILE for each input, where a file is
 .npy, .npz, .csv or .parquet, and INPUT=FILE:COLUMN,COLUMN chooses columns of a table. Labels are among them, under the
-name that --labels gives. Exit status: 0 written, 1 not written, 2 bad usage.
+name that --labels gives. Exit status: 0 written, 1 below the gate, 2 nothing could be made of what was given.
 
 examples:
   headrace quantize models/digits --recipe int8 --calibration train.npz --evaluate heldout.npz --labels labels
   headrace quantize models/credit/3 --recipe int8 --target portable --calibration x=train.parquet:age,income,debt
   headrace quantize models/embed --recipe int4 --evaluate texts.npz --min-relative-accuracy 0.98 --report report.json
 """
+
+
+_BELOW_THE_GATE, _NOTHING_MADE = 1, 2
+"""Exit statuses."""
 
 
 def add_command(commands: Subparsers) -> None:
@@ -122,16 +125,16 @@ def _quantize(arguments: argparse.Namespace) -> int:
         report, directory = _build(arguments)
         if arguments.report:
             _write_report(report, arguments.report)
-    except (QuantizeError, ConfigError) as error:
+    except QuantizeError as error:
         print(f"headrace: {error}", file=sys.stderr)
-        return 1
+        return _NOTHING_MADE
     except OSError as error:
         print(f"headrace: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
-        return 1
+        return _NOTHING_MADE
     _print(report)
     if directory is None:
         _refused(report)
-        return 1
+        return _BELOW_THE_GATE
     print(f"{directory}: written")
     return 0
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from headrace.quantize.data import Dataset
     from headrace.quantize.processor import Processor
 
-_TOOLS = ("headrace", "onnx", "onnxruntime", "onnxruntime-gpu", "onnx-ir", "sympy", "numpy")
+_TOOLS = ("headrace", "onnx", "onnxruntime", "onnxruntime-gpu", "onnx-ir", "numpy")
 
 
 def lineage(

@@ -14,7 +14,7 @@ from headrace.quantize.errors import MissingPackage
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-NEEDED = ("onnx", "onnx_ir", "sympy")
+NEEDED = ("onnx", "onnx_ir")
 
 
 def require() -> None:

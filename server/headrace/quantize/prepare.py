@@ -130,25 +130,23 @@ def _refuse(model: onnx.ModelProto, recipe: Recipe) -> None:
 
 
 def _optimized(model: onnx.ModelProto, directory: Path, external: bool, warnings: list[str]) -> onnx.ModelProto:
-    """Constants folded, batch normalization in convolutions, shapes known, as far as ONNX Runtime's tool gets."""
+    """Constants folded, batch normalization in convolutions, types known, as far as ONNX Runtime's tool gets.
+
+    Without its inference of shapes by symbols: types alone decide what is quantized.
+    """
     from onnxruntime.quantization import quant_pre_process
 
     file, target = directory / "source.onnx", directory / "optimized.onnx"
     save(model, file, external=external)
-    problem = ""
-    for symbolic in (True, False):
-        try:
-            with hushed(), contextlib.chdir(directory):  # where it fails it leaves files in the current directory
-                quant_pre_process(
-                    file.name, target.name, skip_symbolic_shape=not symbolic, save_as_external_data=external,
-                    all_tensors_to_one_file=True,
-                )  # fmt: skip
-            found = onnx.load(target)
-        except Exception as error:  # it raises plain ones, of all kinds
-            problem = problem or _line(error)
-            continue
-        return found
-    warnings.append(f"the model was quantized as it is, since it cannot be optimized first: {problem}")
+    try:
+        with hushed(), contextlib.chdir(directory):  # where it fails it leaves files in the current directory
+            quant_pre_process(
+                file.name, target.name, skip_symbolic_shape=True, save_as_external_data=external,
+                all_tensors_to_one_file=True,
+            )  # fmt: skip
+        return onnx.load(target)
+    except Exception as error:  # it raises plain ones, of all kinds
+        warnings.append(f"the model was quantized as it is, since it cannot be optimized first: {_line(error)}")
     return _inferred(model, directory, external)
 
 
@@ -182,7 +180,10 @@ def _inferred(model: onnx.ModelProto, directory: Path, external: bool) -> onnx.M
     """With the types and shapes of what is new in it. By files: a model in memory is bounded to 2 GiB."""
     file = directory / "uninferred.onnx"
     save(model, file, external=external)
-    shape_inference.infer_shapes_path(str(file), str(file))
+    try:
+        shape_inference.infer_shapes_path(str(file), str(file))
+    except Exception as error:  # onnx's own, and RuntimeErrors
+        raise QuantizeError(f"ONNX cannot infer the types in the model: {_line(error)}") from None
     return onnx.load(file)
 
 

@@ -1,0 +1,130 @@
+import json
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from e2e.calls import tensor as infer_input
+from e2e.server_process import Server, plain_environment
+from quantize.conftest import WIDTH, normal, perceptron
+from tritonclient.grpc import InferenceServerClient
+
+from headrace.cli import main
+from headrace.quantize.report import read_report
+
+
+@pytest.fixture
+def repository(tmp_path):
+    (tmp_path / "models" / "m" / "1").mkdir(parents=True)
+    onnx.save(perceptron(softmax=True), tmp_path / "models" / "m" / "1" / "model.onnx")
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Rows to calibrate with, and others with labels that the model is right about."""
+    x = normal(200, WIDTH, seed=2)
+    session = ort.InferenceSession(perceptron(softmax=True).SerializeToString(), providers=["CPUExecutionProvider"])
+    np.savez(tmp_path / "train.npz", x=normal(100, WIDTH, seed=3))
+    np.savez(tmp_path / "heldout.npz", x=x, labels=session.run(None, {"x": x})[0].argmax(axis=1))
+    return [
+        "--calibration", tmp_path / "train.npz", "--evaluate", tmp_path / "heldout.npz", "--labels", "labels",
+        "--timing", "0",
+    ]  # fmt: skip
+
+
+def quantize(*arguments):
+    return main(["quantize", *map(str, arguments)])
+
+
+def test_a_version_is_written_and_told(repository, data, tmp_path, capsys):
+    status = quantize(repository / "m", "--recipe", "int8", "--report", tmp_path / "r.json", *data)
+    out, err = capsys.readouterr()
+    assert status == 0, err
+    assert f"{repository / 'm' / '2'}: written" in out
+    assert "accuracy" in out
+    assert "layer" in out
+    written = (repository / "m" / "2" / "quantization.json").read_bytes()
+    assert (tmp_path / "r.json").read_bytes() == written
+    assert read_report(written).passed
+
+
+@pytest.mark.parametrize("suffix", ["json", "html"])
+def test_what_is_below_the_gate_is_told_and_not_written(repository, data, tmp_path, capsys, suffix):
+    report = tmp_path / f"r.{suffix}"
+    options = ["--recipe", "int4", "--block-size", "256", "--no-search", "--min-relative-accuracy", "1", *data]
+    assert quantize(repository / "m", "--report", report, *options) == 1
+    out, err = capsys.readouterr()
+    assert "written" not in out
+    assert "below the gate, no version is written: relative 0.9" in err
+    assert "expected at least 1" in err
+    assert [path.name for path in (repository / "m").iterdir()] == ["1"]
+    if suffix == "json":
+        told = json.loads(report.read_text())
+        assert (told["passed"], told["version"]) == (False, 0)
+    else:
+        assert "The gate does not hold" in report.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--min-relative-accuracy", "1.5"], "expected more than 0, at most 1"),
+        (["--min-relative-accuracy", "nan"], "expected more than 0, at most 1"),
+        (["--percentile", "40"], "expected more than 50"),
+        (["--timing", "-1"], "expected 0 to 3600"),
+        (["--block-size", "33"], "expected 16, 32, 64, 128 or 256"),
+        (["--calibration-rows", "0"], "expected at least 1"),
+        (["--report", "r.txt"], "expected a file ending in .json or .html"),
+        (["--report", "/none/r.json"], "/none is no directory"),
+        (["--calibration", "none.npz"], "none.npz: No such file or directory"),
+        (["--calibration", "z=none.npz"], "no such input"),
+    ],
+)
+def test_what_makes_no_sense_is_said_in_a_line(repository, options, said, capsys):
+    assert quantize(repository / "m", "--recipe", "int8", *options) == 2
+    out, err = capsys.readouterr()
+    assert said in err
+    assert (out, err.count("headrace:")) == ("", 1)
+
+
+def test_what_is_not_installed_is_named(repository, data, monkeypatch, capsys):
+    monkeypatch.setattr("headrace.quantize.packages.find_spec", lambda name: None if name == "onnx_ir" else name)
+    assert quantize(repository / "m", "--recipe", "int8", *data) == 2
+    assert "needs the package onnx-ir: pip install 'headrace[quantize]'" in capsys.readouterr().err
+
+
+def test_the_command_line_starts_without_what_quantizing_needs():
+    code = "import headrace.cli, sys; assert not {'onnx', 'onnx_ir', 'onnxruntime'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=plain_environment())
+
+
+def test_ctrl_c_leaves_nothing(repository, data):
+    command = [sys.executable, "-m", "headrace", "quantize", repository / "m", "--recipe", "int8", *data[:-1], "600"]
+    process = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True, env=plain_environment())
+    assert process.stderr is not None
+    with process, process.stderr:
+        while "timing" not in process.stderr.readline():
+            assert process.poll() is None
+        assert len(list((repository / "m").iterdir())) == 2
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert process.stderr.read() == ""
+    assert [path.name for path in (repository / "m").iterdir()] == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "target"), [("int8", "cpu"), ("int8", "portable"), ("int4", "cpu"), ("fp16", "cpu")]
+)
+def test_what_is_made_is_served(repository, data, recipe, target):
+    options = ["--recipe", recipe, "--target", target, "--min-relative-accuracy", "0.9"]
+    assert quantize(repository / "m", *options, *data) == 0
+    x = normal(3, WIDTH)
+    session = ort.InferenceSession(repository / "m" / "2" / "model.onnx", providers=["CPUExecutionProvider"])
+    with Server(repository) as server, InferenceServerClient(server.address) as client:
+        reply = client.infer("m", [infer_input("x", x)], client_timeout=20)
+        assert reply.get_response().model_version == "2"
+        assert np.allclose(reply.as_numpy("y"), session.run(None, {"x": x})[0], atol=1e-5)
