@@ -1,6 +1,6 @@
 """textline: lines that are drawn, of words that nobody has chosen: summaries in docstrings.
 
-Sizes, colours and noise are random, the font is Pillow's own. There is no lower precision: none pays, as the card says.
+Sizes, colours and noise are random, the font is Pillow's own. There is no lower precision: none was found to pay.
 """
 
 from __future__ import annotations
