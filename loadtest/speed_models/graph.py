@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 from onnx import TensorProto, checker, helper, numpy_helper
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from onnx import ModelProto, ValueInfoProto
 
@@ -88,3 +91,14 @@ def finished(model: ModelProto) -> ModelProto:
     """The model, once ONNX has found nothing wrong with it. Raises onnx.checker.ValidationError."""
     checker.check_model(model)
     return model
+
+
+def save(model: ModelProto, path: Path) -> None:
+    """Writes the model, and makes the directory if need be. A file that has this name is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        onnx.save(model, unfinished)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

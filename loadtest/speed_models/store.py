@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import onnx
 
 from speed_models.bert import Bert
+from speed_models.graph import save
 from speed_models.quantize import quantized
 from speed_models.resnet import ResNet, normalized, with_uint8_input
 
@@ -90,22 +90,13 @@ def build(name: str, sizes: Sizes) -> ModelProto:
 
 
 def file(name: str, directory: Path, sizes: Sizes) -> Path:
-    """The model's file in `directory`, built if it is not there yet. Raises as `build` does.
-
-    The file of an interrupted build is never taken for a model: it has its name when it is whole.
-    """
+    """The model's file in `directory`, built if it is not there yet. Raises as `build` does."""
     path = directory / f"{name}.onnx"
     if not path.exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            base = name.removesuffix("-u8")
-            # quantizing once is enough
-            model = build(name, sizes) if base == name else with_uint8_input(onnx.load(file(base, directory, sizes)))
-            onnx.save(model, unfinished)
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        base = name.removesuffix("-u8")
+        # quantizing once is enough
+        model = build(name, sizes) if base == name else with_uint8_input(onnx.load(file(base, directory, sizes)))
+        save(model, path)
     return path
 
 

@@ -101,6 +101,33 @@ async def test_explicit_begins_with_what_it_is_told(repository):
     assert everything.states().keys() == {"a/1", "b/1", "c/1"}
 
 
+@pytest.mark.parametrize("mode", ["none", "poll", "explicit"])
+def test_a_model_that_has_yet_to_be_built_is_no_error(repository, mode, caplog):
+    async def scenario():
+        caplog.clear()
+        repository.write("a", 'built_by = "make a"\n')
+        (repository.root / "a" / "1" / "model.fake").unlink()
+        (repository.root / "a" / "1").rmdir()
+        world = Control(repository, mode, *(["*"] if mode == "explicit" else []))
+        with caplog.at_level("INFO"):
+            await world.control.start()
+        (line,) = [record for record in caplog.records if "model a" in record.message]
+        assert (line.levelname, line.message) == (
+            "INFO", "model a is not served: not built yet; to build it: make a"
+        )  # fmt: skip
+        assert world.states() == {"a/None": ("UNAVAILABLE", "not built yet")}
+        if mode == "explicit":
+            with pytest.raises(LoadFailed, match="load failed for model 'a': not built yet; to build it: make a"):
+                await world.control.load("a")
+        repository.write("a", 'built_by = "make a"\n')
+        if mode == "none":
+            return
+        await (world.control.poll() if mode == "poll" else world.control.load("a"))
+        assert world.states() == {"a/1": ("READY", "")}
+
+    run_virtual(scenario())
+
+
 @virtual
 async def test_load_and_unload(repository):
     world = Control(repository, "explicit")

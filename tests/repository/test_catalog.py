@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.errors import InvalidRequest, ModelNotFound, ModelNotReady
-from headrace.repository.catalog import CONDITIONS, NOT_LOADED, UNLOADED, Catalog, IndexEntry, State
+from headrace.repository.catalog import CONDITIONS, NOT_BUILT, NOT_LOADED, UNLOADED, Catalog, IndexEntry, State
 
 
 @pytest.fixture
@@ -97,6 +97,7 @@ def test_an_operator_is_told_what_is_wrong_from_what_is_wanted(catalog):
     catalog.failed("m", 2, "no such operator")
     catalog.failed("m", 3, UNLOADED)
     catalog.failed("n", None, NOT_LOADED)
+    catalog.failed("o", None, NOT_BUILT)
     catalog.ready("m", 10, object(), "loading it again failed")
     catalog.loading("m", 11)
     catalog.loading("m", 12)
@@ -110,6 +111,7 @@ def test_an_operator_is_told_what_is_wrong_from_what_is_wanted(catalog):
         ("m", 11): "loading",
         ("m", 12): "unloading",
         ("n", None): "unloaded",
+        ("o", None): "unloaded",
     }
     assert set(conditions.values()) == set(CONDITIONS)
 

@@ -66,6 +66,17 @@ def test_broken_models_have_a_reason_and_leave_the_others(repository):
     assert "letters, digits" in results["odd name"].reason
 
 
+def test_a_model_that_has_yet_to_be_built(repository):
+    root = repository("m/build.py", "n/2/model.onnx")
+    for name in "mn":
+        toml(root, name, 'built_by = "make models"')
+    unbuilt, built = scan(root)
+    assert unbuilt == Broken("m", None, "not built yet; to build it: make models", expected=True)
+    assert found([built]) == [("n", 2)]
+    toml(root, "n", 'built_by = "make models"\nversions = [3]')
+    assert not scan(root)[1].expected
+
+
 def test_what_is_hidden_or_no_directory_is_ignored(repository):
     root = repository(".git/1/model.onnx", "__pycache__/x.pyc", "README.md", "m/1/model.onnx", "m/.tmp/x", "m/2")
     assert found(scan(root)) == [("m", 1)]

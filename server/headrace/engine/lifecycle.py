@@ -19,7 +19,7 @@ from headrace.engine.scheduler import Scheduler
 from headrace.engine.sequence import SequenceScheduler
 from headrace.errors import HeadraceError, ModelLoadError, Unimplemented
 from headrace.pipeline.ensemble import BadGraph, build_graph, circle
-from headrace.repository.catalog import UNLOADED, State
+from headrace.repository.catalog import NOT_BUILT, UNLOADED, State
 from headrace.repository.discovery import Broken, Found, scan
 from headrace.telemetry.diary import Diary
 from headrace.telemetry.recorder import no_resources
@@ -150,8 +150,11 @@ class Engine:
         for version in serving:
             self._failed(entry.name, version, entry.reason)
         if not serving:
-            logger.error("model %s cannot be served: %s", entry.name, entry.reason)
-            self.catalog.failed(entry.name, None, entry.reason)
+            if entry.expected:
+                logger.info("model %s is not served: %s", entry.name, entry.reason)
+            else:
+                logger.error("model %s cannot be served: %s", entry.name, entry.reason)
+            self.catalog.failed(entry.name, None, NOT_BUILT if entry.expected else entry.reason)
 
     def confirm(self, name: str, version: int) -> None:
         """What the repository holds is what serves: the reason why a load has failed is past."""

@@ -16,7 +16,8 @@ T = TypeVar("T")
 
 UNLOADED = "unloaded"
 NOT_LOADED = "not loaded"
-"""The reasons of versions that are UNAVAILABLE because nobody wants them."""
+NOT_BUILT = "not built yet"
+"""The reasons of versions that are UNAVAILABLE because nobody wants them, or none has been made."""
 
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 _MAX_INT64 = (1 << 63) - 1
@@ -44,13 +45,13 @@ class IndexEntry:
     def condition(self) -> str:
         """The state in one lower-case word that tells apart what an operator has to: see `CONDITIONS`."""
         if self.state is State.UNAVAILABLE:
-            return "unloaded" if self.reason in (UNLOADED, NOT_LOADED) else "failed"
+            return "unloaded" if self.reason in (UNLOADED, NOT_LOADED, NOT_BUILT) else "failed"
         return "stale" if self.state is State.READY and self.reason else self.state.lower()
 
 
 CONDITIONS = ("loading", "ready", "stale", "unloading", "unloaded", "failed")
 """stale: the version serves, but loading what has taken its place in the repository failed. failed: it cannot serve,
-though it should. unloaded: nobody asked for it."""
+though it should. unloaded: nobody asked for it, or it has yet to be built."""
 
 
 class Catalog(Generic[T]):

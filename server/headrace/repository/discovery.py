@@ -53,11 +53,15 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """A model, or (where `version` is given) one version of it, that cannot be served, and why."""
+    """A model, or (where `version` is given) one version of it, that cannot be served, and why.
+
+    expected: it has yet to be built, and its configuration says so.
+    """
 
     name: str
     version: int | None
     reason: str
+    expected: bool = False
 
 
 def scan(root: Path) -> list[Found | Broken]:
@@ -113,6 +117,9 @@ def _model(directory: Path) -> Iterator[Found | Broken]:
         return
     except OSError as error:
         yield Broken(name, None, f"{directory} cannot be read: {error.strerror or error}")
+        return
+    if not versions and configuration.settings.built_by:
+        yield Broken(name, None, f"not built yet; to build it: {configuration.settings.built_by}", expected=True)
         return
     if not versions:
         yield Broken(

@@ -210,6 +210,9 @@ class ModelConfig(_Table):
     versions: Literal["all"] | LatestVersions | IntegerTuple = Field(
         "latest:1", description="versions to serve: the N newest, all, or these"
     )
+    built_by: str = Field(
+        "", description="the command that makes the versions; until it has run, there being none is no error"
+    )
     version_labels: dict[VersionLabel, Annotated[int, Field(ge=1)]] = Field(
         {}, description="names that a request may use in place of a version, such as stable or canary"
     )
