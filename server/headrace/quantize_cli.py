@@ -213,8 +213,12 @@ def _print(report: Report) -> None:
         print(
             f"layer {layer.name} ({layer.op_type}): error {layer.error:.3g}{', in float' if layer.kept_float else ''}"
         )
+    reasons: dict[str, list[str]] = {}
     for name, reason in report.excluded:
-        print(f"in float: {name}: {reason}")
+        reasons.setdefault(reason, []).append(name)
+    for reason, names in reasons.items():
+        more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+        print(f"in float: {', '.join(names[:2])}{more}: {reason}")
     for warning in report.warnings:
         print(f"headrace: {warning}", file=sys.stderr)
 

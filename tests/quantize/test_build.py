@@ -9,7 +9,7 @@ import pytest
 from onnx import helper, numpy_helper
 from quantize.conftest import CLASSES, WIDTH, model_of, normal, perceptron, tensor, weight
 
-from headrace.quantize import build as script
+from headrace.quantize import trials
 from headrace.quantize.build import Request, build
 from headrace.quantize.errors import QuantizeError
 from headrace.quantize.models import sha256_of
@@ -94,12 +94,12 @@ def test_the_next_time_it_starts_from_the_version_in_float(source, request_of):
 
 
 def test_a_version_below_the_gate_is_not_written(source, request_of, monkeypatch):
-    worse = script.measured
+    worse = trials.measured
 
     def measured(metric, labelled, output, base, result):
         return worse(metric, labelled, output, base, result * (0.5 if result is not base else 1))
 
-    monkeypatch.setattr(script, "measured", measured)
+    monkeypatch.setattr(trials, "measured", measured)
     report, directory = made(replace(request_of, search=True))
     assert directory is None
     assert (report.passed, report.version) == (False, 0)
@@ -254,3 +254,65 @@ def test_pruning_says_what_it_alone_costs(request_of):
     assert "50% of the weights of 2 layers 0" in said  # the last is too narrow for tensor cores
     assert "only TensorRT gains" in said
     assert report.measure.relative < made(request_of)[0].measure.relative
+
+
+def test_layers_at_what_is_not_finite_stay_in_float(repository, rows):
+    """As where a mask of minus infinity is added."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["h"], name="plain"),
+        helper.make_node("Add", ["h", "mask"], ["m"], name="mask"),
+        helper.make_node("Softmax", ["m"], ["s"]),
+        helper.make_node("MatMul", ["m", "zero"], ["unused"], name="endless"),
+        helper.make_node("MatMul", ["s", "b"], ["y"], name="behind"),
+    ]
+    mask = np.zeros(16, np.float32)
+    mask[3] = -np.inf
+    weights = [
+        weight("a", WIDTH, 16), weight("b", 16, CLASSES), numpy_helper.from_array(mask, "mask"), weight("zero", 16, 2),
+    ]  # fmt: skip
+    model = model_of(nodes, [tensor("x", "n", WIDTH)], [tensor("y", "n", CLASSES), tensor("unused", "n", 2)], weights)
+    request = Request(repository(model), "int8", "cpu", (rows(x=normal(200, WIDTH)),), output="y", speed_s=0)
+    report, directory = made(request)
+    assert directory is not None
+    assert [name for name, _ in report.excluded] == ["endless"]
+    assert "not finite" in report.excluded[0][1]
+    assert {layer.name for layer in report.layers} == {"plain", "behind"}
+
+
+def test_a_layer_that_the_tool_fails_at_stays_in_float(source, request_of, monkeypatch):
+    from onnxruntime.quantization import QDQQuantizer
+
+    quantize = QDQQuantizer.quantize_model
+
+    def fail(self):
+        if "MatMul" in {node.op_type for node in self.model.nodes() if node.name not in self.nodes_to_exclude}:
+            raise ValueError("no luck")
+        return quantize(self)
+
+    monkeypatch.setattr(QDQQuantizer, "quantize_model", fail)
+    report, directory = made(replace(request_of, search=True))
+    assert directory is not None
+    (name, reason), *_ = report.excluded
+    assert "MatMul" in name
+    assert "it cannot be quantized: int8: no luck" in reason
+    with pytest.raises(QuantizeError, match="does not run: int8: no luck"):
+        made(request_of)
+
+
+def test_a_row_may_be_all_that_a_run_takes(repository, rows):
+    """Of some inputs the batch is not the first dimension, and one is a scalar."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["h"]),
+        helper.make_node("Squeeze", ["state", "first"], ["s"]),
+        helper.make_node("Add", ["h", "s"], ["sum"]),
+        helper.make_node("Mul", ["sum", "rate"], ["y"]),
+    ]
+    inputs = [tensor("x", "n", WIDTH), tensor("state", 1, "n", CLASSES), tensor("rate")]
+    weights = [weight("a", WIDTH, CLASSES), numpy_helper.from_array(np.array([0]), "first")]
+    source = repository(model_of(nodes, inputs, [tensor("y", "n", CLASSES)], weights))
+    data = rows(
+        x=normal(120, 1, WIDTH), state=normal(120, 1, 1, CLASSES), rate=np.linspace(1, 2, 120, dtype=np.float32)
+    )
+    report, directory = made(Request(source, "int8", "cpu", (data,), speed_s=0.01))
+    assert directory is not None
+    assert report.measure.rows == 24

@@ -129,3 +129,24 @@ def test_weights_in_a_file_of_their_own_stay_there(prepared, tmp_path):
     assert [path.name for path in files] == ["model.onnx", "model.onnx.data"]
     again = save(found.copy(()), tmp_path / "model.onnx", external=True)
     assert again[1].stat().st_size < 2 * perceptron().ByteSize()  # not appended to
+
+
+@pytest.mark.parametrize("bias", [(1, CLASSES), (1,), (1, 1), (CLASSES,)])
+def test_biases_that_stand_for_a_vector_become_one(prepared, bias):
+    node = helper.make_node("Gemm", ["x", "a", "b"], ["y"])
+    weights = [weight("a", WIDTH, CLASSES), weight("b", *bias)]
+    found = prepared(model_of([node], [tensor("x", "n", WIDTH)], [tensor("y", "n", CLASSES)], weights))
+    (gemm,) = found.model.graph.node
+    constants = {one.name: numpy_helper.to_array(one) for one in found.model.graph.initializer}
+    assert constants.keys() == set(gemm.input[1:])
+    expected = np.broadcast_to(numpy_helper.to_array(weights[1]).reshape(-1), CLASSES)
+    assert np.array_equal(constants[gemm.input[2]], expected)
+    assert len(found.layers) == 1
+
+
+def test_a_bias_that_differs_from_row_to_row_keeps_its_layer_in_float(prepared):
+    nodes = [helper.make_node("Gemm", ["x", "a", "b"], ["h"]), helper.make_node("MatMul", ["h", "c"], ["y"])]
+    weights = [weight("a", WIDTH, HIDDEN), weight("b", 4, HIDDEN), weight("c", HIDDEN, CLASSES)]
+    found = prepared(model_of(nodes, [tensor("x", 4, WIDTH)], [tensor("y", 4, CLASSES)], weights))
+    assert [layer.op_type for layer in found.layers] == ["MatMul"]
+    assert "its bias is of shape [4, 48]" in found.left[0][1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
@@ -180,8 +181,8 @@ def overflowing(prepared: Prepared, ranges: Any) -> dict[str, str]:  # noqa: ANN
     size = largest(ranges)
     for tensor in prepared.model.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT:
-            values = numpy_helper.to_array(tensor)
-            size[tensor.name] = float(abs(values).max()) if values.size else 0.0
+            values = abs(numpy_helper.to_array(tensor))
+            size[tensor.name] = float(values.max(initial=0, where=np.isfinite(values)))  # infinity is one in FP16 too
     found = {}
     for node in prepared.model.graph.node:
         name = max((*node.input, *node.output), key=lambda one: size.get(one, 0.0), default="")

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from headrace.quantize.apply import overflowing, types_of, writer
-from headrace.quantize.calibration import calibrate
+from headrace.quantize.calibration import calibrate, endless
 from headrace.quantize.data import overlap, read_dataset
 from headrace.quantize.errors import QuantizeError
-from headrace.quantize.evaluate import choose_task, output_error, prepare_evaluation, run_rows
+from headrace.quantize.evaluate import choose_task, prepare_evaluation, run_rows
 from headrace.quantize.gate import DEFAULT_GATE, chance, coarse, measured
 from headrace.quantize.lineage import lineage
 from headrace.quantize.models import (
-    MODEL_FILE,
     copy_beside,
     find_source,
     free_version,
@@ -28,13 +26,13 @@ from headrace.quantize.models import (
     workspace,
 )
 from headrace.quantize.page import page
-from headrace.quantize.prepare import prepare, save
+from headrace.quantize.prepare import prepare
 from headrace.quantize.processor import this_processor
 from headrace.quantize.pruning import WHAT_IT_BRINGS
 from headrace.quantize.recipes import Options, choose_recipe
 from headrace.quantize.report import LARGEST_ERROR, PAGE_FILE, REPORT_FILE, LayerError, Report, SpeedPoint, report_json
-from headrace.quantize.search import Found, search
 from headrace.quantize.speed import BATCHES, BUDGET_S, measure, repeated
+from headrace.quantize.trials import Trials
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -43,13 +41,14 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
     from headrace.clock import Clock
-    from headrace.quantize.apply import Write
     from headrace.quantize.data import Dataset, InputSpec
     from headrace.quantize.evaluate import Evaluation
-    from headrace.quantize.prepare import Layer, Prepared
+    from headrace.quantize.prepare import Prepared
     from headrace.quantize.processor import Processor
     from headrace.quantize.recipes import Name, Recipe, Target
-    from headrace.quantize.report import Measure, Metric
+    from headrace.quantize.report import Metric
+    from headrace.quantize.search import Found
+    from headrace.quantize.trials import Trial
 
     Progress = Callable[[str, int, int], None]
     """What is being done, how much of it is done, of how much."""
@@ -57,7 +56,7 @@ if TYPE_CHECKING:
 LEAST_CALIBRATION, LEAST_EVALUATION = 8, 20
 """Rows; with fewer, nothing that is found means anything."""
 CALIBRATION_ROWS = 512
-SEARCH_ROWS = 32
+SEARCH_ROWS = 16
 """Rows that the error of a single layer is measured on."""
 _HARDLY = 0.9
 """Share of the source's size."""
@@ -91,19 +90,6 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class _Try:
-    """A model that was made. value: what the gate is for, 0 for one that does not run, and why."""
-
-    files: list[Path]
-    measure: Measure | None
-    problem: str = ""
-
-    @property
-    def value(self) -> float:
-        return self.measure.relative if self.measure else 0.0
-
-
-@dataclass(frozen=True, slots=True)
 class _Data:
     calibration: Dataset | None
     evaluation: Dataset
@@ -128,13 +114,14 @@ def build(request: Request, progress: Progress, clock: Clock, now_ms: int) -> tu
         progress("prepare", 0, 1)
         prepared = prepare(source, recipe, directory, sparse=options.prune)
         progress("prepare", 1, 1)
-        write, fixed = _write(prepared, recipe, options, data, directory, progress)
-        layers = [layer for layer in prepared.layers if layer.name not in fixed]
-        if not layers:
-            raise QuantizeError(f"nothing is left to quantize: {'; '.join(f'{n}: {why}' for n, why in fixed.items())}")
+        trials = _trials(prepared, recipe, options, data, directory, progress)
+        layers = [layer for layer in prepared.layers if layer.name not in trials.fixed]
         sample = (data.calibration or data.evaluation).spread(SEARCH_ROWS)
-        errors = _errors(session, sample, layers, write, fixed, directory, progress) if request.search else {}
-        found = _searched(errors, known, write, fixed, request.gate, directory, prepared, progress)
+        errors = trials.layer_errors(session, sample, layers) if request.search and layers else {}
+        if all(layer.name in trials.fixed for layer in prepared.layers):
+            reasons = "; ".join(f"{name}: {why}" for name, why in list(trials.fixed.items())[:3])
+            raise QuantizeError(f"nothing is left to quantize: {reasons}")
+        found = trials.until(known, errors, request.gate)
         result = found.outcome
         if result.measure is None:
             raise QuantizeError(f"what was made does not run: {result.problem}")
@@ -159,7 +146,7 @@ def build(request: Request, progress: Progress, clock: Clock, now_ms: int) -> tu
                 for layer in layers
                 if layer.name in errors
             ),
-            excluded=_excluded(prepared, fixed, found, errors),
+            excluded=_excluded(prepared, trials.fixed, found, errors),
             tries=found.tries,
             lineage=lineage(
                 sha256_of(source.files), sha256_of(result.files), data.calibration, data.evaluation, processor, now_ms
@@ -228,84 +215,23 @@ def _known(session: ort.InferenceSession, data: Dataset, request: Request) -> Ev
     return known
 
 
-def _write(
+def _trials(
     prepared: Prepared, recipe: Recipe, options: Options, data: _Data, directory: Path, progress: Progress
-) -> tuple[Write, Mapping[str, str]]:
-    """What makes models of the recipe, and the nodes that stay in float whatever is tried, each with the reason."""
+) -> Trials:
+    """What makes models of the recipe, and knows the nodes that stay in float whatever is tried."""
     ranges: Any = None
     fixed: dict[str, str] = {}
     if recipe.calibrated:
         assert data.calibration is not None
         types = types_of(recipe, convolutional=prepared.convolutional)
         ranges = calibrate(prepared, data.calibration, options, types, directory, progress)
+        fixed = endless(prepared, ranges)
     elif recipe.name == "fp16":
         rows = data.calibration or data.evaluation
         ranges = calibrate(prepared, rows, replace(options, method="minmax"), [], directory, progress)
         fixed = overflowing(prepared, ranges)
-    return writer(prepared, recipe, options, ranges, directory), fixed
-
-
-def _errors(
-    session: ort.InferenceSession,
-    sample: Dataset,
-    layers: Sequence[Layer],
-    write: Write,
-    fixed: Mapping[str, str],
-    directory: Path,
-    progress: Progress,
-) -> dict[str, float]:
-    """The error at the outputs of a model in which one layer alone is quantized, for each layer."""
-    names = [one.name for one in session.get_outputs()]
-    expected = run_rows(session, sample, names, lambda _, rows: rows)
-    place = directory / "layer"
-    errors = {}
-    for at, layer in enumerate(layers):
-        progress("layers", at, len(layers))
-        place.mkdir()
-        try:
-            (file, *_) = save(
-                write([*fixed, *(one.name for one in layers if one != layer)]), place / MODEL_FILE, external=False
-            )
-            got = run_rows(open_session(file), sample, names, lambda _, rows: rows)
-            errors[layer.name] = min(output_error(expected, got), LARGEST_ERROR)
-        except QuantizeError:  # it does not run with this layer quantized: the first to be left in float
-            errors[layer.name] = LARGEST_ERROR
-        shutil.rmtree(place)
-    progress("layers", len(layers), len(layers))
-    return errors
-
-
-def _searched(
-    errors: Mapping[str, float],
-    known: Evaluation,
-    write: Write,
-    fixed: Mapping[str, str],
-    gate: float,
-    directory: Path,
-    prepared: Prepared,
-    progress: Progress,
-) -> Found[_Try]:
-    order = sorted(errors, key=lambda name: -errors[name])
-    tried = 0
-
-    def attempt(kept: tuple[str, ...]) -> _Try:
-        nonlocal tried
-        progress("try", tried, tried + 1)
-        tried += 1
-        place = directory / f"try-{len(kept)}"
-        place.mkdir()
-        files: list[Path] = []
-        try:
-            files = save(write([*fixed, *kept]), place / MODEL_FILE, external=prepared.external)
-            scores = known.scores(open_session(files[0]))
-        except QuantizeError as error:
-            return _Try(files, None, str(error))
-        task = known.task
-        return _Try(files, measured(task.metric, task.labelled, task.output, known.source, scores))
-
-    found = search(order, attempt, lambda outcome: outcome.value, gate)
-    progress("try", tried, tried)
-    return found
+    write = writer(prepared, recipe, options, ranges, directory)
+    return Trials(write, directory, prepared.external, progress, fixed)
 
 
 def _speed(
@@ -317,7 +243,7 @@ def _speed(
 
     def feeds(batch: int) -> dict[str, Any]:
         if data.single:
-            return {name: rows[0] for name, rows in data.inputs.items()}
+            return {name: data.one(rows, 0) for name, rows in data.inputs.items()}
         return dict(repeated(data.inputs, batch))
 
     batches = (1,) if data.single else (data.step,) if data.step else BATCHES
@@ -332,17 +258,20 @@ def _speed(
 
 
 def _excluded(
-    prepared: Prepared, fixed: Mapping[str, str], found: Found[_Try], errors: Mapping[str, float]
+    prepared: Prepared, fixed: Mapping[str, str], found: Found[Trial], errors: Mapping[str, float]
 ) -> tuple[tuple[str, str], ...]:
-    kept = [
-        (name, f"quantized alone, it moves the output by {errors[name]:.3g}; left in float so that the gate holds")
-        for name in found.kept
-    ]
+    kept = [(name, f"{_moved(errors[name])}; left in float so that the gate holds") for name in found.kept]
     return (*kept, *fixed.items(), *prepared.left)
 
 
+def _moved(error: float) -> str:
+    if error >= LARGEST_ERROR:
+        return "quantized alone, it makes an output no number"
+    return f"quantized alone, it moves the outputs by {error:.3g}"
+
+
 def _warnings(
-    recipe: Recipe, processor: Processor, request: Request, known: Evaluation, found: Found[_Try], source_bytes: int
+    recipe: Recipe, processor: Processor, request: Request, known: Evaluation, found: Found[Trial], source_bytes: int
 ) -> list[str]:
     said = [recipe.warning]
     if recipe.target == "cpu" and recipe.name.startswith("int8"):
@@ -363,7 +292,7 @@ def _warnings(
     return [one for one in said if one]
 
 
-def _sparsity(prepared: Prepared, found: Found[_Try], known: Evaluation) -> list[str]:
+def _sparsity(prepared: Prepared, found: Found[Trial], known: Evaluation) -> list[str]:
     """What pruning did, and what it alone costs."""
     if not prepared.sparse:
         return []

@@ -40,7 +40,7 @@ def calibrate(
     """Least and greatest value of each tensor at nodes of these types.
 
     By the extremes that were seen (minmax), by the least loss of information (entropy), or by leaving out the rarest
-    values (percentile). Raises QuantizeError where a run fails, or a tensor is not finite.
+    values (percentile). Raises QuantizeError where a run fails.
     """
     from onnxruntime.quantization import CalibrationMethod, create_calibrator
 
@@ -67,12 +67,24 @@ def calibrate(
         progress("calibrate", of, of)
     except Exception as error:  # ONNX Runtime's have no common base, its tool's are plain ones
         raise QuantizeError(f"calibration fails: {' '.join(str(error).split())}") from None
-    for name, found in ranges.items():
-        if not np.isfinite(np.asarray(found.range_value, np.float64)).all():
-            raise QuantizeError(f"calibration: tensor {name} inside the model is not finite on these data")
     return ranges
 
 
+def endless(prepared: Prepared, ranges: Ranges) -> dict[str, str]:
+    """Layers at a tensor that is not finite on the data, which no 8 bits hold; its range is taken out of `ranges`."""
+    gone = {name for name, found in ranges.items() if not np.isfinite(np.asarray(found.range_value, np.float64)).all()}
+    for name in gone:
+        del ranges.data[name]
+    layers = set(prepared.layer_names)
+    found = {}
+    for node in prepared.model.graph.node:
+        met = [name for name in (*node.input, *node.output) if name in gone]
+        if node.name in layers and met:
+            found[node.name] = f"{met[0]} is not finite on these data"
+    return found
+
+
 def largest(ranges: Ranges) -> dict[str, float]:
-    """The largest absolute value of each tensor."""
-    return {name: float(np.max(np.abs(found.range_value))) for name, found in ranges.items()}
+    """The largest absolute value of each tensor that is finite."""
+    found = {name: float(np.max(np.abs(one.range_value))) for name, one in ranges.items()}
+    return {name: value for name, value in found.items() if np.isfinite(value)}

@@ -51,7 +51,15 @@ class Dataset:
         size = 1 if self.single else self.step or size
         for start in range(0, self.rows, size):
             part = slice(start, min(start + size, self.rows))
-            yield part, {name: rows[start] if self.single else rows[part] for name, rows in self.inputs.items()}
+            yield (
+                part,
+                {name: self.one(rows, start) if self.single else rows[part] for name, rows in self.inputs.items()},
+            )
+
+    @staticmethod
+    def one(rows: Array, at: int) -> Array:
+        """A row, which of scalars is one too and no number of Python's."""
+        return np.asarray(rows[at], rows.dtype)
 
     def runs(self, size: int = BATCH) -> int:
         """How many there are."""
@@ -162,8 +170,6 @@ def _read_input(given: Given, spec: InputSpec) -> tuple[Array, bool]:
         _has_array(path, spec.name)
     problem: DriftError | None = None
     for shape in (spec.shape[1:], spec.shape):
-        if len(shape) == len(spec.shape) and shape[:1] == (-1,):
-            break  # it has one
         try:
             chunks = list(open_source(path, spec.name, shape, columns, text=spec.dtype.kind == "O").chunks())
         except DriftError as error:

@@ -212,6 +212,6 @@ def output_error(source: Mapping[str, Array], result: Mapping[str, Array]) -> fl
         if not np.isfinite(got[np.isfinite(expected)]).all():
             return float("inf")
         usable = np.isfinite(expected) & np.isfinite(got)
-        error, size = np.linalg.norm((got - expected)[usable]), np.linalg.norm(expected[usable])
+        error, size = np.linalg.norm(got[usable] - expected[usable]), np.linalg.norm(expected[usable])
         worst = max(worst, float(error / size) if size else float(error > 0))
     return worst

@@ -8,13 +8,15 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx
-from onnx import TensorProto, shape_inference, version_converter
+from onnx import TensorProto, numpy_helper, shape_inference, version_converter
 
 from headrace.quantize.errors import QuantizeError
 from headrace.quantize.packages import hushed
 from headrace.quantize.pruning import prune
 from headrace.quantize.recipes import PRODUCTS
+from headrace.quantize.trim import drop, names_read
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -87,6 +89,9 @@ def prepare(source: Source, recipe: Recipe, directory: Path, *, sparse: bool = F
         model = _as_matrices(model, directory, external)
     model = _of_opset(model, recipe.opset, directory, external)
     _name_nodes(model)
+    _flatten_biases(model)
+    read = names_read(model.graph)
+    drop(model.graph.initializer, lambda tensor: tensor.name not in read)
     convolutional = any(node.op_type == "Conv" for node in model.graph.node)
     layers, left = _layers(model, recipe, convolutional)
     if not layers:
@@ -200,6 +205,27 @@ def _name_nodes(model: onnx.ModelProto) -> None:
         node.name = name
 
 
+def _flatten_biases(model: onnx.ModelProto) -> None:
+    """A bias of Gemm as the vector that it stands for: the quantizer takes [N], where ONNX also takes [1,N] or [1]."""
+    constants = {one.name: one for one in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type != "Gemm" or len(node.input) < 3:
+            continue
+        weights, bias = constants.get(node.input[1]), constants.get(node.input[2])
+        if weights is None or bias is None or not bias.dims:
+            continue
+        transposed = any(one.name == "transB" and one.i for one in node.attribute)
+        outputs, values = weights.dims[0 if transposed else 1], numpy_helper.to_array(bias)
+        if list(bias.dims) != [outputs] and values.size in (1, outputs) and values.size == values.shape[-1]:
+            flat = np.broadcast_to(values.reshape(-1), outputs)
+            name = f"{node.name}_bias"
+            while name in constants:
+                name += "_"
+            model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(flat), name))
+            constants[name] = model.graph.initializer[-1]
+            node.input[2] = name
+
+
 def _layers(
     model: onnx.ModelProto, recipe: Recipe, convolutional: bool
 ) -> tuple[tuple[Layer, ...], tuple[tuple[str, str], ...]]:
@@ -235,6 +261,9 @@ def _unfit(node: onnx.NodeProto, recipe: Recipe, types: dict[str, int], constant
     if weights is None:
         needed = recipe.constant or node.op_type in ("Conv", "Gemm")
         return "its weights are no constants" if needed and recipe.name != "fp16" else ""
+    bias = constants.get(node.input[2]) if node.op_type == "Gemm" and len(node.input) > 2 else None
+    if recipe.name == "int8" and bias is not None and len(bias.dims) > 1:
+        return f"its bias is of shape {list(bias.dims)}, expected one value for each output"
     if recipe.matrices and len(weights.dims) != 2:
         return f"its weights are of {len(weights.dims)} dimensions, expected 2"
     return ""
