@@ -60,3 +60,14 @@ def test_metrics_have_the_shares_that_a_feature_can_have():
         f"headrace_drift_share{{{labels.format(*name)}}} {value}"
         for *name, value in (("0", "missing", 0.25), ("0", "outside", 0.125), ("text", "unseen", 0.5))
     ]
+
+
+def test_a_feature_without_rows_has_an_alarm_and_no_shares():
+    registry = CollectorRegistry()
+    features = feature("0", "alarm", Statistics(rows=0)), feature("1", "alarm", Statistics(rows=0, missing=1.0))
+    registry.register(DriftMetrics(monitoring(m=watched(*features))))
+    lines = generate_latest(registry).decode().splitlines()
+    assert [line[-3:] for line in lines if line.startswith("headrace_drift_alarm{")] == ["1.0", "1.0"]
+    shares = [line for line in lines if line.startswith("headrace_drift_share{")]
+    assert len(shares) == 2
+    assert all('feature="1"' in line for line in shares)

@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from headrace.drift.summary import RANKS, summary_of
+from headrace.drift.tally import Tally
 
 if TYPE_CHECKING:
     from headrace.drift.alarms import Finding
@@ -163,6 +164,21 @@ def _features(monitor: Monitor, window: Window, *, judged: bool) -> list[Feature
         if plan.items is not None:
             name = plan.watch.items
             found.append(_feature(monitor, plan, name, None, assessed.get((key, name)), before, now, calm))
+    return [*found, *_without_rows(monitor, window)]
+
+
+def _without_rows(monitor: Monitor, window: Window) -> list[FeatureReport]:
+    """Of tensors that the window has no rows of, the features whose alarm is on: it stays until it is over."""
+    found = []
+    for key, name in monitor.alarms.on:
+        plan = monitor.record.plans.get(key)
+        if key in window.tallies or plan is None:
+            continue
+        names = plan.watch.features
+        index = names.index(name) if name in names else None
+        if index is not None or name == plan.watch.items:
+            before, nothing = _reference_of(monitor.reference, key), summary_of(Tally(plan))
+            found.append(_feature(monitor, plan, name, index, None, before, nothing, "not judged"))
     return found
 
 

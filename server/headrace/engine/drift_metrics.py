@@ -40,7 +40,9 @@ class DriftMetrics:
             "Share of a feature's values that are missing or outside, of its items that are unseen, in these windows",
             labels=(*_FEATURE, "what"),
         )  # fmt: skip
-        alarms = GaugeMetricFamily("headrace_drift_alarm", "1: the alarm of a feature is on", labels=_FEATURE)
+        alarms = GaugeMetricFamily(
+            "headrace_drift_alarm", "1: the alarm of a feature is on, also while there are no rows", labels=_FEATURE
+        )  # fmt: skip
         rows = CounterMetricFamily("headrace_drift_rows", "Rows that were looked at for drift", labels=_MODEL)
         skipped = CounterMetricFamily(
             "headrace_drift_skipped_rows", "Rows that were not, to keep drift.cpu_share", labels=_MODEL
@@ -56,6 +58,8 @@ class DriftMetrics:
                 alarms.add_metric(labels, feature.state == "alarm")
                 for name in SCORES:
                     _add(scores, labels, feature, name)
+                if not (feature.window.rows or feature.window.missing):
+                    continue  # nothing has a share of no rows: it is there because its alarm is still on
                 of_items = feature.window.distinct is not None
                 for what in ("unseen",) if of_items else ("missing", "outside"):
                     shares.add_metric((*labels, what), getattr(feature.window, what))

@@ -44,7 +44,7 @@ _Length = Annotated[int, Field(ge=0, le=_GREATEST)]
 _Rule = Literal["missing", "finite", "range", "values", "size", "length", "pattern"]
 _Policy = Literal["reject", "clip", "count"]
 
-RULE_KEYS: Final[dict[str, tuple[str, ...]]] = {
+RULE_KEYS: Final[dict[_Rule, tuple[str, ...]]] = {
     "missing": ("max_missing",),
     "finite": ("finite",),
     "range": ("min", "max"),
