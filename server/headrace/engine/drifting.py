@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from headrace.drift.report import DriftReport
     from headrace.engine.watching import Watcher
     from headrace.engine.worker import OutputRows
-    from headrace.messages import Batch, Buffer, Signature
+    from headrace.messages import Batch, Buffer, InferRequest, Signature
+    from headrace.pipeline.response_cache import Outputs
     from headrace.repository.discovery import Found
 
 logger = logging.getLogger(__name__)
@@ -97,6 +98,26 @@ class ModelDrift:
             if tensors:
                 self._worker.offer(self.watched, tensors, rows, now)
             start, at = start + rows, stop
+
+    def cached(self, request: InferRequest, parts: Sequence[Buffer], outputs: Outputs) -> None:
+        """See `watching.Watcher`: it flowed by as any other, though nothing ran."""
+        now, template = self._clock(), request.template
+        tensors: dict[str, Any] = {}
+        batched = self._signature.max_batch > 0
+        rows = template.rows if batched else 1
+        if self._worker.skips(self.watched, rows, now):
+            return
+        for index, key in self._inputs:
+            part = parts[index]
+            if part and not in_shared_memory(part):  # without octets it was left out
+                tensors[key] = LazyRows(self._signature.inputs[index], (part,), (rows,), template.shapes[index])
+        for index, key in self._outputs:
+            if index in template.outputs:
+                at = template.outputs.index(index)
+                dims = outputs.shapes[at][1:] if batched else outputs.shapes[at]
+                tensors[key] = LazyRows(self._signature.outputs[index], (outputs.raw[at],), (rows,), dims)
+        if tensors:
+            self._worker.offer(self.watched, tensors, rows, now)
 
     def close(self) -> None:
         """See `watching.Watcher`: its counts are the worker's to keep."""
