@@ -139,6 +139,41 @@ def test_fit_of_a_table_names_the_features(version, tmp_path, random, capsys):
     assert {one.feature for one in found.features} == {"age", "income", "debt"}
 
 
+def write_table(path, names, rows):
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(names)
+        writer.writerows(rows.tolist())
+
+
+def test_a_table_in_another_order_is_the_same_data(version, tmp_path, random, capsys):
+    rows = random.normal(size=(3000, 3)) * [1, 100, 1] + [40, 5000, 3]
+    write_table(tmp_path / "train.csv", ("age", "income", "rooms"), rows[:2000])
+    write_table(tmp_path / "today.csv", ("rooms", "age", "income"), rows[2000:, [2, 0, 1]])
+    assert drift("fit", version, "--input", f"x={tmp_path / 'train.csv'}") == 0
+    assert drift("report", version, "--input", f"x={tmp_path / 'today.csv'}", "--check") == 0
+    write_table(tmp_path / "today.csv", ("age", "income", "flats"), rows[2000:])
+    capsys.readouterr()
+    assert drift("report", version, "--input", f"x={tmp_path / 'today.csv'}", "--check") == 2
+    assert "columns age, income, flats, but the names are age, income, rooms (the refer" in capsys.readouterr().err
+
+
+def test_a_table_is_read_by_the_names_in_the_configuration(version, tmp_path, random, capsys):
+    (version.parent / "model.toml").write_text(WATCHED + '[inputs.x]\nnames = ["age", "income", "rooms"]\n')
+    rows = random.normal((40, 5000, 3), size=(2000, 3))
+    write_table(tmp_path / "train.csv", ("rooms", "age", "income"), rows[:, [2, 0, 1]])
+    assert drift("fit", version, "--input", f"x={tmp_path / 'train.csv'}", "--schema") == 0
+    plan, summary = read_reference(version / "drift.json").tensors["inputs.x"]
+    assert plan.watch.features == ("age", "income", "rooms")
+    assert summary.moments.mean == pytest.approx([40, 5000, 3], abs=0.2)
+    assert read_schema(version).inputs["x"].max[1] > 4990
+    write_table(tmp_path / "train.csv", ("a", "b", "c"), rows)
+    capsys.readouterr()
+    assert drift("fit", version, "--force", "--input", f"x={tmp_path / 'train.csv'}") == 1
+    assert "but the names are age, income, rooms (names in model.toml)" in capsys.readouterr().err
+    assert drift("fit", version, "--force", "--input", f"x={tmp_path / 'train.csv'}:a,b,c") == 0
+
+
 def test_a_tensor_that_is_not_watched_yet_is_said_to_be(version, data, capsys):
     (version.parent / "model.toml").write_text("")
     assert drift("fit", version, "--input", f"x={data / 'train.npy'}") == 0

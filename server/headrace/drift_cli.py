@@ -7,6 +7,7 @@ import os
 import secrets
 import sys
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from headrace.drift.fit import Progress, Source
     from headrace.drift.monitor import Monitor
     from headrace.drift.plan import Plan
+    from headrace.drift.readers import Known
     from headrace.drift.reference import Reference
     from headrace.drift.summary import Summary
     from headrace.drift.watch import Layout, Watch
@@ -203,10 +205,13 @@ def _given(arguments: argparse.Namespace) -> list[Given]:
     return found
 
 
-def _sources(directory: Path, given: Sequence[Given]) -> tuple[list[tuple[Watch, Source]], list[str]]:
+def _sources(
+    directory: Path, given: Sequence[Given], reference: Reference | None = None
+) -> tuple[list[tuple[Watch, Source]], list[str]]:
     """The data of each tensor with what is watched of it, and what to say to the user when all went well.
 
-    Raises ConfigError, ModelLoadError, DriftError, OSError.
+    reference: what the data will be held against, whose names tell which column is which. Raises ConfigError,
+    ModelLoadError, DriftError, OSError.
     """
     from headrace.drift.readers import open_source
     from headrace.drift.values import checked
@@ -225,9 +230,26 @@ def _sources(directory: Path, given: Sequence[Given]) -> tuple[list[tuple[Watch,
     found = []
     for side, name, path, columns in given:
         watch = watches[f"{side}.{name}"]
-        source = open_source(path, name, watch.shape, columns, text=watch.datatype == "BYTES")
+        known = _known(watch, config, reference)
+        source = open_source(path, name, watch.shape, columns, text=watch.datatype == "BYTES", known=known)
         found.append((watch, checked(source, watch.datatype)))
     return found, unwatched
+
+
+def _known(watch: Watch, config: ModelConfig, reference: Reference | None) -> Known:
+    """What the elements of a tensor's rows are called, as far as anybody has said."""
+    from headrace.drift.readers import Known
+
+    plan = None if reference is None else reference.tensors.get(watch.key, (None,))[0]
+    own = None if watch.output else config.inputs.get(watch.tensor)
+    labels = watch.kind == "classes"
+    said = [
+        (plan.watch.labels if plan is not None else (), "the reference"),
+        (own.names if own is not None else (), "names in model.toml"),
+        (watch.labels, "its labels"),
+    ]
+    found = (Known(tuple(names), who, labels) for names, who in said if names and len(names) == prod(watch.shape))
+    return next(found, Known())
 
 
 def _model(directory: Path) -> tuple[ModelConfig, Signature]:
@@ -373,7 +395,7 @@ def _of_data(
     if reference is None:
         raise DriftError(f"{arguments.directory}: no reference to hold data against; make one by `headrace drift fit`")
     directory = Path(os.path.abspath(arguments.directory))
-    sources, notes = _sources(directory, given)
+    sources, notes = _sources(directory, given, reference)
     settings = _settings(directory)
     watches = [watch for watch, _ in sources]
     monitor = Monitor(directory.parent.name, directory.name, watches, settings, bytes(16), reference)
