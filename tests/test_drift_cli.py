@@ -69,6 +69,22 @@ def test_fit_of_training_data(version, data, capsys):
     assert (reference.source, reference.rows) == ("train.npy", 3000)
 
 
+def test_infinite_training_data_are_told_and_in_no_mean(version, data, capsys):
+    rows = np.load(data / "train.npy")
+    rows[7, 1] = np.inf
+    np.save(data / "train.npy", rows)
+    assert drift("fit", version, "--input", f"x={data / 'train.npy'}") == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("  1: "))
+    assert line.endswith("20 bins, 1 infinite, which mean and deviation leave out")
+    moments = read_reference(version / "drift.json").tensors["inputs.x"][1].moments
+    assert moments.deviation == pytest.approx([1, 1, 1], abs=0.05)
+    assert drift("report", version, "--input", f"x={data / 'train.npy'}", "--json") == 0
+    found = DriftReport.model_validate_json(capsys.readouterr().out)
+    (one,) = [one for one in found.features if one.feature == "1"]
+    assert one.window.infinite == one.reference.infinite == pytest.approx(1 / 3000)
+    assert one.window.deviation == pytest.approx(1, abs=0.05)
+
+
 def test_fit_writes_a_schema_that_the_data_keep(version, data, capsys):
     assert drift("fit", version, "--input", f"x={data / 'train.npy'}", "--schema") == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"{version / 'schema.toml'}: written"
@@ -187,6 +203,42 @@ def test_fit_of_recorded_windows(version, tmp_path, random, capsys):
     recorded(tmp_path / "b.drift", random, shift=0.7)
     assert drift("report", version, "--windows", tmp_path / "b.drift") == 2, "another plan: not by this reference"
     assert "was counted by another plan" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shifts", [(1, 1), (1, 0, 0, 0, 0, 0)])  # it is on, and it was
+def test_windows_with_an_alarm_are_no_reference_unless_forced(version, data, tmp_path, random, capsys, shifts):
+    drift("fit", version, "--input", f"x={data / 'train.npy'}")
+    reference = read_reference(version / "drift.json")
+    monitor = Monitor("m", "1", [watch()], AlarmSettings(WINDOW_MS, 8), SALT, reference)
+    for at, shift in enumerate(shifts):
+        if at == 2:
+            again = Monitor("m", "1", [watch()], AlarmSettings(WINDOW_MS, 8), SALT, reference)
+            again.restore(monitor.pack())
+            monitor = again
+        monitor.count(at * WINDOW_MS, {"inputs.x": random.normal((0, 0, 2 * shift), size=(1000, 3))}, 1000)
+        monitor.tick((at + 1) * WINDOW_MS)
+    (tmp_path / "a.drift").write_bytes(monitor.pack())
+    fit = ("fit", version, "--windows", tmp_path / "a.drift", "--out", tmp_path / "new.json")
+    capsys.readouterr()
+    assert drift(*fit) == 1
+    said = "headrace: an alarm was on in these windows, of inputs.x: 2: "
+    assert capsys.readouterr().err == f"{said}as a reference they would make the drift normal; --force takes them\n"
+    assert not (tmp_path / "new.json").exists()
+    assert drift(*fit, "--force") == 0
+    assert capsys.readouterr().err == f"{said}the reference takes that drift for normal\n"
+
+
+def test_windows_whose_alarm_is_over_and_forgotten_are_a_reference(version, data, tmp_path, random):
+    drift("fit", version, "--input", f"x={data / 'train.npy'}")
+    reference = read_reference(version / "drift.json")
+    monitor = Monitor("m", "1", [watch()], AlarmSettings(WINDOW_MS, 4), SALT, reference)
+    for at in range(14):
+        rows = random.normal((0, 0, 2 * (at == 0)), size=(1000, 3))
+        monitor.count(at * WINDOW_MS, {"inputs.x": rows}, 1000)
+        monitor.tick((at + 1) * WINDOW_MS)
+    assert monitor.alarms.over == monitor.alarms.on == {}
+    (tmp_path / "a.drift").write_bytes(monitor.pack())
+    assert drift("fit", version, "--windows", tmp_path / "a.drift", "--out", tmp_path / "new.json") == 0
 
 
 @pytest.mark.parametrize(("name", "state", "status"), [("today", "quiet", 0), ("shifted", "alarm", 1)])

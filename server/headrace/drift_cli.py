@@ -78,7 +78,9 @@ def add_command(commands: Subparsers) -> None:
     kinds = drift.add_subparsers(title="commands", metavar="COMMAND", required=True)
     fit = _parser(kinds, "fit", "make a version's reference", _FIT, _FIT_EPILOG)
     fit.add_argument("--out", metavar="FILE", type=Path, help="where to write it (default: drift.json of the version)")
-    fit.add_argument("--force", action="store_true", help="replace what is there")
+    fit.add_argument(
+        "--force", action="store_true", help="replace what is there, and take windows in which an alarm was on"
+    )
     fit.add_argument(
         "--schema",
         action="store_true",
@@ -156,11 +158,17 @@ def _fit(arguments: argparse.Namespace) -> int:
     tensors: dict[str, tuple[Plan, Summary]] = {}
     notes: list[str] = []
     if arguments.windows:
-        record = _records(arguments.windows, arguments.directory)
+        record, drifted = _records(arguments.windows, arguments.directory)
+        if drifted:
+            said = f"an alarm was on in these windows, of {', '.join(map(shown, drifted))}"
+            if not arguments.force:
+                raise DriftError(f"{said}: as a reference they would make the drift normal; --force takes them")
+            notes.append(f"{said}: the reference takes that drift for normal")
         tensors.update(reference_of_record(record, "", now).tensors)
         _check_features(arguments.directory, Reference(tensors, ", ".join(map(str, arguments.windows)), now))
     if given:
-        sources, notes = _sources(arguments.directory, given)
+        sources, said_of_data = _sources(arguments.directory, given)
+        notes += said_of_data
         tensors.update(fit_reference(sources, secrets.token_bytes(16), "", now, _progress()).tensors)
     names = [*(path.name for path in arguments.windows), *(path.name for _, _, path, _ in given)]
     reference = Reference(tensors, ", ".join(dict.fromkeys(names)), now)
@@ -288,26 +296,29 @@ def _check_features(directory: Path, reference: Reference) -> None:
         Monitor("", "", watches, drift.alarms, b"", reference)
 
 
-def _records(paths: Sequence[Path], directory: Path) -> Record:
-    """What several instances of the model of a version's directory have recorded, as one.
+def _records(paths: Sequence[Path], directory: Path) -> tuple[Record, list[str]]:
+    """What several instances of the model of a version's directory have recorded, as one, and what had an alarm there.
 
     Raises DriftError, which names the file, OSError.
     """
     from headrace.drift.errors import DriftError
+    from headrace.drift.monitor import alarmed_in
     from headrace.drift.packing import read_bounded
     from headrace.drift.windows import merge_records, unpack_record
 
     model = Path(os.path.abspath(directory)).parent.name
     found = []
+    drifted: dict[str, None] = {}
     for path in paths:
         try:
-            record = unpack_record(read_bounded(path))[0]
+            record, extra = unpack_record(read_bounded(path))
             if record.model != model:
                 raise DriftError(f"windows of model {record.model}, but {directory} is of model {model}")
             found.append(record)
+            drifted |= dict.fromkeys(alarmed_in(extra))
         except DriftError as error:
             raise DriftError(f"{path}: {error}") from None
-    return merge_records(found)
+    return merge_records(found), list(drifted)
 
 
 def _progress() -> Progress:
@@ -370,7 +381,7 @@ def _of_windows(arguments: argparse.Namespace, reference: Reference | None) -> M
     from headrace.drift.monitor import Monitor
     from headrace.drift.packing import read_bounded
 
-    record = _records(arguments.windows, arguments.directory)
+    record, _ = _records(arguments.windows, arguments.directory)
     version = Path(os.path.abspath(arguments.directory)).name
     if record.version != version:
         names = ", ".join(map(str, arguments.windows))
