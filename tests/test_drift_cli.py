@@ -106,7 +106,7 @@ def test_fit_writes_a_schema_that_the_data_keep(version, data, capsys):
     assert "--schema needs data of an input" in capsys.readouterr().err
 
 
-def test_a_schema_of_texts_that_are_all_missing(tmp_path, capsys):
+def test_a_gap_in_a_column_of_texts_is_no_text_that_the_schema_allows(tmp_path, capsys):
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -114,7 +114,14 @@ def test_a_schema_of_texts_that_are_all_missing(tmp_path, capsys):
     version = tmp_path / "texts" / "1"
     parquet.write_table(pa.table({"x": pa.nulls(300)}), tmp_path / "none.parquet")
     assert drift("fit", version, "--input", f"x={tmp_path / 'none.parquet'}", "--schema") == 0
-    assert read_schema(version).inputs["x"].values == ("",)
+    assert read_schema(version).inputs == {}
+    parquet.write_table(pa.table({"x": ["red", None, "blue"] * 100}), tmp_path / "some.parquet")
+    assert drift("fit", version, "--force", "--input", f"x={tmp_path / 'some.parquet'}", "--schema") == 0
+    assert read_schema(version).inputs["x"].values == ("blue", "red")
+    rows = [f"{number:0>5}" if number % 2 else None for number in range(300)]
+    parquet.write_table(pa.table({"x": rows}), tmp_path / "many.parquet")
+    assert drift("fit", version, "--force", "--input", f"x={tmp_path / 'many.parquet'}", "--schema") == 0
+    assert read_schema(version).inputs["x"].min_length == 5
     np.save(tmp_path / "numbers.npy", np.zeros((300, 1)))
     capsys.readouterr()
     assert drift("fit", version, "--force", "--input", f"x={tmp_path / 'numbers.npy'}", "--schema") == 1

@@ -285,9 +285,9 @@ def _check_type(types: Any, kind: Any, text: bool, where: str) -> None:  # noqa:
 
 
 def _column(column: Any, text: bool) -> Rows:  # noqa: ANN401
-    """An Arrow column: numbers with NaN for None, text as octets, lists as rows. Raises DriftError."""
+    """An Arrow column: numbers with NaN for None, text as octets and None, lists as rows. Raises DriftError."""
     values = column.to_pylist()
-    gap, convert = (b"", _octets) if text else (nan, _plain)
+    gap, convert = (None, _octets) if text else (nan, _plain)
     some = next((value for value in values if value is not None), None)
     if isinstance(some, list):
         sizes = {len(value) for value in values if value is not None}
@@ -305,5 +305,5 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
 
 
 def _octets(value: Any) -> Any:  # noqa: ANN401
-    """Text as a client sends it; a number as it is written."""
-    return value if isinstance(value, bytes) else b"" if value is None else str(value).encode()
+    """Text as a client sends it; a number as it is written; None where there is none."""
+    return value if value is None or isinstance(value, bytes) else str(value).encode()
