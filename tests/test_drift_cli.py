@@ -106,6 +106,12 @@ def test_fit_writes_a_schema_that_the_data_keep(version, data, capsys):
     assert "--schema needs data of an input" in capsys.readouterr().err
 
 
+def test_a_schema_says_which_of_its_rules_model_toml_has(version, data, capsys):
+    (version.parent / "model.toml").write_text(WATCHED + "[inputs.x]\nmax = 1e6\nmax_missing = 0.5\n")
+    assert drift("fit", version, "--input", f"x={data / 'train.npy'}", "--schema") == 0
+    assert capsys.readouterr().err == "headrace: schema.toml: range of x without effect: model.toml has its own\n"
+
+
 def test_a_gap_in_a_column_of_texts_is_no_text_that_the_schema_allows(tmp_path, capsys):
     import pyarrow as pa
     from pyarrow import parquet

@@ -17,7 +17,7 @@ from headrace.messages import TensorSpec
 from headrace.tensor_text import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from headrace.drift.alarms import AlarmSettings
     from headrace.drift.fit import Progress, Source
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from headrace.drift.windows import Record
     from headrace.messages import Signature
     from headrace.repository.model_config import ModelConfig
+    from headrace.repository.schema_config import Schema
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
     Given = tuple[str, str, Path, tuple[str, ...]]
@@ -182,7 +183,7 @@ def _fit(arguments: argparse.Namespace) -> int:
         found = infer_schema(inputs, ", ".join(path.name for side, _, path, _ in given if side == "inputs"))
         rules = schema_text(found)
         lines = gaps(found, [(spec, names) for spec, names, _ in inputs])
-        notes += [f"{SCHEMA_FILE}: {shown(line)}" for line in lines]
+        notes += [f"{SCHEMA_FILE}: {shown(line)}" for line in (*lines, *_without_effect(arguments.directory, found))]
     reference.write(target)
     for line in reference_lines(reference):
         print(line)
@@ -193,6 +194,17 @@ def _fit(arguments: argparse.Namespace) -> int:
     for line in notes:
         print(f"headrace: {line}", file=sys.stderr)
     return 0
+
+
+def _without_effect(directory: Path, schema: Schema) -> Iterator[str]:
+    """Which rules of a schema do not count, a line for each input: model.toml has them too."""
+    from headrace.repository.configuration import read_configuration
+
+    config = read_configuration(Path(os.path.abspath(directory)).parent).settings
+    for name, rules in schema.inputs.items():
+        own = config.inputs.get(name)
+        if own is not None and (both := own.both_say(rules)):
+            yield f"{', '.join(both)} of {name} without effect: model.toml has its own"
 
 
 def _given(arguments: argparse.Namespace) -> list[Given]:

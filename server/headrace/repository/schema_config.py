@@ -115,6 +115,11 @@ class InputRules(_Table):
                 raise ValueError(f'policy.{rule} = "clip" has no meaning; range and finite can be clipped')
         return self
 
+    def both_say(self, others: InputRules) -> list[str]:
+        """The rules that are given here and in `others`."""
+        here, there = self.model_fields_set, others.model_fields_set
+        return [rule for rule, keys in RULE_KEYS.items() if not (here.isdisjoint(keys) or there.isdisjoint(keys))]
+
     def over(self, others: InputRules) -> InputRules:
         """These rules, and of `others` those that are not given here. Raises ValueError if they contradict them.
 
