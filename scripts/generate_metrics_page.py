@@ -56,6 +56,7 @@ UNIT_BY_SUFFIX: Final = {
     "_state": "0 or 1",
     "_info": "1",
     "_drift_score": "of the score",
+    "_drift_psi_noise": "of the score",
     "_drift_share": "0 to 1",
     "_guard_absolute_error": "of the output",
     "_agreement": "0 to 1",
@@ -120,7 +121,7 @@ def drift(registry: CollectorRegistry) -> None:
     """A watched feature."""
     feature = SimpleNamespace(
         tensor="x", direction="inputs", feature="0", state="alarm", window=Statistics(rows=1),
-        **dict.fromkeys(SCORES, 1.0),
+        psi_noise=1.0, **dict.fromkeys(SCORES, 1.0),
     )  # fmt: skip
     watched = SimpleNamespace(looked_at=1, skipped=1, failed=1)
     model = SimpleNamespace(watched=watched, latest=SimpleNamespace(features=[feature]))

@@ -69,6 +69,22 @@ def test_fit_of_training_data(version, data, capsys):
     assert (reference.source, reference.rows) == ("train.npy", 3000)
 
 
+def test_infinite_training_data_are_told_and_in_no_mean(version, data, capsys):
+    rows = np.load(data / "train.npy")
+    rows[7, 1] = np.inf
+    np.save(data / "train.npy", rows)
+    assert drift("fit", version, "--input", f"x={data / 'train.npy'}") == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("  1: "))
+    assert line.endswith("20 bins, 1 infinite, which mean and deviation leave out")
+    moments = read_reference(version / "drift.json").tensors["inputs.x"][1].moments
+    assert moments.deviation == pytest.approx([1, 1, 1], abs=0.05)
+    assert drift("report", version, "--input", f"x={data / 'train.npy'}", "--json") == 0
+    found = DriftReport.model_validate_json(capsys.readouterr().out)
+    (one,) = [one for one in found.features if one.feature == "1"]
+    assert one.window.infinite == one.reference.infinite == pytest.approx(1 / 3000)
+    assert one.window.deviation == pytest.approx(1, abs=0.05)
+
+
 def test_fit_writes_a_schema_that_the_data_keep(version, data, capsys):
     assert drift("fit", version, "--input", f"x={data / 'train.npy'}", "--schema") == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"{version / 'schema.toml'}: written"
@@ -90,7 +106,13 @@ def test_fit_writes_a_schema_that_the_data_keep(version, data, capsys):
     assert "--schema needs data of an input" in capsys.readouterr().err
 
 
-def test_a_schema_of_texts_that_are_all_missing(tmp_path, capsys):
+def test_a_schema_says_which_of_its_rules_model_toml_has(version, data, capsys):
+    (version.parent / "model.toml").write_text(WATCHED + "[inputs.x]\nmax = 1e6\nmax_missing = 0.5\n")
+    assert drift("fit", version, "--input", f"x={data / 'train.npy'}", "--schema") == 0
+    assert capsys.readouterr().err == "headrace: schema.toml: range of x without effect: model.toml has its own\n"
+
+
+def test_a_gap_in_a_column_of_texts_is_no_text_that_the_schema_allows(tmp_path, capsys):
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -98,7 +120,14 @@ def test_a_schema_of_texts_that_are_all_missing(tmp_path, capsys):
     version = tmp_path / "texts" / "1"
     parquet.write_table(pa.table({"x": pa.nulls(300)}), tmp_path / "none.parquet")
     assert drift("fit", version, "--input", f"x={tmp_path / 'none.parquet'}", "--schema") == 0
-    assert read_schema(version).inputs["x"].values == ("",)
+    assert read_schema(version).inputs == {}
+    parquet.write_table(pa.table({"x": ["red", None, "blue"] * 100}), tmp_path / "some.parquet")
+    assert drift("fit", version, "--force", "--input", f"x={tmp_path / 'some.parquet'}", "--schema") == 0
+    assert read_schema(version).inputs["x"].values == ("blue", "red")
+    rows = [f"{number:0>5}" if number % 2 else None for number in range(300)]
+    parquet.write_table(pa.table({"x": rows}), tmp_path / "many.parquet")
+    assert drift("fit", version, "--force", "--input", f"x={tmp_path / 'many.parquet'}", "--schema") == 0
+    assert read_schema(version).inputs["x"].min_length == 5
     np.save(tmp_path / "numbers.npy", np.zeros((300, 1)))
     capsys.readouterr()
     assert drift("fit", version, "--force", "--input", f"x={tmp_path / 'numbers.npy'}", "--schema") == 1
@@ -139,6 +168,41 @@ def test_fit_of_a_table_names_the_features(version, tmp_path, random, capsys):
     assert {one.feature for one in found.features} == {"age", "income", "debt"}
 
 
+def write_table(path, names, rows):
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(names)
+        writer.writerows(rows.tolist())
+
+
+def test_a_table_in_another_order_is_the_same_data(version, tmp_path, random, capsys):
+    rows = random.normal(size=(3000, 3)) * [1, 100, 1] + [40, 5000, 3]
+    write_table(tmp_path / "train.csv", ("age", "income", "rooms"), rows[:2000])
+    write_table(tmp_path / "today.csv", ("rooms", "age", "income"), rows[2000:, [2, 0, 1]])
+    assert drift("fit", version, "--input", f"x={tmp_path / 'train.csv'}") == 0
+    assert drift("report", version, "--input", f"x={tmp_path / 'today.csv'}", "--check") == 0
+    write_table(tmp_path / "today.csv", ("age", "income", "flats"), rows[2000:])
+    capsys.readouterr()
+    assert drift("report", version, "--input", f"x={tmp_path / 'today.csv'}", "--check") == 2
+    assert "columns age, income, flats, but the names are age, income, rooms (the refer" in capsys.readouterr().err
+
+
+def test_a_table_is_read_by_the_names_in_the_configuration(version, tmp_path, random, capsys):
+    (version.parent / "model.toml").write_text(WATCHED + '[inputs.x]\nnames = ["age", "income", "rooms"]\n')
+    rows = random.normal((40, 5000, 3), size=(2000, 3))
+    write_table(tmp_path / "train.csv", ("rooms", "age", "income"), rows[:, [2, 0, 1]])
+    assert drift("fit", version, "--input", f"x={tmp_path / 'train.csv'}", "--schema") == 0
+    plan, summary = read_reference(version / "drift.json").tensors["inputs.x"]
+    assert plan.watch.features == ("age", "income", "rooms")
+    assert summary.moments.mean == pytest.approx([40, 5000, 3], abs=0.2)
+    assert read_schema(version).inputs["x"].max[1] > 4990
+    write_table(tmp_path / "train.csv", ("a", "b", "c"), rows)
+    capsys.readouterr()
+    assert drift("fit", version, "--force", "--input", f"x={tmp_path / 'train.csv'}") == 1
+    assert "but the names are age, income, rooms (names in model.toml)" in capsys.readouterr().err
+    assert drift("fit", version, "--force", "--input", f"x={tmp_path / 'train.csv'}:a,b,c") == 0
+
+
 def test_a_tensor_that_is_not_watched_yet_is_said_to_be(version, data, capsys):
     (version.parent / "model.toml").write_text("")
     assert drift("fit", version, "--input", f"x={data / 'train.npy'}") == 0
@@ -152,6 +216,42 @@ def test_fit_of_recorded_windows(version, tmp_path, random, capsys):
     recorded(tmp_path / "b.drift", random, shift=0.7)
     assert drift("report", version, "--windows", tmp_path / "b.drift") == 2, "another plan: not by this reference"
     assert "was counted by another plan" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shifts", [(1, 1), (1, 0, 0, 0, 0, 0)])  # it is on, and it was
+def test_windows_with_an_alarm_are_no_reference_unless_forced(version, data, tmp_path, random, capsys, shifts):
+    drift("fit", version, "--input", f"x={data / 'train.npy'}")
+    reference = read_reference(version / "drift.json")
+    monitor = Monitor("m", "1", [watch()], AlarmSettings(WINDOW_MS, 8), SALT, reference)
+    for at, shift in enumerate(shifts):
+        if at == 2:
+            again = Monitor("m", "1", [watch()], AlarmSettings(WINDOW_MS, 8), SALT, reference)
+            again.restore(monitor.pack())
+            monitor = again
+        monitor.count(at * WINDOW_MS, {"inputs.x": random.normal((0, 0, 2 * shift), size=(1000, 3))}, 1000)
+        monitor.tick((at + 1) * WINDOW_MS)
+    (tmp_path / "a.drift").write_bytes(monitor.pack())
+    fit = ("fit", version, "--windows", tmp_path / "a.drift", "--out", tmp_path / "new.json")
+    capsys.readouterr()
+    assert drift(*fit) == 1
+    said = "headrace: an alarm was on in these windows, of inputs.x: 2: "
+    assert capsys.readouterr().err == f"{said}as a reference they would make the drift normal; --force takes them\n"
+    assert not (tmp_path / "new.json").exists()
+    assert drift(*fit, "--force") == 0
+    assert capsys.readouterr().err == f"{said}the reference takes that drift for normal\n"
+
+
+def test_windows_whose_alarm_is_over_and_forgotten_are_a_reference(version, data, tmp_path, random):
+    drift("fit", version, "--input", f"x={data / 'train.npy'}")
+    reference = read_reference(version / "drift.json")
+    monitor = Monitor("m", "1", [watch()], AlarmSettings(WINDOW_MS, 4), SALT, reference)
+    for at in range(14):
+        rows = random.normal((0, 0, 2 * (at == 0)), size=(1000, 3))
+        monitor.count(at * WINDOW_MS, {"inputs.x": rows}, 1000)
+        monitor.tick((at + 1) * WINDOW_MS)
+    assert monitor.alarms.over == monitor.alarms.on == {}
+    (tmp_path / "a.drift").write_bytes(monitor.pack())
+    assert drift("fit", version, "--windows", tmp_path / "a.drift", "--out", tmp_path / "new.json") == 0
 
 
 @pytest.mark.parametrize(("name", "state", "status"), [("today", "quiet", 0), ("shifted", "alarm", 1)])

@@ -7,6 +7,7 @@ import os
 import secrets
 import sys
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,18 +17,20 @@ from headrace.messages import TensorSpec
 from headrace.tensor_text import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from headrace.drift.alarms import AlarmSettings
     from headrace.drift.fit import Progress, Source
     from headrace.drift.monitor import Monitor
     from headrace.drift.plan import Plan
+    from headrace.drift.readers import Known
     from headrace.drift.reference import Reference
     from headrace.drift.summary import Summary
     from headrace.drift.watch import Layout, Watch
     from headrace.drift.windows import Record
     from headrace.messages import Signature
     from headrace.repository.model_config import ModelConfig
+    from headrace.repository.schema_config import Schema
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
     Given = tuple[str, str, Path, tuple[str, ...]]
@@ -76,7 +79,9 @@ def add_command(commands: Subparsers) -> None:
     kinds = drift.add_subparsers(title="commands", metavar="COMMAND", required=True)
     fit = _parser(kinds, "fit", "make a version's reference", _FIT, _FIT_EPILOG)
     fit.add_argument("--out", metavar="FILE", type=Path, help="where to write it (default: drift.json of the version)")
-    fit.add_argument("--force", action="store_true", help="replace what is there")
+    fit.add_argument(
+        "--force", action="store_true", help="replace what is there, and take windows in which an alarm was on"
+    )
     fit.add_argument(
         "--schema",
         action="store_true",
@@ -154,11 +159,17 @@ def _fit(arguments: argparse.Namespace) -> int:
     tensors: dict[str, tuple[Plan, Summary]] = {}
     notes: list[str] = []
     if arguments.windows:
-        record = _records(arguments.windows, arguments.directory)
+        record, drifted = _records(arguments.windows, arguments.directory)
+        if drifted:
+            said = f"an alarm was on in these windows, of {', '.join(map(shown, drifted))}"
+            if not arguments.force:
+                raise DriftError(f"{said}: as a reference they would make the drift normal; --force takes them")
+            notes.append(f"{said}: the reference takes that drift for normal")
         tensors.update(reference_of_record(record, "", now).tensors)
         _check_features(arguments.directory, Reference(tensors, ", ".join(map(str, arguments.windows)), now))
     if given:
-        sources, notes = _sources(arguments.directory, given)
+        sources, said_of_data = _sources(arguments.directory, given)
+        notes += said_of_data
         tensors.update(fit_reference(sources, secrets.token_bytes(16), "", now, _progress()).tensors)
     names = [*(path.name for path in arguments.windows), *(path.name for _, _, path, _ in given)]
     reference = Reference(tensors, ", ".join(dict.fromkeys(names)), now)
@@ -172,7 +183,7 @@ def _fit(arguments: argparse.Namespace) -> int:
         found = infer_schema(inputs, ", ".join(path.name for side, _, path, _ in given if side == "inputs"))
         rules = schema_text(found)
         lines = gaps(found, [(spec, names) for spec, names, _ in inputs])
-        notes += [f"{SCHEMA_FILE}: {shown(line)}" for line in lines]
+        notes += [f"{SCHEMA_FILE}: {shown(line)}" for line in (*lines, *_without_effect(arguments.directory, found))]
     reference.write(target)
     for line in reference_lines(reference):
         print(line)
@@ -183,6 +194,17 @@ def _fit(arguments: argparse.Namespace) -> int:
     for line in notes:
         print(f"headrace: {line}", file=sys.stderr)
     return 0
+
+
+def _without_effect(directory: Path, schema: Schema) -> Iterator[str]:
+    """Which rules of a schema do not count, a line for each input: model.toml has them too."""
+    from headrace.repository.configuration import read_configuration
+
+    config = read_configuration(Path(os.path.abspath(directory)).parent).settings
+    for name, rules in schema.inputs.items():
+        own = config.inputs.get(name)
+        if own is not None and (both := own.both_say(rules)):
+            yield f"{', '.join(both)} of {name} without effect: model.toml has its own"
 
 
 def _given(arguments: argparse.Namespace) -> list[Given]:
@@ -203,10 +225,13 @@ def _given(arguments: argparse.Namespace) -> list[Given]:
     return found
 
 
-def _sources(directory: Path, given: Sequence[Given]) -> tuple[list[tuple[Watch, Source]], list[str]]:
+def _sources(
+    directory: Path, given: Sequence[Given], reference: Reference | None = None
+) -> tuple[list[tuple[Watch, Source]], list[str]]:
     """The data of each tensor with what is watched of it, and what to say to the user when all went well.
 
-    Raises ConfigError, ModelLoadError, DriftError, OSError.
+    reference: what the data will be held against, whose names tell which column is which. Raises ConfigError,
+    ModelLoadError, DriftError, OSError.
     """
     from headrace.drift.readers import open_source
     from headrace.drift.values import checked
@@ -225,9 +250,26 @@ def _sources(directory: Path, given: Sequence[Given]) -> tuple[list[tuple[Watch,
     found = []
     for side, name, path, columns in given:
         watch = watches[f"{side}.{name}"]
-        source = open_source(path, name, watch.shape, columns, text=watch.datatype == "BYTES")
+        known = _known(watch, config, reference)
+        source = open_source(path, name, watch.shape, columns, text=watch.datatype == "BYTES", known=known)
         found.append((watch, checked(source, watch.datatype)))
     return found, unwatched
+
+
+def _known(watch: Watch, config: ModelConfig, reference: Reference | None) -> Known:
+    """What the elements of a tensor's rows are called, as far as anybody has said."""
+    from headrace.drift.readers import Known
+
+    plan = None if reference is None else reference.tensors.get(watch.key, (None,))[0]
+    own = None if watch.output else config.inputs.get(watch.tensor)
+    labels = watch.kind == "classes"
+    said = [
+        (plan.watch.labels if plan is not None else (), "the reference"),
+        (own.names if own is not None else (), "names in model.toml"),
+        (watch.labels, "its labels"),
+    ]
+    found = (Known(tuple(names), who, labels) for names, who in said if names and len(names) == prod(watch.shape))
+    return next(found, Known())
 
 
 def _model(directory: Path) -> tuple[ModelConfig, Signature]:
@@ -266,26 +308,29 @@ def _check_features(directory: Path, reference: Reference) -> None:
         Monitor("", "", watches, drift.alarms, b"", reference)
 
 
-def _records(paths: Sequence[Path], directory: Path) -> Record:
-    """What several instances of the model of a version's directory have recorded, as one.
+def _records(paths: Sequence[Path], directory: Path) -> tuple[Record, list[str]]:
+    """What several instances of the model of a version's directory have recorded, as one, and what had an alarm there.
 
     Raises DriftError, which names the file, OSError.
     """
     from headrace.drift.errors import DriftError
+    from headrace.drift.monitor import alarmed_in
     from headrace.drift.packing import read_bounded
     from headrace.drift.windows import merge_records, unpack_record
 
     model = Path(os.path.abspath(directory)).parent.name
     found = []
+    drifted: dict[str, None] = {}
     for path in paths:
         try:
-            record = unpack_record(read_bounded(path))[0]
+            record, extra = unpack_record(read_bounded(path))
             if record.model != model:
                 raise DriftError(f"windows of model {record.model}, but {directory} is of model {model}")
             found.append(record)
+            drifted |= dict.fromkeys(alarmed_in(extra))
         except DriftError as error:
             raise DriftError(f"{path}: {error}") from None
-    return merge_records(found)
+    return merge_records(found), list(drifted)
 
 
 def _progress() -> Progress:
@@ -348,7 +393,7 @@ def _of_windows(arguments: argparse.Namespace, reference: Reference | None) -> M
     from headrace.drift.monitor import Monitor
     from headrace.drift.packing import read_bounded
 
-    record = _records(arguments.windows, arguments.directory)
+    record, _ = _records(arguments.windows, arguments.directory)
     version = Path(os.path.abspath(arguments.directory)).name
     if record.version != version:
         names = ", ".join(map(str, arguments.windows))
@@ -373,7 +418,7 @@ def _of_data(
     if reference is None:
         raise DriftError(f"{arguments.directory}: no reference to hold data against; make one by `headrace drift fit`")
     directory = Path(os.path.abspath(arguments.directory))
-    sources, notes = _sources(directory, given)
+    sources, notes = _sources(directory, given, reference)
     settings = _settings(directory)
     watches = [watch for watch, _ in sources]
     monitor = Monitor(directory.parent.name, directory.name, watches, settings, bytes(16), reference)

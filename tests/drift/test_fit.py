@@ -178,7 +178,7 @@ def test_parquet(tmp_path, random):
     np.testing.assert_array_equal(found[1:], numbers[1:, ::-1])
     np.testing.assert_array_equal(rows_of(open_source(tmp_path / "a.parquet", "x", (2,), ("v",))), numbers)
     text = open_source(tmp_path / "a.parquet", "x", (1,), ("t",), text=True)
-    assert rows_of(text)[:2].tolist() == [[b"x"], [b""]]
+    assert rows_of(text)[:2].tolist() == [[b"x"], [None]]
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_columns_of_parquet_that_are_no_numbers(tmp_path):
     with pytest.raises(DriftError, match=r"column 'when' is timestamp\[us\], expected texts"):
         open_source(path, "x", (1,), ("when",), text=True)
     np.testing.assert_array_equal(rows_of(open_source(path, "x", (1,), ("price",))), [[1.5], [np.nan], [2.5]])
-    assert rows_of(open_source(path, "x", (1,), ("none",), text=True)).tolist() == [[b""]] * 3
+    assert rows_of(open_source(path, "x", (1,), ("none",), text=True)).tolist() == [[None]] * 3
     assert rows_of(open_source(path, "x", (1,), ("names",), text=True)).tolist() == [[b"a"]] * 3
     parquet.write_table(pa.table({"x": np.arange(1000.0)}), path)
     path.write_bytes(path.read_bytes()[:4] + b"\xff" * 400 + path.read_bytes()[404:])

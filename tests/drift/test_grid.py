@@ -86,9 +86,10 @@ def test_every_number_is_counted_once(numbers):
 def test_moments_of_parts_are_those_of_the_whole(numbers, cut):
     grid = grid_of(numbers, 8)
     cells = grid.cells(numbers)
-    whole = Moments.of(grid, cells)
-    parts = Moments.of(grid, cells[:cut]).merge(Moments.of(grid, cells[cut:]))
-    for name in ("count", "missing", "minimum", "maximum"):
+    infinite = np.isinf(numbers)
+    whole = Moments.of(grid, cells, infinite)
+    parts = Moments.of(grid, cells[:cut], infinite[:cut]).merge(Moments.of(grid, cells[cut:], infinite[cut:]))
+    for name in ("count", "missing", "infinite", "minimum", "maximum"):
         np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
     scale = np.maximum(np.nan_to_num(np.abs(grid.values(cells)).max(axis=0)), 1)
     np.testing.assert_allclose(parts.mean, whole.mean, atol=1e-9 * scale.max())
@@ -99,8 +100,22 @@ def test_moments_are_numpys(random):
     numbers = random.normal(size=(3000, 2)) * [5, 0.1] + [100, -3]
     numbers[::7, 1] = np.nan
     grid = grid_of(numbers, 20)
-    found = Moments.of(grid, grid.cells(numbers))
+    found = Moments.of(grid, grid.cells(numbers), np.isinf(numbers))
     assert found.missing.tolist() == [0, 429]
     np.testing.assert_allclose(found.mean, np.nanmean(numbers, axis=0), atol=grid.step.max() / 10)
     np.testing.assert_allclose(found.deviation, np.nanstd(numbers, axis=0), rtol=1e-3)
     assert found.minimum[0] == pytest.approx(numbers[:, 0].min(), abs=grid.step[0])
+
+
+def test_infinities_are_counted_and_in_no_moment(random):
+    numbers = random.normal(100, 10, size=(2000, 1))
+    grid = grid_of(numbers, 20)
+    numbers[[3, 1500], 0] = np.inf, -np.inf
+    halves = [Moments.of(grid, grid.cells(half), np.isinf(half)) for half in np.split(numbers, 2)]
+    found = halves[0].merge(halves[1])
+    finite = numbers[np.isfinite(numbers)]
+    assert (found.count[0], found.infinite[0], found.finite[0], found.missing[0]) == (2000, 2, 1998, 0)
+    assert found.mean[0] == pytest.approx(finite.mean(), abs=grid.step[0])
+    assert found.deviation[0] == pytest.approx(finite.std(), rel=1e-3)
+    assert found.minimum[0] == pytest.approx(finite.min(), abs=grid.step[0])
+    assert found.maximum[0] == pytest.approx(finite.max(), abs=grid.step[0])

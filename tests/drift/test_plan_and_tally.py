@@ -139,6 +139,17 @@ def test_arrays_of_another_plan_are_refused(rows):
         Tally.of(plan_of(rows), arrays)
 
 
+def test_what_was_written_before_infinities_were_counted_is_read(rows):
+    plan = plan_of(rows)
+    tally = tally_of(plan, rows)
+    arrays = tally.arrays()
+    assert arrays.pop("moments.infinite").tolist() == [0] * rows.shape[1]
+    equal(Tally.of(plan, arrays), tally)
+    value = summary_json(summary_of(tally))
+    assert value["moments"].pop("infinite") == [0] * rows.shape[1]
+    assert summary_from_json(value, plan).moments.infinite.tolist() == [0] * rows.shape[1]
+
+
 def test_memory_of_a_feature_is_bounded(random, tokens):
     """By what is written of it; in memory it is the same and some overhead."""
     rows = random.normal(size=(50_000, 4))

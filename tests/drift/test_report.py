@@ -12,6 +12,7 @@ from headrace.drift.export import MOST_ROWS, tables
 from headrace.drift.monitor import Monitor
 from headrace.drift.page import page
 from headrace.drift.report import DriftReport, report
+from headrace.drift.text import report_lines
 
 KEY = "inputs.x"
 NAMES = ("<b>age</b>", "income", "debt")
@@ -56,6 +57,29 @@ def test_the_time_that_it_is_of(monitor):
     last = report(monitor, 2 * WINDOW_MS, windows=1)
     assert (last.span.start_ms, last.span.rows_sampled) == (2 * WINDOW_MS, 1000)
     assert last.features[0].window.rows == 1000
+
+
+@pytest.mark.parametrize("windows", [2, None])
+def test_an_alarm_that_is_on_is_told_when_nothing_flows_any_more(monitor, windows):
+    found = report(monitor, 40 * WINDOW_MS, windows)
+    assert (found.state, found.unjudged, found.span.rows_sampled) == ("alarm", "", 0)
+    (debt,) = found.features
+    assert (debt.feature, debt.state, debt.since_ms, debt.reasons) == ("debt", "alarm", WINDOW_MS, ("distribution",))
+    assert (debt.window.rows, debt.psi, debt.severity) == (0, None, 0)
+    page(found)
+    assert "alarm" in next(line for line in report_lines(found) if "debt" in line)
+
+
+def test_an_alarm_of_items_is_told_when_nothing_flows_any_more(random):
+    def tokens(most):
+        return random.integers(0, most, (2000, 4))
+
+    made = monitor_of(reference_of(tokens(20), datatype="INT64", shape=(-1,)))
+    made.count(0, {KEY: tokens(40)}, 2000)
+    made.tick(WINDOW_MS)
+    before = {one.feature for one in report(made, WINDOW_MS).features if one.state == "alarm"}
+    assert before
+    assert {one.feature for one in report(made, 40 * WINDOW_MS).features} == before
 
 
 def test_both_sides_of_a_feature(monitor, random):

@@ -1,4 +1,5 @@
 import asyncio
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -6,7 +7,9 @@ from engine.test_control import Repository, virtual
 from engine.test_lifecycle import World
 
 from headrace.backends.base import InstanceLost
+from headrace.drift.worker import DriftWorker
 from headrace.engine.control import ModelControl
+from headrace.engine.drifting import ModelDrift
 from headrace.engine.lifecycle import Engine
 from headrace.errors import ShuttingDown
 from headrace.pipeline.response_cache import ResponseCache
@@ -201,3 +204,43 @@ async def test_what_is_cached_is_answered_though_no_instance_is_left(repository)
     await asyncio.sleep(5)
     assert output_arrays(missed.response)["y"].tolist() == (ROW * 2).tolist()
     assert served.condition.usable == 1
+
+
+class Seen:
+    """A monitor that keeps what it is shown."""
+
+    watches = (SimpleNamespace(key="inputs.x"), SimpleNamespace(key="outputs.y"))
+
+    def __init__(self):
+        self.offered = 0
+        self.rows = {"inputs.x": [], "outputs.y": []}
+
+    def count(self, now_ms, tensors, offered):
+        self.offered += offered
+        for key, array in tensors.items():
+            self.rows[key] += array.tolist()
+
+
+@virtual
+async def test_drift_is_of_what_flows_by_cached_or_not(repository):
+    repository.write("a", CACHED)
+    world = Cached(repository)
+    await world.control.start()
+    worker, seen = DriftWorker(1.0, world.clock, lambda: 0, lambda: 0), Seen()
+    served = world.catalog.resolve("a")
+    drift = ModelDrift(worker, seen, served.signature, world.clock)
+    served._scheduler.watchers = [drift]
+    sent = []
+    for number in (1, 2, 1, 1, 3, 2):
+        await world.ask(np.repeat(ROW, number, axis=0) * number)
+        sent += [[number, 2 * number]] * number
+        worker.run_waiting()
+    assert world.statistics().cache_hit.count == 3
+    assert seen.rows == {"inputs.x": sent, "outputs.y": sent}
+    watched = drift.watched
+    assert (seen.offered, watched.offered, watched.looked_at, watched.skipped) == (10, 10, 10, 0)
+    worker._resume_ns = world.clock() + 10**15  # the budget is spent
+    await world.ask()
+    assert (watched.offered, watched.looked_at, watched.skipped) == (11, 10, 1)
+    worker.run_waiting()
+    assert seen.rows["inputs.x"] == sent

@@ -1,15 +1,18 @@
 """What model.toml and schema.toml say of inputs, held against the model."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from headrace.engine.rules import input_rules, version_rules
 from headrace.errors import ModelLoadError
-from headrace.messages import Signature, TensorSpec
+from headrace.messages import InputTensor, Signature, TensorSpec
+from headrace.pipeline.screen import screen_of
 from headrace.repository.discovery import Found
 from headrace.repository.model_config import ModelConfig
+from headrace.repository.schema_builder import infer_schema
 from headrace.repository.schema_config import SCHEMA_FORMAT, Schema
 
 INPUTS = (
@@ -55,16 +58,67 @@ def test_a_bound_beyond_floating_point_bounds_and_infinity_is_beyond_it():
     assert found["half"].numbers.high[()] == 65504
 
 
-def test_the_configuration_comes_before_the_schema_key_by_key():
+def test_a_rule_of_the_configuration_is_whole_and_comes_before_the_schemas():
     schema = {
         "x": {"min": -1.0, "max": 1.0, "finite": True, "policy": {"range": "count", "finite": "count"}},
         "n": {"max": 9},
+        "text": {"min_length": 1, "max_length": 3, "policy": {"length": "count"}},
     }
-    found = rules(schema, x={"max": [2, 2, 3], "policy": {"finite": "reject"}})
+    found = rules(schema, x={"max": [2, 2, 3], "policy": {"finite": "reject"}}, text={"max_length": 5})
     x = found["x"]
-    assert (x.numbers.low.tolist(), x.numbers.high.tolist(), x.numbers.finite) == ([-1] * 3, [2, 2, 3], True)
-    assert (x.policy("range"), x.policy("finite"), x.policy("missing")) == ("count", "reject", "reject")
+    assert (x.numbers.low.tolist(), x.numbers.high.tolist()) == ([-math.inf] * 3, [2, 2, 3])
+    assert x.numbers.finite  # is the schema's alone, under the policy that model.toml says
+    assert (x.policy("range"), x.policy("finite"), x.policy("missing")) == ("reject", "reject", "reject")
     assert found["n"].numbers.high[()] == 9
+    assert (found["text"].texts.min_length, found["text"].texts.max_length) == (0, 5)
+    assert found["text"].policy("length") == "reject"
+
+
+def test_fill_goes_with_the_rule_that_it_is_of():
+    schema = {"x": {"finite": True, "fill": 0, "policy": {"finite": "clip"}}}
+    found = rules(schema, x={"finite": True})["x"]
+    assert (found.numbers.fill, found.policy("finite")) == (None, "reject")
+
+
+NAN = math.nan
+
+
+@pytest.mark.parametrize(
+    ("own", "values"),
+    [
+        ({"min": 0, "max": 5}, [NAN, 1, 1]),
+        ({"min": 0, "max": 5}, [1, -1, 1]),
+        ({"values": [0, 1]}, [NAN, 1, 1]),
+        ({"values": [0, 1]}, [1, 2, 1]),
+        ({"finite": True}, [NAN, 1, 1]),
+        ({"finite": True}, [math.inf, 1, 1]),
+        ({"max_missing": 0.1}, [NAN, 1, 1]),
+        ({"finite": True, "fill": 0, "min": 0, "policy": {"finite": "clip"}}, [-1, 1, 1]),
+    ],
+)
+def test_a_schema_that_counts_switches_off_nothing_that_the_configuration_refuses(own, values):
+    """As `headrace drift fit --schema` makes one of data with gaps."""
+    data = np.array([[-9, -9, -9], [9, 9, NAN]], "<f4")
+    spec = INPUTS[0]
+    schema = infer_schema([(spec, (), [data])])
+    assert set(schema.inputs["x"].policy.values()) == {"count"}
+    tensor = InputTensor("x", "FP32", (1, 3))
+    for given in (None, schema):
+        found = input_rules(ModelConfig(inputs={"x": own}), Signature((spec,), (), 8), given)
+        screen = screen_of([spec], [tensor], found, "m", batched=True)
+        findings = screen([SimpleNamespace(parts=(np.array(values, "<f4").tobytes(),))])
+        assert list(findings.refused) == [0], given
+
+
+def test_data_that_keep_what_the_configuration_says_are_still_served_beside_a_schema():
+    schema = {"x": {"max_missing": 0.4, "finite": True, "policy": {"missing": "count", "finite": "count"}}}
+    spec = INPUTS[0]
+    own = {"min": 0, "max_missing": 0.5}
+    said = Schema(format=SCHEMA_FORMAT, inputs=schema)
+    found = input_rules(ModelConfig(inputs={"x": own}), Signature((spec,), (), 8), said)
+    screen = screen_of([spec], [InputTensor("x", "FP32", (1, 3))], found, "m", batched=True)
+    findings = screen([SimpleNamespace(parts=(np.array([NAN, 1, 1], "<f4").tobytes(),))])
+    assert findings is None or (not findings.refused and not findings.broken)
 
 
 def test_which_dimensions_are_an_images_sides():
@@ -133,8 +187,8 @@ def test_what_has_no_meaning_for_the_input_keeps_it_from_serving(inputs, message
 def test_a_schema_for_other_inputs_or_against_the_configuration():
     with pytest.raises(ModelLoadError, match=r"schema.toml: rules for \['y'\], but the inputs of the model are \['x'"):
         rules({"y": {"finite": True}})
-    with pytest.raises(ModelLoadError, match=r"model.toml and schema.toml: inputs.x: min = 5 is above max = 2"):
-        rules({"x": {"min": 5}}, x={"max": 2})
+    with pytest.raises(ModelLoadError, match=r"model.toml and schema.toml: inputs.x: policy.range = \"clip\" needs"):
+        rules({"x": {"min": 5}}, x={"policy": {"range": "clip"}})
 
 
 def test_a_schema_that_does_not_fit_is_named_alone():

@@ -163,9 +163,8 @@ def test_the_page_shows_a_server_under_load(server, browser, tmp_path):
     assert "100 %" not in phases
     assert "%" in browser.run("document.querySelector('#batches svg').getAttribute('aria-label')")
     eventually(lambda: browser.run("document.querySelectorAll('#rate svg path, #p99 svg path').length") == 2, 30)
-    eventually(
-        lambda: re.search(r"watched 1\s+x \(inputs\)\s+0\s+psi\s+[\d.]+\s+(not judged|as trained)", text("#drift")), 60
-    )
+    cells = r"watched 1\s+x \(inputs\)\s+0\s+psi\s+[\d.]+ \(by chance [\d.]+\)\s+(not judged|as trained)"
+    eventually(lambda: re.search(cells, text("#drift")), 60)
 
     eventually(lambda: re.search(r"guarded 2\s+1\s+[\d.]+\s+1\.0000\s+0\.99\s+keeps its limits", text("#guards")), 60)
 
@@ -201,6 +200,7 @@ def test_what_a_model_or_a_feature_is_called_is_text(server, browser):
             "feature": HOSTILE,
             "score": "psi",
             "value": v,
+            "by_chance": 0.2 if state == "quiet" else None,
             "state": state,
         }
         for v, state in ((0.1, "quiet"), (0.3, "alarm"), (0.5, "not judged"))
@@ -225,6 +225,8 @@ def test_what_a_model_or_a_feature_is_called_is_text(server, browser):
     assert HOSTILE in browser.run("document.querySelector('#models').innerText")
     rows = browser.run("[...document.querySelectorAll('#drift tbody tr')].map((row) => row.cells[5].innerText)")
     assert rows == ["drifted", "not judged", "as trained"]
+    values = browser.run("[...document.querySelectorAll('#drift tbody tr')].map((row) => row.cells[4].innerText)")
+    assert ["by chance" in value for value in values] == [False, False, True]
     assert HOSTILE in browser.run("document.querySelector('#guards').innerText")
     assert "moved back to the reference" in browser.run("document.querySelector('#guards').innerText")
     assert browser.run("document.images.length") == 0

@@ -209,6 +209,23 @@ def test_what_is_clipped_goes_to_the_nearest_bound_or_is_filled():
     assert look(make("UINT8", (1, 2), integers), b"\1\7").replaced == {0: {0: b"\3\7"}}
 
 
+def test_what_may_be_missing_is_filled_and_breaks_no_rule():
+    rules = {"max_missing": 0.25, "finite": True, "fill": 7, "policy": {"finite": "clip"}}
+    findings = look(make("FP32", (1, 4), rules), floats(NAN, 1, 1, 1), floats(NAN, NAN, 1, 1), floats(INF, NAN, 1, 1))
+    assert findings.broken == {("x", "missing", "reject"): 1, ("x", "finite", "clip"): 1}
+    assert list(findings.refused) == [1]
+    assert findings.replaced == {0: {0: floats(7, 1, 1, 1)}, 2: {0: floats(7, 7, 1, 1)}}
+
+
+def test_a_text_whose_length_is_refused_is_not_matched_and_one_whose_length_is_counted_is():
+    rules = {"min_length": 1, "max_length": 3, "pattern": "[a-z]+"}
+    for bad in ("", "AAAA"):
+        assert look(make("BYTES", (1, 1), rules), texts(bad)).broken == {("x", "length", "reject"): 1}
+        findings = look(make("BYTES", (1, 1), rules | {"policy": {"length": "count"}}), texts(bad))
+        assert findings.broken == {("x", "length", "count"): 1, ("x", "pattern", "reject"): 1}
+        assert "(rule 'pattern')" in str(findings.refused[0])
+
+
 def test_what_is_counted_is_left_as_it_is():
     rules = {"finite": True, "max": 9, "policy": {"finite": "count"}}
     findings = look(make("FP32", (1, 2), rules), floats(NAN, 1), floats(1, INF), floats(1, 1), floats(10, 1))
@@ -292,7 +309,7 @@ def cases(draw):
 
 
 def expected(rules, rows, values):
-    """(rules that are broken, first bad element by rejecting rule, values after clipping) of one request, by hand."""
+    """(rules that are broken, first bad element by rejecting rule, values after clipping if any) of one request."""
     low, high = (
         bound if isinstance(bound, list) else [bound] * 3 for bound in (rules.get("min", -INF), rules.get("max", INF))
     )
@@ -305,7 +322,7 @@ def expected(rules, rows, values):
         nan = math.isnan(value)
         if nan and missing_said and sum(map(math.isnan, row)) > 3 * rules["max_missing"] + 1e-6:
             bad["missing"].append(at)
-        if finite and (math.isinf(value) or (nan and (fills or not missing_said))):
+        if finite and (math.isinf(value) or (nan and not missing_said)):
             bad["finite"].append(at)
         if (nan and (finite or missing_said)) or (math.isinf(value) and fills):
             continue
@@ -315,8 +332,9 @@ def expected(rules, rows, values):
             bad["values"].append(at)
     broken = [rule for rule, places in bad.items() if places]
     rejecting = next((rule for rule in broken if policy[rule] == "reject"), None)
-    clipped = list(values)
-    if any(policy[rule] == "clip" for rule in broken):
+    clipped = None
+    if any(policy[rule] == "clip" for rule in broken) or (fills and missing_said and any(map(math.isnan, values))):
+        clipped = list(values)
         for at, value in enumerate(values):
             bottom, top = low[at % 3], high[at % 3]
             if fills:
@@ -343,13 +361,13 @@ def test_a_look_at_all_together_agrees_with_a_look_at_each_element(case):
         return
     assert findings.broken == counts
     assert sorted(findings.refused) == [at for at, (_, rejecting, _) in enumerate(by_hand) if rejecting]
-    for at, (broken, rejecting, clipped) in enumerate(by_hand):
+    for at, (_, rejecting, clipped) in enumerate(by_hand):
         if rejecting:
             rule, element = rejecting
             text = str(findings.refused[at])
             assert text.startswith(f"element {[element // 3, element % 3]} of input 'x' for model 'm' is ")
             assert text.endswith(f"(rule '{rule}')")
-        elif any(rules["policy"][rule] == "clip" for rule in broken):
+        elif clipped is not None:
             np.testing.assert_array_equal(np.frombuffer(findings.replaced[at][0], "<f4"), np.array(clipped, "<f4"))
         else:
             assert at not in findings.replaced
@@ -419,10 +437,14 @@ def test_texts_together_agree_with_each_by_itself(requests, rules, policy):
         if any(rules.get(key) not in (None, 0) for key in keys)
     ]
     found = make("BYTES", (2, 1), rules | {"policy": dict.fromkeys(given_rules, policy)})
+
+    def wrong_length(text):
+        return not rules.get("min_length", 0) <= len(text) <= rules.get("max_length", 99)
+
     bad = {
-        "length": lambda text: not rules.get("min_length", 0) <= len(text) <= rules.get("max_length", 99),
-        # what is too long is not matched
-        "pattern": lambda text: "pattern" in rules and "b" in text and len(text) <= rules.get("max_length", 99),
+        "length": wrong_length,
+        # what is refused for its length is not matched
+        "pattern": lambda text: "pattern" in rules and "b" in text and not (policy == "reject" and wrong_length(text)),
         "values": lambda text: "values" in rules and text not in rules["values"],
     }
     counts = Counter(

@@ -1,3 +1,5 @@
+from importlib import import_module
+
 import numpy as np
 import pytest
 
@@ -32,6 +34,13 @@ def test_inputs_from_files_of_their_own(tmp_path, rows):
         [f"x={tmp_path}/x.npy", f"ids={tmp_path}/ids.csv:c,a"], X, InputSpec("ids", np.dtype(np.int64), (-1, 2))
     )
     assert data.inputs["ids"].tolist() == [[3, 1]] * 5
+
+
+def test_a_gap_in_a_column_of_texts_is_an_empty_text(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import_module("pyarrow.parquet").write_table(pa.table({"t": ["a", None]}), tmp_path / "t.parquet")
+    data = read(f"t={tmp_path}/t.parquet", InputSpec("t", np.dtype(object), (-1, 1)))
+    assert data.inputs["t"].tolist() == [[b"a"], [b""]]
 
 
 def test_a_table_brings_labels_of_its_own(tmp_path):

@@ -139,11 +139,15 @@ class FeatureAlarm:
 
 
 class Alarms:
-    """The alarms of one model version: a state for each feature, changed at the end of windows alone."""
+    """The alarms of one model version: a state for each feature, changed at the end of windows alone.
+
+    over: of features whose alarm was on and is no more, when it last ended, since the epoch.
+    """
 
     def __init__(self, settings: AlarmSettings) -> None:
         self._settings = settings
         self.on: dict[Name, FeatureAlarm] = {}
+        self.over: dict[Name, int] = {}
 
     def __repr__(self) -> str:
         return f"<Alarms: {len(self.on)} on>"
@@ -180,8 +184,13 @@ class Alarms:
             alarm.quiet = 0 if name in sustained else alarm.quiet + 1
             if alarm.quiet >= self._settings.clear_after:
                 del self.on[name]
+                self.over[name] = at_ms
                 events.append(Event(at_ms, *name, "quiet"))
         return events
+
+    def forget(self, before_ms: int) -> None:
+        """Those that were over by then."""
+        self.over = {name: at_ms for name, at_ms in self.over.items() if at_ms > before_ms}
 
     def json(self) -> list[dict[str, Any]]:
         """What `restore` takes."""

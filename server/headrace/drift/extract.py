@@ -152,6 +152,9 @@ def _column(values: Rows) -> Floats:
 
 
 def _octets(value: object) -> bytes:
+    """None, a gap in a table, as a client would send it: empty."""
+    if value is None:
+        return b""
     return value if isinstance(value, bytes) else str(value).encode()
 
 

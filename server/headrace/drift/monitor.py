@@ -125,7 +125,9 @@ class Monitor:
                 horizons.append(findings_of(self.assess(merged), self.settings, windows))
         if horizons:
             self.latest = [finding for findings in horizons for finding in findings]
-        return self.alarms.step(end_ms, horizons)
+        events = self.alarms.step(end_ms, horizons)
+        self.alarms.forget(min(self.record.windows, default=end_ms))
+        return events
 
     def unjudged(self, end_ms: int) -> str:
         """Why the windows that end by then, from the longest horizon, could raise no alarm; empty if they could."""
@@ -155,7 +157,8 @@ class Monitor:
 
     def pack(self) -> bytes:
         """Everything that is worth keeping over a restart."""
-        return self.record.pack({"alarms": self.alarms.json(), "judged_ms": self.judged_ms})
+        over = [[key, feature, at_ms] for (key, feature), at_ms in self.alarms.over.items()]
+        return self.record.pack({"alarms": self.alarms.json(), "over": over, "judged_ms": self.judged_ms})
 
     def restore(self, data: bytes) -> None:
         """Goes on where `pack` was called. Raises DriftError, and stays as it was, if `data` is not of this monitor."""
@@ -170,6 +173,7 @@ class Monitor:
         alarms = Alarms(self.settings)
         try:
             alarms.restore(extra["alarms"])
+            alarms.over = {(key, feature): int(at_ms) for key, feature, at_ms in extra.get("over", ())}
             self.judged_ms = int(extra["judged_ms"])
         except (KeyError, TypeError, ValueError):
             raise DriftError("the alarms of a record of drift windows cannot be read") from None
@@ -178,6 +182,16 @@ class Monitor:
         for key, plan in own.plans.items():
             record.plans.setdefault(key, plan)
         self._extractors |= {key: plan.extractor() for key, plan in record.plans.items()}
+
+
+def alarmed_in(extra: Mapping[str, Any]) -> list[str]:
+    """The features whose alarm was on in windows of a record. extra: as `unpack_record` gives it. Raises DriftError."""
+    try:
+        names = [(one["key"], one["feature"]) for one in extra["alarms"]]
+        names += [(key, feature) for key, feature, _ in extra.get("over", ())]
+    except (KeyError, TypeError, ValueError):
+        raise DriftError("the alarms of a record of drift windows cannot be read") from None
+    return [f"{key}: {feature}" for key, feature in dict.fromkeys(names)]
 
 
 def _plan_for(watch: Watch, reference: Reference) -> Plan:

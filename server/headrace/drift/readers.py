@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import zipfile
 import zlib
+from dataclasses import dataclass
 from importlib import import_module
 from math import nan, prod
 from typing import TYPE_CHECKING, Any
@@ -30,12 +31,30 @@ _NOTHING = {"", "na", "n/a", "nan", "null", "none", "?"}
 _BROKEN_ARRAY = (ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
-def open_source(path: Path, name: str, shape: Shape, columns: Sequence[str] = (), *, text: bool = False) -> Source:
+@dataclass(frozen=True, slots=True)
+class Known:
+    """The names of a row's elements, in their order, and who says so. labels: of classes: columns may have others."""
+
+    names: tuple[str, ...] = ()
+    said_by: str = ""
+    labels: bool = False
+
+
+def open_source(
+    path: Path,
+    name: str,
+    shape: Shape,
+    columns: Sequence[str] = (),
+    *,
+    text: bool = False,
+    known: Known = Known(),
+) -> Source:
     """Rows of the tensor `name` from a file, by its suffix.
 
-    shape: of a row, -1 for any size. columns: of a table, those that make a row, in this order; all by default. In an
-    .npz, the array called as the tensor is, or the only one. text: whether the tensor is of texts, BYTES, and not of
-    numbers: the data do not tell, a column may be of nothing but gaps. Raises DriftError, OSError.
+    shape: of a row, -1 for any size. columns: of a table, those that make a row, in this order; all by default. known:
+    then columns with these names are taken by name, wherever they are in the table. In an .npz, the array called as the
+    tensor is, or the only one. text: whether the tensor is of texts, BYTES, and not of numbers: the data do not tell, a
+    column may be of nothing but gaps. Raises DriftError, OSError.
     """
     readers = {".npy": _numpy, ".npz": _numpy, ".csv": _csv, ".parquet": _parquet, ".pq": _parquet}
     reader = readers.get(path.suffix.lower())
@@ -43,7 +62,7 @@ def open_source(path: Path, name: str, shape: Shape, columns: Sequence[str] = ()
         raise DriftError(f"{path}: expected a file ending in {', '.join(readers)}")
     if columns and reader is _numpy:
         raise DriftError(f"{path}: columns are chosen by name from tables alone")
-    return reader(path, name, shape, columns, text)
+    return reader(path, name, shape, columns, text, known)
 
 
 def _array(path: Path, name: str) -> Rows:
@@ -71,7 +90,7 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _numpy(path: Path, name: str, shape: Shape, columns: Sequence[str], text: bool) -> Source:
+def _numpy(path: Path, name: str, shape: Shape, columns: Sequence[str], text: bool, known: Known) -> Source:
     array = _array(path, name)
     if array.dtype.kind not in ("US" if text else "biuf"):
         raise DriftError(f"{path}: an array of {array.dtype}, expected {'texts' if text else 'numbers'}")
@@ -95,11 +114,11 @@ def _row(rows: Rows, shape: Shape, where: str) -> Rows:
     raise DriftError(f"{where}: rows of {list(found)}, expected {list(shape)}")
 
 
-def _csv(path: Path, name: str, shape: Shape, columns: Sequence[str], text: bool) -> Source:
+def _csv(path: Path, name: str, shape: Shape, columns: Sequence[str], text: bool, known: Known) -> Source:
     first = next((line for _, line in _lines(path)), [])
     header = bool(columns) or not all(_is_number(each) for each in first)
     names = first if header else [str(at) for at in range(len(first))]
-    places = _places(names, columns, str(path))
+    places = _places(names, _by_name(names, columns, known, str(path)) if header else columns, str(path))
     chosen = [names[place] for place in places]
 
     def table(lines: list[tuple[int, list[str]]]) -> Rows:
@@ -150,6 +169,25 @@ def _undecoded(path: Path) -> int:
     return 1  # it has changed meanwhile
 
 
+def _by_name(names: Sequence[str], columns: Sequence[str], known: Known, where: str) -> Sequence[str]:
+    """Which columns make a row, in the order that is known; those that were chosen under other names, in their own.
+
+    Raises DriftError where a name says that a column is another than its place does.
+    """
+    said = columns or names
+    if not known.names or list(said) == list(known.names):
+        return columns
+    if set(known.names) == set(said) or (not columns and set(known.names) <= set(said)):
+        return known.names
+    strange = [name for at, name in enumerate(said) if name in known.names and known.names[at : at + 1] != (name,)]
+    if (columns and not strange) or (known.labels and not set(known.names) & set(said)):
+        return columns
+    raise DriftError(
+        f"{where}: columns {', '.join(map(shown, said))}, but the names are {', '.join(map(shown, known.names))} "
+        f"({known.said_by}): expected columns of these names, or others chosen in this order: FILE:COLUMN,COLUMN"
+    )
+
+
 def _places(names: Sequence[str], columns: Sequence[str], where: str) -> list[int]:
     missing = [column for column in columns if column not in names]
     if missing:
@@ -193,7 +231,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _parquet(path: Path, name: str, shape: Shape, columns: Sequence[str], text: bool) -> Source:
+def _parquet(path: Path, name: str, shape: Shape, columns: Sequence[str], text: bool, known: Known) -> Source:
     try:
         parquet, types = import_module("pyarrow.parquet"), import_module("pyarrow.types")
     except ImportError:
@@ -204,6 +242,8 @@ def _parquet(path: Path, name: str, shape: Shape, columns: Sequence[str], text: 
     except (ValueError, NotImplementedError, OSError) as error:  # ArrowInvalid is a ValueError
         raise _damaged(path, error) from None
     names = list(schema.names)
+    if len(names) > 1 or columns or not _is_list(types, schema.field(0).type):
+        columns = _by_name(names, columns, known, str(path))
     chosen = [names[place] for place in _places(names, columns, str(path))]
     for each in chosen:
         _check_type(types, schema.field(each).type, text, f"{path}: column {each!r}")
@@ -227,10 +267,14 @@ def _damaged(path: Path, error: Exception) -> Exception:
     return DriftError(f"{path}: {_line(error)}")
 
 
+def _is_list(types: Any, kind: Any) -> bool:  # noqa: ANN401
+    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
+
+
 def _check_type(types: Any, kind: Any, text: bool, where: str) -> None:  # noqa: ANN401
     """Refuses a column of times, say, before anything is read: what is made of it would fit no request."""
     inner = kind
-    while types.is_list(inner) or types.is_large_list(inner) or types.is_fixed_size_list(inner):
+    while _is_list(types, inner):
         inner = inner.value_type
     if types.is_dictionary(inner):  # a categorical column
         inner = inner.value_type
@@ -241,9 +285,9 @@ def _check_type(types: Any, kind: Any, text: bool, where: str) -> None:  # noqa:
 
 
 def _column(column: Any, text: bool) -> Rows:  # noqa: ANN401
-    """An Arrow column: numbers with NaN for None, text as octets, lists as rows. Raises DriftError."""
+    """An Arrow column: numbers with NaN for None, text as octets and None, lists as rows. Raises DriftError."""
     values = column.to_pylist()
-    gap, convert = (b"", _octets) if text else (nan, _plain)
+    gap, convert = (None, _octets) if text else (nan, _plain)
     some = next((value for value in values if value is not None), None)
     if isinstance(some, list):
         sizes = {len(value) for value in values if value is not None}
@@ -261,5 +305,5 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
 
 
 def _octets(value: Any) -> Any:  # noqa: ANN401
-    """Text as a client sends it; a number as it is written."""
-    return value if isinstance(value, bytes) else b"" if value is None else str(value).encode()
+    """Text as a client sends it; a number as it is written; None where there is none."""
+    return value if value is None or isinstance(value, bytes) else str(value).encode()

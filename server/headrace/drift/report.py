@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from headrace.drift.summary import RANKS, summary_of
+from headrace.drift.tally import Tally
 
 if TYPE_CHECKING:
     from headrace.drift.alarms import Finding
@@ -32,10 +33,11 @@ class Statistics(_Part):
     """Of one feature on one side; null where it has fewer than 10 values. Values are rounded to the grid's steps."""
 
     rows: int = Field(description="values that were counted")
-    mean: float | None = Field(None, description="their mean")
+    mean: float | None = Field(None, description="mean of those that are finite")
     deviation: float | None = Field(None, description="their standard deviation")
     quantiles: tuple[float, ...] | None = Field(None, description="at ranks 0.05, 0.25, 0.5, 0.75, 0.95")
     missing: float = Field(0.0, description="share of NaN among all values")
+    infinite: float = Field(0.0, description="share of infinities among the values that were counted")
     outside: float = Field(0.0, description="share of values outside the range that the plan's rows had")
     unseen: float = Field(0.0, description="share of items that the plan's rows did not have")
     distinct: float | None = Field(None, description="estimated number of different items")
@@ -163,6 +165,21 @@ def _features(monitor: Monitor, window: Window, *, judged: bool) -> list[Feature
         if plan.items is not None:
             name = plan.watch.items
             found.append(_feature(monitor, plan, name, None, assessed.get((key, name)), before, now, calm))
+    return [*found, *_without_rows(monitor, window)]
+
+
+def _without_rows(monitor: Monitor, window: Window) -> list[FeatureReport]:
+    """Of tensors that the window has no rows of, the features whose alarm is on: it stays until it is over."""
+    found = []
+    for key, name in monitor.alarms.on:
+        plan = monitor.record.plans.get(key)
+        if key in window.tallies or plan is None:
+            continue
+        names = plan.watch.features
+        index = names.index(name) if name in names else None
+        if index is not None or name == plan.watch.items:
+            before, nothing = _reference_of(monitor.reference, key), summary_of(Tally(plan))
+            found.append(_feature(monitor, plan, name, index, None, before, nothing, "not judged"))
     return found
 
 
@@ -226,9 +243,10 @@ def _statistics(plan: Plan, index: int | None, side: Summary) -> Statistics:
     count, missing = int(moments.count[index]), int(moments.missing[index])
     shares = {
         "missing": missing / max(1, count + missing),
+        "infinite": float(moments.infinite[index] / max(1, count)),
         "outside": float(side.outside[index].sum() / max(1, count)),
     }
-    if count < LEAST_ROWS:
+    if moments.finite[index] < LEAST_ROWS:
         return Statistics(rows=count, **shares)
     at = [int(np.abs(RANKS - rank).argmin()) for rank in SHOWN_RANKS]
     quantiles = plan.grid.origin[index] + side.quantiles[index, at] * plan.grid.step[index]

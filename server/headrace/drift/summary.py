@@ -82,7 +82,8 @@ def summary_from_json(value: Mapping[str, Any], plan: Plan) -> Summary:
     """What `summary_json` gave, of a tensor counted by `plan`. Raises DriftError."""
     features, bins = plan.grid.features, plan.grid.bins
     try:
-        moments = Moments(*(_array(value["moments"][field.name], field.name, features) for field in fields(Moments)))
+        said = {"infinite": [0] * features, **value["moments"]}  # older files do not have it
+        moments = Moments(*(_array(said[field.name], field.name, features) for field in fields(Moments)))
         summary = Summary(
             int(value["rows"]),
             int(value["item_rows"]),
@@ -108,7 +109,7 @@ def _plain(array: Floats) -> list[Any]:
 
 
 def _array(value: list[Any], name: str, features: int) -> NDArray[Any]:
-    if name in ("count", "missing"):
+    if name in ("count", "missing", "infinite"):
         return np.array(value, np.int64).reshape(features)
     nothing = {"minimum": np.inf, "maximum": -np.inf}.get(name, 0.0)
     return np.array([nothing if one is None else one for one in value], np.float64).reshape(features)

@@ -58,7 +58,7 @@ class Tally:
         grid = self.plan.grid
         cells = grid.cells(columns.numbers)
         self.rows += columns.rows
-        self.moments = self.moments.merge(Moments.of(grid, cells))
+        self.moments = self.moments.merge(Moments.of(grid, cells, np.isinf(columns.numbers)))
         self.histogram += grid.histogram(cells)
         self.outside += np.column_stack([(cells < grid.low).sum(axis=0), (cells > grid.high).sum(axis=0)])
         self.quantiles.update(cells)
@@ -108,6 +108,7 @@ class Tally:
         """What `arrays` gave. Raises DriftError for arrays that are not of the plan."""
         result = cls(plan)
         wanted = result.arrays()
+        arrays = {"moments.infinite": wanted["moments.infinite"], **arrays}  # older files do not have it
         for name, array in wanted.items():
             found = arrays.get(name)
             if found is None or found.dtype != array.dtype or (name != "sketches" and found.shape != array.shape):

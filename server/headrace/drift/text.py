@@ -30,6 +30,8 @@ def reference_lines(reference: Reference) -> Iterator[str]:
             moments = summary.moments
             total = max(1, int(moments.count[index] + moments.missing[index]))
             lost = f", {moments.missing[index] / total:.2%} missing" if moments.missing[index] else ""
+            if moments.infinite[index]:
+                lost += f", {moments.infinite[index]:,} infinite, which mean and deviation leave out"
             values = f"{moments.mean[index]:.5g} ± {moments.deviation[index]:.4g}, {plan.grid.bins_of(index)} bins"
             yield f"  {shown(name)}: {values if moments.count[index] else 'no values'}{lost}"
         if plan.items is not None:

@@ -110,10 +110,9 @@ class DriftWorker:
         tensors: by `Watch.key`, each [at least rows, ...]; nobody may write to them afterwards. If the budget is spent
         or too much waits, its rows are skipped, and counted.
         """
-        watched.offered += rows
-        if now_ns < self._resume_ns or self._batches_in - self._batches_out >= MAX_BATCHES:
-            watched.refused += rows
+        if self.skips(watched, rows, now_ns):
             return
+        watched.offered += rows
         size = 0
         for tensor in tensors.values():
             size += tensor.nbytes
@@ -123,6 +122,14 @@ class DriftWorker:
         self._batches_in += 1
         self._bytes_in += size
         self._queue.put(lambda: self._look(watched, tensors, rows, size))
+
+    def skips(self, watched: Watched, rows: int, now_ns: int) -> bool:
+        """Whether a batch would find no place, without a look at it; then its rows are counted. Of who offers."""
+        if now_ns >= self._resume_ns and self._batches_in - self._batches_out < MAX_BATCHES:
+            return False
+        watched.offered += rows
+        watched.refused += rows
+        return True
 
     def submit(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Calls on the worker's thread, between batches, and says what came of it."""

@@ -124,7 +124,7 @@ class CachedModel:
         self._cache.forget(self)
 
     def _hit(self, request: InferRequest, outputs: Outputs, now: int) -> None:
-        template = request.template
+        template, parts = request.template, request.parts
         request.state = State.DONE
         request.parts = ()
         parameters = b""
@@ -137,6 +137,8 @@ class CachedModel:
             request.sink.fail(error)
             return
         request.sink.reply(message)
+        for watcher in self._scheduler.watchers:
+            watcher.cached(request, parts, outputs)
 
     def _miss(self, request: InferRequest, key: Hashable) -> None:
         template = request.template

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
     from prometheus_client import Metric
 
-    from headrace.drift.report import FeatureReport
     from headrace.engine.drifting import DriftMonitoring
 
 SCORES = ("psi", "ks", "js", "tv", "wasserstein")
@@ -35,12 +34,19 @@ class DriftMetrics:
             "How far a feature is from its reference, in this window and the last, by psi, ks, js, tv, wasserstein",
             labels=(*_FEATURE, "score"),
         )  # fmt: skip
+        noise = GaugeMetricFamily(
+            "headrace_drift_psi_noise",
+            "The psi that a feature has on average by chance, at so many rows, where nothing has changed",
+            labels=_FEATURE,
+        )
         shares = GaugeMetricFamily(
             "headrace_drift_share",
             "Share of a feature's values that are missing or outside, of its items that are unseen, in these windows",
             labels=(*_FEATURE, "what"),
         )  # fmt: skip
-        alarms = GaugeMetricFamily("headrace_drift_alarm", "1: the alarm of a feature is on", labels=_FEATURE)
+        alarms = GaugeMetricFamily(
+            "headrace_drift_alarm", "1: the alarm of a feature is on, also while there are no rows", labels=_FEATURE
+        )  # fmt: skip
         rows = CounterMetricFamily("headrace_drift_rows", "Rows that were looked at for drift", labels=_MODEL)
         skipped = CounterMetricFamily(
             "headrace_drift_skipped_rows", "Rows that were not, to keep drift.cpu_share", labels=_MODEL
@@ -55,15 +61,18 @@ class DriftMetrics:
                 labels = (*model, feature.tensor, feature.direction, feature.feature)
                 alarms.add_metric(labels, feature.state == "alarm")
                 for name in SCORES:
-                    _add(scores, labels, feature, name)
+                    _add(scores, (*labels, name), getattr(feature, name))
+                _add(noise, labels, feature.psi_noise)
+                if not (feature.window.rows or feature.window.missing):
+                    continue  # nothing has a share of no rows: it is there because its alarm is still on
                 of_items = feature.window.distinct is not None
                 for what in ("unseen",) if of_items else ("missing", "outside"):
                     shares.add_metric((*labels, what), getattr(feature.window, what))
-        return (scores, shares, alarms, rows, skipped, failed) if self._monitoring.models else ()
+        return (scores, noise, shares, alarms, rows, skipped, failed) if self._monitoring.models else ()
 
 
 def brief(monitoring: DriftMonitoring) -> list[dict[str, Any]]:
-    """One score of each feature, the first that it has, and its state: for the page of the server."""
+    """One score of each feature, the first that it has, what of it is chance, and its state: for the server's page."""
     told = []
     for (model, version), drift in sorted(monitoring.models.items()):
         for feature in drift.latest.features if drift.latest is not None else ():
@@ -79,13 +88,13 @@ def brief(monitoring: DriftMonitoring) -> list[dict[str, Any]]:
                         "feature": feature.feature,
                         "score": name,
                         "value": value,
+                        "by_chance": feature.psi_noise if name == "psi" else None,
                         "state": feature.state,
                     }
                 )
     return told
 
 
-def _add(scores: GaugeMetricFamily, labels: tuple[str, ...], feature: FeatureReport, name: str) -> None:
-    value = getattr(feature, name)
+def _add(family: GaugeMetricFamily, labels: tuple[str, ...], value: float | None) -> None:
     if value is not None:
-        scores.add_metric((*labels, name), value)
+        family.add_metric(labels, value)

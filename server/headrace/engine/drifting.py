@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from headrace.drift.report import DriftReport
     from headrace.engine.watching import Watcher
     from headrace.engine.worker import OutputRows
-    from headrace.messages import Batch, Buffer, Signature
+    from headrace.messages import Batch, Buffer, InferRequest, Signature
+    from headrace.pipeline.response_cache import Outputs
     from headrace.repository.discovery import Found
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class ModelDrift:
     def __init__(self, worker: DriftWorker, monitor: Monitor, signature: Signature, clock: Clock) -> None:
         self.watched = Watched(monitor)
         self.latest: DriftReport | None = None
+        self.ended_ms = -1  # the start of the newest window that was over at the last look, since the epoch
         keys = {watch.key for watch in monitor.watches}
         self._inputs = _watched("inputs", signature.inputs, keys)
         self._outputs = _watched("outputs", signature.outputs, keys)
@@ -96,6 +98,26 @@ class ModelDrift:
             if tensors:
                 self._worker.offer(self.watched, tensors, rows, now)
             start, at = start + rows, stop
+
+    def cached(self, request: InferRequest, parts: Sequence[Buffer], outputs: Outputs) -> None:
+        """See `watching.Watcher`: it flowed by as any other, though nothing ran."""
+        now, template = self._clock(), request.template
+        tensors: dict[str, Any] = {}
+        batched = self._signature.max_batch > 0
+        rows = template.rows if batched else 1
+        if self._worker.skips(self.watched, rows, now):
+            return
+        for index, key in self._inputs:
+            part = parts[index]
+            if part and not in_shared_memory(part):  # without octets it was left out
+                tensors[key] = LazyRows(self._signature.inputs[index], (part,), (rows,), template.shapes[index])
+        for index, key in self._outputs:
+            if index in template.outputs:
+                at = template.outputs.index(index)
+                dims = outputs.shapes[at][1:] if batched else outputs.shapes[at]
+                tensors[key] = LazyRows(self._signature.outputs[index], (outputs.raw[at],), (rows,), dims)
+        if tensors:
+            self._worker.offer(self.watched, tensors, rows, now)
 
     def close(self) -> None:
         """See `watching.Watcher`: its counts are the worker's to keep."""
@@ -137,13 +159,15 @@ class DriftMonitoring:
             )
         except DriftError as error:
             raise ModelLoadError(f"{file}: {error}") from error
+        drift = ModelDrift(self._worker, monitor, signature, self._clock)
         state = self._state_file(found.name, str(found.version))
         if state is not None and state.exists():
             try:
                 monitor.restore(read_bounded(state))
+                drift.latest = report(monitor, wall_ms(), LATEST_WINDOWS)  # an alarm that is on is on at once
             except (DriftError, OSError) as error:
                 logger.warning("model %s version %d: windows of drift begin anew: %s", found.name, found.version, error)
-        return ModelDrift(self._worker, monitor, signature, self._clock)
+        return drift
 
     def add(self, name: str, version: str, watcher: Watcher | None) -> None:
         """The version serves; what was counted of one that is replaced, or left a while ago, goes on."""
@@ -188,29 +212,43 @@ class DriftMonitoring:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             try:
-                for drift in list(self.models.values()):
-                    await asyncio.wrap_future(self._worker.submit(self._look, drift))
-                if self._clock() - self._saved_at > SAVE_SECONDS * 1e9:
-                    await self._save()
+                await self.look()
             except Exception:
                 logger.exception("drift could not be judged; the next look is in %g s", TICK_SECONDS)
 
-    def _look(self, drift: ModelDrift) -> None:
-        """On the worker's thread."""
+    async def look(self) -> None:
+        """Judges the windows that are over, and saves what has news; every `SAVE_SECONDS`, everything."""
+        look, submit = self._look, self._worker.submit
+        served = list(self.models.values())
+        news = [drift for drift in served if await asyncio.wrap_future(submit(look, drift))]
+        if self._clock() - self._saved_at > SAVE_SECONDS * 1e9:
+            await self._save()
+        elif news:
+            await self._save(news)
+
+    def _look(self, drift: ModelDrift) -> bool:
+        """Whether a window is over, or an alarm has changed, since the last look. On the worker's thread."""
         monitor = drift.watched.monitor
-        for event in self._worker.tick(drift.watched):
+        events = self._worker.tick(drift.watched)
+        for event in events:
             fields = {"model": monitor.record.model, "version": monitor.record.version, **event.fields}
             if event.state == "alarm":
                 logger.warning("a feature has drifted", extra=fields)
             else:
                 logger.info("a feature is as it was", extra=fields)
-        drift.latest = report(monitor, wall_ms(), LATEST_WINDOWS)
+        now = wall_ms()
+        drift.latest = report(monitor, now, LATEST_WINDOWS)
+        ended, before = max(monitor.record.ended(now), default=-1), drift.ended_ms
+        drift.ended_ms = ended
+        return bool(events) or ended > before
 
-    async def _save(self) -> None:
-        self._saved_at = self._clock()
+    async def _save(self, only: Sequence[ModelDrift] | None = None) -> None:
+        """Of these, or of all."""
+        if only is None:
+            self._saved_at = self._clock()
         for (name, version), drift in [*self._left.items(), *self.models.items()]:
             file = self._state_file(name, version)
-            if file is None:
+            if file is None or not (only is None or drift in only):
                 continue
             try:
                 data = await asyncio.wrap_future(self._worker.submit(drift.watched.monitor.pack))

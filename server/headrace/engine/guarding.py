@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from headrace.guard.report import GuardReport, Proof, State
     from headrace.guard.settings import GuardSettings
     from headrace.messages import Batch, Buffer, InferRequest, Signature
+    from headrace.pipeline.response_cache import Outputs
     from headrace.repository.catalog import Catalog
     from headrace.repository.discovery import Found
     from headrace.repository.guard_config import GuardConfig
@@ -85,6 +86,9 @@ class ModelGuard:
         taken = self._sample.take(len(batch.requests))
         if taken:
             self._offer(taken, batch.requests, inputs, indices, outputs)
+
+    def cached(self, request: InferRequest, parts: Sequence[Buffer], outputs: Outputs) -> None:
+        """See `watching.Watcher`: a reply that is given again was compared, or not, when the model gave it."""
 
     def _offer(
         self,

@@ -14,11 +14,11 @@ from headrace.pipeline.rules import NumberRules, Rules, SizeRules, TextRules, ex
 from headrace.pipeline.text_screen import matcher
 from headrace.repository.model_config import CONFIG_FILE
 from headrace.repository.processing_config import ImageConfig
-from headrace.repository.schema_config import SCHEMA_FILE, InputRules, read_schema
+from headrace.repository.schema_config import RULE_KEYS, SCHEMA_FILE, InputRules, read_schema
 
 if TYPE_CHECKING:
     from headrace.messages import Signature, TensorSpec
-    from headrace.pipeline.rules import Policy
+    from headrace.pipeline.rules import Policy, RuleName
     from headrace.repository.discovery import Found
     from headrace.repository.model_config import ModelConfig
     from headrace.repository.schema_config import Schema
@@ -29,17 +29,7 @@ _GREATEST_BF16 = float(np.uint32(0x7F7F0000).view(np.float32))
 _OF_NUMBERS = ("finite", "min", "max", "max_missing", "fill", "names")
 _OF_FLOATS = ("finite", "max_missing")
 _OF_TEXTS = ("min_length", "max_length", "pattern")
-_OF_IMAGES = ("min_height", "max_height", "min_width", "max_width")
-_KEYS = {
-    "missing": ("max_missing",),
-    "finite": ("finite",),
-    "range": ("min", "max"),
-    "values": ("values",),
-    "size": _OF_IMAGES,
-    "length": ("min_length", "max_length"),
-    "pattern": ("pattern",),
-}
-"""Of each rule, the keys that make it one."""
+_OF_IMAGES = RULE_KEYS["size"]
 
 
 def version_rules(found: Found, signature: Signature) -> dict[str, Rules]:
@@ -57,7 +47,7 @@ def input_rules(
     schema: Schema | None = None,
     files: tuple[str, str] = (CONFIG_FILE, SCHEMA_FILE),
 ) -> dict[str, Rules]:
-    """The rules for inputs, by name. What the configuration says of one comes before what the schema says.
+    """The rules for inputs, by name. A rule that the configuration has comes before the schema's of that name.
 
     files: of both, for messages. Raises ModelLoadError where a rule has no meaning for its input, or contradicts
     another.
@@ -78,7 +68,7 @@ def input_rules(
             layout = (own.format if own is not None else None) or image_layout(spec.shape)
             if isinstance(config.preprocess.get(name), ImageConfig):
                 layout = "NHWC"  # `format` is of the model's own tensor
-            rules = _rules(given, spec, layout)
+            rules = _rules(given, spec, layout, _strict(own) if own is not None else frozenset())
         except (ValueError, OverflowError) as error:  # the latter of an integer that is beyond FP64
             by_own = own is not None and bool(own.model_fields_set & InputRules.model_fields.keys())
             places = (file for file, says in zip(files, (by_own, inferred is not None), strict=True) if says)
@@ -88,18 +78,26 @@ def input_rules(
     return found
 
 
-def _rules(given: InputRules, spec: TensorSpec, layout: str | None) -> Rules | None:
+def _strict(own: InputRules) -> frozenset[RuleName]:
+    """See `NumberRules.strict`: the rules that refuse NaN by what the configuration says of them alone."""
+    if own.max_missing is not None:
+        return frozenset()
+    rules: tuple[RuleName, ...] = ("finite",) if own.finite else ("range", "values")
+    return frozenset(rule for rule in rules if own.policy.get(rule, "reject") == "reject")
+
+
+def _rules(given: InputRules, spec: TensorSpec, layout: str | None, strict: frozenset[RuleName]) -> Rules | None:
     """None: nothing is asked for. Raises ValueError."""
     _check_kind(given, spec, is_image=layout is not None)
     for rule, policy in given.policy.items():
-        if not any(_is_given(given, key) for key in _KEYS[rule]):
-            raise ValueError(f'policy.{rule} = "{policy}", but there is no {" or ".join(_KEYS[rule])}')
+        if not any(_is_given(given, key) for key in RULE_KEYS[rule]):
+            raise ValueError(f'policy.{rule} = "{policy}", but there is no {" or ".join(RULE_KEYS[rule])}')
     numbers = texts = None
     if spec.datatype == "BYTES":
         if given.values is not None or any(_is_given(given, key) for key in _OF_TEXTS):
             texts = _texts(given)
     elif given.values is not None or any(_is_given(given, key) for key in _OF_NUMBERS):
-        numbers = _numbers(given, spec)
+        numbers = _numbers(given, spec, strict)
     size = _size(given, layout == "NCHW") if any(_is_given(given, key) for key in _OF_IMAGES) else None
     if numbers is None and texts is None and size is None:
         return None
@@ -151,7 +149,7 @@ def _size(given: InputRules, channels_first: bool) -> SizeRules:
     return SizeRules((given.min_height, given.max_height), (given.min_width, given.max_width), channels_first)
 
 
-def _numbers(given: InputRules, spec: TensorSpec) -> NumberRules:
+def _numbers(given: InputRules, spec: TensorSpec, strict: frozenset[RuleName]) -> NumberRules:
     dtype = np.dtype("<f4") if spec.datatype == "BF16" else DATATYPES[spec.datatype].numpy
     for key in ("min", "max", "fill", "names"):
         value = getattr(given, key)
@@ -179,6 +177,7 @@ def _numbers(given: InputRules, spec: TensorSpec) -> NumberRules:
         given.max_missing,
         values,
         fill,
+        strict,
     )
 
 

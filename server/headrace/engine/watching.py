@@ -1,4 +1,4 @@
-"""What looks on while a model serves: told of each batch that has run, and of no request."""
+"""What looks on while a model serves: told of each batch that has run, and of each request that did not have to."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from headrace.engine.worker import OutputRows
-    from headrace.messages import Batch, Buffer, Signature
+    from headrace.messages import Batch, Buffer, InferRequest, Signature
+    from headrace.pipeline.response_cache import Outputs
     from headrace.repository.discovery import Found
 
 
@@ -24,6 +25,9 @@ class Watcher(Protocol):
         /,
     ) -> None:
         """A batch has run and is answered. inputs: as a `Job` has them; indices: of the outputs that were computed."""
+
+    def cached(self, request: InferRequest, parts: Sequence[Buffer], outputs: Outputs, /) -> None:
+        """A request was answered from the response cache. parts: its inputs; outputs: those that its template names."""
 
     def close(self) -> None:
         """Frees what it holds; it is told of nothing more. Without effect on one that is closed."""

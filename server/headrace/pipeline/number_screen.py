@@ -104,13 +104,24 @@ class NumberCheck:
             left = nan
         if rules.finite:
             infinite = np.isinf(values)
-            filled = self._policies.get("finite") == "clip"
-            yield "finite", (infinite if rules.max_missing is not None and not filled else infinite | nan)
-            left = infinite | nan if filled else nan
+            allowed = rules.max_missing is not None and "finite" not in rules.strict
+            yield "finite", (infinite if allowed else infinite | nan)
+            left = infinite | nan if self._fills else nan
         if rules.ranged:
-            yield "range", _but(~self._inside(values), left)
+            yield "range", _but(~self._inside(values), None if "range" in rules.strict else left)
         if rules.values is not None:
-            yield "values", _but(~self._is_allowed(values), left)
+            yield "values", _but(~self._is_allowed(values), None if "values" in rules.strict else left)
+
+    @property
+    def _fills(self) -> bool:
+        return self._rules.finite and self._policies.get("finite") == "clip"
+
+    def unfilled(self, values: Numbers) -> list[int]:
+        """Which requests [requests, elements] have NaN that breaks no rule, and is to be filled all the same."""
+        if not self._fills or self._rules.max_missing is None:
+            return []
+        places: list[int] = np.flatnonzero(np.isnan(values).any(axis=1)).tolist()
+        return places
 
     def _is_allowed(self, values: Numbers) -> Mask:
         allowed = self._rules.values
@@ -156,7 +167,7 @@ class NumberCheck:
         low, high = self._bounds()
         width = max(low.size, 1 if rules.fill is None else rules.fill.size)
         table = np.array(values).reshape(-1, width)
-        if self._policies.get("finite") == "clip" and rules.fill is not None:
+        if self._fills and rules.fill is not None:
             # infinity to the bound of its side, if there is one
             for side, bound in ((np.inf, high), (-np.inf, low)):
                 table = np.where(table == side, np.where(np.isinf(bound), rules.fill, bound), table)

@@ -59,6 +59,7 @@ class NumberRules:
     integer datatype, where there is none. ranged: whether there is one. finite: neither infinity nor, unless
     `max_missing` says how many there may be, NaN. max_missing: the share of a row that may be NaN; None: not said.
     values: those allowed, ascending; None: any. fill: what stands for a value that is clipped and has no nearest bound.
+    strict: the rules that NaN breaks although `max_missing` or `finite` say more of it, because another file does.
     """
 
     low: Numbers
@@ -68,6 +69,7 @@ class NumberRules:
     max_missing: float | None = None
     values: Numbers | None = None
     fill: Numbers | None = None
+    strict: frozenset[RuleName] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,7 +176,8 @@ class _Texts:
     def __init__(self, about: _About) -> None:
         self.index = about.index
         self._about = about
-        self._check = TextCheck(about.rules.texts if about.rules is not None else None, about.shape)
+        own = about.rules
+        self._check = TextCheck(own.texts if own is not None else None, about.shape, own.policies if own else {})
 
     def passes(self, column: Sequence[Buffer]) -> bool:
         return self._check.passes(column)
@@ -239,7 +240,7 @@ class _Numbers:
         """raw: of so many requests, one after another."""
         check, about = self._check, self._about
         values = check.view(raw).reshape(len(requests), -1)
-        clipped: set[int] = set()
+        clipped = set(check.unfilled(values))
         for rule, bad in check.broken(values):
             places = np.flatnonzero(bad.any(axis=1)).tolist()
             if not places:

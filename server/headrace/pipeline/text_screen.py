@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from itertools import chain
 from math import prod
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from pydantic_core import SchemaError, SchemaValidator, core_schema
@@ -14,10 +15,10 @@ from headrace.pipeline import bytes_tensor
 from headrace.pipeline.rules import some, span
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from headrace.messages import Buffer
-    from headrace.pipeline.rules import RuleName, TextRules
+    from headrace.pipeline.rules import Policy, RuleName, TextRules
 
 _SHOWN = 60
 """Characters of a text that an error repeats."""
@@ -57,10 +58,13 @@ def _list_matcher(pattern: str | None, min_length: int, max_length: int | None) 
 class TextCheck:
     """Of one input of a whole shape. rules: None: there are none but that it is text."""
 
-    __slots__ = ("_all", "_count", "_matcher", "_rules", "_values")
+    __slots__ = ("_all", "_count", "_length_refuses", "_matcher", "_rules", "_values")
 
-    def __init__(self, rules: TextRules | None, shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, rules: TextRules | None, shape: tuple[int, ...], policies: Mapping[str, Policy] = MappingProxyType({})
+    ) -> None:
         self._count = prod(shape)
+        self._length_refuses = policies.get("length", "reject") == "reject"
         self._rules = rules
         self._values = None if rules is None else rules.values
         self._matcher = matcher(rules.pattern) if rules is not None and rules.pattern is not None else None
@@ -112,11 +116,13 @@ class TextCheck:
             if values is not None and element not in values:
                 yield "values", at, f"is {_shown(text)}, expected {some(sorted(one.decode() for one in values))}"
             size = len(text)
-            too_long = rules.max_length is not None and size > rules.max_length
-            if too_long or size < rules.min_length:
+            of_length = size >= rules.min_length and (rules.max_length is None or size <= rules.max_length)
+            if not of_length:
                 expected = span(rules.min_length or None, rules.max_length)
                 yield "length", at, f"has {size} characters, expected a length {expected}"
-            if matching is not None and not too_long and not matching.isinstance_python(text):
+            if not of_length and self._length_refuses:
+                continue  # it may be of any length, and is refused already
+            if matching is not None and not matching.isinstance_python(text):
                 yield "pattern", at, f"is {_shown(text)}, expected all of it to match {rules.pattern!r}"
 
 

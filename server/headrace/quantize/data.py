@@ -176,6 +176,9 @@ def _read_input(given: Given, spec: InputSpec) -> tuple[Array, bool]:
             problem = problem or error
             continue
         rows = np.concatenate(chunks) if chunks else np.empty((0, *shape))
+        if rows.dtype == object:
+            gaps = np.array([value is None for value in rows.flat], np.bool_).reshape(rows.shape)
+            rows[gaps] = b""  # as a client would send them
         return _converted(rows, spec, path), len(shape) == len(spec.shape)
     raise QuantizeError(f"{problem} (input {spec.name})") from None
 

@@ -50,7 +50,7 @@ class SchemaBuilder:
         return f"<SchemaBuilder of {self._spec.name}, {self.rows} rows>"
 
     def add(self, rows: Rows) -> None:
-        """Rows [rows, *shape] of any numbers, NaN where one is missing; BF16 as such, texts as objects."""
+        """Rows [rows, *shape] of any numbers, NaN where one is missing; BF16 as such, texts as objects, or None."""
         if not len(rows):
             return
         self.rows += len(rows)
@@ -69,7 +69,8 @@ class SchemaBuilder:
             sides[:] = [min([*sides, side]), max([*sides, side])]
 
     def _add_texts(self, rows: Rows) -> None:
-        texts = [one if isinstance(one, str) else bytes(one).decode(errors="replace") for one in rows.ravel().tolist()]
+        given = [one for one in rows.ravel().tolist() if one is not None]
+        texts = [one if isinstance(one, str) else bytes(one).decode(errors="replace") for one in given]
         sizes = [*self._lengths, *map(len, texts)]
         self._lengths = [min(sizes), max(sizes)] if sizes else []
         self._add_values(texts)

@@ -44,6 +44,17 @@ _Length = Annotated[int, Field(ge=0, le=_GREATEST)]
 _Rule = Literal["missing", "finite", "range", "values", "size", "length", "pattern"]
 _Policy = Literal["reject", "clip", "count"]
 
+RULE_KEYS: Final[dict[_Rule, tuple[str, ...]]] = {
+    "missing": ("max_missing",),
+    "finite": ("finite",),
+    "range": ("min", "max"),
+    "values": ("values",),
+    "size": ("min_height", "max_height", "min_width", "max_width"),
+    "length": ("min_length", "max_length"),
+    "pattern": ("pattern",),
+}
+"""Of each rule, the keys that make it one."""
+
 
 class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -104,11 +115,26 @@ class InputRules(_Table):
                 raise ValueError(f'policy.{rule} = "clip" has no meaning; range and finite can be clipped')
         return self
 
+    def both_say(self, others: InputRules) -> list[str]:
+        """The rules that are given here and in `others`."""
+        here, there = self.model_fields_set, others.model_fields_set
+        return [rule for rule, keys in RULE_KEYS.items() if not (here.isdisjoint(keys) or there.isdisjoint(keys))]
+
     def over(self, others: InputRules) -> InputRules:
-        """These rules, and of `others` those that are not given here. Raises ValueError if they contradict them."""
+        """These rules, and of `others` those that are not given here. Raises ValueError if they contradict them.
+
+        A rule of which a key is given here is whole: neither keys nor the policy of `others` are added to it. A policy
+        that is given here is also that of a rule of `others`.
+        """
         own = self.model_dump(include=self.model_fields_set & InputRules.model_fields.keys())
         base = others.model_dump(include=others.model_fields_set & InputRules.model_fields.keys())
-        merged = base | own | {"policy": others.policy | self.policy}
+        policy = dict(others.policy)
+        for rule, keys in RULE_KEYS.items():
+            if not own.keys().isdisjoint(keys):
+                policy.pop(rule, None)
+                for key in (*keys, "fill") if rule == "finite" else keys:
+                    base.pop(key, None)
+        merged = base | own | {"policy": policy | self.policy}
         try:
             return InputRules.model_validate(merged)
         except ValidationError as error:

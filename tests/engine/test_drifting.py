@@ -1,0 +1,112 @@
+"""What a server knows of drift, and keeps: with time that stands still until it is told to go on."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from headrace.drift.fit import Source, fit_reference
+from headrace.drift.watch import watch_of
+from headrace.engine import drifting
+from headrace.engine.drift_metrics import DriftMetrics
+from headrace.engine.drifting import DriftMonitoring
+from headrace.messages import Signature, TensorSpec
+from headrace.repository.discovery import Found
+from headrace.repository.model_config import ModelConfig
+
+WINDOW_MS = 10_000
+SPEC = TensorSpec("x", "FP32", (2,))
+SIGNATURE = Signature((SPEC,), (), 8)
+KEY = "inputs.x"
+
+
+@pytest.fixture
+def now(monkeypatch):
+    """Milliseconds since the epoch, in a list of one."""
+    found = [WINDOW_MS]
+    monkeypatch.setattr(drifting, "wall_ms", lambda: found[0])
+    monkeypatch.setattr(drifting, "TICK_SECONDS", 3600.0)
+    return found
+
+
+def rows(shift=0.0, count=400):
+    return np.random.default_rng(3).normal((0, shift), size=(count, 2)).astype(np.float32)
+
+
+@pytest.fixture
+def found(tmp_path):
+    version = tmp_path / "m" / "1"
+    version.mkdir(parents=True)
+    data = Source("data", lambda: iter([rows(count=4000)]), 4000)
+    fit_reference([(watch_of(SPEC), data)], bytes(16), "data", 0).write(version / "drift.json")
+    return Found("m", 1, version, ModelConfig(drift={"window_s": 10, "inputs": {"x": {}}}))
+
+
+def serving(tmp_path, found):
+    """All monitors, and that of the model, which serves. On an event loop."""
+    monitoring = DriftMonitoring(1.0, tmp_path / "state", lambda: 0)
+    drift = monitoring.open(found, SIGNATURE)
+    monitoring.add("m", "1", drift)
+    return monitoring, drift
+
+
+def alarms(monitoring):
+    """What the gauge says, by feature."""
+    family = next((one for one in DriftMetrics(monitoring).collect() if one.name == "headrace_drift_alarm"), None)
+    return {} if family is None else {one.labels["feature"]: one.value for one in family.samples}
+
+
+def test_a_window_that_is_over_and_an_alarm_outlive_a_crash(tmp_path, found, now):
+    file = tmp_path / "state" / "m.1.drift"
+
+    async def crash():
+        monitoring, drift = serving(tmp_path, found)
+        drift.watched.monitor.count(now[0], {KEY: rows(3.0)}, 400)
+        await monitoring.look()
+        assert not file.exists()  # nothing is new but a window that is not over
+        now[0] += WINDOW_MS
+        await monitoring.look()
+        assert alarms(monitoring) == {"0": 0, "1": 1}
+        written = file.stat().st_mtime_ns
+        await monitoring.look()
+        assert file.stat().st_mtime_ns == written  # nothing is
+        monitoring._task.cancel()
+        monitoring._worker.stop(5)
+
+    async def start_again():
+        monitoring, drift = serving(tmp_path, found)
+        assert drift.watched.monitor.record.windows.keys() == {WINDOW_MS}
+        assert alarms(monitoring) == {"0": 0, "1": 1}  # before anything was looked at
+        await monitoring.close()
+
+    asyncio.run(crash())
+    asyncio.run(start_again())
+
+
+def test_windows_are_kept_without_a_reference_to_judge_them_by(tmp_path, found, now):
+    (found.path / "drift.json").unlink()
+
+    async def scenario():
+        monitoring, drift = serving(tmp_path, found)
+        drift.watched.monitor.count(now[0], {KEY: rows(count=600)}, 600)
+        now[0] += WINDOW_MS
+        await monitoring.look()
+        assert (tmp_path / "state" / "m.1.drift").exists()
+        await monitoring.close()
+
+    asyncio.run(scenario())
+
+
+def test_an_alarm_stays_in_the_metrics_while_nothing_flows(tmp_path, found, now):
+    async def scenario():
+        monitoring, drift = serving(tmp_path, found)
+        drift.watched.monitor.count(now[0], {KEY: rows(3.0)}, 400)
+        for later in (1, 3, 40):
+            now[0] = (1 + later) * WINDOW_MS
+            await monitoring.look()
+            states = {one.feature: one.state for one in (await monitoring.report("m", "1")).features}
+            assert states["1"] == "alarm"
+            assert alarms(monitoring)["1"] == 1, later
+        await monitoring.close()
+
+    asyncio.run(scenario())
