@@ -105,6 +105,7 @@ def run(settings: Settings) -> int:
         # Nothing interrupts a model that runs, and the interpreter's end would take the runtime away under it.
         logging.shutdown()
         os._exit(status)
+    _unsettle()
     return status
 
 
@@ -437,6 +438,12 @@ def _settle() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
+
+
+def _unsettle() -> None:
+    """Takes that back, and frees what nobody holds any more: native libraries complain of what outlives them."""
+    gc.unfreeze()
+    gc.collect()
 
 
 class _Signals:

@@ -92,6 +92,7 @@ def test_a_shift_is_seen(serve, repository, tmp_path):
         assert caught.value.code == 501
         assert "nothing of model 'plain' is watched for drift" in caught.value.read().decode()
     assert server.stop() == 0
+    assert all(line.startswith("{") for line in server.log.splitlines()), "what a library says at the end is no JSON"
     assert [file.name for file in state.iterdir()] == ["watched.1.drift"]
     flags = ("--model-control-mode", "explicit", "--load-models", "*")
     again = serve(repository, "--drift-directory", state, *flags)
