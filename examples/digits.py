@@ -6,10 +6,12 @@ Needs `pip install tritonclient[grpc]` and a server: `make serve`.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
 import tritonclient.grpc as grpcclient
+from tritonclient.utils import InferenceServerException
 
 HELD_OUT = Path(__file__).parents[1] / "models" / "digits" / "heldout.npz"
 PHASES = ("decode", "admit", "queue", "batch", "execute", "encode")
@@ -32,13 +34,16 @@ def main() -> None:
     if args.count < 1:
         parser.error(f"--count {args.count}: expected 1 or more")
 
-    digits = np.load(HELD_OUT)
-    pixels, truth = digits["pixels"][: args.count], digits["labels"][: args.count]  # FP32 [N,64], INT64 [N]
+    with np.load(HELD_OUT) as digits:
+        pixels, truth = digits["pixels"][: args.count], digits["labels"][: args.count]  # FP32 [N,64], INT64 [N]
 
     client = grpcclient.InferenceServerClient(args.url)
     images = grpcclient.InferInput("pixels", pixels.shape, "FP32")
     images.set_data_from_numpy(pixels)
-    result = client.infer("digits", [images], parameters={"headrace_timing": True})
+    try:
+        result = client.infer("digits", [images], parameters={"headrace_timing": True})
+    except InferenceServerException as error:
+        sys.exit(f"{args.url}: {error.message()}")
 
     certainty = result.as_numpy("probabilities").max(axis=1)
     for true, label, sure in zip(truth, result.as_numpy("label"), certainty, strict=True):

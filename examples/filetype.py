@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import tritonclient.grpc as grpcclient
+from tritonclient.utils import InferenceServerException
 
 LABELS = Path(__file__).parents[1] / "models" / "filetype" / "labels.json"
 
@@ -89,6 +90,8 @@ def main() -> int:
         except OSError as error:
             print(f"{path}: {error.strerror}")
             status = 1
+        except InferenceServerException as error:
+            sys.exit(f"{args.url}: {error.message()}")
         else:
             print(f"{path}: {kind} ({score:.2f})")
     return status

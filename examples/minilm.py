@@ -13,7 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import tritonclient.grpc.aio as grpcclient
-from tokenizers import Tokenizer
+from tritonclient.utils import InferenceServerException
+
+try:
+    from tokenizers import Tokenizer
+except ImportError:
+    sys.exit("tokenizers is needed: pip install tokenizers")
 
 TOKENIZER = Path(__file__).parents[1] / "models" / "minilm" / "tokenizer.json"
 
@@ -47,7 +52,11 @@ def main() -> None:
     sentences = args.sentences or [line for line in map(str.strip, sys.stdin) if line]
     if not sentences:
         parser.error("no sentence to compare with the query")
-    found = asyncio.run(similarities(args.url, Tokenizer.from_file(str(TOKENIZER)), args.query, sentences))
+    tokenizer = Tokenizer.from_file(str(TOKENIZER))
+    try:
+        found = asyncio.run(similarities(args.url, tokenizer, args.query, sentences))
+    except InferenceServerException as error:
+        sys.exit(f"{args.url}: {error.message()}")
     for cosine, sentence in sorted(zip(found.tolist(), sentences, strict=True), reverse=True):
         print(f"{cosine:5.2f}  {sentence}")
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import tritonclient.grpc.aio as grpcclient
 from PIL import Image, ImageDraw, ImageFont
+from tritonclient.utils import InferenceServerException
 
 CHARACTERS = Path(__file__).parents[1] / "models" / "textline" / "characters.json"
 HEIGHT, GREATEST_WIDTH = 48, 1280
@@ -106,7 +107,10 @@ def main() -> int:
             print(f"{path}: {error.strerror or error}")
     if not args.images:
         images = {text: draw(text) for text in SAMPLES}
-    asyncio.run(read_all(args.url, images, characters))
+    try:
+        asyncio.run(read_all(args.url, images, characters))
+    except InferenceServerException as error:
+        sys.exit(f"{args.url}: {error.message()}")
     return int(len(images) < len(args.images))
 
 

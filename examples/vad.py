@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import tritonclient.grpc as grpcclient
+from tritonclient.utils import InferenceServerException
 
 RATE = 16_000
 CHUNK = 512
@@ -128,7 +129,10 @@ def main() -> int:
         except (OSError, ValueError) as error:
             print(f"{path}: {error}", file=sys.stderr)
     client = grpcclient.InferenceServerClient(args.url)
-    found = probabilities(client, [samples for _, samples in recordings])
+    try:
+        found = probabilities(client, [samples for _, samples in recordings])
+    except InferenceServerException as error:
+        sys.exit(f"{args.url}: {error.message()}")
     for (path, samples), of_speech in zip(recordings, found, strict=True):
         spoken = segments(of_speech, len(samples))
         print(f"{path}: {len(samples) / RATE:.2f} s, {sum(end - start for start, end in spoken):.2f} s of speech")

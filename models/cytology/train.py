@@ -123,7 +123,9 @@ def build(directory: Path) -> dict[str, float | str]:
     (directory / "1").mkdir(parents=True, exist_ok=True)
     (directory / "1" / "model.onnx").write_bytes(model)
     np.savez_compressed(directory / "heldout.npz", features=rows, labels=labels)
-    (directory / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    told = directory / "metrics.json"
+    known = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else {}
+    told.write_text(json.dumps({**known, **metrics}, indent=2) + "\n", encoding="utf-8")  # `precisions` is not ours
     return metrics
 
 
@@ -131,7 +133,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the cytology model and write its files.")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent, help="where to write (default: here)")
     parser.add_argument("--cross-validate", action="store_true", help="only say how well the settings do in training")
+    parser.add_argument("--training-data", type=Path, metavar="FILE.npz", help="only write the training part")
     args = parser.parse_args()
+    if args.training_data:
+        rows, _, labels, _ = split()
+        np.savez_compressed(args.training_data, features=rows, labels=labels)
+        return
     if args.cross_validate:
         rows, _, labels, _ = split()
         print(f"cross_validated_accuracy: {cross_validated(rows, labels):.4f}")
