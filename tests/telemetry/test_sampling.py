@@ -246,6 +246,16 @@ def test_one_without_a_model_is_traced_too():
     assert (traced.model, traced.error, traced.door, traced.received) == ("", "model_not_found", "grpc", world.now - 5)
 
 
+def test_one_that_does_not_fit_its_model_is_traced_with_its_name():
+    world = World()
+    world.sampler.unfit(Sink(UNSAMPLED, b"a=b"), world.now - 5, "invalid_request")
+    ((batch, (traced,)),) = world.sent
+    assert batch is None
+    assert (traced.model, traced.version, traced.error, traced.cause) == ("m", "1", "invalid_request", "failed")
+    assert (traced.trace_id, traced.parent_id, traced.tracestate, traced.rows) == (0xAA, 0xBB, b"a=b", 0)
+    assert (traced.received, traced.decoded, traced.ended) == (world.now - 5, 0, world.now)
+
+
 def test_a_budget_is_so_many_a_second_and_slow_ones_get_half():
     budget = Budget(10)
     assert [budget.take(10**9, "slow") for _ in range(7)] == [True] * 5 + [False] * 2

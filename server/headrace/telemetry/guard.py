@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ParamSpec
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from headrace.messages import InferRequest
+    from headrace.messages import InferRequest, ReplySink
     from headrace.telemetry.observer import BatchRecord, ModelObserver, Observer, QueueDepth
 
     Report = Callable[[str, Exception], None]
@@ -85,6 +85,12 @@ class _GuardedModel:
         except Exception as error:
             self._report("refused", error)
 
+    def unfit(self, sink: ReplySink, received: int, reason: str) -> None:
+        try:
+            self._model.unfit(sink, received, reason)
+        except Exception as error:
+            self._report("unfit", error)
+
     def trace_id(self, request: InferRequest) -> str:
         try:
             return self._model.trace_id(request)
@@ -140,6 +146,9 @@ class _Deaf:
         pass
 
     def refused(self, reason: str, requests: int = 1, request: InferRequest | None = None) -> None:
+        pass
+
+    def unfit(self, sink: ReplySink, received: int, reason: str) -> None:
         pass
 
     def trace_id(self, request: InferRequest) -> str:

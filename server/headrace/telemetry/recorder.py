@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from headrace.clock import Clock
-    from headrace.messages import InferRequest
+    from headrace.messages import InferRequest, ReplySink
     from headrace.telemetry.diary import Diary
     from headrace.telemetry.observer import BatchRecord, QueueDepth
     from headrace.telemetry.sampling import Exemplar, ModelSampler
@@ -254,6 +254,12 @@ class ModelRecorder:
             self.sampler.failed(request, reason)
         if self.diary is not None and request is not None:
             self.diary.ended(request, reason)
+
+    def unfit(self, sink: ReplySink, received: int, reason: str) -> None:
+        """A request for the model ended before it was one: it does not fit its signature, say."""
+        self._refused[reason] += 1
+        if self.sampler is not None:
+            self.sampler.unfit(sink, received, reason)
 
     def trace_id(self, request: InferRequest) -> str:
         """See `observer.ModelObserver`."""

@@ -248,14 +248,7 @@ class TailSampling:
 
     def unrouted(self, sink: ReplySink, received: int, reason: str) -> None:
         """A request has failed before its model was known."""
-        now = self.clock()
-        if self.budget.take(now, FAILED):
-            parent = read_parent(sink.traceparent)
-            trace = RequestTrace(
-                "", "", sink.door, FAILED, parent.trace_id or self.new_id(128), self.new_id(64), parent.span_id,
-                sink.tracestate, received, 0, 0, now, 0, reason,
-            )  # fmt: skip
-            self.send(None, [trace])
+        self._unrouted.unfit(sink, received, reason)
 
     def send(self, batch: BatchTrace | None, requests: Sequence[RequestTrace]) -> bool:
         """Hands over what was chosen, and counts it."""
@@ -344,6 +337,19 @@ class ModelSampler:
             trace = self._trace(request, FAILED, request.sink.traceparent, now, named)
             trace.error = reason
             self._shared.send(None, [trace])
+
+    def unfit(self, sink: ReplySink, received: int, reason: str) -> None:
+        """A request has failed before it was one for the model: it says nothing that could be taken."""
+        shared = self._shared
+        now = shared.clock()
+        if shared.budget.take(now, FAILED):
+            parent = read_parent(sink.traceparent)
+            trace = RequestTrace(
+                self._model, self._version, sink.door, FAILED, parent.trace_id or shared.new_id(128),
+                shared.new_id(64), parent.span_id, sink.tracestate if parent.span_id else b"", received, 0, 0, now, 0,
+                reason,
+            )  # fmt: skip
+            shared.send(None, [trace])
 
     def _send(self, record: BatchRecord, chosen: dict[int, str], parents: Sequence[bytes]) -> None:
         shared = self._shared

@@ -97,6 +97,7 @@ class SpanBuilder:
         if request.model:
             said["headrace.model.name"] = request.model
             said["headrace.model.version"] = request.version
+        if request.rows:
             said["headrace.rows"] = request.rows
         if batch is not None:
             said["headrace.batch.rows"] = batch.rows

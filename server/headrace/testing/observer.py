@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from headrace.telemetry.observer import FALLBACK_REASONS
 
 if TYPE_CHECKING:
-    from headrace.messages import InferRequest
+    from headrace.messages import InferRequest, ReplySink
     from headrace.telemetry.observer import BatchRecord
 
 
@@ -51,6 +51,10 @@ class RecordingObserver:
     def refused(self, reason: str, requests: int = 1, request: InferRequest | None = None) -> None:
         """See `ModelObserver`."""
         self.reasons[reason] += requests
+
+    def unfit(self, sink: ReplySink, received: int, reason: str) -> None:
+        """See `ModelObserver`."""
+        self.reasons[reason] += 1
 
     def trace_id(self, request: InferRequest) -> str:
         """See `ModelObserver`."""
