@@ -30,6 +30,10 @@ def repository(tmp_path_factory):
     root = tmp_path_factory.mktemp("traced")
     write(root, "echo_fp32", identity("FP32", "N", 4))
     write(root, "pick", pick())
+    (root / "picks" / "1").mkdir(parents=True)
+    (root / "picks" / "model.toml").write_text(
+        '[[ensemble.steps]]\nmodel = "pick"\ninputs = {index = "index"}\noutputs = {value = "value"}\n'
+    )
     write(root, "kept", identity("FP32", "N", 4), "response_cache = true")
     write(root, "checked", identity("FP32", "N", 4), "max_batch = 2\n[inputs.x]\nmax = 4")
     return root
@@ -139,10 +143,27 @@ def test_a_model_that_fails_is_an_error_and_the_log_has_its_trace(calls, traced,
         calls.ModelInfer(
             request("pick", index=np.array([[13]])), metadata=[("traceparent", parent(number))], timeout=SECONDS
         )
-    span = collector.trace(f"{number:032x}", 2)["inference.GRPCInferenceService/ModelInfer"]
+    spans = collector.trace(f"{number:032x}", 6)
+    span = spans.pop("inference.GRPCInferenceService/ModelInfer")
+    assert spans.keys() == STAGES - {"encode"}  # it ended while the model ran
+    batch = collector.linked(span)
+    assert (batch.status.code, spans["execute"].links[0].span_id) == (ERROR, batch.span_id)
     assert span.status.code == ERROR
     assert attributes(span)["rpc.response.status_code"] == "INTERNAL"
     assert f"trace_id={number:032x}" in traced.log
+
+
+def test_an_ensemble_whose_step_fails_ends_while_it_runs(calls, traced, collector):
+    number = 0xE5B00 + 2 * (traced.transport == "native")
+    with pytest.raises(grpc.RpcError):
+        calls.ModelInfer(
+            request("picks", index=np.array([[13]])), metadata=[("traceparent", parent(number))], timeout=SECONDS
+        )
+    collector.trace(f"{number:032x}", 12)  # its own, and those of the step
+    spans = [span for span in collector.spans if span.trace_id.hex() == f"{number:032x}"]
+    (server,) = [span for span in spans if span.kind == SERVER]
+    stages = {span.name for span in spans if span.parent_span_id == server.span_id and span.name in STAGES}
+    assert stages == STAGES - {"encode"}
 
 
 def test_a_request_that_breaks_a_rule_is_a_failure_as_well(calls, traced, collector):

@@ -266,6 +266,8 @@ class TestCancelling:
         here.run(6)
         assert here.observer.batches == []
         assert here.observer.reasons == {"cancelled": 1}
+        ((_, record),) = here.observer.failed
+        assert (record.finished - record.started, record.encoded) == (10 * MS, record.finished)
 
     def test_twice_and_after_the_end_it_does_nothing(self, world):
         here = world()
@@ -324,6 +326,9 @@ class TestFailures:
         assert here.observer.reasons == {"backend_failed": 1}
         assert here.batches() == [(3, 3), (1, 1), (1, 1), (1, 1)]
         assert {record.close_reason for record in here.observer.batches} == {"isolated"}
+        ((reason, record),) = here.observer.failed
+        assert (reason, record.close_reason, record.batch_rows) == ("backend_failed", "isolated", 1)
+        assert (record.finished - record.started, record.encoded) == (10 * MS, 0)
 
     def test_those_run_alone_may_be_cancelled_meanwhile(self, world):
         here = world(compute=self.poison)

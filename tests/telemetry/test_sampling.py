@@ -246,6 +246,24 @@ def test_one_without_a_model_is_traced_too():
     assert (traced.model, traced.error, traced.door, traced.received) == ("", "model_not_found", "grpc", world.now - 5)
 
 
+@pytest.mark.parametrize(("encoded", "error", "finished"), [(0, "backend_failed", 0), (9, "", 8)])
+def test_one_that_fails_in_its_batch_has_the_moments_of_it(encoded, error, finished):
+    """encoded: the run was fine, and then its reply was not."""
+    world = World()
+    alone, other = world.request(), world.request()
+    for requests in ([alone], [other, alone]):
+        record = BatchRecord(
+            [1], [2], [3], [1], batched=6, started=7, finished=8, encoded=encoded, batch_rows=1,
+            close_reason="single", instance=2, requests=requests,
+        )  # fmt: skip
+        world.sampler.failed(alone, "backend_failed", record)
+    (batch, (first,)), (none, (second,)) = world.sent
+    assert (batch.error, batch.started, batch.instance, batch.traced) == (error, 7, 2, [first])
+    assert none is None  # it may be exported with the others
+    for traced in (first, second):
+        assert (traced.batched, traced.started, traced.finished, traced.error) == (6, 7, finished, "backend_failed")
+
+
 def test_one_that_does_not_fit_its_model_is_traced_with_its_name():
     world = World()
     world.sampler.unfit(Sink(UNSAMPLED, b"a=b"), world.now - 5, "invalid_request")

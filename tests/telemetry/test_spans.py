@@ -24,6 +24,7 @@ def request(**more):
     values = {
         "model": "m", "version": "2", "door": "grpc", "cause": "head", "trace_id": 0xAB, "span_id": 0xCD,
         "parent_id": 0xEF, "tracestate": b"k=v", "received": 10, "decoded": 20, "admitted": 30, "ended": 90, "rows": 4,
+        "batched": 40, "started": 50, "finished": 80,
     }  # fmt: skip
     return RequestTrace(**{**values, **more})
 
@@ -63,19 +64,35 @@ def test_a_batch_and_its_requests_are_linked_both_ways():
 
 
 @pytest.mark.parametrize(
-    ("decoded", "admitted", "stages"), [(0, 0, ["decode"]), (20, 0, ["decode", "admit"]), (20, 30, STAGES[:3])]
+    ("came", "stages"),
+    [
+        ({}, ["decode"]),
+        ({"decoded": 20}, ["decode", "admit"]),
+        ({"decoded": 20, "admitted": 30}, STAGES[:3]),
+        ({"decoded": 20, "admitted": 30, "batched": 40, "started": 50}, STAGES[:5]),
+        ({"decoded": 20, "admitted": 30, "batched": 40, "started": 50, "finished": 60}, STAGES),
+    ],
 )
-def test_a_failed_request_ends_in_the_stage_that_it_came_to(decoded, admitted, stages):
-    _, *spans = built(None, request(decoded=decoded, admitted=admitted, error="queue_full", cause="failed"))
+def test_a_failed_request_ends_in_the_stage_that_it_came_to(came, stages):
+    nowhere = dict.fromkeys(("decoded", "admitted", "batched", "started", "finished"), 0)
+    _, *spans = built(None, request(**{**nowhere, **came}, error="queue_full", cause="failed"))
     assert [span.name for span in spans] == stages
     assert spans[-1].end_time_unix_nano == OFFSET + 90
 
 
 def test_what_the_cache_answered_says_so():
-    server, *stages = built(None, request(admitted=0, cached=True))
+    server, *stages = built(None, request(admitted=0, batched=0, started=0, finished=0, cached=True))
     assert attributes(server)["headrace.cached"] is True
     assert [span.name for span in stages] == ["decode", "admit"]
     assert "headrace.cached" not in attributes(built(None, request())[0])
+
+
+def test_a_batch_whose_run_failed_is_an_error():
+    failed, server, *stages = built(batch(error="backend_failed"), request(finished=0, error="backend_failed"))
+    assert (failed.status.code, attributes(failed)["error.type"]) == (Status.STATUS_CODE_ERROR, "backend_failed")
+    assert stages[-1].links[0].span_id == failed.span_id
+    assert failed.links[0].span_id == server.span_id
+    assert not built(batch(), request())[0].HasField("status")
 
 
 @pytest.mark.parametrize(

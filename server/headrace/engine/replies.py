@@ -30,7 +30,7 @@ def output_shapes(rows: int, outputs: Sequence[OutputRows], *, batched: bool) ->
 def record_of(
     answered: Sequence[InferRequest], batch: Batch, instance: int, encoded: int, cost: CostModel | None = None
 ) -> BatchRecord:
-    """What observers hear of a batch. encoded: when its replies were written, monotonic ns."""
+    """What observers hear of a batch. encoded: when its replies were written, monotonic ns; 0: its run has failed."""
     return BatchRecord(
         received=[request.received for request in answered],
         decoded=[request.decoded for request in answered],

@@ -79,9 +79,11 @@ class _GuardedModel:
         except Exception as error:
             self._report("batch", error)
 
-    def refused(self, reason: str, requests: int = 1, request: InferRequest | None = None) -> None:
+    def refused(
+        self, reason: str, requests: int = 1, request: InferRequest | None = None, record: BatchRecord | None = None
+    ) -> None:
         try:
-            self._model.refused(reason, requests, request)
+            self._model.refused(reason, requests, request, record)
         except Exception as error:
             self._report("refused", error)
 
@@ -145,7 +147,9 @@ class _Deaf:
     def batch(self, record: BatchRecord) -> None:
         pass
 
-    def refused(self, reason: str, requests: int = 1, request: InferRequest | None = None) -> None:
+    def refused(
+        self, reason: str, requests: int = 1, request: InferRequest | None = None, record: BatchRecord | None = None
+    ) -> None:
         pass
 
     def unfit(self, sink: ReplySink, received: int, reason: str) -> None:

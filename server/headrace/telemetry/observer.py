@@ -61,8 +61,13 @@ class ModelObserver(Protocol):
         """A batch was run and its requests were answered with success."""
         ...
 
-    def refused(self, reason: str, requests: int = 1, request: InferRequest | None = None) -> None:
-        """Requests ended without success. `reason` is a `HeadraceError.reason`. request: the one, where it is one."""
+    def refused(
+        self, reason: str, requests: int = 1, request: InferRequest | None = None, record: BatchRecord | None = None
+    ) -> None:
+        """Requests ended without success. `reason` is a `HeadraceError.reason`. request: the one, where it is one.
+
+        record: of the batch that it was in, where that was run; `encoded` is 0 if the run has failed.
+        """
         ...
 
     def unfit(self, sink: ReplySink, received: int, reason: str) -> None:

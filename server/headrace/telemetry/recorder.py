@@ -247,11 +247,13 @@ class ModelRecorder:
         if len(self._received) >= FOLD_AT:
             self.fold()
 
-    def refused(self, reason: str, requests: int = 1, request: InferRequest | None = None) -> None:
-        """Requests ended without success. `reason` is a `HeadraceError.reason`. request: the one, where it is one."""
+    def refused(
+        self, reason: str, requests: int = 1, request: InferRequest | None = None, record: BatchRecord | None = None
+    ) -> None:
+        """See `observer.ModelObserver`."""
         self._refused[reason] += requests
         if self.sampler is not None and request is not None:
-            self.sampler.failed(request, reason)
+            self.sampler.failed(request, reason, record)
         if self.diary is not None and request is not None:
             self.diary.ended(request, reason)
 
