@@ -372,7 +372,7 @@ def _tracing(settings: Settings) -> tuple[TraceExport | None, TailSampling | Non
         slow_quantile=tracing.slow_quantile,
         per_second=tracing.max_per_second,
     )
-    sampling.failed_exports = lambda: export.failures
+    sampling.exported = export.exported
     return export, sampling
 
 

@@ -248,7 +248,7 @@ def test_opentelemetrys_own_client_is_the_parent(traced, collector):
 
 def test_metrics_count_traces_and_buckets_name_one(calls, traced):
     calls.ModelInfer(one(parameters={"headrace_timing": True}), timeout=SECONDS)
-    assert traced.metric("headrace_traced_requests_total", cause="asked") >= 1
+    assert eventually(lambda: traced.metric("headrace_traced_requests_total", cause="asked") >= 1)
     assert traced.metric("headrace_traces_dropped_total") == 0
     text = ask(traced, "/metrics", accept="application/openmetrics-text; version=1.0.0").body.decode()
     lines = [
@@ -275,12 +275,19 @@ def test_over_http_and_by_opentelemetrys_variables_and_the_last_ones_are_sent_at
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_a_collector_that_is_gone_costs_traces_and_nothing_else(protocol, repository):
-    with Server(repository, "--tracing-endpoint", "http://127.0.0.1:9", "--tracing-protocol", protocol) as server:
+    once = plain_environment(OTEL_EXPORTER_OTLP_TIMEOUT="0.5")  # seconds: no second try
+    where = ("--tracing-endpoint", "http://127.0.0.1:9", "--tracing-protocol", protocol)
+    with Server(repository, *where, environment=once) as server:
         for _ in range(3):
             assert infer(server, "echo_fp32", HEADER, traceparent=parent(1)).status == 200
+        assert eventually(lambda: server.metric("headrace_traces_dropped_total", reason="export") == 3)
+        assert server.metric("headrace_traced_requests_total") == 0
         server.signal()
         assert server.wait() == 0
         assert "Traceback" not in server.log
+        (line,) = [line for line in server.log.splitlines() if "traces could not be exported" in line]
+        assert "127.0.0.1:9" in line
+        assert "refused" in line
 
 
 def test_without_an_endpoint_nothing_is_traced(repository):

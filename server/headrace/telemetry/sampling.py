@@ -26,8 +26,9 @@ HEAD, ASKED, SLOW, FAILED = "head", "asked", "slow", "failed"
 CAUSES = (HEAD, ASKED, SLOW, FAILED)
 """Why a request is traced. head: its caller's trace is sampled, or without one the ratio says so. asked: it asks for
 its timing. slow: it took longer than nearly all before it. failed: it ended in an error."""
-DROPS = ("rate", "queue")
-"""Why one that was chosen is not exported. rate: there were too many. queue: the exporter does not keep up."""
+DROPS = ("rate", "queue", "export")
+"""Why one that was chosen is not exported. rate: there were too many. queue: the exporter does not keep up. export: the
+collector did not take it."""
 
 _LEARNING = 200
 """Requests of a model before any of them is called slow."""
@@ -215,6 +216,20 @@ class HeadSample:
         return int(min(math.log(1.0 - self._random()) / self._log, _MOST_GAP)) if self._log else 0
 
 
+class Exported:
+    """What has become of requests that were offered. Written on the exporter's thread alone.
+
+    traced: exported, by cause. lost: not taken by the collector. failures: exports in which those were.
+    """
+
+    __slots__ = ("failures", "lost", "traced")
+
+    def __init__(self) -> None:
+        self.traced = dict.fromkeys(CAUSES, 0)
+        self.lost = 0
+        self.failures = 0
+
+
 class Offer(Protocol):
     """Where what is traced goes. False: there is no room for it."""
 
@@ -242,8 +257,7 @@ class TailSampling:
         self.slow_quantile = slow_quantile
         self.budget = Budget(per_second)
         self.rng = rng or random.Random()
-        self.traced: Counter[str] = Counter(dict.fromkeys(CAUSES, 0))
-        self.failed_exports: Callable[[], int] = int
+        self.exported = Exported()
         self._unrouted = ModelSampler(self, "", "", ())
 
     def new_id(self, bits: int) -> int:
@@ -255,13 +269,15 @@ class TailSampling:
         self._unrouted.unfit(sink, received, reason)
 
     def send(self, batch: BatchTrace | None, requests: Sequence[RequestTrace]) -> bool:
-        """Hands over what was chosen, and counts it."""
-        if not self.offer(batch, requests):
-            self.budget.dropped["queue"] += len(requests)
-            return False
-        for request in requests:
-            self.traced[request.cause] += 1
-        return True
+        """Hands over what was chosen; counts it where there is no room."""
+        if self.offer(batch, requests):
+            return True
+        self.budget.dropped["queue"] += len(requests)
+        return False
+
+    def dropped(self) -> dict[str, int]:
+        """Requests that were chosen and are not exported, by one of DROPS."""
+        return {**self.budget.dropped, "export": self.exported.lost}
 
 
 class ModelSampler:
