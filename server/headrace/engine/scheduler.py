@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from functools import partial
 from typing import TYPE_CHECKING
 
 from headrace.backends.base import InstanceLost
+from headrace.engine.failures import FailureLog
 from headrace.engine.instances import Instances, NoSupply
 from headrace.engine.policies import batch_limits, make_buckets, model_view, queue_limits
 from headrace.engine.processed import ragged_inputs
 from headrace.engine.replies import (
-    could_not_run,
     no_instance,
     output_shapes,
     record_of,
@@ -47,8 +46,6 @@ if TYPE_CHECKING:
     from headrace.rpc import model_config_pb2 as mc
     from headrace.telemetry.observer import BatchRecord, ModelObserver
     from headrace.telemetry.statistics import Statistics
-
-logger = logging.getLogger(__name__)
 
 _MAX_LOSSES = 3
 """Instances that a request may lose: so often it is run, at most."""
@@ -104,7 +101,8 @@ class Scheduler:
         self._loop = asyncio.get_running_loop()
         batched = self.signature.max_batch > 0
         self.instances = Instances(
-            f"model {name} version {version}",
+            name,
+            version,
             instances,
             supply or NoSupply(config.chain[0]),
             cost,
@@ -117,6 +115,7 @@ class Scheduler:
         self._idle = self.instances.idle
         self._running = self.instances.running
         self._alone = Alone()
+        self._failures = FailureLog(name, version, clock)
         self._max_rows = max(self.signature.max_batch, 1)
         self._limits = batch_limits(config, self._max_rows)
         self._queue_limits = queue_limits(config)
@@ -382,8 +381,7 @@ class Scheduler:
         elif len(requests) > 1 or (lost and losses < _MAX_LOSSES):
             self._run_again(requests, error, losses if lost else 0)
         else:
-            failure, ids = could_not_run(self.name, error, self.observer.trace_id(requests[0]))
-            logger.error("version %s of %s", self.version, failure, exc_info=error, extra=ids)
+            failure = self._failures.request(error, self.observer.trace_id(requests[0]))
             self._refuse_all(requests, lambda _: failure, record)
         if lost:
             self._on_instances()
@@ -406,13 +404,7 @@ class Scheduler:
         else:
             self._alone.append(again)
         self._be_wary()
-        logger.warning(
-            "model %s version %s failed a batch of %d requests, which are run one by one: %s",
-            self.name,
-            self.version,
-            len(requests),
-            error,
-        )
+        self._failures.batch(error, len(requests))
         self._dispatch_soon()
 
     def _on_instances(self) -> None:
