@@ -225,7 +225,9 @@ def test_http_requests_are_told_apart_by_their_traces(traced, collector):
         server = collector.trace(f"{base + n:032x}", 7)["POST /v2/models/{model_name}/infer"]
         assert server.parent_span_id.hex() == f"{base + n + 1:016x}"
         assert server.trace_state == "a=b"
-        assert attributes(server)["http.response.status_code"] == 200
+        said = attributes(server)
+        assert said["http.response.status_code"] == 200
+        assert (said["url.scheme"], said["url.path"]) == ("http", "/v2/models/echo_fp32/infer")
 
 
 def test_an_http_request_that_fails(traced, collector):

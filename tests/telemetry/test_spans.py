@@ -104,9 +104,9 @@ def test_a_batch_whose_run_failed_is_an_error():
         ("grpc", "queue_full", "rpc.response.status_code", "UNAVAILABLE", True),
         ("grpc_stream", "backend_failed", "rpc.response.status_code", "INTERNAL", True),
         ("grpc", "internal", "rpc.response.status_code", "INTERNAL", True),
-        ("http", "", "http.response.status_code", 200, False),
-        ("http", "invalid_request", "http.response.status_code", 400, False),
-        ("http", "backend_failed", "http.response.status_code", 500, True),
+        ("http:/a", "", "http.response.status_code", 200, False),
+        ("http:/a", "invalid_request", "http.response.status_code", 400, False),
+        ("https:/a", "backend_failed", "http.response.status_code", 500, True),
     ],
 )
 def test_statuses_are_those_of_the_conventions(door, reason, key, status, error):
@@ -115,6 +115,15 @@ def test_statuses_are_those_of_the_conventions(door, reason, key, status, error)
     assert (server.status.code == Status.STATUS_CODE_ERROR) is error
     assert attributes(server).get("error.type", "") == reason
     assert server.kind == Span.SPAN_KIND_SERVER
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_what_the_conventions_require_of_http(scheme):
+    said = attributes(built(None, request(door=f"{scheme}:/v2/models/a%3Ab/infer"))[0])
+    assert said["http.request.method"] == "POST"
+    assert said["http.route"] == "/v2/models/{model_name}/infer"
+    assert (said["url.scheme"], said["url.path"]) == (scheme, "/v2/models/a%3Ab/infer")
+    assert not {"url.path", "url.scheme"} & attributes(built(None, request())[0]).keys()
 
 
 def test_a_request_of_the_servers_own_is_no_server_span():

@@ -107,11 +107,13 @@ class SpanBuilder:
         if request.error:
             said["error.type"] = request.error
         code, http = self._statuses.get(request.error, ("INTERNAL", 500)) if request.error else ("OK", 200)
-        failed = http >= 500 if request.door == "http" else code in _SERVER_ERRORS
+        scheme, _, path = request.door.partition(":")
+        failed = http >= 500 if path else code in _SERVER_ERRORS
         name = f"infer {request.model}"
-        if request.door == "http":
+        if path:
             name = f"POST {_ROUTE}"
             said |= {"http.request.method": "POST", "http.route": _ROUTE, "http.response.status_code": http}
+            said |= {"url.scheme": scheme, "url.path": path}
         elif request.door:
             name = _METHOD + ("ModelStreamInfer" if request.door == "grpc_stream" else "ModelInfer")
             said |= {"rpc.system.name": "grpc", "rpc.method": name, "rpc.response.status_code": code}
