@@ -46,6 +46,11 @@ examples:
 """
 
 _TIMEOUT_S = 60.0
+_CAUTION = """
+By as much as `replayed` is off what was recorded, any other row may be: believe no difference that is smaller."""
+_CAUTION_REFUSED = """\
+How many requests miss a deadline depends on the slowest runs: take that for an order of magnitude, and try --seed."""
+_BY_A_HAIR = ("deadline_exceeded", "deadline_unreachable", "queue_timeout")
 
 
 def add_commands(commands: Subparsers) -> None:
@@ -156,6 +161,9 @@ def _replay(arguments: argparse.Namespace) -> int:
     for title, row in rows.items():
         cells = [_text(row.get(name, 0)).rjust(width) for name, width in zip(names, widths, strict=True)]
         print("  ".join([title.ljust(first), *cells]))
+    print(_CAUTION)
+    if any(reason in row for row in rows.values() for reason in _BY_A_HAIR):
+        print(_CAUTION_REFUSED)
     return 0
 
 
