@@ -198,8 +198,9 @@ class ReplySink(Protocol):
     """Where the reply to one request goes: a stream of a transport. Exactly one of the two is called, once.
 
     under_way: set when the request is admitted; the sink forgets it when it is answered. door: how the request came:
-    `grpc`, `grpc_stream`, `http`; empty for one of the server itself. traceparent: its caller's span, well-formed (55
-    octets, W3C Trace Context), or empty: there is none, or nobody asks. tracestate: what goes with it.
+    `grpc`, `grpc_stream`, or of HTTP scheme and path, `http:/v2/...`; empty for one of the server itself. traceparent:
+    its caller's span, well-formed (55 octets, W3C Trace Context), or empty: there is none, or nobody asks. tracestate:
+    what goes with it.
     """
 
     under_way: Cancellable | None

@@ -20,6 +20,8 @@ from headrace.errors import ConfigError
 from headrace.tensor_text import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from headrace.replay.simulation import Outcome
     from headrace.repository.model_config import ModelConfig
     from headrace.telemetry.recording import Recording
@@ -44,6 +46,11 @@ examples:
 """
 
 _TIMEOUT_S = 60.0
+_CAUTION = """
+By as much as `replayed` is off what was recorded, any other row may be: believe no difference that is smaller."""
+_CAUTION_REFUSED = """\
+How many requests miss a deadline depends on the slowest runs: take that for an order of magnitude, and try --seed."""
+_BY_A_HAIR = ("deadline_exceeded", "deadline_unreachable", "queue_timeout")
 
 
 def add_commands(commands: Subparsers) -> None:
@@ -59,7 +66,10 @@ def add_commands(commands: Subparsers) -> None:
     record.add_argument("model", metavar="MODEL")
     record.add_argument("--output", metavar="FILE", type=Path, required=True, help="where to")
     record.add_argument("--model-version", metavar="N", default="", help="default: the newest that serves")
-    record.add_argument("--url", default="http://127.0.0.1:8000", help="the server's HTTP port (default: %(default)s)")
+    record.add_argument(
+        "--url", metavar="URL", default="127.0.0.1:8000",
+        help="the server's HTTP port, host:port or with http:// or https:// before it (default: %(default)s)",
+    )  # fmt: skip
     record.add_argument("--ca", metavar="FILE", help="PEM file of who has signed the server's certificate")
     record.set_defaults(command=_record, parser=record)
     replay = commands.add_parser(
@@ -82,7 +92,8 @@ def add_commands(commands: Subparsers) -> None:
 def _record(arguments: argparse.Namespace) -> int:
     quoted = urllib.parse.quote(arguments.model, safe="")
     version = f"/versions/{urllib.parse.quote(arguments.model_version, safe='')}" if arguments.model_version else ""
-    url = f"{arguments.url.rstrip('/')}/v2/models/{quoted}{version}/recording"
+    server = arguments.url if "://" in arguments.url else f"http://{arguments.url}"
+    url = f"{server.rstrip('/')}/v2/models/{quoted}{version}/recording"
     try:
         context = ssl.create_default_context(cafile=arguments.ca) if url.startswith("https:") else None
         with urllib.request.urlopen(url, timeout=_TIMEOUT_S, context=context) as reply:
@@ -150,6 +161,9 @@ def _replay(arguments: argparse.Namespace) -> int:
     for title, row in rows.items():
         cells = [_text(row.get(name, 0)).rjust(width) for name, width in zip(names, widths, strict=True)]
         print("  ".join([title.ljust(first), *cells]))
+    print(_CAUTION)
+    if any(reason in row for row in rows.values() for reason in _BY_A_HAIR):
+        print(_CAUTION_REFUSED)
     return 0
 
 
@@ -160,6 +174,7 @@ def _settings(recording: Recording, changes: list[str]) -> ModelConfig:
     from headrace.telemetry.recording import SETTINGS
 
     found = [sources.Source(dict(recording.settings), {(): "recorded"})]
+    said: dict[str, str] = {}
     for change in changes:
         try:
             values = tomllib.loads(change)
@@ -174,8 +189,21 @@ def _settings(recording: Recording, changes: list[str]) -> ModelConfig:
                 f"--set {change}: {unknown.pop()} makes no difference to a replay, expected one of "
                 f"{', '.join(SETTINGS)}"
             )
+        for key in _leaves(values):
+            if key in said:
+                raise UsageError(f"--set {change}: {key} is said before, by --set {said[key]}, expected it once")
+            said[key] = change
         found.append(sources.Source(values, {(): f"--set {change}"}))
     return sources.build(ModelConfig, found)
+
+
+def _leaves(values: Mapping[str, Any], before: str = "") -> Iterator[str]:
+    """The keys of values that are no tables, with dots."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}"
 
 
 def _row(outcome: Outcome) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from headrace.errors import ConfigError
 from headrace.pipeline.response_cache import ResponseCache
 from headrace.repository.catalog import Catalog
 from headrace.telemetry import logs
-from headrace.telemetry.collector import wants_traces
+from headrace.telemetry.collector import ignored, wants_traces
 from headrace.telemetry.gpu import GpuMetrics
 from headrace.telemetry.guard import ObserverGuard
 from headrace.telemetry.metrics import Metrics, ServerMetrics, register_process_metrics
@@ -362,7 +362,10 @@ def _transport(
 def _tracing(settings: Settings) -> tuple[TraceExport | None, TailSampling | None]:
     """What exports traces, and what chooses them; neither where they go nowhere."""
     tracing = settings.tracing
-    if not wants_traces(tracing, os.environ):
+    exported = wants_traces(tracing, os.environ)
+    for line in ignored(os.environ, exported=exported):
+        logger.warning("%s", line)
+    if not exported:
         return None, None
     export = open_export(tracing, os.environ, __version__, statuses_by_reason())
     sampling = TailSampling(
@@ -373,7 +376,7 @@ def _tracing(settings: Settings) -> tuple[TraceExport | None, TailSampling | Non
         slow_quantile=tracing.slow_quantile,
         per_second=tracing.max_per_second,
     )
-    sampling.failed_exports = lambda: export.failures
+    sampling.exported = export.exported
     return export, sampling
 
 

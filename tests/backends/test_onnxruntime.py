@@ -15,6 +15,7 @@ from headrace.datatypes import DATATYPES
 from headrace.errors import ModelLoadError
 from headrace.messages import Signature, TensorSpec
 from headrace.pipeline import bytes_tensor
+from headrace.sparing import Sparing
 
 NUMERIC = {
     "BOOL": TensorProto.BOOL,
@@ -455,3 +456,20 @@ def test_onnxruntime_logs_as_we_do(caplog, level, severity):
         assert sessions.ort_severity() == severity
         sessions._on_ort_message(4, "ort", "digits/1", "file.cc:1", "on fire")
     assert [record.getMessage() for record in caplog.records] == ["digits/1: on fire"]
+
+
+def test_errors_of_onnxruntime_are_told_once_a_second_from_each_place(caplog, monkeypatch):
+    now = [10**12]
+    monkeypatch.setattr(sessions, "_errors", Sparing(lambda: now[0]))
+    for _ in range(5):
+        sessions._on_ort_message(3, "ort", "digits/1", "file.cc:1", "idx=77")
+        sessions._on_ort_message(2, "ort", "digits/1", "file.cc:2", "a warning")
+    sessions._on_ort_message(3, "ort", "digits/1", "file.cc:2", "another")
+    sessions._on_ort_message(3, "ort", "other/1", "file.cc:1", "idx=78")
+    now[0] += 10**9
+    sessions._on_ort_message(3, "ort", "digits/1", "file.cc:1", "idx=79")
+    assert [line for line in caplog.messages if "warning" not in line] == [
+        "digits/1: idx=77", "digits/1: another", "other/1: idx=78",
+        "digits/1: idx=79; 4 more like it were not logged",
+    ]  # fmt: skip
+    assert sum("warning" in line for line in caplog.messages) == 5

@@ -30,6 +30,10 @@ def repository(tmp_path_factory):
     root = tmp_path_factory.mktemp("traced")
     write(root, "echo_fp32", identity("FP32", "N", 4))
     write(root, "pick", pick())
+    (root / "picks" / "1").mkdir(parents=True)
+    (root / "picks" / "model.toml").write_text(
+        '[[ensemble.steps]]\nmodel = "pick"\ninputs = {index = "index"}\noutputs = {value = "value"}\n'
+    )
     write(root, "kept", identity("FP32", "N", 4), "response_cache = true")
     write(root, "checked", identity("FP32", "N", 4), "max_batch = 2\n[inputs.x]\nmax = 4")
     return root
@@ -139,10 +143,27 @@ def test_a_model_that_fails_is_an_error_and_the_log_has_its_trace(calls, traced,
         calls.ModelInfer(
             request("pick", index=np.array([[13]])), metadata=[("traceparent", parent(number))], timeout=SECONDS
         )
-    span = collector.trace(f"{number:032x}", 2)["inference.GRPCInferenceService/ModelInfer"]
+    spans = collector.trace(f"{number:032x}", 6)
+    span = spans.pop("inference.GRPCInferenceService/ModelInfer")
+    assert spans.keys() == STAGES - {"encode"}  # it ended while the model ran
+    batch = collector.linked(span)
+    assert (batch.status.code, spans["execute"].links[0].span_id) == (ERROR, batch.span_id)
     assert span.status.code == ERROR
     assert attributes(span)["rpc.response.status_code"] == "INTERNAL"
     assert f"trace_id={number:032x}" in traced.log
+
+
+def test_an_ensemble_whose_step_fails_ends_while_it_runs(calls, traced, collector):
+    number = 0xE5B00 + 2 * (traced.transport == "native")
+    with pytest.raises(grpc.RpcError):
+        calls.ModelInfer(
+            request("picks", index=np.array([[13]])), metadata=[("traceparent", parent(number))], timeout=SECONDS
+        )
+    collector.trace(f"{number:032x}", 12)  # its own, and those of the step
+    spans = [span for span in collector.spans if span.trace_id.hex() == f"{number:032x}"]
+    (server,) = [span for span in spans if span.kind == SERVER]
+    stages = {span.name for span in spans if span.parent_span_id == server.span_id and span.name in STAGES}
+    assert stages == STAGES - {"encode"}
 
 
 def test_a_request_that_breaks_a_rule_is_a_failure_as_well(calls, traced, collector):
@@ -204,7 +225,9 @@ def test_http_requests_are_told_apart_by_their_traces(traced, collector):
         server = collector.trace(f"{base + n:032x}", 7)["POST /v2/models/{model_name}/infer"]
         assert server.parent_span_id.hex() == f"{base + n + 1:016x}"
         assert server.trace_state == "a=b"
-        assert attributes(server)["http.response.status_code"] == 200
+        said = attributes(server)
+        assert said["http.response.status_code"] == 200
+        assert (said["url.scheme"], said["url.path"]) == ("http", "/v2/models/echo_fp32/infer")
 
 
 def test_an_http_request_that_fails(traced, collector):
@@ -227,7 +250,7 @@ def test_opentelemetrys_own_client_is_the_parent(traced, collector):
 
 def test_metrics_count_traces_and_buckets_name_one(calls, traced):
     calls.ModelInfer(one(parameters={"headrace_timing": True}), timeout=SECONDS)
-    assert traced.metric("headrace_traced_requests_total", cause="asked") >= 1
+    assert eventually(lambda: traced.metric("headrace_traced_requests_total", cause="asked") >= 1)
     assert traced.metric("headrace_traces_dropped_total") == 0
     text = ask(traced, "/metrics", accept="application/openmetrics-text; version=1.0.0").body.decode()
     lines = [
@@ -254,12 +277,19 @@ def test_over_http_and_by_opentelemetrys_variables_and_the_last_ones_are_sent_at
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_a_collector_that_is_gone_costs_traces_and_nothing_else(protocol, repository):
-    with Server(repository, "--tracing-endpoint", "http://127.0.0.1:9", "--tracing-protocol", protocol) as server:
+    once = plain_environment(OTEL_EXPORTER_OTLP_TIMEOUT="0.5")  # seconds: no second try
+    where = ("--tracing-endpoint", "http://127.0.0.1:9", "--tracing-protocol", protocol)
+    with Server(repository, *where, environment=once) as server:
         for _ in range(3):
             assert infer(server, "echo_fp32", HEADER, traceparent=parent(1)).status == 200
+        assert eventually(lambda: server.metric("headrace_traces_dropped_total", reason="export") == 3)
+        assert server.metric("headrace_traced_requests_total") == 0
         server.signal()
         assert server.wait() == 0
         assert "Traceback" not in server.log
+        (line,) = [line for line in server.log.splitlines() if "traces could not be exported" in line]
+        assert "127.0.0.1:9" in line
+        assert "refused" in line
 
 
 def test_without_an_endpoint_nothing_is_traced(repository):

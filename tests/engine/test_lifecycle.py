@@ -131,6 +131,9 @@ def test_a_broken_model_leaves_the_others_serving(repository, caplog):
 
     run_virtual(main())
     assert "model refused version 1 cannot be served: no such operator" in caplog.text
+    fields = {(getattr(record, "model", ""), getattr(record, "version", "")) for record in caplog.records}
+    assert ("refused", "1") in fields
+    assert ("", "") not in fields
     assert "segment" in caplog.text  # for the operator
     assert all(instance.closed for model in FakeBackend.loaded for instance in model.instances)
 

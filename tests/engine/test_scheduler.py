@@ -13,6 +13,7 @@ from headrace.errors import (
     ShuttingDown,
 )
 from headrace.messages import Signature, State, TensorSpec
+from headrace.pipeline.encode import ReplyEncoder
 from headrace.repository.model_config import BatchingConfig, ModelConfig, QueueConfig
 from headrace.testing.backend import ECHO, FakeModel
 from headrace.testing.client import InProcessServer, infer_request
@@ -88,6 +89,22 @@ def test_requests_of_one_turn_share_a_batch(world):
     assert (here.observer.requests, here.observer.rows) == (3, 6)
     record = here.observer.batches[0]
     assert (record.batch_rows, record.close_reason, record.instance) == (6, "idle", 0)
+
+
+def test_the_clock_of_a_reply_stops_before_it_is_put_together(world, monkeypatch):
+    here = world()
+    encode = ReplyEncoder.encode
+
+    def slow(*arguments):
+        here.loop.clock.advance(5 * MS)
+        return encode(*arguments)
+
+    monkeypatch.setattr(ReplyEncoder, "encode", slow)
+    call = here.send(headrace_timing=True)
+    here.run(20)
+    assert (timing(call)["headrace_encode_us"], timing(call)["headrace_total_us"]) == (0, 10_000)
+    (record,) = here.observer.batches
+    assert record.encoded - record.finished == 5 * MS  # as metrics and spans have it
 
 
 def test_while_all_instances_are_busy_requests_gather(world):
@@ -266,6 +283,8 @@ class TestCancelling:
         here.run(6)
         assert here.observer.batches == []
         assert here.observer.reasons == {"cancelled": 1}
+        ((_, record),) = here.observer.failed
+        assert (record.finished - record.started, record.encoded) == (10 * MS, record.finished)
 
     def test_twice_and_after_the_end_it_does_nothing(self, world):
         here = world()
@@ -324,6 +343,9 @@ class TestFailures:
         assert here.observer.reasons == {"backend_failed": 1}
         assert here.batches() == [(3, 3), (1, 1), (1, 1), (1, 1)]
         assert {record.close_reason for record in here.observer.batches} == {"isolated"}
+        ((reason, record),) = here.observer.failed
+        assert (reason, record.close_reason, record.batch_rows) == ("backend_failed", "isolated", 1)
+        assert (record.finished - record.started, record.encoded) == (10 * MS, 0)
 
     def test_those_run_alone_may_be_cancelled_meanwhile(self, world):
         here = world(compute=self.poison)

@@ -4,7 +4,7 @@ import pytest
 
 from headrace.config import TracingSettings, load_settings
 from headrace.errors import ConfigError
-from headrace.telemetry.collector import target, wants_traces
+from headrace.telemetry.collector import ignored, target, wants_traces
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 TRACES_ENDPOINT = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
@@ -119,3 +119,31 @@ def test_an_endpoint_is_a_url(endpoint):
         f'tracing.endpoint = "{endpoint}" (from environment variable HEADRACE_TRACING__ENDPOINT): '
         "expected http://host:port, or https"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("OTEL_TRACES_SAMPLER", "always_off", "OTEL_TRACES_SAMPLER is ignored: tracing.ratio"),
+        ("OTEL_TRACES_SAMPLER_ARG", "0.5", "OTEL_TRACES_SAMPLER_ARG is ignored: tracing.ratio"),
+        ("OTEL_TRACES_EXPORTER", "console", 'OTEL_TRACES_EXPORTER = "console" is ignored: expected otlp or none'),
+        ("OTEL_BSP_SCHEDULE_DELAY", "5", "OTEL_BSP_SCHEDULE_DELAY is ignored"),
+        ("OTEL_PROPAGATORS", "b3", 'OTEL_PROPAGATORS = "b3" is ignored'),
+        ("OTEL_RESOURCE_ATTRIBUTES", "a=1,foo", 'OTEL_RESOURCE_ATTRIBUTES: "foo" is ignored: expected key=value'),
+        ("OTEL_RESOURCE_ATTRIBUTES", "=1", 'OTEL_RESOURCE_ATTRIBUTES: "=1" is ignored'),
+    ],
+)
+def test_what_is_ignored_is_told(name, value, told):
+    (line,) = ignored({name: value}, exported=True)
+    assert line.startswith(told)
+    assert ignored({name: value}, exported=False) == ([line] if name == "OTEL_TRACES_EXPORTER" else [])
+
+
+def test_nothing_is_told_of_what_is_respected():
+    assert not ignored({}, exported=True)
+    said = {
+        "OTEL_TRACES_EXPORTER": "otlp", "OTEL_PROPAGATORS": "tracecontext,baggage", "OTEL_TRACES_SAMPLER": "",
+        "OTEL_RESOURCE_ATTRIBUTES": "a=1, b=x=y,", "OTEL_SERVICE_NAME": "x",
+    }  # fmt: skip
+    assert not ignored(said, exported=True)
+    assert not ignored({"OTEL_TRACES_EXPORTER": "none"}, exported=False)

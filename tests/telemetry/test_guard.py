@@ -25,8 +25,11 @@ class Broken:
     def batch(self, record):
         self._call("batch", record)
 
-    def refused(self, reason, requests=1, request=None):
-        self._call("refused", reason, requests, request)
+    def refused(self, reason, requests=1, request=None, record=None):
+        self._call("refused", reason, requests, request, record)
+
+    def unfit(self, sink, received, reason):
+        self._call("unfit", sink, received, reason)
 
     def trace_id(self, request):
         self._call("trace_id", request)
@@ -61,7 +64,8 @@ def drive(observer):
         model.batch("record")
         model.refused("queue_full")
         model.refused("cancelled", 3)
-        model.refused("cancelled", request="request")
+        model.refused("cancelled", request="request", record="record")
+        model.unfit("sink", 7, "invalid_request")
         assert model.trace_id("request") in ("abc", "")
         model.wasted(1, 2)
         model.padded(3, 4)
@@ -82,8 +86,9 @@ def test_everything_is_passed_on(caplog):
     observer = Broken()
     drive(observer)
     turn = [
-        ("batch", "record"), ("refused", "queue_full", 1, None), ("refused", "cancelled", 3, None),
-        ("refused", "cancelled", 1, "request"), ("trace_id", "request"), ("wasted", 1, 2), ("padded", 3, 4),
+        ("batch", "record"), ("refused", "queue_full", 1, None, None), ("refused", "cancelled", 3, None, None),
+        ("refused", "cancelled", 1, "request", "record"), ("unfit", "sink", 7, "invalid_request"),
+        ("trace_id", "request"), ("wasted", 1, 2), ("padded", 3, 4),
         ("rule_broken", "x", "range", "count", 5), ("sequences_expired", 4), ("fell_back", "fast", "safe", "lost"),
         ("instances_lost", 5), ("rerun", 6),
     ]  # fmt: skip
@@ -96,6 +101,7 @@ def test_each_kind_is_logged_once_and_nothing_is_raised(caplog):
     observer = Broken(
         batch=error,
         refused=error,
+        unfit=error,
         trace_id=error,
         wasted=KeyError("y"),
         padded=error,
@@ -108,16 +114,16 @@ def test_each_kind_is_logged_once_and_nothing_is_raised(caplog):
     )
     guard = drive(observer)
     assert kinds(caplog) == [
-        ("batch", "ValueError"), ("refused", "ValueError"), ("trace_id", "ValueError"), ("wasted", "KeyError"),
-        ("padded", "ValueError"), ("rule_broken", "ValueError"), ("sequences_expired", "ValueError"),
-        ("fell_back", "ValueError"), ("instances_lost", "ValueError"),
+        ("batch", "ValueError"), ("refused", "ValueError"), ("unfit", "ValueError"), ("trace_id", "ValueError"),
+        ("wasted", "KeyError"), ("padded", "ValueError"), ("rule_broken", "ValueError"),
+        ("sequences_expired", "ValueError"), ("fell_back", "ValueError"), ("instances_lost", "ValueError"),
         ("rerun", "ValueError"), ("forget", "ValueError"),
     ]  # fmt: skip
     assert all(record.levelno == logging.ERROR and record.exc_info[1] for record in caplog.records)
-    assert len(observer.calls) == 26  # it is called again after it has failed
+    assert len(observer.calls) == 28  # it is called again after it has failed
     observer.errors["forget"] = TypeError("z")
     guard.forget("m", "1")
-    assert kinds(caplog)[11:] == [("forget", "TypeError")]
+    assert kinds(caplog)[12:] == [("forget", "TypeError")]
 
 
 def test_a_model_without_observer_hears_nothing(caplog):

@@ -1,10 +1,13 @@
 """The queue between the event loop and the exporter's thread; which settings export anything."""
 
 import logging
+import socket
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from headrace.config import TracingSettings
 from headrace.errors import ConfigError
@@ -21,7 +24,7 @@ class Sender:
         self.may_go = threading.Event()
         self.may_go.set()
         self.began = threading.Event()
-        self.answer = True
+        self.answer = ""
 
     def __call__(self, traces):
         self.began.set()
@@ -43,19 +46,24 @@ def export(sender, **options):
     return made
 
 
+def asked(count):
+    return [SimpleNamespace(cause="asked")] * count
+
+
 def test_what_waits_is_sent_at_the_end(sender):
     made = export(sender)
-    assert made.offer(None, ["a"])
-    assert made.offer("batch", ["b", "c"])
+    assert made.offer(None, asked(1))
+    assert made.offer("batch", asked(2))
     made.stop(SECONDS)
-    assert sender.got == [(None, ["a"]), ("batch", ["b", "c"])]
-    assert not made.offer(None, ["d"])  # nobody would send it
+    assert [(batch, len(requests)) for batch, requests in sender.got] == [(None, 1), ("batch", 2)]
+    assert made.exported.traced == {"head": 0, "asked": 3, "slow": 0, "failed": 0}
+    assert not made.offer(None, asked(1))  # nobody would send it
 
 
 def test_many_are_sent_without_waiting_for_the_time(sender):
     made = export(sender)
-    for n in range(256):
-        made.offer(None, [n])
+    for _ in range(256):
+        made.offer(None, asked(1))
     assert sender.began.wait(SECONDS)
     made.stop(SECONDS)
     assert len(sender.got) == 256
@@ -64,37 +72,62 @@ def test_many_are_sent_without_waiting_for_the_time(sender):
 def test_a_batch_of_many_is_not_torn_apart(sender):
     made = TraceExport(sender)
     for n in range(5):
-        made.offer(n, ["a"] * 100)
+        made.offer(n, asked(100))
     made._export()
     assert [batch for batch, _ in sender.got] == [0, 1, 2]
 
 
 def test_a_sender_that_hangs_costs_what_finds_no_room_and_no_time(sender, caplog):
     sender.may_go.clear()
-    made = export(sender, most=262)
-    for n in range(256):
-        made.offer(None, [n])
+    sender.answer = "CANCELLED: closed"  # as it ends when it is given up
+    made = export(sender, most=262, where="c:4317")
+    for _ in range(256):
+        made.offer(None, asked(1))
     assert sender.began.wait(SECONDS)
-    assert [made.offer(None, [n]) for n in range(10)] == [True] * 6 + [False] * 4
+    assert [made.offer(None, asked(1)) for _ in range(10)] == [True] * 6 + [False] * 4
     made.stop(0.01)
-    assert "262 requests were not exported" in caplog.text
     sender.may_go.set()
     made._thread.join(SECONDS)
     assert len(sender.got) == 262
+    assert caplog.messages == ["traces of 262 requests were not exported to c:4317 before the end"]
 
 
-@pytest.mark.parametrize("answer", [False, ValueError("x")])
-def test_failures_are_counted_and_logged_once_in_a_while(sender, caplog, answer):
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [("UNAVAILABLE: not\nthere", "UNAVAILABLE: not there"), (ValueError("x"), "ValueError: x")],
+)
+def test_failures_are_counted_and_logged_once_in_a_while(sender, caplog, answer, told):
     now = [10**9]
     sender.answer = answer
-    made = TraceExport(sender, clock=lambda: now[0])
+    made = TraceExport(sender, clock=lambda: now[0], where="c:4317")
     for moment in (1, 2, 62):
         now[0] = moment * 10**9
-        made.offer(None, ["a"])
+        made.offer(None, asked(2))
         made._export()
-    assert made.failures == 3
-    assert len(caplog.records) == 2
-    assert made.offer(None, ["a"] * 4096)  # what failed takes no room
+    assert (made.exported.failures, made.exported.lost, sum(made.exported.traced.values())) == (3, 6, 0)
+    assert caplog.messages == [
+        f"traces could not be exported to c:4317: {told}; of {lost} requests so far, in {exports} exports"
+        for lost, exports in ((2, 1), (6, 3))
+    ]
+    assert made.offer(None, asked(4096))  # what failed takes no room
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_the_cause_is_that_of_the_connection(protocol):
+    from headrace.telemetry.senders import sender
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    of_http = ("me:secret@", "/v1/traces?key=secret") if protocol == "http" else ("", "")
+    made = sender(protocol, f"http://{of_http[0]}127.0.0.1:{port}{of_http[1]}")
+    (made._shutdown_in_progress if protocol == "grpc" else made._client._shutdown_event).set()  # no second try
+    request = ExportTraceServiceRequest()
+    request.resource_spans.add().scope_spans.add()
+    why = made.send(request)
+    assert "refused" in why
+    assert made.where.startswith(f"127.0.0.1:{port}")
+    assert "secret" not in made.where + why
+    made.shutdown()
 
 
 def test_a_missing_extra_is_named(monkeypatch):

@@ -246,6 +246,34 @@ def test_one_without_a_model_is_traced_too():
     assert (traced.model, traced.error, traced.door, traced.received) == ("", "model_not_found", "grpc", world.now - 5)
 
 
+@pytest.mark.parametrize(("encoded", "error", "finished"), [(0, "backend_failed", 0), (9, "", 8)])
+def test_one_that_fails_in_its_batch_has_the_moments_of_it(encoded, error, finished):
+    """encoded: the run was fine, and then its reply was not."""
+    world = World()
+    alone, other = world.request(), world.request()
+    for requests in ([alone], [other, alone]):
+        record = BatchRecord(
+            [1], [2], [3], [1], batched=6, started=7, finished=8, encoded=encoded, batch_rows=1,
+            close_reason="single", instance=2, requests=requests,
+        )  # fmt: skip
+        world.sampler.failed(alone, "backend_failed", record)
+    (batch, (first,)), (none, (second,)) = world.sent
+    assert (batch.error, batch.started, batch.instance, batch.traced) == (error, 7, 2, [first])
+    assert none is None  # it may be exported with the others
+    for traced in (first, second):
+        assert (traced.batched, traced.started, traced.finished, traced.error) == (6, 7, finished, "backend_failed")
+
+
+def test_one_that_does_not_fit_its_model_is_traced_with_its_name():
+    world = World()
+    world.sampler.unfit(Sink(UNSAMPLED, b"a=b"), world.now - 5, "invalid_request")
+    ((batch, (traced,)),) = world.sent
+    assert batch is None
+    assert (traced.model, traced.version, traced.error, traced.cause) == ("m", "1", "invalid_request", "failed")
+    assert (traced.trace_id, traced.parent_id, traced.tracestate, traced.rows) == (0xAA, 0xBB, b"a=b", 0)
+    assert (traced.received, traced.decoded, traced.ended) == (world.now - 5, 0, world.now)
+
+
 def test_a_budget_is_so_many_a_second_and_slow_ones_get_half():
     budget = Budget(10)
     assert [budget.take(10**9, "slow") for _ in range(7)] == [True] * 5 + [False] * 2
@@ -260,9 +288,9 @@ def test_what_finds_no_room_is_counted_and_no_exemplar():
     world = World(ratio=1.0)
     world.room = False
     world.batch(world.request())
-    assert world.shared.budget.dropped["queue"] == 1
+    world.shared.exported.lost = 5
+    assert world.shared.dropped() == {"rate": 0, "queue": 1, "export": 5}
     assert world.sampler.exemplars == {}
-    assert world.shared.traced["head"] == 0
 
 
 def test_exemplars_are_the_last_traced_of_each_bucket():
@@ -300,6 +328,5 @@ def test_each_request_is_traced_at_most_once_and_within_the_budget(batches, rati
     spans = [traced.span_id for _, requests in world.sent for traced in requests]
     assert len(set(spans)) == len(spans)
     assert len(spans) <= per_second * (1 + (world.now - began) / 1e9) + 1
-    assert sum(world.shared.traced.values()) == len(spans)
     for record, requests in world.sent:
         assert record.traced == requests

@@ -24,6 +24,7 @@ def request(**more):
     values = {
         "model": "m", "version": "2", "door": "grpc", "cause": "head", "trace_id": 0xAB, "span_id": 0xCD,
         "parent_id": 0xEF, "tracestate": b"k=v", "received": 10, "decoded": 20, "admitted": 30, "ended": 90, "rows": 4,
+        "batched": 40, "started": 50, "finished": 80,
     }  # fmt: skip
     return RequestTrace(**{**values, **more})
 
@@ -63,19 +64,35 @@ def test_a_batch_and_its_requests_are_linked_both_ways():
 
 
 @pytest.mark.parametrize(
-    ("decoded", "admitted", "stages"), [(0, 0, ["decode"]), (20, 0, ["decode", "admit"]), (20, 30, STAGES[:3])]
+    ("came", "stages"),
+    [
+        ({}, ["decode"]),
+        ({"decoded": 20}, ["decode", "admit"]),
+        ({"decoded": 20, "admitted": 30}, STAGES[:3]),
+        ({"decoded": 20, "admitted": 30, "batched": 40, "started": 50}, STAGES[:5]),
+        ({"decoded": 20, "admitted": 30, "batched": 40, "started": 50, "finished": 60}, STAGES),
+    ],
 )
-def test_a_failed_request_ends_in_the_stage_that_it_came_to(decoded, admitted, stages):
-    _, *spans = built(None, request(decoded=decoded, admitted=admitted, error="queue_full", cause="failed"))
+def test_a_failed_request_ends_in_the_stage_that_it_came_to(came, stages):
+    nowhere = dict.fromkeys(("decoded", "admitted", "batched", "started", "finished"), 0)
+    _, *spans = built(None, request(**{**nowhere, **came}, error="queue_full", cause="failed"))
     assert [span.name for span in spans] == stages
     assert spans[-1].end_time_unix_nano == OFFSET + 90
 
 
 def test_what_the_cache_answered_says_so():
-    server, *stages = built(None, request(admitted=0, cached=True))
+    server, *stages = built(None, request(admitted=0, batched=0, started=0, finished=0, cached=True))
     assert attributes(server)["headrace.cached"] is True
     assert [span.name for span in stages] == ["decode", "admit"]
     assert "headrace.cached" not in attributes(built(None, request())[0])
+
+
+def test_a_batch_whose_run_failed_is_an_error():
+    failed, server, *stages = built(batch(error="backend_failed"), request(finished=0, error="backend_failed"))
+    assert (failed.status.code, attributes(failed)["error.type"]) == (Status.STATUS_CODE_ERROR, "backend_failed")
+    assert stages[-1].links[0].span_id == failed.span_id
+    assert failed.links[0].span_id == server.span_id
+    assert not built(batch(), request())[0].HasField("status")
 
 
 @pytest.mark.parametrize(
@@ -87,9 +104,9 @@ def test_what_the_cache_answered_says_so():
         ("grpc", "queue_full", "rpc.response.status_code", "UNAVAILABLE", True),
         ("grpc_stream", "backend_failed", "rpc.response.status_code", "INTERNAL", True),
         ("grpc", "internal", "rpc.response.status_code", "INTERNAL", True),
-        ("http", "", "http.response.status_code", 200, False),
-        ("http", "invalid_request", "http.response.status_code", 400, False),
-        ("http", "backend_failed", "http.response.status_code", 500, True),
+        ("http:/a", "", "http.response.status_code", 200, False),
+        ("http:/a", "invalid_request", "http.response.status_code", 400, False),
+        ("https:/a", "backend_failed", "http.response.status_code", 500, True),
     ],
 )
 def test_statuses_are_those_of_the_conventions(door, reason, key, status, error):
@@ -98,6 +115,15 @@ def test_statuses_are_those_of_the_conventions(door, reason, key, status, error)
     assert (server.status.code == Status.STATUS_CODE_ERROR) is error
     assert attributes(server).get("error.type", "") == reason
     assert server.kind == Span.SPAN_KIND_SERVER
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_what_the_conventions_require_of_http(scheme):
+    said = attributes(built(None, request(door=f"{scheme}:/v2/models/a%3Ab/infer"))[0])
+    assert said["http.request.method"] == "POST"
+    assert said["http.route"] == "/v2/models/{model_name}/infer"
+    assert (said["url.scheme"], said["url.path"]) == (scheme, "/v2/models/a%3Ab/infer")
+    assert not {"url.path", "url.scheme"} & attributes(built(None, request())[0]).keys()
 
 
 def test_a_request_of_the_servers_own_is_no_server_span():

@@ -264,8 +264,21 @@ def test_errors_before_a_model_is_known_are_counted_by_reason(world):
     world.infer(pb.ModelInferRequest(model_name="unknown"))
     world.infer(one(version="9"))
     world.infer(one(version="x"))
-    world.infer(one(outputs=["w"]))
-    assert world.server.refused == {"invalid_request": 3, "model_not_found": 2}
+    assert world.server.refused == {"invalid_request": 2, "model_not_found": 2}
+    assert world.observer.reasons == {}
+
+
+def test_errors_of_a_request_for_a_known_model_are_counted_for_that(world):
+    wrong = one(outputs=["w"]).SerializeToString()
+    name, rest = wrong[:3], wrong[3:]
+    world.infer(wrong)
+    world.infer(pb.ModelInferRequest(model_name="m"))  # no inputs
+    world.infer(wrong[:-1])  # cut off inside a field
+    world.infer(rest + name)  # in an order in which nobody writes it
+    world.infer(b"\x0a\x02no" + wrong)  # the last one counts
+    world.infer(pb.ModelInferRequest(model_name="m", model_version="1"))
+    assert world.observer.reasons == {"invalid_request": 6}
+    assert world.server.refused == {}
 
 
 def test_what_arrives_in_one_turn_is_taken_together(world):
@@ -325,7 +338,8 @@ def test_a_bug_of_ours_in_submitting_is_an_error_of_those_calls(world, monkeypat
         world.service(call)
     world.loop.run_for(10**9)
     assert [type(call.error) for call in calls] == [ZeroDivisionError, ZeroDivisionError, type(None)]
-    assert world.server.refused == {"internal": 2}
+    assert world.observer.reasons == {"internal": 2}
+    assert world.server.refused == {}
 
 
 def test_a_bug_of_ours_is_an_error_of_one_call(world, monkeypatch):
@@ -335,7 +349,7 @@ def test_a_bug_of_ours_is_an_error_of_one_call(world, monkeypatch):
     monkeypatch.setattr(infer_module, "build_template", broken)
     sink = world.infer(one())
     assert isinstance(sink.error, ZeroDivisionError)
-    assert world.server.refused == {"internal": 1}
+    assert world.observer.reasons == {"internal": 1}
 
 
 def test_the_calls_own_moments(world):

@@ -2,9 +2,10 @@
 
 import pytest
 
-from headrace.errors import InvalidRequest
+from headrace.errors import InvalidRequest, ModelNotFound
 from headrace.testing.client import ClientCall
 from headrace.testing.loop import VirtualTimeLoop
+from headrace.testing.observer import RecordingObserver
 from headrace.testing.requests import FakeTemplate
 from headrace.transport import intake
 from headrace.transport.intake import Intake
@@ -13,12 +14,21 @@ from headrace.transport.intake import Intake
 class Catalog:
     generation = 1
 
+    def __init__(self, served):
+        self.served = served
+
+    def resolve(self, name, version):
+        if name != "m":
+            raise ModelNotFound("no")
+        return self.served
+
 
 class Owner:
     """A scheduler that keeps what it is given."""
 
     def __init__(self):
         self.submitted = []
+        self.observer = RecordingObserver()
 
     def submit(self, requests):
         self.submitted.append([bytes(request.parts[0]) for request in requests])
@@ -33,11 +43,11 @@ class Turn:
 
 
 class ByFirstOctet(Intake):
-    """The first octet of a message is its look; `!` is refused, `?` a bug of ours."""
+    """The first octet of a message is its look; `!` is refused, `?` a bug of ours. The second one is the model."""
 
     def __init__(self, loop, owner):
         self.reasons = []
-        super().__init__(Catalog(), Turn(loop), self.reasons.append)
+        super().__init__(Catalog(owner), Turn(loop), self.reasons.append)
         self.owner = owner
         self.templates = {}
         self.forgotten = 0
@@ -51,6 +61,9 @@ class ByFirstOctet(Intake):
         template = self.templates.setdefault(look, FakeTemplate(owner=self.owner))
         template.total = 0
         return template, [message], b"id"
+
+    def _named(self, message, call):
+        return message[1:2].decode(), ""
 
     def _forget(self):
         self.forgotten += 1
@@ -95,6 +108,17 @@ def test_one_that_is_refused_does_not_part_the_others(service, loop):
     assert not last.ended
 
 
+def test_what_cannot_be_opened_counts_for_the_model_that_it_names(service, loop):
+    unrouted = []
+    service.failed = lambda sink, received, reason: unrouted.append((received, reason))
+    calls = send(service, b"!m", b"?m", b"!x", b"!")
+    loop.run_until_idle()
+    assert all(call.error for call in calls)
+    assert service.owner.observer.reasons == {"invalid_request": 1, "internal": 1}
+    assert service.reasons == ["invalid_request", "invalid_request"]
+    assert unrouted == [(0, "invalid_request"), (0, "invalid_request")]
+
+
 def test_one_whose_caller_has_gone_away_is_left_out(service, loop):
     _, gone, _ = send(service, b"a1", b"a2", b"a3")
     gone.cancel()
@@ -113,7 +137,8 @@ def test_a_scheduler_that_fails_is_an_error_of_its_calls(service, loop):
     calls = send(service, b"a1", b"a2")
     loop.run_until_idle()
     assert [type(call.error) for call in calls] == [ZeroDivisionError] * 2
-    assert service.reasons == ["internal"] * 2
+    assert service.owner.observer.reasons == {"internal": 2}
+    assert service.reasons == []
 
 
 def test_looks_are_forgotten_when_the_models_change(service, loop):

@@ -6,12 +6,12 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from headrace.engine.inner import InnerCall, InnerClient, Tensor
+from headrace.engine.replies import record_of
 from headrace.errors import Cancelled, HeadraceError, QueueFull, ShuttingDown, reason_of
 from headrace.messages import Batch, State
 from headrace.pipeline.decode import ModelView
 from headrace.pipeline.encode import encode_parameters
 from headrace.pipeline.timing import timing_parameters
-from headrace.telemetry.observer import BatchRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from headrace.pipeline.rules import Rules
     from headrace.repository.model_config import EnsembleStep, ModelConfig
     from headrace.rpc import model_config_pb2 as mc
-    from headrace.telemetry.observer import ModelObserver
+    from headrace.telemetry.observer import BatchRecord, ModelObserver
     from headrace.telemetry.statistics import Statistics
 
     Resolve = Callable[[str, str], Served]
@@ -149,7 +149,8 @@ class Ensemble:
         if execution is not None:
             self.ended(request)
             execution.cancel()
-            self.observer.refused(Cancelled.reason, request=request)
+            record = record_of([request], self._batch(request, execution.began), 0, 0)
+            self.observer.refused(Cancelled.reason, request=request, record=record)
 
     async def drain(self, seconds: float) -> bool:
         """Takes no more; returns True once all that was accepted is answered, False when `seconds` have passed."""
@@ -201,16 +202,16 @@ class Ensemble:
         if self._awaited:
             self._awaited = [awaited for awaited in self._awaited if awaited[0]]
 
-    def failed(self, request: InferRequest, error: BaseException) -> None:
-        """A request has ended with an error."""
+    def failed(self, request: InferRequest, error: BaseException, began: int) -> None:
+        """A request has ended with an error. began: when the first of its steps did."""
         self.ended(request)
-        self._refuse(request, error)
+        self._refuse(request, error, record_of([request], self._batch(request, began), 0, 0))
 
     def finished(self, request: InferRequest, tensors: dict[str, Tensor], steps: dict[str, int], began: int) -> None:
         """A request has all its outputs. steps: what each took in ns; began: when the first of them began."""
         self.ended(request)
         template = request.template
-        batch = Batch([request], template.rows, _REASON, batched=began, started=began, finished=self._clock())
+        batch = self._batch(request, began)
         try:
             specs = [self.signature.outputs[index] for index in template.outputs]
             outputs = [tensors[spec.name] for spec in specs]
@@ -227,32 +228,18 @@ class Ensemble:
                 parameters,
             )
         except Exception as error:
-            self._refuse(request, error)
+            self._refuse(request, error, record_of([request], batch, 0, self._clock()))
             return
         request.sink.reply(message)
-        self._record(request, batch)
+        self.observer.batch(record_of([request], batch, 0, self._clock()))
 
-    def _record(self, request: InferRequest, batch: Batch) -> None:
-        self.observer.batch(
-            BatchRecord(
-                received=[request.received],
-                decoded=[request.decoded],
-                admitted=[request.admitted],
-                rows=[batch.rows],
-                batched=batch.batched,
-                started=batch.started,
-                finished=batch.finished,
-                encoded=self._clock(),
-                batch_rows=batch.rows,
-                close_reason=batch.reason,
-                instance=0,
-                requests=[request],
-            )
-        )
+    def _batch(self, request: InferRequest, began: int) -> Batch:
+        """What a request has run in until now, as observers know batches."""
+        return Batch([request], request.template.rows, _REASON, batched=began, started=began, finished=self._clock())
 
-    def _refuse(self, request: InferRequest, error: BaseException) -> None:
+    def _refuse(self, request: InferRequest, error: BaseException, record: BatchRecord | None = None) -> None:
         request.state = State.DONE
-        self.observer.refused(reason_of(error), request=request)
+        self.observer.refused(reason_of(error), request=request, record=record)
         request.sink.fail(error)
 
 
@@ -263,7 +250,6 @@ class _Execution:
     """
 
     __slots__ = (
-        "_began",
         "_calls",
         "_clients",
         "_ensemble",
@@ -273,6 +259,7 @@ class _Execution:
         "_starting",
         "_steps",
         "_tensors",
+        "began",
     )
 
     def __init__(self, ensemble: Ensemble, request: InferRequest) -> None:
@@ -290,7 +277,7 @@ class _Execution:
         self._steps: dict[str, int] = {}
         self._calls: dict[int, InnerCall] = {}
         self._clients: dict[int, InnerClient] = {}
-        self._began = ensemble.now()
+        self.began = ensemble.now()
         self._started: dict[int, int] = {}
         self._starting = False
 
@@ -312,7 +299,7 @@ class _Execution:
                     return
         self._starting = False
         if not self._left and not self._started:
-            self._ensemble.finished(self._request, self._tensors, self._steps, self._began)
+            self._ensemble.finished(self._request, self._tensors, self._steps, self.began)
 
     def _start(self, step: Step) -> bool:
         """Has a step's model run; False if the request has failed over it."""
@@ -344,7 +331,7 @@ class _Execution:
     def failed(self, error: BaseException) -> None:
         """A step has failed, and with it the request."""
         if self._request.state is not State.DONE:
-            self._ensemble.failed(self._request, error)
+            self._ensemble.failed(self._request, error, self.began)
             self.cancel()
 
     def cancel(self) -> None:

@@ -19,6 +19,7 @@ from headrace.engine.trusted import open_trusted
 from headrace.errors import ConfigError, ModelLoadError, Unimplemented
 from headrace.guard.report import proof_of, report_of
 from headrace.repository.catalog import State as Ready
+from headrace.telemetry.logs import of_model
 from headrace.telemetry.sampling import HeadSample
 
 if TYPE_CHECKING:
@@ -216,7 +217,8 @@ class Guards:
         guard.proof = None
         guard.worker.begin_anew()
         self._catalog.stand_in(name, int(version), None)
-        logger.warning("the guard of model %s version %s begins anew, as was asked for", name, version)
+        said = "the guard of model %s version %s begins anew, as was asked for"
+        logger.warning(said, name, version, extra=of_model(name, version))
         return self.report(name, version)
 
     async def close(self) -> None:
@@ -262,4 +264,5 @@ class Guards:
             guard.worker.settings.output,
             finding,
             done,
+            extra=of_model(name, version),
         )

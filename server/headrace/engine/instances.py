@@ -11,6 +11,7 @@ from headrace.backends.base import InstanceLost, device_of
 from headrace.engine.probe import Rejected
 from headrace.engine.roster import FellBack, Forget, Make, Part, Roster
 from headrace.pipeline.admission import wait_ns
+from headrace.telemetry.logs import of_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -95,6 +96,7 @@ class Instances:
     def __init__(
         self,
         name: str,
+        version: str,
         instances: Sequence[Instance],
         supply: Supply,
         cost: CostModel,
@@ -106,7 +108,8 @@ class Instances:
         self.cost = cost
         self.idle: list[Worker] = []
         self.running: dict[Worker, Batch] = {}
-        self._name = name
+        self._name = f"model {name} version {version}"
+        self._logger = logging.LoggerAdapter(logger, of_model(name, version))
         self._supply = supply
         self._costs = {supply.backends[0]: cost}
         self._clock = clock
@@ -197,7 +200,8 @@ class Instances:
             device = device_of(worker.instance)
             lost = [other for other in self._roster.all_of(worker) if device_of(other.instance) == device]
         why = str(error) or type(error).__name__
-        logger.error("%s: %d instances of %s are lost: %s", self._name, len(lost), worker.backend, why, exc_info=error)
+        said = "%s: %d instances of %s are lost: %s"
+        self._logger.error(said, self._name, len(lost), worker.backend, why, exc_info=error)
         self._observer().instances_lost(len(lost))
         commands = self._roster.gone(lost, why, self._clock())
         for one in lost:
@@ -217,9 +221,9 @@ class Instances:
                     self._supply.forget(backend)
                 case FellBack(backend, to, reason):
                     if to:
-                        logger.warning("%s: falls back from %s to %s: %s", self._name, backend, to, reason)
+                        self._logger.warning("%s: falls back from %s to %s: %s", self._name, backend, to, reason)
                     else:
-                        logger.error("%s: nothing is left to stand in for %s", self._name, backend)
+                        self._logger.error("%s: nothing is left to stand in for %s", self._name, backend)
                     self._observer().fell_back(backend, to, reason)
 
     def _part(self, worker: Worker) -> None:
@@ -262,7 +266,7 @@ class Instances:
                 return
             why = str(error) or repr(error)
             reason = error.reason if isinstance(error, Rejected) else "load"
-            logger.warning("%s: instance %d of %s could not be made: %s", self._name, make.index, backend, why)
+            self._logger.warning("%s: instance %d of %s could not be made: %s", self._name, make.index, backend, why)
             commands = self._roster.failed(make, why, reason, self._clock())
         else:
             if self._closed:
@@ -271,7 +275,7 @@ class Instances:
             if backend not in self._costs:
                 self._costs[backend] = self._supply.cost_model(backend)
             worker = self._enter(self._index_of(make), instance, backend)
-            logger.info("%s: instance %d of %s serves", self._name, make.index, backend)
+            self._logger.info("%s: instance %d of %s serves", self._name, make.index, backend)
             commands = self._roster.made(make, worker, self._supply.total(backend), self._clock())
         self._obey(commands)
         self.cost = self._costs[self.backend]

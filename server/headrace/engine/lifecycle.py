@@ -22,6 +22,7 @@ from headrace.pipeline.ensemble import BadGraph, build_graph, circle
 from headrace.repository.catalog import NOT_BUILT, UNLOADED, State
 from headrace.repository.discovery import Broken, Found, scan
 from headrace.telemetry.diary import Diary
+from headrace.telemetry.logs import of_model
 from headrace.telemetry.recorder import no_resources
 from headrace.telemetry.recording import SETTINGS, to_bytes
 
@@ -151,9 +152,9 @@ class Engine:
             self._failed(entry.name, version, entry.reason)
         if not serving:
             if entry.expected:
-                logger.info("model %s is not served: %s", entry.name, entry.reason)
+                logger.info("model %s is not served: %s", entry.name, entry.reason, extra={"model": entry.name})
             else:
-                logger.error("model %s cannot be served: %s", entry.name, entry.reason)
+                logger.error("model %s cannot be served: %s", entry.name, entry.reason, extra={"model": entry.name})
             self.catalog.failed(entry.name, None, NOT_BUILT if entry.expected else entry.reason)
 
     def confirm(self, name: str, version: int) -> None:
@@ -175,7 +176,7 @@ class Engine:
             self.catalog.loading(*key)
         began = self._clock()
         for warning in found.configuration.warnings if found.configuration else ():
-            logger.warning("model %s version %d: %s", found.name, found.version, warning)
+            logger.warning("model %s version %d: %s", *key, warning, extra=of_model(*key))
         # others serve meanwhile: warming leaves them half of the processor that it would take
         rest = rest_ns if self._schedulers else no_rest
         try:
@@ -246,6 +247,7 @@ class Engine:
             len(instances),
             seconds,
             cost.mean(1) // 1000,
+            extra=of_model(found.name, found.version),
         )
 
     def _cached(self, found: Found, scheduler: Scheduler) -> Served:
@@ -253,7 +255,11 @@ class Engine:
         if not found.config.response_cache:
             return scheduler
         if self._cache is None:
-            logger.warning("model %s: response_cache is without effect, response_cache_bytes is 0", found.name)
+            logger.warning(
+                "model %s: response_cache is without effect, response_cache_bytes is 0",
+                found.name,
+                extra=of_model(found.name, found.version),
+            )
             return scheduler
         return CachedModel(scheduler, self._cache, int(found.config.cache_ttl_s * 1e9), self._clock)
 
@@ -261,11 +267,13 @@ class Engine:
         """Puts the reason into the log and the catalog; what serves goes on doing so. error: that nobody foresaw."""
         scheduler = self._schedulers.get((name, version))
         if scheduler is None:
-            logger.error("model %s version %d cannot be served: %s", name, version, reason, exc_info=error)
+            said = "model %s version %d cannot be served: %s"
+            logger.error(said, name, version, reason, exc_info=error, extra=of_model(name, version))
             self.catalog.failed(name, version, reason)
         else:
             now = f"loading it again failed: {reason}"
-            logger.error("model %s version %d serves as before, %s", name, version, now, exc_info=error)
+            said = "model %s version %d serves as before, %s"
+            logger.error(said, name, version, now, exc_info=error, extra=of_model(name, version))
             self.catalog.ready(name, version, scheduler, now)
         return reason
 
@@ -276,7 +284,7 @@ class Engine:
         scheduler = self._schedulers.pop(key)
         del self._loaded[key]
         self.catalog.unloading(*key)
-        logger.info("model %s version %d is being unloaded", *key)
+        logger.info("model %s version %d is being unloaded", *key, extra=of_model(*key))
         self._leave(scheduler)
         self._review()
 
@@ -339,7 +347,7 @@ class Engine:
             if way := circle(found.name, self._members()):
                 reason = f"its steps lead back to itself: {' -> '.join(way)}"
             if self.catalog.state(*key) is not State.UNAVAILABLE:
-                logger.error("model %s version %d cannot be served: %s", *key, reason)
+                logger.error("model %s version %d cannot be served: %s", *key, reason, extra=of_model(*key))
             self.catalog.failed(*key, reason)
             return reason
         level = 1 + max(model.level for model in models)
@@ -349,7 +357,8 @@ class Engine:
                 found.name, str(found.version), found.config, graph, level, self.catalog.resolve, self._clock, rules
             )
             self._serve(found, ensemble, 0.0)
-            logger.info("model %s version %d serves: an ensemble of %s", *key, [step.model for step in steps])
+            names = [step.model for step in steps]
+            logger.info("model %s version %d serves: an ensemble of %s", *key, names, extra=of_model(*key))
         elif self.catalog.state(*key) is not State.READY:
             self.catalog.ready(*key, before)
         return ""

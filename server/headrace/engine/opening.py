@@ -21,6 +21,7 @@ from headrace.engine.sequence_plan import plan_sequences
 from headrace.engine.warm_buckets import warm_buckets
 from headrace.engine.warmup import RUNS, WARM_BYTES, WARM_SECONDS, read_samples, run_samples, zeros
 from headrace.errors import ModelLoadError
+from headrace.telemetry.logs import of_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -87,6 +88,7 @@ def open_version(found: Found, clock: Clock, inline_below_ns: int, rest: Rest = 
                 rejection.reason,
                 rejection,
                 exc_info=error if unforeseen else None,
+                extra=of_model(found.name, found.version),
             )
             continue
         model, instances, cost, probe = opened
@@ -337,7 +339,9 @@ def _warm(
             except Exception as error:
                 if row.certain:
                     raise ModelLoadError(f"a first run on {row.name}, batch size {rows}, failed: {error}") from error
-                logger.warning("model %s is not warmed: %s of %s failed: %s", found.name, row.name, shapes, error)
+                said = "model %s is not warmed: %s of %s failed: %s"
+                fields = of_model(found.name, found.version)
+                logger.warning(said, found.name, row.name, shapes, error, extra=fields)
                 return
             elapsed = clock() - began
             rest(elapsed)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import TYPE_CHECKING
 
-from headrace.errors import BackendFailed, ModelNotReady, StateLost
+from headrace.errors import ModelNotReady, StateLost
 from headrace.messages import State
 from headrace.pipeline.timing import timing_parameters
 from headrace.telemetry.observer import BatchRecord
@@ -30,7 +29,7 @@ def output_shapes(rows: int, outputs: Sequence[OutputRows], *, batched: bool) ->
 def record_of(
     answered: Sequence[InferRequest], batch: Batch, instance: int, encoded: int, cost: CostModel | None = None
 ) -> BatchRecord:
-    """What observers hear of a batch. encoded: when its replies were written, monotonic ns."""
+    """What observers hear of a batch. encoded: when its replies were written, monotonic ns; 0: its run has failed."""
     return BatchRecord(
         received=[request.received for request in answered],
         decoded=[request.decoded for request in answered],
@@ -58,13 +57,6 @@ def whole_requests(answered: Sequence[InferRequest]) -> list[InferRequest]:
     """The requests that are now answered: of a split one, each piece but the last is not yet an answer."""
     wholes = [request.template.whole or request for request in answered]
     return [whole for whole, request in zip(wholes, answered, strict=True) if whole.state is State.DONE]
-
-
-def could_not_run(model: str, error: Exception, trace_id: str = "") -> tuple[BackendFailed, dict[str, str]]:
-    """The error of a request that a model has failed, and the ids for the log: one that its text has; of its trace."""
-    ids = {"correlation_id": secrets.token_hex(8)}
-    text = f"model '{model}' could not run this request, correlation id {ids['correlation_id']}"
-    return BackendFailed(text, str(error)), {**ids, "trace_id": trace_id} if trace_id else ids
 
 
 def no_instance(model: str, version: str) -> ModelNotReady:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from functools import partial
 from typing import TYPE_CHECKING
 
 from headrace.backends.base import InstanceLost
+from headrace.engine.failures import FailureLog
 from headrace.engine.instances import Instances, NoSupply
 from headrace.engine.policies import batch_limits, make_buckets, model_view, queue_limits
 from headrace.engine.processed import ragged_inputs
 from headrace.engine.replies import (
-    could_not_run,
     no_instance,
     output_shapes,
     record_of,
@@ -45,10 +44,8 @@ if TYPE_CHECKING:
     from headrace.pipeline.rules import Rules
     from headrace.repository.model_config import ModelConfig
     from headrace.rpc import model_config_pb2 as mc
-    from headrace.telemetry.observer import ModelObserver
+    from headrace.telemetry.observer import BatchRecord, ModelObserver
     from headrace.telemetry.statistics import Statistics
-
-logger = logging.getLogger(__name__)
 
 _MAX_LOSSES = 3
 """Instances that a request may lose: so often it is run, at most."""
@@ -104,7 +101,8 @@ class Scheduler:
         self._loop = asyncio.get_running_loop()
         batched = self.signature.max_batch > 0
         self.instances = Instances(
-            f"model {name} version {version}",
+            name,
+            version,
             instances,
             supply or NoSupply(config.chain[0]),
             cost,
@@ -117,6 +115,7 @@ class Scheduler:
         self._idle = self.instances.idle
         self._running = self.instances.running
         self._alone = Alone()
+        self._failures = FailureLog(name, version, clock)
         self._max_rows = max(self.signature.max_batch, 1)
         self._limits = batch_limits(config, self._max_rows)
         self._queue_limits = queue_limits(config)
@@ -313,7 +312,7 @@ class Scheduler:
         if self.queue.requests or self._alone:
             self._dispatch_soon()
         if error is not None:
-            self._fail(job, error)
+            self._fail(worker, job, error)
         else:
             worker.cost.observe(batch.rows, batch.finished - batch.started, batch.fit)
             if self._buckets is not None:
@@ -340,7 +339,7 @@ class Scheduler:
             if request.state is State.ABANDONED:
                 wasted += rows
                 lost.append(request)
-                self._abandon(request)
+                self._abandon(request, record_of(batch.requests, batch, worker.index, self._clock(), worker.cost))
             else:
                 request.state = State.DONE
                 request.parts = ()
@@ -354,7 +353,8 @@ class Scheduler:
                 except Exception as error:  # whatever is wrong with this one, the others get their replies
                     lost.append(request)
                     wasted += rows if isinstance(error, Cancelled) else 0
-                    self._refuse(request, error)
+                    record = record_of(batch.requests, batch, worker.index, self._clock(), worker.cost)
+                    self._refuse(request, error, record)
             start = stop
         if wasted:
             self.observer.wasted(wasted, (batch.finished - batch.started) * wasted // batch.rows)
@@ -366,7 +366,7 @@ class Scheduler:
             for watcher in self.watchers:
                 watcher.batch(batch, job.inputs, job.indices, outputs)
 
-    def _fail(self, job: Job, error: Exception) -> None:
+    def _fail(self, worker: Worker, job: Job, error: Exception) -> None:
         """A batch failed. Its members are run one by one, so that only the one at fault is answered with it.
 
         So they are if its instance was lost. One that loses another, alone, and yet another is taken to be at fault: it
@@ -375,14 +375,14 @@ class Scheduler:
         requests = job.batch.requests
         losses = job.batch.losses + 1
         lost = isinstance(error, InstanceLost)
+        record = record_of(requests, job.batch, worker.index, 0, worker.cost)
         if lost and not self.reruns:
-            self._refuse_all(requests, lambda _: state_lost(self.name))
+            self._refuse_all(requests, lambda _: state_lost(self.name), record)
         elif len(requests) > 1 or (lost and losses < _MAX_LOSSES):
             self._run_again(requests, error, losses if lost else 0)
         else:
-            failure, ids = could_not_run(self.name, error, self.observer.trace_id(requests[0]))
-            logger.error("version %s of %s", self.version, failure, exc_info=error, extra=ids)
-            self._refuse_all(requests, lambda _: failure)
+            failure = self._failures.request(error, self.observer.trace_id(requests[0]))
+            self._refuse_all(requests, lambda _: failure, record)
         if lost:
             self._on_instances()
 
@@ -404,13 +404,7 @@ class Scheduler:
         else:
             self._alone.append(again)
         self._be_wary()
-        logger.warning(
-            "model %s version %s failed a batch of %d requests, which are run one by one: %s",
-            self.name,
-            self.version,
-            len(requests),
-            error,
-        )
+        self._failures.batch(error, len(requests))
         self._dispatch_soon()
 
     def _on_instances(self) -> None:
@@ -433,32 +427,37 @@ class Scheduler:
         self.queue = RequestQueue()
         return waiting
 
-    def _refuse(self, request: InferRequest, error: Exception) -> None:
-        """Ends a request with an error."""
+    def _refuse(self, request: InferRequest, error: Exception, record: BatchRecord | None = None) -> None:
+        """Ends a request with an error. record: of its batch, if that was run."""
         self._end(request)
-        self._count(request, reason_of(error))
+        self._count(request, reason_of(error), record)
         request.sink.fail(error)
 
-    def _refuse_all(self, requests: Sequence[InferRequest], error: Callable[[InferRequest], HeadraceError]) -> None:
+    def _refuse_all(
+        self,
+        requests: Sequence[InferRequest],
+        error: Callable[[InferRequest], HeadraceError],
+        record: BatchRecord | None = None,
+    ) -> None:
         """Ends requests that are out of the queue. The answer to one may cancel others, which are then not answered."""
         for request in requests:
             if request.state is State.WAITING:
                 request.state = State.RUNNING
         for request in requests:
             if request.state is State.ABANDONED:
-                self._abandon(request)
+                self._abandon(request, record)
             else:
-                self._refuse(request, error(request))
+                self._refuse(request, error(request), record)
 
-    def _abandon(self, request: InferRequest) -> None:
+    def _abandon(self, request: InferRequest, record: BatchRecord | None = None) -> None:
         """Ends a request whose caller has gone away."""
         self._end(request)
-        self._count(request, Cancelled.reason)
+        self._count(request, Cancelled.reason, record)
 
-    def _count(self, request: InferRequest, reason: str) -> None:
+    def _count(self, request: InferRequest, reason: str, record: BatchRecord | None = None) -> None:
         """Counts a request that ended without success; `Split` does so for the request that a piece belongs to."""
         if request.template.whole is None:
-            self.observer.refused(reason, request=request)
+            self.observer.refused(reason, request=request, record=record)
 
     def _end(self, request: InferRequest) -> None:
         request.state = State.DONE

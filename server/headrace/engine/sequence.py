@@ -7,14 +7,15 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from headrace.engine.failures import could_not_run
 from headrace.engine.inner import inner_template
-from headrace.engine.replies import could_not_run
 from headrace.engine.sequence_plan import Kept, id_bytes
 from headrace.engine.waiting import Quiet, Wakeup
 from headrace.errors import Cancelled, HeadraceError, InvalidRequest, ShuttingDown, StateLost, reason_of
 from headrace.messages import InferRequest, State
 from headrace.pipeline.admission import QueueLimits, set_deadlines
 from headrace.pipeline.sequences import Sequences
+from headrace.telemetry.logs import of_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -213,7 +214,11 @@ class SequenceScheduler:
         """What a client sends has been checked; a state that the model itself has given may not fit."""
         failure, ids = could_not_run(self.name, error)
         logger.error(
-            "version %s of %s: it does not take the states that it gave: %s", self.version, failure, error, extra=ids
+            "version %s of %s: it does not take the states that it gave: %s",
+            self.version,
+            failure,
+            error,
+            extra={**of_model(self.name, self.version), **ids},
         )
         return failure
 

@@ -2,8 +2,9 @@
 
 The event loop's time is virtual: it jumps to the next thing that happens. Requests enter the queue when they did; what
 runs is drawn from the recorded batches of as many rows (or, where there are few, from all, in proportion to what the
-cost model expects), together with what came before it, packing and the change of threads, and behind it, the writing
-of replies. A batch that runs on the event loop keeps it from everything else meanwhile, as it does in the server.
+cost model expects) that ran at about that time, for a machine that is slow now is slow in a moment, too; together with
+what came before it, packing and the change of threads, and behind it, the writing of replies. A batch that runs on the
+event loop keeps it from everything else meanwhile, as it does in the server.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 
 ENOUGH = 20
 """Recorded batches of a size from which its times are drawn from them alone."""
+
+NEAR = 8
+"""Of those, how many that began at about the same time a draw is among."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +94,29 @@ class Times:
         self._after = np.maximum(batches["encoded"] - batches["finished"], 0)
         for rows, run in zip(batches["rows"].tolist(), self._run.tolist(), strict=True):
             self._cost.observe(rows, run)
-        self._of = {int(rows): np.flatnonzero(self._rows == rows) for rows in np.unique(self._rows)}
+        order = np.argsort(batches["batched"], kind="stable")
+        self._all = order, batches["batched"][order]
+        self._of: dict[int, tuple[Array, Array]] = {}
+        for rows in np.unique(self._rows):
+            of = order[self._rows[order] == rows]
+            if len(of) >= ENOUGH:
+                self._of[int(rows)] = of, batches["batched"][of]
 
-    def draw(self, rows: int) -> tuple[int, int, int]:
-        """Nanoseconds before, in and behind the run of a batch of so many rows."""
+    def draw(self, rows: int, now: int) -> tuple[int, int, int]:
+        """Nanoseconds before, in and behind the run of a batch of so many rows that is formed now."""
         of = self._of.get(rows)
-        if of is not None and len(of) >= ENOUGH:
-            at = self._rng.choice(of)
+        if of is not None:
+            at = self._near(of, now)
             return int(self._before[at]), int(self._run[at]), int(self._after[at])
-        at = self._rng.integers(len(self._rows))
+        at = self._near(self._all, now)
         factor = self._cost.mean(rows) / max(self._cost.mean(int(self._rows[at])), 1)
         return int(self._before[at]), max(round(self._run[at] * factor), 1), int(self._after[at])
+
+    def _near(self, of: tuple[Array, Array], now: int) -> int:
+        """One of the batches that were formed at about that time. of: batches, and when they were, ascending."""
+        batches, moments = of
+        first = max(min(int(moments.searchsorted(now)) - NEAR // 2, len(batches) - NEAR), 0)
+        return int(batches[first + self._rng.integers(min(NEAR, len(batches)))])
 
 
 @dataclass(slots=True)
@@ -200,7 +216,8 @@ class _Simulation:
         signature = Signature((spec,), (spec,), self.config.max_batch or 0)
         cost = cost_model(self.config, signature, self.recording.inline_below_us * 1000)
         batches = self.recording.batches
-        for rows, started, finished in zip(batches["rows"], batches["started"], batches["finished"], strict=True):
+        columns = (batches[name][::-1] for name in ("rows", "started", "finished"))
+        for rows, started, finished in zip(*columns, strict=True):  # the last first: it shall begin as it did then
             if rows <= max(signature.max_batch, 1):
                 cost.observe(int(rows), int(finished - started))
         times = Times(self.recording, signature.max_batch, np.random.default_rng(self.seed))
@@ -271,7 +288,7 @@ def _worker_of(simulation: _Simulation, times: Times) -> type[Worker]:
 
         def run(self, job: Job) -> None:
             """On the event loop, which stands still meanwhile."""
-            before, run, after = times.draw(job.batch.rows)
+            before, run, after = times.draw(job.batch.rows, self._clock())
             simulation.loop.clock.advance(before)
             job.batch.started = self._clock()
             simulation.loop.clock.advance(run)
@@ -280,7 +297,7 @@ def _worker_of(simulation: _Simulation, times: Times) -> type[Worker]:
 
         def start(self, job: Job) -> None:
             """As if on a thread."""
-            before, run, after = times.draw(job.batch.rows)
+            before, run, after = times.draw(job.batch.rows, self._clock())
             job.batch.started = self._clock() + before
             self._under_way = job, after
             self._loop.call_later((before + run) / 1e9, self._over)

@@ -36,6 +36,39 @@ def wants_traces(settings: TracingSettings, environ: Mapping[str, str]) -> bool:
     return False
 
 
+def ignored(environ: Mapping[str, str], *, exported: bool) -> list[str]:
+    """What is said of variables of OpenTelemetry's that are set, make a difference elsewhere, and make none here.
+
+    exported: whether traces are; where they are not, only what asks for them matters.
+    """
+    lines = []
+    exporter = environ.get("OTEL_TRACES_EXPORTER", "")
+    if exporter not in ("", "otlp", "none"):
+        lines.append(f"OTEL_TRACES_EXPORTER = {json.dumps(exporter)} is ignored: expected otlp or none")
+    if not exported:
+        return lines
+    sampler = [name for name in ("OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG") if environ.get(name)]
+    lines += [f"{name} is ignored: tracing.ratio says how many requests are traced by chance" for name in sampler]
+    lines += [
+        f"{name} is ignored: spans are queued and sent as docs/tracing.md says"
+        for name in sorted(environ)
+        if name.startswith("OTEL_BSP_") and environ[name]
+    ]
+    propagators = {each.strip() for each in environ.get("OTEL_PROPAGATORS", "").split(",")} - {""}
+    if propagators and "tracecontext" not in propagators:
+        lines.append(
+            f"OTEL_PROPAGATORS = {json.dumps(environ['OTEL_PROPAGATORS'])} is ignored: callers' traces are read as W3C "
+            "Trace Context (tracecontext)"
+        )
+    attributes = [each for each in environ.get("OTEL_RESOURCE_ATTRIBUTES", "").split(",") if each.strip()]
+    bad = [each for each in attributes if not each.partition("=")[0].strip() or "=" not in each]
+    if bad:
+        lines.append(
+            f"OTEL_RESOURCE_ATTRIBUTES: {json.dumps(bad[0])} is ignored: expected key=value, separated by commas"
+        )
+    return lines
+
+
 def target(settings: TracingSettings, environ: Mapping[str, str]) -> tuple[Literal["grpc", "http"], str]:
     """(protocol, endpoint); without an endpoint, OTEL_EXPORTER_OTLP_* say it, as all that the settings leave open.
 

@@ -58,7 +58,10 @@ class _Ended(NamedTuple):
 
 
 class Diary:
-    """Keeps at least the last `requests` requests, those of the last batches as a whole."""
+    """Keeps the last `requests` requests that were answered, by whole batches, and as many that were not.
+
+    The last batch is kept, however many requests it has.
+    """
 
     __slots__ = ("_capacity", "_ended", "_kept", "_ran")
 
@@ -95,7 +98,7 @@ class Diary:
             )
         )
         self._kept += len(requests)
-        while self._kept - len(self._ran[0].each) >= self._capacity:
+        while self._kept > self._capacity and len(self._ran) > 1:
             self._kept -= len(self._ran.popleft().each)
 
     def ended(self, request: InferRequest, reason: str) -> None:

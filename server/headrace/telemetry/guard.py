@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ParamSpec
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from headrace.messages import InferRequest
+    from headrace.messages import InferRequest, ReplySink
     from headrace.telemetry.observer import BatchRecord, ModelObserver, Observer, QueueDepth
 
     Report = Callable[[str, Exception], None]
@@ -79,11 +79,19 @@ class _GuardedModel:
         except Exception as error:
             self._report("batch", error)
 
-    def refused(self, reason: str, requests: int = 1, request: InferRequest | None = None) -> None:
+    def refused(
+        self, reason: str, requests: int = 1, request: InferRequest | None = None, record: BatchRecord | None = None
+    ) -> None:
         try:
-            self._model.refused(reason, requests, request)
+            self._model.refused(reason, requests, request, record)
         except Exception as error:
             self._report("refused", error)
+
+    def unfit(self, sink: ReplySink, received: int, reason: str) -> None:
+        try:
+            self._model.unfit(sink, received, reason)
+        except Exception as error:
+            self._report("unfit", error)
 
     def trace_id(self, request: InferRequest) -> str:
         try:
@@ -139,7 +147,12 @@ class _Deaf:
     def batch(self, record: BatchRecord) -> None:
         pass
 
-    def refused(self, reason: str, requests: int = 1, request: InferRequest | None = None) -> None:
+    def refused(
+        self, reason: str, requests: int = 1, request: InferRequest | None = None, record: BatchRecord | None = None
+    ) -> None:
+        pass
+
+    def unfit(self, sink: ReplySink, received: int, reason: str) -> None:
         pass
 
     def trace_id(self, request: InferRequest) -> str:

@@ -3,8 +3,9 @@
     2026-03-01T12:00:00.123456Z INFO headrace.engine model is ready model=digits version=1 seconds=0.042
 
 A line about a request that failed has its `correlation_id`, which its caller is told, and its `trace_id` if it is
-traced. Fields are what the call passes as `extra`. Nothing that a client sent is logged beyond names that the protocol
-knows: no tensor, no parameter value.
+traced; one about a model version has its `model` and `version`. Fields are what the call passes as `extra`. Nothing
+that a client sent is logged by us beyond names that the protocol knows: no tensor, no parameter value. But the text of
+an error of a backend is logged as it is, and may quote a value: ONNX Runtime's says which index is out of bounds.
 """
 
 from __future__ import annotations
@@ -23,6 +24,11 @@ _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "color_mess
 
 
 _SEVERITIES = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+def of_model(name: str, version: str | int) -> dict[str, str]:
+    """The fields of a line about a model version."""
+    return {"model": name, "version": str(version)}
 
 
 class Severities(logging.Filter):

@@ -84,23 +84,23 @@ _TRITON_COUNTERS: Final[tuple[tuple[str, str, Callable[[Statistics], int]], ...]
     ("nv_inference_exec_count", "Batches executed", lambda s: s.execution_count),
     (
         "nv_inference_request_duration_us",
-        "Time from receipt to reply, summed over requests",
+        "Time from receipt to reply, summed over requests answered with success",
         lambda s: _us(s.success.ns),
     ),
-    ("nv_inference_queue_duration_us", "Time in the queue, summed over requests", lambda s: _us(s.queue.ns)),
+    ("nv_inference_queue_duration_us", "Time in the queue, summed over requests that ran", lambda s: _us(s.queue.ns)),
     (
         "nv_inference_compute_input_duration_us",
-        "Time in which inputs were prepared, summed over requests",
+        "Time in which inputs were prepared, summed over requests that ran",
         lambda s: _us(s.compute_input.ns),
     ),
     (
         "nv_inference_compute_infer_duration_us",
-        "Time in which the model ran, summed over requests",
+        "Time in which the model ran, summed over requests that ran",
         lambda s: _us(s.compute_infer.ns),
     ),
     (
         "nv_inference_compute_output_duration_us",
-        "Time in which outputs were encoded, summed over requests",
+        "Time in which outputs were encoded, summed over requests that ran",
         lambda s: _us(s.compute_output.ns),
     ),
 )
@@ -114,7 +114,11 @@ _CACHE_COUNTERS: Final[tuple[tuple[str, str, Callable[[Statistics], int]], ...]]
 """Of the models that look anything up."""
 
 _TRITON_HISTOGRAMS: Final[tuple[tuple[str, str, Callable[[Reading], Histogram]], ...]] = (
-    ("nv_inference_request_duration_histogram_us", "Time from receipt to reply", lambda r: r.request),
+    (
+        "nv_inference_request_duration_histogram_us",
+        "Time from receipt to reply of requests answered with success",
+        lambda r: r.request,
+    ),
     ("nv_inference_queue_duration_histogram_us", "Time in the queue", lambda r: r.phases["queue"]),
     (
         "nv_inference_compute_input_duration_histogram_us",
@@ -335,13 +339,18 @@ def _triton_families(readings: Sequence[Reading]) -> Iterator[Metric]:
 
 
 def _request_families(readings: Sequence[Reading]) -> Iterator[Metric]:
-    whole = Histograms("headrace_request_seconds", "Time from the read of a request to its reply", labels=LABELS)
+    whole = Histograms(
+        "headrace_request_seconds",
+        "Time from the read of a request to its reply, of requests answered with success, by the cache or by a run",
+        labels=LABELS,
+    )
     for reading in readings:
         whole.add((reading.model, reading.version), reading.request, 1e9, exemplars_of(reading.exemplars))
     yield whole
     phases = Histograms(
         "headrace_request_phase_seconds",
-        "Time of requests in each phase: decode, admit, queue, batch, execute, encode",
+        "Time in each phase of requests that ran and were answered with success: decode, admit, queue, batch, execute, "
+        "encode",
         labels=(*LABELS, "phase"),
     )
     for reading in readings:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from headrace.messages import InferRequest
+    from headrace.messages import InferRequest, ReplySink
     from headrace.pipeline.cost import CostModel
 
 FALLBACK_REASONS = ("unavailable", "load", "signature", "probe_failed", "probe_differs", "lost")
@@ -61,8 +61,20 @@ class ModelObserver(Protocol):
         """A batch was run and its requests were answered with success."""
         ...
 
-    def refused(self, reason: str, requests: int = 1, request: InferRequest | None = None) -> None:
-        """Requests ended without success. `reason` is a `HeadraceError.reason`. request: the one, where it is one."""
+    def refused(
+        self, reason: str, requests: int = 1, request: InferRequest | None = None, record: BatchRecord | None = None
+    ) -> None:
+        """Requests ended without success. `reason` is a `HeadraceError.reason`. request: the one, where it is one.
+
+        record: of the batch that it was in, where that was run; `encoded` is 0 if the run has failed.
+        """
+        ...
+
+    def unfit(self, sink: ReplySink, received: int, reason: str) -> None:
+        """A request for the model ended before it was one: it contradicts the protocol or the model's signature.
+
+        sink: whoever waits for its reply. received: monotonic ns.
+        """
         ...
 
     def trace_id(self, request: InferRequest) -> str:

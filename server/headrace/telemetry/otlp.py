@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from headrace.clock import monotonic_ns, wall_ns
 from headrace.errors import ConfigError
 from headrace.telemetry.collector import target
+from headrace.telemetry.sampling import Exported
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -32,26 +33,29 @@ _AT_ONCE = 256
 """Requests that are built and sent together, or some more where a batch has them: 300 kB."""
 _EVERY_SECONDS = 1.0
 _LOG_EVERY_NS = 60 * 10**9
+_LONGEST_CAUSE = 400
 _SDK_LOGGERS = ("opentelemetry", "urllib3")
 
 
 class TraceExport:
-    """The queue and the thread. `send` of what was queued: on the thread; it says whether all went well.
+    """The queue and the thread. `send` of what was queued: on the thread; it returns why that failed, or nothing.
 
-    failures: exports that failed, with all their spans.
+    where: a collector's address, for the log. exported: counts what becomes of requests that were queued.
     """
 
     def __init__(
         self,
-        send: Callable[[Traces], bool],
+        send: Callable[[Traces], str],
         close: Callable[[], None] = lambda: None,
         *,
+        where: str = "",
         clock: Clock = monotonic_ns,
         every_seconds: float = _EVERY_SECONDS,
         most: int = _QUEUE,
     ) -> None:
         self._send = send
         self._close = close
+        self._where = where
         self._clock = clock
         self._every = every_seconds
         self._most = most
@@ -62,10 +66,11 @@ class TraceExport:
         self._stopping = False
         self._thread = Thread(target=self._run, name="headrace-traces", daemon=True)
         self._logged_at = 0
-        self.failures = 0
+        self._given_up = False
+        self.exported = Exported()
 
     def __repr__(self) -> str:
-        return f"<TraceExport {self._requests} requests wait, {self.failures} exports failed>"
+        return f"<TraceExport {self._requests} requests wait, {self.exported.failures} exports failed>"
 
     def start(self) -> None:
         """Starts the thread."""
@@ -88,7 +93,8 @@ class TraceExport:
         self._wake.set()
         self._thread.join(seconds)
         if self._thread.is_alive():
-            logger.warning("traces of %d requests were not exported before the end", self._requests)
+            self._given_up = True
+            logger.warning("traces of %d requests were not exported to %s before the end", self._requests, self._where)
         self._close()
 
     def _run(self) -> None:
@@ -106,31 +112,44 @@ class TraceExport:
         while self._waiting and count < _AT_ONCE:
             traces.append(self._waiting.popleft())
             count += len(traces[-1][1])
+        error: Exception | None = None
         try:
-            sent = self._send(traces)
-            cause: Exception | None = None
-        except Exception as error:  # a bug, here or in the exporter, ends no thread
-            sent, cause = False, error
+            why = self._send(traces)
+        except Exception as raised:  # a bug, here or in the exporter, ends no thread
+            error, why = raised, f"{type(raised).__name__}: {raised}"
         with self._lock:
             self._requests -= count
-        if not sent:
-            self.failures += 1
-            now = self._clock()
-            if not self._logged_at or now - self._logged_at >= _LOG_EVERY_NS:
-                self._logged_at = now
-                logger.warning("traces could not be exported, %d times so far", self.failures, exc_info=cause)
+        exported = self.exported
+        if not why:
+            for _, requests in traces:
+                for request in requests:
+                    exported.traced[request.cause] += 1
+            return
+        exported.failures += 1
+        exported.lost += count
+        now = self._clock()
+        if not self._given_up and (not self._logged_at or now - self._logged_at >= _LOG_EVERY_NS):
+            self._logged_at = now
+            logger.warning(
+                "traces could not be exported to %s: %s; of %d requests so far, in %d exports",
+                self._where,
+                " ".join(why.split())[:_LONGEST_CAUSE],
+                exported.lost,
+                exported.failures,
+                exc_info=error,
+            )
 
 
 def open_export(
     settings: TracingSettings, environ: Mapping[str, str], version: str, statuses: Mapping[str, tuple[str, int]]
 ) -> TraceExport:
     """The export to a collector, not started. Raises ConfigError if packages are missing or variables make no sense."""
-    where = target(settings, environ)
+    protocol, endpoint = target(settings, environ)
     try:
         from headrace.telemetry.senders import sender
         from headrace.telemetry.spans import SpanBuilder, server_resource
 
-        send_spans, close = sender(*where)
+        made = sender(protocol, endpoint)
     except ImportError as error:
         raise ConfigError(
             f"traces are to be exported, but {error.name} is not installed: expected pip install headrace[otel]"
@@ -143,4 +162,4 @@ def open_export(
         server_resource(version), version, lambda: wall_ns() - monotonic_ns(), statuses, random.Random()
     )
 
-    return TraceExport(lambda traces: send_spans(builder.build(traces)), close)
+    return TraceExport(lambda traces: made.send(builder.build(traces)), made.shutdown, where=made.where)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from headrace.clock import Clock
-    from headrace.messages import InferRequest
+    from headrace.messages import InferRequest, ReplySink
     from headrace.telemetry.diary import Diary
     from headrace.telemetry.observer import BatchRecord, QueueDepth
     from headrace.telemetry.sampling import Exemplar, ModelSampler
@@ -247,13 +247,21 @@ class ModelRecorder:
         if len(self._received) >= FOLD_AT:
             self.fold()
 
-    def refused(self, reason: str, requests: int = 1, request: InferRequest | None = None) -> None:
-        """Requests ended without success. `reason` is a `HeadraceError.reason`. request: the one, where it is one."""
+    def refused(
+        self, reason: str, requests: int = 1, request: InferRequest | None = None, record: BatchRecord | None = None
+    ) -> None:
+        """See `observer.ModelObserver`."""
         self._refused[reason] += requests
         if self.sampler is not None and request is not None:
-            self.sampler.failed(request, reason)
+            self.sampler.failed(request, reason, record)
         if self.diary is not None and request is not None:
             self.diary.ended(request, reason)
+
+    def unfit(self, sink: ReplySink, received: int, reason: str) -> None:
+        """A request for the model ended before it was one: it does not fit its signature, say."""
+        self._refused[reason] += 1
+        if self.sampler is not None:
+            self.sampler.unfit(sink, received, reason)
 
     def trace_id(self, request: InferRequest) -> str:
         """See `observer.ModelObserver`."""

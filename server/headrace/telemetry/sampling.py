@@ -26,8 +26,9 @@ HEAD, ASKED, SLOW, FAILED = "head", "asked", "slow", "failed"
 CAUSES = (HEAD, ASKED, SLOW, FAILED)
 """Why a request is traced. head: its caller's trace is sampled, or without one the ratio says so. asked: it asks for
 its timing. slow: it took longer than nearly all before it. failed: it ended in an error."""
-DROPS = ("rate", "queue")
-"""Why one that was chosen is not exported. rate: there were too many. queue: the exporter does not keep up."""
+DROPS = ("rate", "queue", "export")
+"""Why one that was chosen is not exported. rate: there were too many. queue: the exporter does not keep up. export: the
+collector did not take it."""
 
 _LEARNING = 200
 """Requests of a model before any of them is called slow."""
@@ -69,7 +70,7 @@ def read_parent(traceparent: bytes) -> Parent:
 class BatchTrace:
     """A batch of which requests are traced. Times are monotonic ns; predicted_ns: of its run, 0 for unknown.
 
-    padding_percent: of what ran, -1 where the model has no buckets.
+    padding_percent: of what ran, -1 where the model has no buckets. error: `HeadraceError.reason` of a run that failed.
     """
 
     model: str
@@ -87,6 +88,7 @@ class BatchTrace:
     padding_percent: int
     predicted_ns: int
     traced: list[RequestTrace]
+    error: str = ""
 
 
 @dataclass(slots=True)
@@ -112,6 +114,9 @@ class RequestTrace:
     rows: int
     error: str = ""
     cached: bool = False
+    batched: int = 0
+    started: int = 0
+    finished: int = 0
 
 
 class Exemplar(NamedTuple):
@@ -211,6 +216,20 @@ class HeadSample:
         return int(min(math.log(1.0 - self._random()) / self._log, _MOST_GAP)) if self._log else 0
 
 
+class Exported:
+    """What has become of requests that were offered. Written on the exporter's thread alone.
+
+    traced: exported, by cause. lost: not taken by the collector. failures: exports in which those were.
+    """
+
+    __slots__ = ("failures", "lost", "traced")
+
+    def __init__(self) -> None:
+        self.traced = dict.fromkeys(CAUSES, 0)
+        self.lost = 0
+        self.failures = 0
+
+
 class Offer(Protocol):
     """Where what is traced goes. False: there is no room for it."""
 
@@ -238,8 +257,7 @@ class TailSampling:
         self.slow_quantile = slow_quantile
         self.budget = Budget(per_second)
         self.rng = rng or random.Random()
-        self.traced: Counter[str] = Counter(dict.fromkeys(CAUSES, 0))
-        self.failed_exports: Callable[[], int] = int
+        self.exported = Exported()
         self._unrouted = ModelSampler(self, "", "", ())
 
     def new_id(self, bits: int) -> int:
@@ -248,23 +266,18 @@ class TailSampling:
 
     def unrouted(self, sink: ReplySink, received: int, reason: str) -> None:
         """A request has failed before its model was known."""
-        now = self.clock()
-        if self.budget.take(now, FAILED):
-            parent = read_parent(sink.traceparent)
-            trace = RequestTrace(
-                "", "", sink.door, FAILED, parent.trace_id or self.new_id(128), self.new_id(64), parent.span_id,
-                sink.tracestate, received, 0, 0, now, 0, reason,
-            )  # fmt: skip
-            self.send(None, [trace])
+        self._unrouted.unfit(sink, received, reason)
 
     def send(self, batch: BatchTrace | None, requests: Sequence[RequestTrace]) -> bool:
-        """Hands over what was chosen, and counts it."""
-        if not self.offer(batch, requests):
-            self.budget.dropped["queue"] += len(requests)
-            return False
-        for request in requests:
-            self.traced[request.cause] += 1
-        return True
+        """Hands over what was chosen; counts it where there is no room."""
+        if self.offer(batch, requests):
+            return True
+        self.budget.dropped["queue"] += len(requests)
+        return False
+
+    def dropped(self) -> dict[str, int]:
+        """Requests that were chosen and are not exported, by one of DROPS."""
+        return {**self.budget.dropped, "export": self.exported.lost}
 
 
 class ModelSampler:
@@ -336,14 +349,34 @@ class ModelSampler:
             if shared.send(None, [trace]):
                 self._exemplar(trace, shared.wall_ms())
 
-    def failed(self, request: InferRequest, reason: str) -> None:
-        """A request has ended without success, the whole of it."""
+    def failed(self, request: InferRequest, reason: str, record: BatchRecord | None = None) -> None:
+        """A request has ended without success, the whole of it. record: of its batch, if that was run.
+
+        A batch of its own goes along; of another, the moments alone: it may be exported with its other requests.
+        """
         now = self._shared.clock()
         named = self._named.pop(request, None)
         if named is not None or self._shared.budget.take(now, FAILED):
-            trace = self._trace(request, FAILED, request.sink.traceparent, now, named)
+            trace = self._trace(request, FAILED, request.sink.traceparent, now, named, record)
             trace.error = reason
-            self._shared.send(None, [trace])
+            batch = None
+            if record is not None and len(record.requests) == 1:
+                batch = self._batch(record, [trace], now)
+                batch.error = "" if record.encoded else reason
+            self._shared.send(batch, [trace])
+
+    def unfit(self, sink: ReplySink, received: int, reason: str) -> None:
+        """A request has failed before it was one for the model: it says nothing that could be taken."""
+        shared = self._shared
+        now = shared.clock()
+        if shared.budget.take(now, FAILED):
+            parent = read_parent(sink.traceparent)
+            trace = RequestTrace(
+                self._model, self._version, sink.door, FAILED, parent.trace_id or shared.new_id(128),
+                shared.new_id(64), parent.span_id, sink.tracestate if parent.span_id else b"", received, 0, 0, now, 0,
+                reason,
+            )  # fmt: skip
+            shared.send(None, [trace])
 
     def _send(self, record: BatchRecord, chosen: dict[int, str], parents: Sequence[bytes]) -> None:
         shared = self._shared
@@ -353,33 +386,44 @@ class ModelSampler:
             request, cause = record.requests[index], chosen[index]
             named = self._named.pop(request, None)
             if named is not None or shared.budget.take(ended, cause):
-                traces.append(self._trace(request, cause, parents[index], ended, named))
-        if not traces:
-            return
+                traces.append(self._trace(request, cause, parents[index], ended, named, record))
+        if traces and shared.send(self._batch(record, traces, ended), traces):
+            wall = shared.wall_ms()
+            for trace in traces:
+                self._exemplar(trace, wall)
+
+    def _batch(self, record: BatchRecord, traces: list[RequestTrace], ended: int) -> BatchTrace:
+        shared = self._shared
         fit = record.requests[0].template.fit
-        batch = BatchTrace(
+        return BatchTrace(
             self._model, self._version, shared.new_id(64), shared.new_id(128), record.batched, record.started,
             record.finished, ended, record.batch_rows, len(record.requests), record.close_reason, record.instance,
             -1 if fit is None else fit.padding_percent, record.predicted, traces,
         )  # fmt: skip
-        if shared.send(batch, traces):
-            wall = shared.wall_ms()
-            for trace in traces:
-                self._exemplar(trace, wall)
 
     def _exemplar(self, trace: RequestTrace, wall_ms: int) -> None:
         spent = trace.ended - trace.received
         self.exemplars[bisect_left(self._edges, spent)] = Exemplar(trace.trace_id, spent, wall_ms)
 
     def _trace(
-        self, request: InferRequest, cause: str, traceparent: bytes, ended: int, named: tuple[int, int] | None
+        self,
+        request: InferRequest,
+        cause: str,
+        traceparent: bytes,
+        ended: int,
+        named: tuple[int, int] | None,
+        record: BatchRecord | None = None,
     ) -> RequestTrace:
         shared = self._shared
         parent = read_parent(traceparent)
         trace_id, span_id = named or (parent.trace_id or shared.new_id(128), shared.new_id(64))
         sink = request.sink
         state = sink.tracestate if parent.span_id else b""  # alone it says nothing (3.3)
-        return RequestTrace(
+        trace = RequestTrace(
             self._model, self._version, sink.door, cause, trace_id, span_id, parent.span_id, state, request.received,
             getattr(request, "decoded", 0), getattr(request, "admitted", 0), ended, request.template.rows,
         )  # fmt: skip
+        if record is not None:
+            trace.batched, trace.started = record.batched, record.started
+            trace.finished = record.finished if record.encoded else 0
+        return trace

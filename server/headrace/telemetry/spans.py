@@ -89,7 +89,7 @@ class SpanBuilder:
                 links = (_link(batch),)
             for traced in requests:
                 self._server(add, traced, batch, offset)
-                self._stages(add, traced, batch, links, offset)
+                self._stages(add, traced, links, offset)
         return request
 
     def _server(self, add: Add, request: RequestTrace, batch: BatchTrace | None, offset: int) -> None:
@@ -97,6 +97,7 @@ class SpanBuilder:
         if request.model:
             said["headrace.model.name"] = request.model
             said["headrace.model.version"] = request.version
+        if request.rows:
             said["headrace.rows"] = request.rows
         if batch is not None:
             said["headrace.batch.rows"] = batch.rows
@@ -106,11 +107,13 @@ class SpanBuilder:
         if request.error:
             said["error.type"] = request.error
         code, http = self._statuses.get(request.error, ("INTERNAL", 500)) if request.error else ("OK", 200)
-        failed = http >= 500 if request.door == "http" else code in _SERVER_ERRORS
+        scheme, _, path = request.door.partition(":")
+        failed = http >= 500 if path else code in _SERVER_ERRORS
         name = f"infer {request.model}"
-        if request.door == "http":
+        if path:
             name = f"POST {_ROUTE}"
             said |= {"http.request.method": "POST", "http.route": _ROUTE, "http.response.status_code": http}
+            said |= {"url.scheme": scheme, "url.path": path}
         elif request.door:
             name = _METHOD + ("ModelStreamInfer" if request.door == "grpc_stream" else "ModelInfer")
             said |= {"rpc.system.name": "grpc", "rpc.method": name, "rpc.response.status_code": code}
@@ -128,16 +131,10 @@ class SpanBuilder:
             attributes=[_attribute(key, value) for key, value in said.items()],
         )
 
-    def _stages(
-        self, add: Add, request: RequestTrace, batch: BatchTrace | None, links: Sequence[Span.Link], offset: int
-    ) -> None:
+    def _stages(self, add: Add, request: RequestTrace, links: Sequence[Span.Link], offset: int) -> None:
         """One span for each stage that was come to; the last one of a failed request ends with it."""
-        moments = [request.received, request.decoded, request.admitted]
-        if batch is None:
-            moments = [moment for moment in moments if moment]
-        else:
-            moments += [batch.batched, batch.started, batch.finished]
-        moments.append(request.ended)
+        came = (request.received, request.decoded, request.admitted, request.batched, request.started, request.finished)
+        moments = [*(moment for moment in came if moment), request.ended]
         trace_id, parent_id = request.trace_id.to_bytes(16, "big"), request.span_id.to_bytes(8, "big")
         state = request.tracestate.decode()
         for stage, began, ended in zip(PHASES, moments, moments[1:], strict=False):
@@ -165,6 +162,8 @@ def _batch(add: Add, batch: BatchTrace, requests: Sequence[RequestTrace], offset
         "headrace.batch.instance": batch.instance,
         "headrace.batch.execute_us": (batch.finished - batch.started) // 1000,
     }
+    if batch.error:
+        said["error.type"] = batch.error
     if batch.predicted_ns:
         said["headrace.batch.predicted_us"] = batch.predicted_ns // 1000
     if batch.padding_percent >= 0:
@@ -175,6 +174,7 @@ def _batch(add: Add, batch: BatchTrace, requests: Sequence[RequestTrace], offset
         flags=_FLAGS,
         name=f"batch {batch.model}",
         kind=Span.SPAN_KIND_INTERNAL,
+        status=Status(code=Status.STATUS_CODE_ERROR, message=batch.error) if batch.error else None,
         start_time_unix_nano=batch.batched + offset,
         end_time_unix_nano=batch.encoded + offset,
         attributes=[_attribute(key, value) for key, value in said.items()],

@@ -26,15 +26,17 @@ def exemplars_of(traced: Mapping[int, Traced]) -> dict[int, Exemplar]:
 
 def trace_families(sampling: TailSampling) -> Iterator[Metric]:
     """Where traces are exported."""
-    traced = CounterMetricFamily("headrace_traced_requests", "Requests whose spans are exported", labels=["cause"])
-    for cause, count in sampling.traced.items():
+    traced = CounterMetricFamily(
+        "headrace_traced_requests", "Requests whose spans a collector has taken", labels=["cause"]
+    )
+    for cause, count in sampling.exported.traced.items():
         traced.add_metric([cause], count)
     dropped = CounterMetricFamily(
         "headrace_traces_dropped", "Requests whose spans were to be exported and are not", labels=["reason"]
     )
-    for reason, count in sampling.budget.dropped.items():
+    for reason, count in sampling.dropped().items():
         dropped.add_metric([reason], count)
     failures = CounterMetricFamily(
-        "headrace_trace_export_failures", "Exports of spans that failed", value=sampling.failed_exports()
+        "headrace_trace_export_failures", "Exports of spans that failed", value=sampling.exported.failures
     )
     yield from (traced, dropped, failures)

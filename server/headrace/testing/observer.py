@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING
 from headrace.telemetry.observer import FALLBACK_REASONS
 
 if TYPE_CHECKING:
-    from headrace.messages import InferRequest
+    from headrace.messages import InferRequest, ReplySink
     from headrace.telemetry.observer import BatchRecord
 
 
 class RecordingObserver:
-    """Keeps batches and counts refusals by reason."""
+    """Keeps batches, counts refusals by reason, and keeps the batches in which requests failed."""
 
     def __init__(self) -> None:
         self.batches: list[BatchRecord] = []
         self.reasons: Counter[str] = Counter()
+        self.failed: list[tuple[str, BatchRecord]] = []
         self.wasted_rows = 0
         self.wasted_ns = 0
         self.elements = 0
@@ -48,9 +49,17 @@ class RecordingObserver:
         assert len({len(column) for column in columns}) == 1, f"columns of different lengths: {record}"
         self.batches.append(replace(record, requests=(), first=None))  # which know their callers, who may go
 
-    def refused(self, reason: str, requests: int = 1, request: InferRequest | None = None) -> None:
+    def refused(
+        self, reason: str, requests: int = 1, request: InferRequest | None = None, record: BatchRecord | None = None
+    ) -> None:
         """See `ModelObserver`."""
         self.reasons[reason] += requests
+        if record is not None:
+            self.failed.append((reason, replace(record, requests=(), first=None)))
+
+    def unfit(self, sink: ReplySink, received: int, reason: str) -> None:
+        """See `ModelObserver`."""
+        self.reasons[reason] += 1
 
     def trace_id(self, request: InferRequest) -> str:
         """See `ModelObserver`."""

@@ -8,6 +8,7 @@ copied to the reply as it is, the tensors are cut out. Messages of any other ord
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
@@ -86,6 +87,19 @@ class InferService(Intake[InferCall]):
         if template.plain and not id_field and template.total and template.sequence is None:
             self._opening = len(message) - template.total
         return (*template.bound(raw, id_field), id_field)
+
+    def _named(self, message: Buffer, call: InferCall) -> tuple[str, str]:
+        """See `Intake`; what stands behind a large field is not looked at."""
+        lead = bytes(message[:_LEAD])
+        said = {NAME_TAG: "", VERSION_TAG: ""}
+        at = 0
+        with suppress(ValueError):  # it ends, or is no message from here on
+            while at < len(lead):
+                tag, start = lead[at], at + 1
+                at = skip_field(lead, start, tag & 7)
+                if tag in said:
+                    said[tag] = lead[read_varint(lead, start)[1] : at].decode()
+        return said[NAME_TAG], said[VERSION_TAG]
 
     def _recognise(self, message: Buffer) -> tuple[RequestTemplate, Sequence[Buffer], bytes]:
         """Template, raw tensors and id of a message whose look is known. Raises LookupError or ValueError if not."""

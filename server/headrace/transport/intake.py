@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from headrace.engine.screening import screened
-from headrace.errors import reason_of
+from headrace.errors import HeadraceError, reason_of
 from headrace.messages import InferRequest
 from headrace.transport.service import InferCall
 
@@ -33,8 +33,8 @@ class Intake(ABC, Generic[CallT]):
     the look at what their inputs hold.
 
     catalog: resolves a name and version to what serves it. turn: at whose end requests are taken.
-    refused: hears the reason of each request that did not get as far as a model. failed: where there is one, hears of
-    its sink too, and when the request came.
+    refused: hears the reason of each request that ended before its model was known. failed: where there is one, hears
+    of its sink too, and when the request came.
     """
 
     def __init__(self, catalog: Catalog[Served], turn: Turn, refused: Callable[[str], None]) -> None:
@@ -48,6 +48,10 @@ class Intake(ABC, Generic[CallT]):
     @abstractmethod
     def _open(self, message: Buffer, call: CallT) -> tuple[RequestTemplate, Sequence[Buffer], bytes]:
         """Template, tensors of the right sizes and id field of a request. Raises HeadraceError."""
+
+    @abstractmethod
+    def _named(self, message: Buffer, call: CallT) -> tuple[str, str]:
+        """Name and version of the model that a request which could not be opened is for, as far as it says them."""
 
     @abstractmethod
     def _forget(self) -> None:
@@ -78,7 +82,7 @@ class Intake(ABC, Generic[CallT]):
             try:
                 template, parts, id_field = self._open(message, call)
             except Exception as error:  # a bug of ours must not take the connection along
-                self._refuse(call, error, call.received)
+                self._unfit(message, call, error)
                 continue
             if template is not alike:
                 self._submit(requests)
@@ -103,10 +107,18 @@ class Intake(ABC, Generic[CallT]):
             served.submit(requests)
         except Exception as error:
             for request in requests:
-                self._refuse(request.sink, error, request.received)
+                served.observer.refused(reason_of(error), request=request)
+                request.sink.fail(error)
 
-    def _refuse(self, sink: ReplySink, error: Exception, received: int) -> None:
-        self._refused(reason_of(error))
-        if self.failed is not None:
-            self.failed(sink, received, reason_of(error))
-        sink.fail(error)
+    def _unfit(self, message: Buffer, call: CallT, error: Exception) -> None:
+        """Ends a call with the error that opening it gave; it counts for the model that it names, if that serves."""
+        reason = reason_of(error)
+        try:
+            observer = self._catalog.resolve(*self._named(message, call)).observer
+        except HeadraceError:
+            self._refused(reason)
+            if self.failed is not None:
+                self.failed(call, call.received, reason)
+        else:
+            observer.unfit(call, call.received, reason)
+        call.fail(error)

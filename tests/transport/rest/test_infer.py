@@ -321,6 +321,15 @@ def test_models_and_versions_that_are_not_there(world):
     assert world.models.refused == {"model_not_found": 3}
 
 
+def test_what_does_not_fit_a_known_model_is_counted_for_that(world):
+    with pytest.raises(InvalidRequest):
+        reply(world, {"inputs": []})
+    with pytest.raises(InvalidRequest):
+        parse_raw(world, b"123")
+    assert world.observer.reasons == {"invalid_request": 2}
+    assert world.models.refused == {}
+
+
 def test_not_ready_and_leaving(world):
     reply(world, binary(), ONE)
     world.status.ready = False

@@ -26,9 +26,11 @@ class Traced(World):
         super().__enter__()
         self.http.traced = True
         self.got = []
+        self.doors = []
 
         def infer(call):
             self.got.append((call.traceparent, call.tracestate))
+            self.doors.append(call.door)
             answer(call)
 
         self.http.infer = infer
@@ -55,6 +57,19 @@ def test_one_without_a_trace_is_the_same_head_and_has_none(world):
     client.ask(octets())
     assert [trace for trace, _ in world.got] == [PARENT.encode(), b""]
     assert len(world.http.heads) == 1
+
+
+def test_the_door_is_scheme_and_path(world):
+    client = world.client()
+    client.ask(octets())
+    client.ask(octets().replace(b"/m/infer", b"/a%3ab%2F/versions/3/infer?x=1"))
+    world.http.scheme = "https"
+    client.ask(octets())
+    assert world.doors == [
+        "http:/v2/models/m/infer",
+        "http:/v2/models/a%3Ab%2F/versions/3/infer",
+        "https:/v2/models/m/infer",
+    ]
 
 
 def test_without_tracing_nothing_is_cut(world):

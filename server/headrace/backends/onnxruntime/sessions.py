@@ -10,7 +10,9 @@ import onnxruntime as ort
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from headrace import settings_sources as sources
+from headrace.clock import monotonic_ns
 from headrace.errors import ConfigError, ModelLoadError
+from headrace.sparing import Sparing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -156,5 +158,16 @@ def log_through_python() -> None:
         register(_on_ort_message, ort_severity())
 
 
+_errors = Sparing(monotonic_ns)
+
+
 def _on_ort_message(severity: int, category: str, logid: str, location: str, message: str) -> None:
-    log.log(_LEVELS[severity], "%s: %s", logid or category, message)
+    level = _LEVELS[severity]
+    left_out = 0
+    if level == logging.ERROR:  # a run that fails tells of itself, too, and callers can cause any number of them
+        found = _errors.left_out((logid or category, location))
+        if found is None:
+            return
+        left_out = found
+    more = f"; {left_out} more like it were not logged" if left_out else ""
+    log.log(level, "%s: %s%s", logid or category, message, more)

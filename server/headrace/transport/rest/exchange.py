@@ -64,8 +64,6 @@ class InferExchange(Exchange):
 
     __slots__ = ("_ended", "deadline", "head", "received", "request", "under_way")
 
-    door = "http"
-
     def __init__(
         self, connection: Connection, head: InferHead, body: Body | None, now: int, request: Buffer | None = None
     ) -> None:
@@ -81,6 +79,11 @@ class InferExchange(Exchange):
         self.request = request
         self.under_way: Cancellable | None = None
         self._ended = False
+
+    @property
+    def door(self) -> str:
+        """See `messages.ReplySink`."""
+        return f"{self.connection.server.scheme}:{self.head.target.path}"
 
     @property
     def traceparent(self) -> bytes:

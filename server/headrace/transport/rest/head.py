@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
 from headrace.errors import InvalidRequest, Unimplemented
 from headrace.transport.trace_context import PARENT, take_out
@@ -27,6 +27,12 @@ class Target(NamedTuple):
 
     name: str
     version: str
+
+    @property
+    def path(self) -> str:
+        """A path that names it, percent-encoded."""
+        version = f"/versions/{quote(self.version, safe='')}" if self.version else ""
+        return f"/v2/models/{quote(self.name, safe='')}{version}/infer"
 
 
 class InferHead(NamedTuple):

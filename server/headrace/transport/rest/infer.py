@@ -153,6 +153,10 @@ class RestInfer(Intake[RestCall]):
                     return (*look.template.bound(raw, id_field), id_field)
         return self._parse(message, at, head.target)
 
+    def _named(self, message: Buffer, call: RestCall) -> tuple[str, str]:
+        """See `Intake`."""
+        return call.head.target
+
     def _parse(self, message: Buffer, at: int, target: Target) -> Opened:
         """The same for a request that is not recognised; one without elements in its JSON will be, from now on."""
         text = bytes(message[:at])

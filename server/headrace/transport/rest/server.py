@@ -69,6 +69,7 @@ class HttpServer:
         self.buffered = 0
         self.leaving = False
         self._tls = tls
+        self.scheme = "http" if tls is None else "https"
         if tls is not None:
             tls.most = settings.max_connections
         self._wall = wall
