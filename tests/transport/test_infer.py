@@ -476,6 +476,14 @@ def test_the_quick_look_agrees_with_the_parser(parts):
     agree(shared_world(), b"".join(parts))
 
 
+def test_a_message_that_ends_inside_its_id_is_refused(world):
+    whole = b"\n\x05empty" + b"\x1a\x04abcd"
+    agree(world, whole)
+    world.infer(whole)  # its look, which is empty, is known from now on
+    for end in range(len(whole) - 5, len(whole)):
+        agree(world, whole[:end])
+
+
 @settings(max_examples=500)
 @given(fields(), st.data())
 def test_mutated_messages_only_ever_give_errors_of_ours(parts, data):

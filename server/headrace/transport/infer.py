@@ -113,6 +113,8 @@ class InferService(Intake[InferCall]):
             start = at
             at += 2 + lead[at + 1]
             id_field = lead[start:at]
+            if at > len(lead):
+                raise Malformed("message ends inside the id")
             if not id_field.isascii():  # the parser, too, refuses what is not UTF-8: a reply could not be read
                 id_field.decode()
         stop = at + looks.guess
