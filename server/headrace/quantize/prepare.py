@@ -264,7 +264,7 @@ def _unfit(node: onnx.NodeProto, recipe: Recipe, types: dict[str, int], constant
     bias = constants.get(node.input[2]) if node.op_type == "Gemm" and len(node.input) > 2 else None
     if recipe.name == "int8" and bias is not None and len(bias.dims) > 1:
         return f"its bias is of shape {list(bias.dims)}, expected one value for each output"
-    if recipe.matrices and len(weights.dims) != 2:
+    if recipe.matrices and node.op_type != "Conv" and len(weights.dims) != 2:
         return f"its weights are of {len(weights.dims)} dimensions, expected 2"
     return ""
 
