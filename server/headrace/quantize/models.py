@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MODEL_FILE = "model.onnx"
 BESIDE = ("schema.toml", "drift.json")
 """What a result takes over from the source's directory: rules, and a reference, of the same inputs and outputs."""
-_DTYPES = {
+DTYPES = {
     "tensor(bool)": np.bool_,
     "tensor(uint8)": np.uint8,
     "tensor(uint16)": np.uint16,
@@ -41,6 +41,7 @@ _DTYPES = {
     "tensor(double)": np.float64,
     "tensor(string)": np.object_,
 }
+"""By ONNX Runtime's names of types."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,9 +169,14 @@ def size_of(files: list[Path]) -> int:
     return sum(path.stat().st_size for path in files)
 
 
-def open_session(file: Path, threads: int = 0) -> ort.InferenceSession:
-    """The file on ONNX Runtime's CPU provider. threads: 0 for all cores. Raises QuantizeError if it cannot be run."""
+def open_session(file: Path, threads: int = 0, *, optimized: bool = True) -> ort.InferenceSession:
+    """The file on ONNX Runtime's CPU provider. threads: 0 for all cores. optimized: False where it is hardly run.
+
+    Raises QuantizeError if it cannot be run.
+    """
     options = ort.SessionOptions()
+    if not optimized:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
     try:
@@ -183,10 +189,10 @@ def input_specs(session: ort.InferenceSession) -> tuple[InputSpec, ...]:
     """What a session takes. Raises QuantizeError for what no data can be given for."""
     specs = []
     for one in session.get_inputs():
-        if one.type not in _DTYPES:
+        if one.type not in DTYPES:
             raise QuantizeError(f"input {one.name} is {one.type}, for which no data can be read")
         shape = tuple(dim if isinstance(dim, int) else -1 for dim in one.shape or ())
-        specs.append(InputSpec(one.name, np.dtype(_DTYPES[one.type]), shape))
+        specs.append(InputSpec(one.name, np.dtype(DTYPES[one.type]), shape))
     if not specs:
         raise QuantizeError("the model has no inputs")
     return tuple(specs)

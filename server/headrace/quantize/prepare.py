@@ -13,6 +13,7 @@ import onnx
 from onnx import TensorProto, numpy_helper, shape_inference, version_converter
 
 from headrace.quantize.errors import QuantizeError
+from headrace.quantize.models import DTYPES, open_session
 from headrace.quantize.packages import hushed
 from headrace.quantize.pruning import prune
 from headrace.quantize.recipes import PRODUCTS
@@ -92,6 +93,7 @@ def prepare(source: Source, recipe: Recipe, directory: Path, *, sparse: bool = F
     _flatten_biases(model)
     read = names_read(model.graph)
     drop(model.graph.initializer, lambda tensor: tensor.name not in read)
+    _complete_types(model, directory / "untyped.onnx", external)
     convolutional = any(node.op_type == "Conv" for node in model.graph.node)
     layers, left = _layers(model, recipe, convolutional)
     if not layers:
@@ -190,6 +192,28 @@ def _inferred(model: onnx.ModelProto, directory: Path, external: bool) -> onnx.M
     except Exception as error:  # onnx's own, and RuntimeErrors
         raise QuantizeError(f"ONNX cannot infer the types in the model: {_line(error)}") from None
     return onnx.load(file)
+
+
+def _complete_types(model: onnx.ModelProto, file: Path, external: bool) -> None:
+    """Types that ONNX does not infer, by ONNX Runtime, which knows them of all that it runs (of ai.onnx.ml, say)."""
+    graph = model.graph
+    known = {one.name for one in (*graph.value_info, *graph.output) if one.type.tensor_type.elem_type}
+    unknown = [name for node in graph.node for name in node.output if name and name not in known]
+    if not unknown:
+        return
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in unknown)
+    save(copy, file, external=external)
+    try:
+        outputs = open_session(file, optimized=False).get_outputs()
+    except QuantizeError:  # then what is unknown stays in float
+        return
+    drop(graph.value_info, lambda one: one.name in unknown)
+    for one in outputs:
+        if one.name in unknown and one.type in DTYPES:
+            kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(DTYPES[one.type]))
+            graph.value_info.append(onnx.helper.make_tensor_value_info(one.name, kind, None))
 
 
 def _name_nodes(model: onnx.ModelProto) -> None:
