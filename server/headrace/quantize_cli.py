@@ -209,6 +209,8 @@ def _print(report: Report) -> None:
             f"batch {point.batch:>4}: {point.result_rows_per_second:>12,.0f} rows/s on one thread, "
             f"{point.ratio:.2f} times the source's ({point.low:.2f} to {point.high:.2f})"
         )
+    for output in report.outputs if len(report.outputs) > 1 else ():
+        print(f"output {output.name}: relative error {output.error:.3g}")
     for layer in sorted(report.layers, key=lambda one: -one.error)[:5]:
         print(
             f"layer {layer.name} ({layer.op_type}): error {layer.error:.3g}{', in float' if layer.kept_float else ''}"

@@ -15,7 +15,7 @@ from headrace.quantize.errors import QuantizeError
 from headrace.quantize.models import sha256_of
 from headrace.quantize.page import page
 from headrace.quantize.recipes import Options
-from headrace.quantize.report import read_report
+from headrace.quantize.report import SpeedPoint, read_report
 from headrace.repository.discovery import Found, scan
 
 NOW = 1_800_000_000_000
@@ -316,3 +316,41 @@ def test_a_row_may_be_all_that_a_run_takes(repository, rows):
     report, directory = made(Request(source, "int8", "cpu", (data,), speed_s=0.01))
     assert directory is not None
     assert report.measure.rows == 24
+
+
+def test_every_output_is_looked_at_though_the_gate_is_for_one(repository, rows):
+    """Of the other output, one value is a thousand times as large as those that matter, and 8 bits leave nothing."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["y"]),
+        helper.make_node("Mul", ["x", "far"], ["f"]),
+        helper.make_node("MatMul", ["f", "b"], ["other"]),
+    ]
+    far = np.ones(WIDTH, np.float32)
+    far[0] = 3000
+    inner = numpy_helper.to_array(weight("b", WIDTH, 16)).copy()
+    inner[0] = 0
+    weights = [weight("a", WIDTH, CLASSES), numpy_helper.from_array(inner, "b"), numpy_helper.from_array(far, "far")]
+    outputs = [tensor("y", "n", CLASSES), tensor("other", "n", 16)]
+    source = repository(model_of(nodes, [tensor("x", "n", WIDTH)], outputs, weights))
+    report, _ = made(Request(source, "int8", "cpu", (rows(x=normal(200, WIDTH)),), gate=0.9, speed_s=0))
+    errors = {one.name: one.error for one in report.outputs}
+    assert errors["y"] < 0.1 < 0.5 < errors["other"]
+    warned = [one for one in report.warnings if "the gate is for y alone" in one]
+    assert len(warned) == 1
+    assert warned[0].startswith("output other moves by")
+    assert f"<th>other</th><td>{errors['other']:.3g}</td>" in page(report)
+
+
+def test_a_result_that_is_larger_and_slower_is_told(repository, rows, monkeypatch):
+    node = helper.make_node("MatMul", ["x", "a"], ["y"])
+    source = repository(model_of([node], [tensor("x", "n", 4)], [tensor("y", "n", 3)], [weight("a", 4, 3)]))
+    request = Request(source, "int8", "cpu", (rows(x=normal(200, 4)),), gate=0.5, speed_s=0.01)
+    points = (SpeedPoint(1, 100.0, 75.0, 0.75, 0.7, 0.8), SpeedPoint(2, 100.0, 110.0, 1.1, 1.0, 1.2))
+    said = {}
+    for count_of in (1, 2):
+        monkeypatch.setattr("headrace.quantize.build._speed", lambda *_, upto=count_of: (points[:upto], ()))
+        said[count_of] = " ".join(made(request)[0].warnings)
+    assert "larger than the source (" in said[1]
+    assert "no quicker than the source on this processor at any batch size, at best 0.75 times" in said[1]
+    assert "no quicker" not in said[2]

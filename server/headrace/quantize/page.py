@@ -60,7 +60,14 @@ def _what_it_cost(report: Report) -> str:
     ]
     head = "<tr><th>layers in float</th><th>relative</th><th>gate</th></tr>"
     table = f"<table>{head}{''.join(tried)}</table>" if len(tried) > 1 else ""
-    return _section("Size and quality", f'<div class="pair">{drawn}</div>', table)
+    return _section("Size and quality", f'<div class="pair">{drawn}</div>', table, _outputs(report))
+
+
+def _outputs(report: Report) -> str:
+    if not report.outputs:
+        return ""
+    rows = "".join(f"<tr><th>{escape(one.name)}</th><td>{one.error:.3g}</td></tr>" for one in report.outputs)
+    return f"<table><tr><th>output</th><th>relative error, without labels</th></tr>{rows}</table>"
 
 
 def _speeds(points: Iterable[SpeedPoint]) -> str:
