@@ -102,7 +102,10 @@ def test_the_command_line_starts_without_what_quantizing_needs():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=plain_environment())
 
 
-def test_ctrl_c_leaves_nothing(repository, data):
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=str
+)
+def test_whatever_stops_it_leaves_nothing(repository, data, number, status):
     command = [sys.executable, "-m", "headrace", "quantize", repository / "m", "--recipe", "int8", *data[:-1], "600"]
     process = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True, env=plain_environment())
     assert process.stderr is not None
@@ -110,8 +113,8 @@ def test_ctrl_c_leaves_nothing(repository, data):
         while "timing" not in process.stderr.readline():
             assert process.poll() is None
         assert len(list((repository / "m").iterdir())) == 2
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
+        process.send_signal(number)
+        assert process.wait(60) == status
         assert process.stderr.read() == ""
     assert [path.name for path in (repository / "m").iterdir()] == ["1"]
 

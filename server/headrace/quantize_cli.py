@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+import threading
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from headrace.clock import monotonic_ns, wall_ms
 from headrace.progress import bar
 from headrace.tensor_text import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
     from headrace.quantize.report import Report
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -122,7 +128,8 @@ def _quantize(arguments: argparse.Namespace) -> int:
 
     try:
         require()
-        report, directory = _build(arguments)
+        with _stoppable():
+            report, directory = _build(arguments)
         if arguments.report:
             _write_report(report, arguments.report)
     except QuantizeError as error:
@@ -137,6 +144,27 @@ def _quantize(arguments: argparse.Namespace) -> int:
         return _BELOW_THE_GATE
     print(f"{directory}: written")
     return 0
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Has signals that would end the process at once end it as Ctrl-C does: what is not finished is removed."""
+
+    def stop(number: int, _: FrameType | None) -> NoReturn:
+        signal.signal(number, signal.SIG_IGN)  # a second one would stop the removal
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ended = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is signal.SIG_DFL]
+    for number in ended:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in ended:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _check(arguments: argparse.Namespace) -> None:

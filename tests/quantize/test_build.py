@@ -12,7 +12,7 @@ from quantize.conftest import CLASSES, WIDTH, model_of, normal, perceptron, tens
 from headrace.quantize import trials
 from headrace.quantize.build import Request, build
 from headrace.quantize.errors import QuantizeError
-from headrace.quantize.models import sha256_of
+from headrace.quantize.models import find_source, sha256_of, workspace
 from headrace.quantize.page import page
 from headrace.quantize.recipes import Options
 from headrace.quantize.report import SpeedPoint, read_report
@@ -190,13 +190,38 @@ def test_whoever_stops_it_finds_the_repository_as_it_was(source, request_of, sta
 
 
 def test_a_version_that_somebody_else_writes_meanwhile_is_not_replaced(source, request_of):
-    def progress(what, done, of):
-        (source / "2").mkdir(exist_ok=True)
+    def progress_of(version):
+        return lambda *_: (source / str(version)).mkdir(exist_ok=True)
 
     with pytest.raises(QuantizeError, match="is there already"):
-        made(request_of, progress)
+        made(replace(request_of, version=2), progress_of(2))
     assert entries(source) == ["1", "2"]
-    assert entries(source / "2") == []
+    report, directory = made(request_of, progress_of(3))
+    assert (report.version, directory) == (4, source / "4")
+    assert read_report((directory / "quantization.json").read_bytes()) == report
+    assert (directory / "quantization.html").read_text() == page(report)
+    assert [entries(source / name) for name in "23"] == [[], []]
+
+
+def test_what_a_killed_process_has_left_is_removed_and_what_another_works_in_is_not(source, request_of):
+    left = source / ".quantize-left"
+    left.mkdir()
+    (left / "model.onnx").write_bytes(b"half")
+    with workspace(find_source(source)) as used:
+        made(request_of)
+        assert entries(source) == [used.name, "1", "2"]
+    assert entries(source) == ["1", "2"]
+
+
+def test_versions_that_no_server_takes_are_refused_and_not_counted_from(source, request_of):
+    (source / "99999999999999999999").mkdir()
+    with pytest.raises(QuantizeError, match="expected 1 to 999999999999999999, which servers take"):
+        made(replace(request_of, version=10**18))
+    assert made(request_of)[1] == source / "2"
+    _, last = made(replace(request_of, version=10**18 - 1))
+    assert [found.path for found in scan(source.parent)] == [last]
+    with pytest.raises(QuantizeError, match="999999999999999999 is there, and servers take no larger one"):
+        made(request_of)
 
 
 def test_a_repository_that_cannot_be_written_to(source, request_of, monkeypatch):
@@ -214,7 +239,7 @@ def test_a_repository_that_cannot_be_written_to(source, request_of, monkeypatch)
         ({"calibration": ()}, "needs data to calibrate with"),
         ({"calibration": (), "evaluation": (), "recipe": "fp16"}, "needs data to be measured on"),
         ({"version": 1}, "is there already"),
-        ({"version": 0}, "expected at least 1"),
+        ({"version": 0}, "expected 1 to"),
         ({"recipe": "int8-dynamic", "target": "portable"}, "cpu alone"),
         ({"output": "z"}, "no output 'z', but y"),
         ({"labels": "z"}, "no array 'z', but x, labels"),

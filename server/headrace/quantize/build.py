@@ -10,7 +10,7 @@ import numpy as np
 from headrace.quantize.apply import overflowing, types_of, writer
 from headrace.quantize.calibration import calibrate, endless
 from headrace.quantize.data import overlap, read_dataset
-from headrace.quantize.errors import QuantizeError
+from headrace.quantize.errors import QuantizeError, VersionTaken
 from headrace.quantize.evaluate import choose_task, output_error, prepare_evaluation, run_rows
 from headrace.quantize.gate import DEFAULT_GATE, chance, coarse, measured
 from headrace.quantize.lineage import lineage
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from headrace.clock import Clock
     from headrace.quantize.data import Dataset, InputSpec
     from headrace.quantize.evaluate import Evaluation
+    from headrace.quantize.models import Source
     from headrace.quantize.prepare import Prepared
     from headrace.quantize.processor import Processor
     from headrace.quantize.recipes import Name, Recipe, Target
@@ -179,9 +180,20 @@ def build(request: Request, progress: Progress, clock: Clock, now_ms: int) -> tu
         )
         if not found.passed:
             return report, None
+        return _written(report, finished, source, request.version is not None)
+
+
+def _written(report: Report, finished: Path, source: Source, chosen: bool) -> tuple[Report, Path]:
+    """The version, in its place. chosen: whether it has to have that number, or takes the next that is free."""
+    while True:
         (finished / REPORT_FILE).write_bytes(report_json(report))
         (finished / PAGE_FILE).write_text(page(report), encoding="utf-8")
-        return report, put_in_place(finished, source, version)
+        try:
+            return report, put_in_place(finished, source, report.version)
+        except VersionTaken:
+            if chosen:
+                raise
+            report = replace(report, version=max(report.version + 1, free_version(source, None)))
 
 
 def _read(request: Request, recipe: Recipe, specs: Sequence[InputSpec]) -> _Data:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,13 +19,15 @@ import onnxruntime as ort
 from headrace.backends.onnxruntime.weights import external_files
 from headrace.errors import ModelLoadError
 from headrace.quantize.data import InputSpec
-from headrace.quantize.errors import QuantizeError
+from headrace.quantize.errors import QuantizeError, VersionTaken
 from headrace.quantize.report import PAGE_FILE, REPORT_FILE
+from headrace.repository.discovery import LARGEST_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MODEL_FILE = "model.onnx"
+_WORKSPACE = ".quantize-"
 BESIDE = ("schema.toml", "drift.json")
 """What a result takes over from the source's directory: rules, and a reference, of the same inputs and outputs."""
 DTYPES = {
@@ -91,7 +95,7 @@ def find_source(path: Path) -> Source:
 
 
 def _is_version(name: str) -> bool:
-    return name.isascii() and name.isdecimal() and not name.startswith("0")
+    return name.isascii() and name.isdecimal() and not name.startswith("0") and int(name) <= LARGEST_VERSION
 
 
 def _versions(directory: Path) -> list[int]:
@@ -99,11 +103,14 @@ def _versions(directory: Path) -> list[int]:
 
 
 def free_version(source: Source, wanted: int | None) -> int:
-    """The number of the version to be written: the next, or the wanted one. Raises QuantizeError if that is taken."""
+    """The number of the version to be written: the next, or the wanted one. Raises QuantizeError if there is none."""
+    following = max(_versions(source.directory)) + 1
+    if wanted is None and following > LARGEST_VERSION:
+        raise QuantizeError(f"{source.directory}: version {LARGEST_VERSION} is there, and servers take no larger one")
     if wanted is None:
-        return max(_versions(source.directory)) + 1
-    if wanted < 1:
-        raise QuantizeError(f"--version {wanted}: expected at least 1")
+        return following
+    if not 1 <= wanted <= LARGEST_VERSION:
+        raise QuantizeError(f"--version {wanted}: expected 1 to {LARGEST_VERSION}, which servers take")
     if (source.directory / str(wanted)).exists():
         raise QuantizeError(f"{source.directory / str(wanted)}: is there already")
     return wanted
@@ -115,18 +122,48 @@ def workspace(source: Source) -> Iterator[Path]:
 
     Raises QuantizeError if there can be none.
     """
+    _sweep(source.directory)
     try:
-        made = tempfile.mkdtemp(prefix=".quantize-", dir=source.directory)
+        made, lock = _claimed(source.directory)
     except OSError as error:
         raise QuantizeError(f"{source.directory}: cannot be written to: {error.strerror or error}") from None
     try:
-        yield Path(made)
+        yield made
     finally:
         shutil.rmtree(made, ignore_errors=True)
+        os.close(lock)
+
+
+def _claimed(directory: Path) -> tuple[Path, int]:
+    """A new directory, and what locks it for as long as it is open: to others, one that is not locked is left over."""
+    while True:
+        made = Path(tempfile.mkdtemp(prefix=_WORKSPACE, dir=directory))
+        with suppress(FileNotFoundError):  # somebody has swept it away before it was locked
+            lock = os.open(made, os.O_RDONLY)
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if made.exists():
+                return made, lock
+            os.close(lock)
+
+
+def _sweep(directory: Path) -> None:
+    """Takes away what killed processes have left: the kernel has released their locks."""
+    for path in directory.glob(f"{_WORKSPACE}*"):
+        with suppress(OSError):
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 def put_in_place(finished: Path, source: Source, version: int) -> Path:
-    """Makes a directory the version, in one step. Raises QuantizeError if somebody else has made that one meanwhile."""
+    """Makes a directory the version, in one step. Raises VersionTaken if somebody else has made that one meanwhile.
+
+    Raises QuantizeError where it cannot be written.
+    """
     target = source.directory / str(version)
     finished.chmod(source.file.parent.stat().st_mode & 0o777)
     for path in finished.iterdir():
@@ -138,7 +175,9 @@ def put_in_place(finished: Path, source: Source, version: int) -> Path:
             raise FileExistsError
         finished.rename(target)
     except OSError as error:
-        raise QuantizeError(f"{target}: cannot be written: {error.strerror or 'it is there already'}") from None
+        if isinstance(error, FileExistsError) or error.errno in (errno.ENOTEMPTY, errno.ENOTDIR):
+            raise VersionTaken(f"{target}: cannot be written: it is there already") from None
+        raise QuantizeError(f"{target}: cannot be written: {error.strerror}") from None
     return target
 
 
