@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
+import threading
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from headrace.clock import monotonic_ns, wall_ms
 from headrace.progress import bar
 from headrace.tensor_text import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
     from headrace.quantize.report import Report
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -120,23 +127,73 @@ def _quantize(arguments: argparse.Namespace) -> int:
     from headrace.quantize.errors import QuantizeError
     from headrace.quantize.packages import require
 
+    place, written = arguments.model, ""
     try:
         require()
-        report, directory = _build(arguments)
-        if arguments.report:
+        with _stoppable():
+            report, directory = _build(arguments)
+        written = f"{directory}: written" if directory else ""
+        if place := arguments.report:
             _write_report(report, arguments.report)
     except QuantizeError as error:
         print(f"headrace: {error}", file=sys.stderr)
         return _NOTHING_MADE
     except OSError as error:
-        print(f"headrace: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        print(
+            f"headrace: {error.filename or place}: {error.strerror or error}{written and f'; {written}'}",
+            file=sys.stderr,
+        )
         return _NOTHING_MADE
-    _print(report)
+    try:
+        _print(report)
+        print(written, end="\n" if written else "", flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # what was made is there all the same, and the status says so
+        print(f"headrace: standard output: {error.strerror or error}; {written or 'no version'}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter's end complains
+    for warning in report.warnings:
+        print(f"headrace: {warning}", file=sys.stderr)
     if directory is None:
         _refused(report)
         return _BELOW_THE_GATE
-    print(f"{directory}: written")
+    _tell_if_not_served(directory)
     return 0
+
+
+def _tell_if_not_served(directory: Path) -> None:
+    from headrace.repository.discovery import scan_model
+
+    model = directory.parent
+    found = [one.version for one in scan_model(model.parent, model.name)]
+    if None not in found and int(directory.name) not in found:
+        served = ", ".join(map(str, found))
+        print(
+            f"headrace: version {directory.name} will not be served: `versions` in the model's configuration chooses "
+            f"{served}",
+            file=sys.stderr,
+        )
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Has signals that would end the process at once end it as Ctrl-C does: what is not finished is removed."""
+
+    def stop(number: int, _: FrameType | None) -> NoReturn:
+        signal.signal(number, signal.SIG_IGN)  # a second one would stop the removal
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ended = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is signal.SIG_DFL]
+    for number in ended:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in ended:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -209,6 +266,8 @@ def _print(report: Report) -> None:
             f"batch {point.batch:>4}: {point.result_rows_per_second:>12,.0f} rows/s on one thread, "
             f"{point.ratio:.2f} times the source's ({point.low:.2f} to {point.high:.2f})"
         )
+    for output in report.outputs if len(report.outputs) > 1 else ():
+        print(f"output {output.name}: relative error {output.error:.3g}")
     for layer in sorted(report.layers, key=lambda one: -one.error)[:5]:
         print(
             f"layer {layer.name} ({layer.op_type}): error {layer.error:.3g}{', in float' if layer.kept_float else ''}"
@@ -219,8 +278,6 @@ def _print(report: Report) -> None:
     for reason, names in reasons.items():
         more = f" and {len(names) - 2} more" if len(names) > 2 else ""
         print(f"in float: {', '.join(names[:2])}{more}: {reason}")
-    for warning in report.warnings:
-        print(f"headrace: {warning}", file=sys.stderr)
 
 
 def _refused(report: Report) -> None:

@@ -12,10 +12,10 @@ from quantize.conftest import CLASSES, WIDTH, model_of, normal, perceptron, tens
 from headrace.quantize import trials
 from headrace.quantize.build import Request, build
 from headrace.quantize.errors import QuantizeError
-from headrace.quantize.models import sha256_of
+from headrace.quantize.models import find_source, sha256_of, workspace
 from headrace.quantize.page import page
 from headrace.quantize.recipes import Options
-from headrace.quantize.report import read_report
+from headrace.quantize.report import SpeedPoint, read_report
 from headrace.repository.discovery import Found, scan
 
 NOW = 1_800_000_000_000
@@ -190,13 +190,38 @@ def test_whoever_stops_it_finds_the_repository_as_it_was(source, request_of, sta
 
 
 def test_a_version_that_somebody_else_writes_meanwhile_is_not_replaced(source, request_of):
-    def progress(what, done, of):
-        (source / "2").mkdir(exist_ok=True)
+    def progress_of(version):
+        return lambda *_: (source / str(version)).mkdir(exist_ok=True)
 
     with pytest.raises(QuantizeError, match="is there already"):
-        made(request_of, progress)
+        made(replace(request_of, version=2), progress_of(2))
     assert entries(source) == ["1", "2"]
-    assert entries(source / "2") == []
+    report, directory = made(request_of, progress_of(3))
+    assert (report.version, directory) == (4, source / "4")
+    assert read_report((directory / "quantization.json").read_bytes()) == report
+    assert (directory / "quantization.html").read_text() == page(report)
+    assert [entries(source / name) for name in "23"] == [[], []]
+
+
+def test_what_a_killed_process_has_left_is_removed_and_what_another_works_in_is_not(source, request_of):
+    left = source / ".quantize-left"
+    left.mkdir()
+    (left / "model.onnx").write_bytes(b"half")
+    with workspace(find_source(source)) as used:
+        made(request_of)
+        assert entries(source) == [used.name, "1", "2"]
+    assert entries(source) == ["1", "2"]
+
+
+def test_versions_that_no_server_takes_are_refused_and_not_counted_from(source, request_of):
+    (source / "99999999999999999999").mkdir()
+    with pytest.raises(QuantizeError, match="expected 1 to 999999999999999999, which servers take"):
+        made(replace(request_of, version=10**18))
+    assert made(request_of)[1] == source / "2"
+    _, last = made(replace(request_of, version=10**18 - 1))
+    assert [found.path for found in scan(source.parent)] == [last]
+    with pytest.raises(QuantizeError, match="999999999999999999 is there, and servers take no larger one"):
+        made(request_of)
 
 
 def test_a_repository_that_cannot_be_written_to(source, request_of, monkeypatch):
@@ -214,7 +239,7 @@ def test_a_repository_that_cannot_be_written_to(source, request_of, monkeypatch)
         ({"calibration": ()}, "needs data to calibrate with"),
         ({"calibration": (), "evaluation": (), "recipe": "fp16"}, "needs data to be measured on"),
         ({"version": 1}, "is there already"),
-        ({"version": 0}, "expected at least 1"),
+        ({"version": 0}, "expected 1 to"),
         ({"recipe": "int8-dynamic", "target": "portable"}, "cpu alone"),
         ({"output": "z"}, "no output 'z', but y"),
         ({"labels": "z"}, "no array 'z', but x, labels"),
@@ -316,3 +341,51 @@ def test_a_row_may_be_all_that_a_run_takes(repository, rows):
     report, directory = made(Request(source, "int8", "cpu", (data,), speed_s=0.01))
     assert directory is not None
     assert report.measure.rows == 24
+
+
+def test_every_output_is_looked_at_though_the_gate_is_for_one(repository, rows):
+    """Of the other output, one value is a thousand times as large as those that matter, and 8 bits leave nothing."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["y"]),
+        helper.make_node("Mul", ["x", "far"], ["f"]),
+        helper.make_node("MatMul", ["f", "b"], ["other"]),
+    ]
+    far = np.ones(WIDTH, np.float32)
+    far[0] = 3000
+    inner = numpy_helper.to_array(weight("b", WIDTH, 16)).copy()
+    inner[0] = 0
+    weights = [weight("a", WIDTH, CLASSES), numpy_helper.from_array(inner, "b"), numpy_helper.from_array(far, "far")]
+    outputs = [tensor("y", "n", CLASSES), tensor("other", "n", 16)]
+    source = repository(model_of(nodes, [tensor("x", "n", WIDTH)], outputs, weights))
+    report, _ = made(Request(source, "int8", "cpu", (rows(x=normal(200, WIDTH)),), gate=0.9, speed_s=0))
+    errors = {one.name: one.error for one in report.outputs}
+    assert errors["y"] < 0.1 < 0.5 < errors["other"]
+    warned = [one for one in report.warnings if "the gate is for y alone" in one]
+    assert len(warned) == 1
+    assert warned[0].startswith("output other moves by")
+    assert f"<th>other</th><td>{errors['other']:.3g}</td>" in page(report)
+
+
+def test_a_result_that_is_larger_and_slower_is_told(repository, rows, monkeypatch):
+    node = helper.make_node("MatMul", ["x", "a"], ["y"])
+    source = repository(model_of([node], [tensor("x", "n", 4)], [tensor("y", "n", 3)], [weight("a", 4, 3)]))
+    request = Request(source, "int8", "cpu", (rows(x=normal(200, 4)),), gate=0.5, speed_s=0.01)
+    points = (SpeedPoint(1, 100.0, 75.0, 0.75, 0.7, 0.8), SpeedPoint(2, 100.0, 110.0, 1.1, 1.0, 1.2))
+    said = {}
+    for count_of in (1, 2):
+        monkeypatch.setattr("headrace.quantize.build._speed", lambda *_, upto=count_of: (points[:upto], ()))
+        said[count_of] = " ".join(made(request)[0].warnings)
+    assert "larger than the source (" in said[1]
+    assert "no quicker than the source on this processor at any batch size, at best 0.75 times" in said[1]
+    assert "no quicker" not in said[2]
+
+
+@pytest.mark.parametrize("recipe", ["int8", "fp16"])
+def test_an_input_with_a_value_of_its_own_becomes_a_constant_and_is_told(source, request_of, recipe):
+    model = onnx.load(source / "1" / "model.onnx")
+    model.graph.input.append(tensor("a", WIDTH, 48))
+    onnx.save(model, source / "1" / "model.onnx")
+    report, directory = made(replace(request_of, recipe=recipe))
+    assert [one.name for one in onnx.load(directory / "model.onnx").graph.input] == ["x"]
+    assert "inputs with a value of their own are constants in the result, and no inputs: a" in report.warnings

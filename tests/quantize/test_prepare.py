@@ -150,3 +150,20 @@ def test_a_bias_that_differs_from_row_to_row_keeps_its_layer_in_float(prepared):
     found = prepared(model_of(nodes, [tensor("x", 4, WIDTH)], [tensor("y", 4, CLASSES)], weights))
     assert [layer.op_type for layer in found.layers] == ["MatMul"]
     assert "its bias is of shape [4, 48]" in found.left[0][1]
+
+
+def test_types_that_onnx_does_not_infer_are_those_of_onnx_runtime(prepared):
+    """As behind a Scaler, with which pipelines of scikit-learn begin; the Cast that tells its type is removed."""
+    nodes = [
+        helper.make_node("Scaler", ["x"], ["scaled"], domain="ai.onnx.ml", offset=[0.5], scale=[2.0]),
+        helper.make_node("Cast", ["scaled"], ["h"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["h", "a"], ["m"], name="one"),
+        helper.make_node("Relu", ["m"], ["r"]),
+        helper.make_node("MatMul", ["r", "b"], ["y"], name="two"),
+    ]
+    weights = [weight("a", WIDTH, HIDDEN), weight("b", HIDDEN, CLASSES)]
+    graph = helper.make_graph(nodes, "g", [tensor("x", "n", WIDTH)], [tensor("y", "n", CLASSES)], weights)
+    domains = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 1)]
+    found = prepared(helper.make_model(graph, opset_imports=domains, ir_version=8))
+    assert [node.op_type for node in found.model.graph.node] == ["Scaler", "MatMul", "Relu", "MatMul"]
+    assert [layer.name for layer in found.layers] == ["one", "two"]

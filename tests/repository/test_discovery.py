@@ -87,6 +87,7 @@ def test_a_version_with_a_leading_zero_is_ignored_aloud(repository, caplog):
     with caplog.at_level(logging.WARNING):
         assert found(scan(root)) == [("m", 1)]
     assert sorted(record.args[0].name for record in caplog.records) == ["0", "02"]
+    assert "from 1 to 999999999999999999 without" in caplog.text
 
 
 def test_models_may_be_links(repository, tmp_path_factory):

@@ -38,7 +38,11 @@ def types_of(recipe: Recipe, *, convolutional: bool) -> list[str]:
 
 
 def writer(prepared: Prepared, recipe: Recipe, options: Options, ranges: Any, directory: Path) -> Write:  # noqa: ANN401
-    """What makes a recipe's models. ranges: of `calibrate`, None where the recipe needs none."""
+    """What makes a recipe's models. ranges: of `calibrate`, None where the recipe needs none.
+
+    What is no layer for a reason stays in float as what is kept does: ONNX Runtime's tools would quantize some of it.
+    """
+    left = tuple(name for name, _ in prepared.left)
     makers: dict[str, Write] = {
         "int8": lambda kept: _static(prepared, recipe, options, ranges, kept),
         "int8-dynamic": lambda kept: _dynamic(prepared, options, kept, directory),
@@ -50,7 +54,7 @@ def writer(prepared: Prepared, recipe: Recipe, options: Options, ranges: Any, di
     def write(kept: Collection[str]) -> onnx.ModelProto:
         try:
             with hushed():
-                model = make(kept)
+                model = make((*kept, *left))
         except Exception as error:  # what onnxruntime.quantization raises has no common base
             raise QuantizeError(f"{recipe.name}: {' '.join(str(error).split()) or type(error).__name__}") from error
         return _cleaned(model)
@@ -79,7 +83,7 @@ def _static(
         activation_qType=QuantType.QInt8 if portable else QuantType.QUInt8,
         tensors_range=ranges,
         nodes_to_quantize=[],
-        nodes_to_exclude=list(kept),
+        nodes_to_exclude=[*kept, *_clipping_outputs(model.graph)],
         op_types_to_quantize=types_of(recipe, convolutional=prepared.convolutional),
         extra_options=extra,
     )
@@ -89,6 +93,12 @@ def _static(
         made, {one.name: one.output[0] for one in prepared.model.graph.node if one.name in names}, products=not portable
     )
     return made
+
+
+def _clipping_outputs(graph: onnx.GraphProto) -> list[str]:
+    """Activations whose input the model gives too: quantized, they would have it take the range of what they make."""
+    outputs = {one.name for one in graph.output}
+    return [node.name for node in graph.node if node.op_type in ("Clip", "Relu") and node.input[0] in outputs]
 
 
 def _dynamic(prepared: Prepared, options: Options, kept: Collection[str], directory: Path) -> onnx.ModelProto:

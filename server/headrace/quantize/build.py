@@ -10,8 +10,8 @@ import numpy as np
 from headrace.quantize.apply import overflowing, types_of, writer
 from headrace.quantize.calibration import calibrate, endless
 from headrace.quantize.data import overlap, read_dataset
-from headrace.quantize.errors import QuantizeError
-from headrace.quantize.evaluate import choose_task, prepare_evaluation, run_rows
+from headrace.quantize.errors import QuantizeError, VersionTaken
+from headrace.quantize.evaluate import choose_task, output_error, prepare_evaluation, run_rows
 from headrace.quantize.gate import DEFAULT_GATE, chance, coarse, measured
 from headrace.quantize.lineage import lineage
 from headrace.quantize.models import (
@@ -30,7 +30,16 @@ from headrace.quantize.prepare import prepare
 from headrace.quantize.processor import this_processor
 from headrace.quantize.pruning import WHAT_IT_BRINGS
 from headrace.quantize.recipes import Options, choose_recipe
-from headrace.quantize.report import LARGEST_ERROR, PAGE_FILE, REPORT_FILE, LayerError, Report, SpeedPoint, report_json
+from headrace.quantize.report import (
+    LARGEST_ERROR,
+    PAGE_FILE,
+    REPORT_FILE,
+    LayerError,
+    OutputError,
+    Report,
+    SpeedPoint,
+    report_json,
+)
 from headrace.quantize.speed import BATCHES, BUDGET_S, measure, repeated
 from headrace.quantize.trials import Trials
 
@@ -43,6 +52,7 @@ if TYPE_CHECKING:
     from headrace.clock import Clock
     from headrace.quantize.data import Dataset, InputSpec
     from headrace.quantize.evaluate import Evaluation
+    from headrace.quantize.models import Source
     from headrace.quantize.prepare import Prepared
     from headrace.quantize.processor import Processor
     from headrace.quantize.recipes import Name, Recipe, Target
@@ -58,8 +68,12 @@ LEAST_CALIBRATION, LEAST_EVALUATION = 8, 20
 CALIBRATION_ROWS = 512
 SEARCH_ROWS = 16
 """Rows that the error of a single layer is measured on."""
-_HARDLY = 0.9
+OUTPUT_ROWS = 32
+"""Rows for evaluation that the errors of the outputs are measured on."""
+_HARDLY = 0.95
 """Share of the source's size."""
+_FAR = 0.2
+"""Relative error of an output that the gate does not look at."""
 _HELD_OUT = 5
 """One row of so many is evaluated on and not calibrated with, where there are no data for evaluation."""
 
@@ -126,6 +140,7 @@ def build(request: Request, progress: Progress, clock: Clock, now_ms: int) -> tu
         if result.measure is None:
             raise QuantizeError(f"what was made does not run: {result.problem}")
         speed, untimed = _speed([source.file, result.files[0]], data.evaluation, request.speed_s, clock, progress)
+        outputs = _outputs(session, result, data.evaluation.spread(OUTPUT_ROWS))
         finished = result.files[0].parent
         others = copy_beside(source, finished)
         report = Report(
@@ -152,19 +167,33 @@ def build(request: Request, progress: Progress, clock: Clock, now_ms: int) -> tu
                 sha256_of(source.files), sha256_of(result.files), data.calibration, data.evaluation, processor, now_ms
             ),
             warnings=(
-                *_warnings(recipe, processor, request, known, found, size_of(source.files)),
+                *_warnings(recipe, processor, request, known, found),
+                *_unseen(outputs, known.task.output),
+                *_no_gain(size_of(source.files), size_of(result.files), speed),
                 *data.warnings,
                 *prepared.warnings,
                 *_sparsity(prepared, found, known),
                 *untimed,
                 *([f"not copied to the new version: {', '.join(others)}"] if others else []),
             ),
+            outputs=outputs,
         )
         if not found.passed:
             return report, None
+        return _written(report, finished, source, request.version is not None)
+
+
+def _written(report: Report, finished: Path, source: Source, chosen: bool) -> tuple[Report, Path]:
+    """The version, in its place. chosen: whether it has to have that number, or takes the next that is free."""
+    while True:
         (finished / REPORT_FILE).write_bytes(report_json(report))
         (finished / PAGE_FILE).write_text(page(report), encoding="utf-8")
-        return report, put_in_place(finished, source, version)
+        try:
+            return report, put_in_place(finished, source, report.version)
+        except VersionTaken:
+            if chosen:
+                raise
+            report = replace(report, version=max(report.version + 1, free_version(source, None)))
 
 
 def _read(request: Request, recipe: Recipe, specs: Sequence[InputSpec]) -> _Data:
@@ -271,7 +300,7 @@ def _moved(error: float) -> str:
 
 
 def _warnings(
-    recipe: Recipe, processor: Processor, request: Request, known: Evaluation, found: Found[Trial], source_bytes: int
+    recipe: Recipe, processor: Processor, request: Request, known: Evaluation, found: Found[Trial]
 ) -> list[str]:
     said = [recipe.warning]
     if recipe.target == "cpu" and recipe.name.startswith("int8"):
@@ -282,14 +311,46 @@ def _warnings(
         _, counts = np.unique(known.truth, return_counts=True)
         said.append(chance(found.outcome.measure, float(counts.max() / counts.sum())))
     said.append(coarse(known.task.metric, known.data.rows, request.gate))
-    if found.kept and recipe.name != "fp16" and size_of(found.outcome.files) > _HARDLY * source_bytes:
-        said.append("hardly smaller than the source: what was quantized is a small part of it")
     if found.passed and found.kept:
         said.append(
             f"the rows for evaluation have chosen how many layers stay in float ({len(found.tries)} tries): "
             "on other rows the measure may be a little worse"
         )
     return [one for one in said if one]
+
+
+def _outputs(source: ort.InferenceSession, result: Trial, rows: Dataset) -> tuple[OutputError, ...]:
+    names = [one.name for one in source.get_outputs()]
+    before, after = (
+        run_rows(session, rows, names, lambda _, array: array) for session in (source, open_session(result.files[0]))
+    )
+    errors = {name: output_error({name: before[name]}, {name: after[name]}) for name in names}
+    return tuple(OutputError(name, min(error, LARGEST_ERROR)) for name, error in errors.items())
+
+
+def _unseen(outputs: Sequence[OutputError], measured: str) -> list[str]:
+    """Outputs that are far from the source's, and that the gate does not look at."""
+    return [
+        f"output {one.name} moves by {one.error:.0%} of its size, and the gate is for {measured} alone; "
+        f"--output {one.name} measures that one"
+        for one in outputs
+        if one.name != measured and one.error > _FAR
+    ]
+
+
+def _no_gain(source_bytes: int, result_bytes: int, speed: Sequence[SpeedPoint]) -> list[str]:
+    """Sizes and speeds that are no better than the source's."""
+    said = []
+    share = result_bytes / source_bytes
+    if share >= _HARDLY:
+        said.append(
+            f"{'larger' if share > 1 else 'hardly smaller'} than the source ({share:.0%}): what was quantized is a "
+            "small part of it, beside what converts"
+        )
+    if speed and all(point.ratio <= 1 for point in speed):
+        best = max(point.ratio for point in speed)
+        said.append(f"no quicker than the source on this processor at any batch size, at best {best:.2f} times")
+    return said
 
 
 def _sparsity(prepared: Prepared, found: Found[Trial], known: Evaluation) -> list[str]:

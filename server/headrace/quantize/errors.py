@@ -7,3 +7,7 @@ class QuantizeError(Exception):
 
 class MissingPackage(QuantizeError):
     """An optional package is not installed. Names the extra that brings it."""
+
+
+class VersionTaken(QuantizeError):
+    """Somebody else has written the version meanwhile."""

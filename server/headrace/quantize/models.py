@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,16 +19,18 @@ import onnxruntime as ort
 from headrace.backends.onnxruntime.weights import external_files
 from headrace.errors import ModelLoadError
 from headrace.quantize.data import InputSpec
-from headrace.quantize.errors import QuantizeError
+from headrace.quantize.errors import QuantizeError, VersionTaken
 from headrace.quantize.report import PAGE_FILE, REPORT_FILE
+from headrace.repository.discovery import LARGEST_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MODEL_FILE = "model.onnx"
+_WORKSPACE = ".quantize-"
 BESIDE = ("schema.toml", "drift.json")
 """What a result takes over from the source's directory: rules, and a reference, of the same inputs and outputs."""
-_DTYPES = {
+DTYPES = {
     "tensor(bool)": np.bool_,
     "tensor(uint8)": np.uint8,
     "tensor(uint16)": np.uint16,
@@ -41,6 +45,7 @@ _DTYPES = {
     "tensor(double)": np.float64,
     "tensor(string)": np.object_,
 }
+"""By ONNX Runtime's names of types."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +95,7 @@ def find_source(path: Path) -> Source:
 
 
 def _is_version(name: str) -> bool:
-    return name.isascii() and name.isdecimal() and not name.startswith("0")
+    return name.isascii() and name.isdecimal() and not name.startswith("0") and int(name) <= LARGEST_VERSION
 
 
 def _versions(directory: Path) -> list[int]:
@@ -98,11 +103,14 @@ def _versions(directory: Path) -> list[int]:
 
 
 def free_version(source: Source, wanted: int | None) -> int:
-    """The number of the version to be written: the next, or the wanted one. Raises QuantizeError if that is taken."""
+    """The number of the version to be written: the next, or the wanted one. Raises QuantizeError if there is none."""
+    following = max(_versions(source.directory)) + 1
+    if wanted is None and following > LARGEST_VERSION:
+        raise QuantizeError(f"{source.directory}: version {LARGEST_VERSION} is there, and servers take no larger one")
     if wanted is None:
-        return max(_versions(source.directory)) + 1
-    if wanted < 1:
-        raise QuantizeError(f"--version {wanted}: expected at least 1")
+        return following
+    if not 1 <= wanted <= LARGEST_VERSION:
+        raise QuantizeError(f"--version {wanted}: expected 1 to {LARGEST_VERSION}, which servers take")
     if (source.directory / str(wanted)).exists():
         raise QuantizeError(f"{source.directory / str(wanted)}: is there already")
     return wanted
@@ -114,18 +122,48 @@ def workspace(source: Source) -> Iterator[Path]:
 
     Raises QuantizeError if there can be none.
     """
+    _sweep(source.directory)
     try:
-        made = tempfile.mkdtemp(prefix=".quantize-", dir=source.directory)
+        made, lock = _claimed(source.directory)
     except OSError as error:
         raise QuantizeError(f"{source.directory}: cannot be written to: {error.strerror or error}") from None
     try:
-        yield Path(made)
+        yield made
     finally:
         shutil.rmtree(made, ignore_errors=True)
+        os.close(lock)
+
+
+def _claimed(directory: Path) -> tuple[Path, int]:
+    """A new directory, and what locks it for as long as it is open: to others, one that is not locked is left over."""
+    while True:
+        made = Path(tempfile.mkdtemp(prefix=_WORKSPACE, dir=directory))
+        with suppress(FileNotFoundError):  # somebody has swept it away before it was locked
+            lock = os.open(made, os.O_RDONLY)
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if made.exists():
+                return made, lock
+            os.close(lock)
+
+
+def _sweep(directory: Path) -> None:
+    """Takes away what killed processes have left: the kernel has released their locks."""
+    for path in directory.glob(f"{_WORKSPACE}*"):
+        with suppress(OSError):
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 def put_in_place(finished: Path, source: Source, version: int) -> Path:
-    """Makes a directory the version, in one step. Raises QuantizeError if somebody else has made that one meanwhile."""
+    """Makes a directory the version, in one step. Raises VersionTaken if somebody else has made that one meanwhile.
+
+    Raises QuantizeError where it cannot be written.
+    """
     target = source.directory / str(version)
     finished.chmod(source.file.parent.stat().st_mode & 0o777)
     for path in finished.iterdir():
@@ -137,7 +175,9 @@ def put_in_place(finished: Path, source: Source, version: int) -> Path:
             raise FileExistsError
         finished.rename(target)
     except OSError as error:
-        raise QuantizeError(f"{target}: cannot be written: {error.strerror or 'it is there already'}") from None
+        if isinstance(error, FileExistsError) or error.errno in (errno.ENOTEMPTY, errno.ENOTDIR):
+            raise VersionTaken(f"{target}: cannot be written: it is there already") from None
+        raise QuantizeError(f"{target}: cannot be written: {error.strerror}") from None
     return target
 
 
@@ -168,9 +208,14 @@ def size_of(files: list[Path]) -> int:
     return sum(path.stat().st_size for path in files)
 
 
-def open_session(file: Path, threads: int = 0) -> ort.InferenceSession:
-    """The file on ONNX Runtime's CPU provider. threads: 0 for all cores. Raises QuantizeError if it cannot be run."""
+def open_session(file: Path, threads: int = 0, *, optimized: bool = True) -> ort.InferenceSession:
+    """The file on ONNX Runtime's CPU provider. threads: 0 for all cores. optimized: False where it is hardly run.
+
+    Raises QuantizeError if it cannot be run.
+    """
     options = ort.SessionOptions()
+    if not optimized:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
     try:
@@ -183,10 +228,10 @@ def input_specs(session: ort.InferenceSession) -> tuple[InputSpec, ...]:
     """What a session takes. Raises QuantizeError for what no data can be given for."""
     specs = []
     for one in session.get_inputs():
-        if one.type not in _DTYPES:
+        if one.type not in DTYPES:
             raise QuantizeError(f"input {one.name} is {one.type}, for which no data can be read")
         shape = tuple(dim if isinstance(dim, int) else -1 for dim in one.shape or ())
-        specs.append(InputSpec(one.name, np.dtype(_DTYPES[one.type]), shape))
+        specs.append(InputSpec(one.name, np.dtype(DTYPES[one.type]), shape))
     if not specs:
         raise QuantizeError("the model has no inputs")
     return tuple(specs)

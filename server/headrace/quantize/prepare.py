@@ -13,6 +13,7 @@ import onnx
 from onnx import TensorProto, numpy_helper, shape_inference, version_converter
 
 from headrace.quantize.errors import QuantizeError
+from headrace.quantize.models import DTYPES, open_session
 from headrace.quantize.packages import hushed
 from headrace.quantize.pruning import prune
 from headrace.quantize.recipes import PRODUCTS
@@ -83,7 +84,7 @@ def prepare(source: Source, recipe: Recipe, directory: Path, *, sparse: bool = F
     model = _read(source)
     _refuse(model, recipe)
     external = len(source.files) > 1 or model.ByteSize() > LARGEST
-    warnings: list[str] = []
+    warnings = _without_defaults(model)
     model = _optimized(model, directory, external, warnings)
     if recipe.matrices:
         model = _as_matrices(model, directory, external)
@@ -92,6 +93,7 @@ def prepare(source: Source, recipe: Recipe, directory: Path, *, sparse: bool = F
     _flatten_biases(model)
     read = names_read(model.graph)
     drop(model.graph.initializer, lambda tensor: tensor.name not in read)
+    _complete_types(model, directory / "untyped.onnx", external)
     convolutional = any(node.op_type == "Conv" for node in model.graph.node)
     layers, left = _layers(model, recipe, convolutional)
     if not layers:
@@ -117,6 +119,16 @@ def _read(source: Source) -> onnx.ModelProto:
     if not model.graph.node:
         raise QuantizeError(f"{source.file}: no ONNX file, or one without a graph")
     return model
+
+
+def _without_defaults(model: onnx.ModelProto) -> list[str]:
+    """Makes constants of inputs that need not be given; a warning if there are some."""
+    constants = {one.name for one in model.graph.initializer}
+    names = [one.name for one in model.graph.input if one.name in constants]
+    if not names or model.ir_version < 4:  # before it, every constant was called an input
+        return []
+    drop(model.graph.input, lambda one: one.name in constants)
+    return [f"inputs with a value of their own are constants in the result, and no inputs: {', '.join(names)}"]
 
 
 def _refuse(model: onnx.ModelProto, recipe: Recipe) -> None:
@@ -192,6 +204,28 @@ def _inferred(model: onnx.ModelProto, directory: Path, external: bool) -> onnx.M
     return onnx.load(file)
 
 
+def _complete_types(model: onnx.ModelProto, file: Path, external: bool) -> None:
+    """Types that ONNX does not infer, by ONNX Runtime, which knows them of all that it runs (of ai.onnx.ml, say)."""
+    graph = model.graph
+    known = {one.name for one in (*graph.value_info, *graph.output) if one.type.tensor_type.elem_type}
+    unknown = [name for node in graph.node for name in node.output if name and name not in known]
+    if not unknown:
+        return
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in unknown)
+    save(copy, file, external=external)
+    try:
+        outputs = open_session(file, optimized=False).get_outputs()
+    except QuantizeError:  # then what is unknown stays in float
+        return
+    drop(graph.value_info, lambda one: one.name in unknown)
+    for one in outputs:
+        if one.name in unknown and one.type in DTYPES:
+            kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(DTYPES[one.type]))
+            graph.value_info.append(onnx.helper.make_tensor_value_info(one.name, kind, None))
+
+
 def _name_nodes(model: onnx.ModelProto) -> None:
     """Every node gets a name of its own: what is left in float is told by it."""
     taken = Counter(node.name for node in model.graph.node)
@@ -264,7 +298,7 @@ def _unfit(node: onnx.NodeProto, recipe: Recipe, types: dict[str, int], constant
     bias = constants.get(node.input[2]) if node.op_type == "Gemm" and len(node.input) > 2 else None
     if recipe.name == "int8" and bias is not None and len(bias.dims) > 1:
         return f"its bias is of shape {list(bias.dims)}, expected one value for each output"
-    if recipe.matrices and len(weights.dims) != 2:
+    if recipe.matrices and node.op_type != "Conv" and len(weights.dims) != 2:
         return f"its weights are of {len(weights.dims)} dimensions, expected 2"
     return ""
 

@@ -65,6 +65,17 @@ class SpeedPoint:
 
 
 @dataclass(frozen=True, slots=True)
+class OutputError:
+    """How far an output is from the source's on the same rows, at most `LARGEST_ERROR`.
+
+    error: relative L2 error of floats; of integers and texts the share that differs.
+    """
+
+    name: str
+    error: float
+
+
+@dataclass(frozen=True, slots=True)
 class Lineage:
     """What a result was made of. SHA-256 in hexadecimal, "" for what there was none of.
 
@@ -91,6 +102,7 @@ class Report:
 
     version: of the result, 0 where the gate did not hold and nothing was written. gate: the least relative measure.
     excluded: (node, reason) for what stayed in float. tries: (layers left in float, relative) in the order of trying.
+    outputs: every output of the model, whichever the measure is of.
     """
 
     model: str
@@ -110,6 +122,7 @@ class Report:
     tries: tuple[tuple[int, float], ...]
     lineage: Lineage
     warnings: tuple[str, ...] = ()
+    outputs: tuple[OutputError, ...] = ()
 
 
 _REPORT = TypeAdapter(Report)

@@ -24,6 +24,8 @@ NAME_RULE = "a model's name is letters, digits, '_', '-' and '.', beginning with
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 # One spelling a version: `01` and `1` would be two directories for the same number on the wire (int64).
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
+LARGEST_VERSION = 10**18 - 1
+"""The largest number that `_VERSION` takes."""
 _File = tuple[str, int, int, int]
 """Path, size, inode and time of the last change: one of them differs when the file was changed."""
 _NOT_MODELS = {"__pycache__", "lost+found"}
@@ -176,7 +178,9 @@ def _versions(directory: Path) -> list[int]:
         if _VERSION.fullmatch(entry.name):
             versions.append(int(entry.name))
         elif entry.name.isdecimal():
-            log.warning("%s is ignored: a version is an integer above 0 without leading zeros", entry)
+            log.warning(
+                "%s is ignored: a version is an integer from 1 to %d without leading zeros", entry, LARGEST_VERSION
+            )
         else:
             log.debug("%s is ignored: not a version", entry)
     return versions
