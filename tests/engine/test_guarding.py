@@ -1,4 +1,5 @@
 import asyncio
+from itertools import count
 from mmap import mmap
 
 import numpy as np
@@ -34,9 +35,13 @@ def swapped(inputs):
 
 
 class World:
-    """Version 1, an echo that is trusted, and version 2, which is guarded; nothing runs on a thread."""
+    """Version 1, an echo that is trusted, and version 2, which is guarded; nothing runs on a thread.
 
-    def __init__(self, compute=swapped, signature=ECHO, **guard):
+    repeats: the same inputs again are the same to the guard; without, each request counts as another.
+    """
+
+    def __init__(self, compute=swapped, signature=ECHO, *, repeats=False, **guard):
+        self.repeats = repeats
         self.loop = VirtualTimeLoop()
         self.config = GuardConfig(**{"reference": 1, "share": 1.0, "cpu_budget": 1.0, "kind": "classes"} | guard)
         self.model, self.reference = FakeModel(signature, compute), FakeModel(signature)
@@ -57,6 +62,9 @@ class World:
             self.config, self.config.settings(signature), trusted, signature, self.guards._act, FakeClock(),
             lambda: 0, draw,
         )  # fmt: skip
+        if not self.repeats:
+            numbers = count()
+            guard.worker._digest = lambda one: next(numbers).to_bytes(8, "little")
         guard._loop = self.loop
         self.guards.models["m", "2"] = self.guard = guard
         self.scheduler.watchers = [guard]
@@ -124,6 +132,20 @@ def test_a_good_version_stays(world):
     for _ in range(20):
         here.send(count=50)
         assert here.look().state == "watching"
+    assert here.send() == ["2"]
+
+
+def test_who_sends_one_input_again_and_again_moves_nobody(world):
+    """A client that retries, a probe, or one that means ill: of a good version that is wrong in one place."""
+    here = world(lambda inputs: [np.where(inputs[0] == 7, 0, inputs[0])], repeats=True)
+    here.send([[7, 5]], count=100)
+    assert here.look().state == "watching"
+    here.send([[7, 5]], count=100)
+    for number in range(100):
+        here.send([[number + 8, 5]])
+    told = here.look()
+    assert (told.state, told.requests, told.agreement.mean) == ("watching", 101, 100 / 101)
+    assert told.skipped["repeated"] == 199
     assert here.send() == ["2"]
 
 

@@ -79,8 +79,8 @@ def test_the_report_of_nothing():
 
 def test_the_report_of_a_proof():
     record = Record(SETTINGS)
-    finding = record.add(compare(SETTINGS, rows(*[0.0] * 20), rows(*[1.0] * 20)), [1] * 20)
-    told = report(record, proof=proof_of(finding, 20, 1_700_000_000_000))
-    assert (told.requests, told.agreement.mean, told.proof.bound < 0.99) == (20, 0.0, True)
+    finding = record.add(compare(SETTINGS, rows(*[0.0] * 30), rows(*[1.0] * 30)), [1] * 30)
+    told = report(record, proof=proof_of(finding, 30, 1_700_000_000_000))
+    assert (told.requests, told.agreement.mean, told.proof.bound < 0.99) == (30, 0.0, True)
     assert told.proof.text == str(finding)
     assert told.model_validate_json(told.model_dump_json()) == told

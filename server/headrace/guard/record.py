@@ -1,4 +1,4 @@
-"""All that is kept of the comparisons of one version with its reference: a handful of numbers, no row."""
+"""All that is kept of the comparisons of one version with its reference: a handful of numbers and digests, no row."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from headrace.guard.distinct import Distinct
 from headrace.guard.evidence import Evidence
 
 if TYPE_CHECKING:
@@ -39,9 +40,10 @@ class Snapshot:
 
 
 class Record:
-    """Counts comparisons. Not for several threads."""
+    """Counts comparisons. distinct: the inputs that count no more. Not for several threads."""
 
     def __init__(self, settings: GuardSettings) -> None:
+        self.distinct = Distinct()
         self._evidence = Evidence(settings)
         self._rows = 0
         self._absolute = self._largest = self._cosine = 0.0
