@@ -1,4 +1,5 @@
 import asyncio
+import os
 from itertools import count
 from mmap import mmap
 
@@ -8,6 +9,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from headrace.clock import monotonic_ns
 from headrace.engine.guard_metrics import GuardMetrics
+from headrace.engine.guard_verdict import subject_of
 from headrace.engine.guarding import Guards, ModelGuard
 from headrace.engine.lifecycle import Engine
 from headrace.engine.trusted import Trusted, open_trusted
@@ -54,19 +56,21 @@ class World:
         self.guards = Guards(self.server.catalog, FakeClock(), lambda: 0, lambda: NOW_MS)
         self.add()
 
-    def add(self, draw=lambda: 0.5):
+    def add(self, draw=lambda: 0.5, subject="these files"):
         """As `open` and `add` do, without a thread."""
         signature = self.model.signature
         trusted = Trusted(self.reference.make_instance(0), signature.max_batch, None)
         guard = ModelGuard(
-            self.config, self.config.settings(signature), trusted, signature, self.guards._act, FakeClock(),
-            lambda: 0, draw,
+            self.config, self.config.settings(signature), trusted, signature, subject, self.guards._act,
+            FakeClock(), lambda: 0, draw,
         )  # fmt: skip
         if not self.repeats:
             numbers = count()
             guard.worker._digest = lambda one: next(numbers).to_bytes(8, "little")
         guard._loop = self.loop
-        self.guards.models["m", "2"] = self.guard = guard
+        guard.start = lambda: None
+        self.guards.add("m", "2", guard)
+        self.guard = guard
         self.scheduler.watchers = [guard]
 
     def send(self, rows=((1, 0),), count=1, **more):
@@ -171,6 +175,49 @@ def test_a_reference_that_is_not_ready(world, caplog):
 
 async def _again(here):
     here.server.serve(FakeModel(ECHO), version=1)
+
+
+def test_what_was_proved_stands_when_the_same_is_loaded_again(world, caplog):
+    here = world()
+    here.send(count=40)
+    before = here.look()
+    here.add()
+    told = here.guards.report("m")
+    assert (told.state, told.requests, told.proof) == ("fallen_back", 0, before.proof)
+    assert here.send() == ["1"]
+    assert "model m version 2 is loaded again and is what it was when its guard acted" in caplog.text
+    here.send(count=40, version="2")
+    assert here.look().proof == before.proof, "what it proves again is no news"
+    assert caplog.text.count("does not answer as version 1 does") == 1
+    here.guards.forget("m", "2")
+    assert here.send() == ["2"]
+    here.add()
+    assert here.send() == ["1"], "though it had been unloaded"
+    assert here.guards.reset("m").state == "watching"
+    here.add()
+    assert here.send() == ["2"]
+    assert here.guards.report("m").state == "watching"
+
+
+def test_what_was_proved_of_other_files_is_forgotten(world):
+    here = world()
+    here.send(count=40)
+    here.look()
+    here.add(subject="others")
+    assert here.guards.report("m").state == "watching"
+    assert here.send() == ["2"]
+    here.add()
+    assert here.send() == ["2"], "for good"
+
+
+def test_what_stands_is_only_told_where_the_action_says_so(world):
+    here = world()
+    here.send(count=40)
+    here.look()
+    here.config = here.config.model_copy(update={"action": "report"})
+    here.add()
+    assert here.guards.report("m").state == "reported"
+    assert here.send() == ["2"]
 
 
 def test_a_version_that_is_replaced_begins_anew(world):
@@ -292,6 +339,38 @@ class TestOpening:
         assert guard.worker.settings.kind == "classes"
         guard.close()
         assert FakeBackend.loaded[0].instances[0].closed
+
+    def test_what_a_verdict_is_about(self, tmp_path):
+        def subject(**config):
+            found = self.found(tmp_path, **config)
+            return subject_of(found, 1, found.config.guard.settings(ECHO))
+
+        files = [tmp_path / "m" / part for part in ("1/model.fake", "2/model.fake", "2/more/weights")]
+        subject()
+        files[2].parent.mkdir()
+        for file in files:
+            file.write_bytes(b"as it was")
+        guard = {"reference": 1, "kind": "classes"}
+        before = subject()
+        for file in files:
+            os.utime(file, (1, 1))
+        (tmp_path / "m/2/.hidden").touch()
+        assert subject() == before
+        assert subject(guard=guard | {"share": 0.5, "action": "report"}) == before
+        assert subject(version_labels={"canary": 2}, instances=2) == before
+        seen = {before, subject(guard=guard | {"limit": 0.9}), subject(threads=2)}
+        for file in files:
+            file.write_bytes(b"as it is")
+            seen.add(subject())
+        (tmp_path / "m/2/model.fake").rename(tmp_path / "m/2/another.fake")
+        seen.add(subject())
+        assert len(seen) == 3 + 3 + 1, "each of them another"
+
+    def test_files_that_cannot_be_read(self, tmp_path):
+        found = self.found(tmp_path)
+        (tmp_path / "m/1").rmdir()
+        with pytest.raises(ModelLoadError, match="m/1 cannot be read: No such file"):
+            subject_of(found, 1, found.config.guard.settings(ECHO))
 
     def test_nothing_for_the_reference_itself_or_without_a_guard(self, tmp_path):
         guards = Guards(Catalog())
