@@ -7,7 +7,7 @@ import pytest
 
 from headrace.backends.base import InstanceLost
 from headrace.engine import guard_worker
-from headrace.engine.guard_worker import MAX_ROWS, MAX_WAITING, GuardWorker, Sampled
+from headrace.engine.guard_worker import MAX_BYTES, MAX_ROWS, MAX_WAITING, GuardWorker, Sampled
 from headrace.engine.trusted import Trusted
 from headrace.guard.settings import GuardSettings
 from headrace.messages import Signature, TensorSpec
@@ -302,6 +302,32 @@ def test_the_thread(monkeypatch):
     assert world.instance.closed
 
 
+@pytest.mark.parametrize(("count", "most_bytes"), [(MAX_WAITING // 2, MAX_BYTES), (40, 40 * 16 * 2)])
+def test_when_half_of_what_may_wait_has_come_it_waits_for_no_more(monkeypatch, count, most_bytes):
+    """However long it may wait: it is the budget that is to bind, and not how often it looks."""
+    monkeypatch.setattr(guard_worker, "_GATHER_S", 3600)
+    monkeypatch.setattr(guard_worker, "MAX_BYTES", most_bytes)
+    world = World()
+    told = threading.Event()
+    world.worker._proved = lambda finding: told.set()
+    world.worker.start()
+    for _ in range(count):
+        world.offer([[1, 0]], sent=[[0, 1]])
+    assert told.wait(30)
+    world.worker.stop()
+    world.worker.join(30)
+
+
+def test_the_end_does_not_wait_for_others_to_come(monkeypatch):
+    monkeypatch.setattr(guard_worker, "_GATHER_S", 3600)
+    world = World()
+    world.worker.start()
+    world.offer([[1, 0]])
+    world.worker.stop()
+    world.worker.join(30)
+    assert world.instance.closed
+
+
 def test_the_end_is_seen_whoever_takes_the_news(monkeypatch):
     """What tells the thread of its end may be taken out of the queue with the last requests."""
     world = World()
@@ -312,7 +338,7 @@ def test_the_end_is_seen_whoever_takes_the_news(monkeypatch):
     assert world.instance.closed
     other = World()
     other.offer([[1, 0]])
-    monkeypatch.setattr(other.worker._stop, "wait", lambda seconds: other.worker.stop())
+    monkeypatch.setattr(other.worker._enough, "wait", lambda seconds: other.worker.stop())
     other.worker._thread = threading.current_thread()
     other.worker._run()
     assert other.instance.closed

@@ -54,7 +54,7 @@ _LONGEST_NS = 5_000_000
 """Processor time of one run, as far as the cost of a row is known: what a live request may find a core taken for."""
 _GATHER_S = 1.0
 """How long the first that comes waits for others, to be run with them: fewer runs take less of the processor, and each
-takes the interpreter's lock from the event loop many times."""
+takes the interpreter's lock from the event loop many times. Not so long if half of what may wait has come."""
 SKIPS = ("repeated", "busy", "large", "output", "shared_memory", "blind")
 """Why a sampled request is not compared. repeated: one with the same inputs was. busy: too many wait already, to keep
 `cpu_budget`. large: it has more bytes than may wait. output: it has not asked for the output that decides.
@@ -117,6 +117,7 @@ class GuardWorker:
         self._in = self._bytes_in = 0  # of the event loop
         self._out = self._bytes_out = 0  # of the worker
         self._stop = threading.Event()
+        self._enough = threading.Event()  # to wait for no more
         self._thread: threading.Thread | None = None
         self._last_error = ""
 
@@ -148,6 +149,9 @@ class GuardWorker:
         self._in += 1
         self._bytes_in += sampled.nbytes
         self._queue.put(sampled)
+        half = self._in - self._out >= MAX_WAITING // 2 or self._bytes_in - self._bytes_out >= MAX_BYTES // 2
+        if half and not self._enough.is_set():
+            self._enough.set()
 
     def begin_anew(self) -> None:
         """Forgets what was observed."""
@@ -164,6 +168,7 @@ class GuardWorker:
         if self._stop.is_set():
             return
         self._stop.set()
+        self._enough.set()
         self._queue.put(None)
         if self._thread is None:
             self._trusted.close()
@@ -178,7 +183,8 @@ class GuardWorker:
     def _run(self) -> None:
         try:
             while not self._stop.is_set() and (first := self._queue.get()) is not None:
-                self._stop.wait(_GATHER_S)
+                self._enough.wait(_GATHER_S)
+                self._enough.clear()
                 waiting = [first, *self._waiting()]
                 del first  # or its tensors would be kept until the next one comes
                 self._compare_all(waiting, self._stop.wait)
