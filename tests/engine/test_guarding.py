@@ -315,8 +315,23 @@ def test_metrics(world):
     assert f'headrace_guard_agreement{{bound="mean",{labels}}} 0.0' in text
     assert f'headrace_guard_margin_rows{{low="0.9",{labels}}} 40.0' in text
     assert f'headrace_guard_margin_disagreement{{low="0.9",{labels}}} 1.0' in text
+    assert 'headrace_guard_absolute_error{model="m",statistic="max",version="2"} 1.0' in text
+    assert f"headrace_guard_nonfinite_elements_total{{{labels}}} 0.0" in text
     here.guards.models.clear()
     assert b"headrace_guard" not in generate_latest(registry)
+
+
+def test_metrics_of_what_is_not_finite(world):
+    """No number in the place of a difference that there is none of."""
+    here = world(lambda inputs: [np.full_like(inputs[0], np.nan)])
+    registry = CollectorRegistry()
+    registry.register(GuardMetrics(here.guards))
+    here.send(count=3)
+    told = here.look()
+    assert (told.nonfinite_differences, told.max_absolute_error, told.agreement.mean) == (6, None, 0.0)
+    text = generate_latest(registry).decode()
+    assert 'headrace_guard_nonfinite_elements_total{model="m",version="2"} 6.0' in text
+    assert "headrace_guard_absolute_error{" not in text
 
 
 class TestOpening:

@@ -61,6 +61,18 @@ def test_vectors_have_a_cosine_and_no_margin():
     assert (snapshot.cosine, snapshot.margins, margins_of(snapshot)) == (1.0, (), ())
 
 
+def test_rows_without_a_difference_are_counted_and_no_part_of_its_mean():
+    record = Record(SETTINGS)
+    nan = np.nan
+    record.add(compare(SETTINGS, np.array([[nan, nan], [nan, 0.5]]), rows(1.0, 0.0)), [1, 1])
+    told = report(record)
+    assert (told.nonfinite_differences, told.max_absolute_error, told.mean_absolute_error) == (3, 0.5, 0.5)
+    alone = Record(SETTINGS)
+    alone.add(compare(SETTINGS, np.array([[nan, nan]]), rows(1.0)), [1])
+    told = report(alone)
+    assert (told.nonfinite_differences, told.max_absolute_error, told.mean_absolute_error) == (2, None, None)
+
+
 def report(record, **more):
     return report_of(
         SETTINGS, record.snapshot(), model="m", version="2", reference="1", state="watching", action="fall_back",
