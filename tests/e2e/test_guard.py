@@ -176,12 +176,21 @@ def test_a_good_version_goes_on(serve, tmp_path):
     assert server.stop() == 0
 
 
-def test_loading_again_begins_anew(serve, tmp_path):
+def test_loading_again_begins_anew_if_it_is_another(serve, tmp_path):
     root = guarded(tmp_path / "models", -WEIGHTS)
     server = serve(root, "--model-control-mode", "explicit", "--load-models", "*")
     with triton.InferenceServerClient(server.address) as client:
         load = Load(client)
         eventually(lambda: load.send(20) == {"1"}, 60)
+        (root / "m/2/model.onnx").write_bytes(scores(-WEIGHTS))
+        client.load_model("m")
+        assert load.send(20) == {"1"}, "it is the same again"
+        assert (told := guard(server))["state"] == "fallen_back"
+        assert told["proof"]["compared"] >= 30
+        client.unload_model("m")
+        eventually(lambda: server.get("/v2/models/m/guard")[0] != 200)
+        client.load_model("m")
+        assert load.send(20) == {"1"}
         (root / "m/2/model.onnx").write_bytes(scores(WEIGHTS))
         client.load_model("m")
         assert load.send(20) == {"2"}

@@ -1,11 +1,13 @@
 import threading
+from collections import Counter
+from itertools import count
 
 import numpy as np
 import pytest
 
 from headrace.backends.base import InstanceLost
 from headrace.engine import guard_worker
-from headrace.engine.guard_worker import MAX_ROWS, MAX_WAITING, GuardWorker, Sampled
+from headrace.engine.guard_worker import MAX_BYTES, MAX_ROWS, MAX_WAITING, GuardWorker, Sampled
 from headrace.engine.trusted import Trusted
 from headrace.guard.settings import GuardSettings
 from headrace.messages import Signature, TensorSpec
@@ -23,7 +25,11 @@ WHOLE = Signature((TensorSpec("x", "FP32", (2, 2)),), (TensorSpec("y", "FP32", (
 
 
 class World:
-    def __init__(self, signature=ECHO, settings=CLASSES, share=1.0, row_ns=0, buckets=None, compute=None):
+    """repeats: the same inputs again are the same to the worker; without, each request counts as another."""
+
+    def __init__(
+        self, signature=ECHO, settings=CLASSES, share=1.0, row_ns=0, buckets=None, compute=None, repeats=False
+    ):
         self.cpu = 0
         self.clock = FakeClock()
         self.model = FakeModel(signature, *([compute] if compute else []), latency_ns=lambda rows: row_ns * rows)
@@ -34,6 +40,9 @@ class World:
         self.worker = GuardWorker(
             settings, trusted, signature, share, self.found.append, self.clock, lambda: self.cpu, seed=1
         )
+        if not repeats:
+            numbers = count()
+            self.worker._digest = lambda one: next(numbers).to_bytes(8, "little")
 
     def spend(self, ns):
         self.cpu += ns
@@ -153,17 +162,52 @@ def test_what_waits_is_bounded(monkeypatch):
     world = World()
     for _ in range(MAX_WAITING + 3):
         world.offer([[1, 0]])
-    assert world.worker.skipped == {"busy": 3}
+    assert world.worker.skipped == Counter(busy=3)
     assert world.run().rows == MAX_WAITING
     monkeypatch.setattr(guard_worker, "MAX_BYTES", 40)
     for _ in range(3):
         world.offer([[1, 0]])
-    assert world.worker.skipped == {"busy": 4}, "16 octets each"
+    assert world.worker.skipped == Counter(busy=4), "16 octets each"
     world.offer([[1, 0]] * 3)
-    assert world.worker.skipped == {"busy": 4, "large": 1}
+    assert world.worker.skipped == Counter(busy=4, large=1)
     world.run()
     world.offer([[1, 0]])
     assert world.run().rows == MAX_WAITING + 3
+
+
+def test_the_same_inputs_again_count_for_nothing():
+    """Whatever is answered, in one batch or in several, alone or among others."""
+    world = World(repeats=True)
+    for _ in range(100):
+        world.offer([[1, 0]], sent=[[0, 1]])
+    assert world.run().overall.requests == 1
+    for number in range(60):
+        world.offer([[1, number]])
+        world.offer([[1, 0]], sent=[[0, 1]], key="other")
+    snapshot = world.run()
+    assert (snapshot.overall.requests, snapshot.rows) == (61, 61)
+    assert world.worker.skipped == Counter(repeated=99 + 60)
+    assert (snapshot.finding, world.found) == (None, [])
+    assert sum(rows for rows, _ in world.batches) == 61, "nor is the reference asked"
+    assert repr(world.worker).startswith("<GuardWorker watching: 0 requests waiting")
+    world.worker.begin_anew()
+    world.offer([[1, 0]], sent=[[0, 1]])
+    assert world.run().overall.requests == 1
+
+
+def test_what_inputs_are_the_same():
+    """Those of the same bytes in the same dimensions; digests have a key that nobody knows."""
+    worker, other = World(repeats=True).worker, World(repeats=True).worker
+
+    def sampled(*parts, shapes=((2,),), output=b""):
+        return Sampled(FakeTemplate(1), 1, parts, shapes, output, (2,), 8)
+
+    one = sampled(b"12345678")
+    assert worker._digest(one) == worker._digest(sampled(b"12345678", output=b"another"))
+    assert worker._digest(one) != other._digest(one)
+    assert worker._digest(one) != worker._digest(sampled(b"12345679"))
+    assert worker._digest(one) != worker._digest(sampled(b"12345678", shapes=((1, 2),)))
+    assert worker._digest(sampled(b"12", b"3")) != worker._digest(sampled(b"1", b"23"))
 
 
 def test_the_budget_holds():
@@ -212,7 +256,7 @@ def test_a_lost_reference_is_the_end_of_seeing(caplog):
     assert world.run().rows == 0
     assert world.worker.blind
     world.offer([[1, 0]])
-    assert world.worker.skipped == {"blind": 1}
+    assert world.worker.skipped == Counter(blind=1)
     assert "a guard has lost its reference and sees no more: no memory" in caplog.text
 
 
@@ -258,6 +302,32 @@ def test_the_thread(monkeypatch):
     assert world.instance.closed
 
 
+@pytest.mark.parametrize(("count", "most_bytes"), [(MAX_WAITING // 2, MAX_BYTES), (40, 40 * 16 * 2)])
+def test_when_half_of_what_may_wait_has_come_it_waits_for_no_more(monkeypatch, count, most_bytes):
+    """However long it may wait: it is the budget that is to bind, and not how often it looks."""
+    monkeypatch.setattr(guard_worker, "_GATHER_S", 3600)
+    monkeypatch.setattr(guard_worker, "MAX_BYTES", most_bytes)
+    world = World()
+    told = threading.Event()
+    world.worker._proved = lambda finding: told.set()
+    world.worker.start()
+    for _ in range(count):
+        world.offer([[1, 0]], sent=[[0, 1]])
+    assert told.wait(30)
+    world.worker.stop()
+    world.worker.join(30)
+
+
+def test_the_end_does_not_wait_for_others_to_come(monkeypatch):
+    monkeypatch.setattr(guard_worker, "_GATHER_S", 3600)
+    world = World()
+    world.worker.start()
+    world.offer([[1, 0]])
+    world.worker.stop()
+    world.worker.join(30)
+    assert world.instance.closed
+
+
 def test_the_end_is_seen_whoever_takes_the_news(monkeypatch):
     """What tells the thread of its end may be taken out of the queue with the last requests."""
     world = World()
@@ -268,7 +338,7 @@ def test_the_end_is_seen_whoever_takes_the_news(monkeypatch):
     assert world.instance.closed
     other = World()
     other.offer([[1, 0]])
-    monkeypatch.setattr(other.worker._stop, "wait", lambda seconds: other.worker.stop())
+    monkeypatch.setattr(other.worker._enough, "wait", lambda seconds: other.worker.stop())
     other.worker._thread = threading.current_thread()
     other.worker._run()
     assert other.instance.closed

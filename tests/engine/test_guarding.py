@@ -1,4 +1,6 @@
 import asyncio
+import os
+from itertools import count
 from mmap import mmap
 
 import numpy as np
@@ -7,6 +9,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from headrace.clock import monotonic_ns
 from headrace.engine.guard_metrics import GuardMetrics
+from headrace.engine.guard_verdict import subject_of
 from headrace.engine.guarding import Guards, ModelGuard
 from headrace.engine.lifecycle import Engine
 from headrace.engine.trusted import Trusted, open_trusted
@@ -34,9 +37,13 @@ def swapped(inputs):
 
 
 class World:
-    """Version 1, an echo that is trusted, and version 2, which is guarded; nothing runs on a thread."""
+    """Version 1, an echo that is trusted, and version 2, which is guarded; nothing runs on a thread.
 
-    def __init__(self, compute=swapped, signature=ECHO, **guard):
+    repeats: the same inputs again are the same to the guard; without, each request counts as another.
+    """
+
+    def __init__(self, compute=swapped, signature=ECHO, *, repeats=False, **guard):
+        self.repeats = repeats
         self.loop = VirtualTimeLoop()
         self.config = GuardConfig(**{"reference": 1, "share": 1.0, "cpu_budget": 1.0, "kind": "classes"} | guard)
         self.model, self.reference = FakeModel(signature, compute), FakeModel(signature)
@@ -49,16 +56,21 @@ class World:
         self.guards = Guards(self.server.catalog, FakeClock(), lambda: 0, lambda: NOW_MS)
         self.add()
 
-    def add(self, draw=lambda: 0.5):
+    def add(self, draw=lambda: 0.5, subject="these files"):
         """As `open` and `add` do, without a thread."""
         signature = self.model.signature
         trusted = Trusted(self.reference.make_instance(0), signature.max_batch, None)
         guard = ModelGuard(
-            self.config, self.config.settings(signature), trusted, signature, self.guards._act, FakeClock(),
-            lambda: 0, draw,
+            self.config, self.config.settings(signature), trusted, signature, subject, self.guards._act,
+            FakeClock(), lambda: 0, draw,
         )  # fmt: skip
+        if not self.repeats:
+            numbers = count()
+            guard.worker._digest = lambda one: next(numbers).to_bytes(8, "little")
         guard._loop = self.loop
-        self.guards.models["m", "2"] = self.guard = guard
+        guard.start = lambda: None
+        self.guards.add("m", "2", guard)
+        self.guard = guard
         self.scheduler.watchers = [guard]
 
     def send(self, rows=((1, 0),), count=1, **more):
@@ -127,6 +139,20 @@ def test_a_good_version_stays(world):
     assert here.send() == ["2"]
 
 
+def test_who_sends_one_input_again_and_again_moves_nobody(world):
+    """A client that retries, a probe, or one that means ill: of a good version that is wrong in one place."""
+    here = world(lambda inputs: [np.where(inputs[0] == 7, 0, inputs[0])], repeats=True)
+    here.send([[7, 5]], count=100)
+    assert here.look().state == "watching"
+    here.send([[7, 5]], count=100)
+    for number in range(100):
+        here.send([[number + 8, 5]])
+    told = here.look()
+    assert (told.state, told.requests, told.agreement.mean) == ("watching", 101, 100 / 101)
+    assert told.skipped["repeated"] == 199
+    assert here.send() == ["2"]
+
+
 def test_report_alone(world, caplog):
     here = world(action="report")
     here.send(count=40)
@@ -149,6 +175,49 @@ def test_a_reference_that_is_not_ready(world, caplog):
 
 async def _again(here):
     here.server.serve(FakeModel(ECHO), version=1)
+
+
+def test_what_was_proved_stands_when_the_same_is_loaded_again(world, caplog):
+    here = world()
+    here.send(count=40)
+    before = here.look()
+    here.add()
+    told = here.guards.report("m")
+    assert (told.state, told.requests, told.proof) == ("fallen_back", 0, before.proof)
+    assert here.send() == ["1"]
+    assert "model m version 2 is loaded again and is what it was when its guard acted" in caplog.text
+    here.send(count=40, version="2")
+    assert here.look().proof == before.proof, "what it proves again is no news"
+    assert caplog.text.count("does not answer as version 1 does") == 1
+    here.guards.forget("m", "2")
+    assert here.send() == ["2"]
+    here.add()
+    assert here.send() == ["1"], "though it had been unloaded"
+    assert here.guards.reset("m").state == "watching"
+    here.add()
+    assert here.send() == ["2"]
+    assert here.guards.report("m").state == "watching"
+
+
+def test_what_was_proved_of_other_files_is_forgotten(world):
+    here = world()
+    here.send(count=40)
+    here.look()
+    here.add(subject="others")
+    assert here.guards.report("m").state == "watching"
+    assert here.send() == ["2"]
+    here.add()
+    assert here.send() == ["2"], "for good"
+
+
+def test_what_stands_is_only_told_where_the_action_says_so(world):
+    here = world()
+    here.send(count=40)
+    here.look()
+    here.config = here.config.model_copy(update={"action": "report"})
+    here.add()
+    assert here.guards.report("m").state == "reported"
+    assert here.send() == ["2"]
 
 
 def test_a_version_that_is_replaced_begins_anew(world):
@@ -246,8 +315,23 @@ def test_metrics(world):
     assert f'headrace_guard_agreement{{bound="mean",{labels}}} 0.0' in text
     assert f'headrace_guard_margin_rows{{low="0.9",{labels}}} 40.0' in text
     assert f'headrace_guard_margin_disagreement{{low="0.9",{labels}}} 1.0' in text
+    assert 'headrace_guard_absolute_error{model="m",statistic="max",version="2"} 1.0' in text
+    assert f"headrace_guard_nonfinite_elements_total{{{labels}}} 0.0" in text
     here.guards.models.clear()
     assert b"headrace_guard" not in generate_latest(registry)
+
+
+def test_metrics_of_what_is_not_finite(world):
+    """No number in the place of a difference that there is none of."""
+    here = world(lambda inputs: [np.full_like(inputs[0], np.nan)])
+    registry = CollectorRegistry()
+    registry.register(GuardMetrics(here.guards))
+    here.send(count=3)
+    told = here.look()
+    assert (told.nonfinite_differences, told.max_absolute_error, told.agreement.mean) == (6, None, 0.0)
+    text = generate_latest(registry).decode()
+    assert 'headrace_guard_nonfinite_elements_total{model="m",version="2"} 6.0' in text
+    assert "headrace_guard_absolute_error{" not in text
 
 
 class TestOpening:
@@ -270,6 +354,38 @@ class TestOpening:
         assert guard.worker.settings.kind == "classes"
         guard.close()
         assert FakeBackend.loaded[0].instances[0].closed
+
+    def test_what_a_verdict_is_about(self, tmp_path):
+        def subject(**config):
+            found = self.found(tmp_path, **config)
+            return subject_of(found, 1, found.config.guard.settings(ECHO))
+
+        files = [tmp_path / "m" / part for part in ("1/model.fake", "2/model.fake", "2/more/weights")]
+        subject()
+        files[2].parent.mkdir()
+        for file in files:
+            file.write_bytes(b"as it was")
+        guard = {"reference": 1, "kind": "classes"}
+        before = subject()
+        for file in files:
+            os.utime(file, (1, 1))
+        (tmp_path / "m/2/.hidden").touch()
+        assert subject() == before
+        assert subject(guard=guard | {"share": 0.5, "action": "report"}) == before
+        assert subject(version_labels={"canary": 2}, instances=2) == before
+        seen = {before, subject(guard=guard | {"limit": 0.9}), subject(threads=2)}
+        for file in files:
+            file.write_bytes(b"as it is")
+            seen.add(subject())
+        (tmp_path / "m/2/model.fake").rename(tmp_path / "m/2/another.fake")
+        seen.add(subject())
+        assert len(seen) == 3 + 3 + 1, "each of them another"
+
+    def test_files_that_cannot_be_read(self, tmp_path):
+        found = self.found(tmp_path)
+        (tmp_path / "m/1").rmdir()
+        with pytest.raises(ModelLoadError, match="m/1 cannot be read: No such file"):
+            subject_of(found, 1, found.config.guard.settings(ECHO))
 
     def test_nothing_for_the_reference_itself_or_without_a_guard(self, tmp_path):
         guards = Guards(Catalog())

@@ -48,7 +48,29 @@ def test_what_is_not_finite_is_wrong_unless_the_reference_is_so_too():
     compared = classes([[NAN, 0.0], [0.5, 0.5], [NAN, 2.0], [INF, 1.0]], [[1.0, 0.0], [INF, 0], [NAN, 1.0], [INF, 1.0]])
     assert compared.agreement.tolist() == [0, 0, 1, 1]
     assert compared.error.tolist()[:2] == [1, 1]
-    assert np.isfinite([*compared.error, *compared.margin, *compared.absolute, *compared.largest]).all()
+    assert np.isfinite([*compared.error, *compared.margin]).all()
+
+
+@pytest.mark.parametrize("kind", ["classes", "values"])
+def test_of_what_is_not_finite_there_is_no_difference_but_a_count(kind):
+    found = np.array([[NAN, 0.25], [INF, NAN], [INF, 0.5], [1.0, 0.0], [NAN, NAN]], np.float32)
+    expected = np.array([[1.0, 0.5], [1.0, 0.0], [INF, 0.5], [NAN, 1.0], [NAN, 1.0]], np.float32)
+    compared = compare(settings(kind), found, expected)
+    assert compared.strange.tolist() == [1, 2, 0, 1, 1]
+    np.testing.assert_equal(compared.largest, [0.25, NAN, 0, 1, NAN])
+    np.testing.assert_equal(compared.absolute, [0.25, NAN, 0, 1, NAN], "of the elements that are finite in both")
+    assert compared.agreement.tolist() == [0, 0, 1, 0, 0]
+    assert compared.error[[0, 1, 3, 4]].tolist() == [1, 1, 1, 1]
+
+
+def test_where_nothing_is_subtracted_there_is_no_difference():
+    for compared in (
+        compare(settings("equal"), np.array([[1], [2]]), np.array([[1], [1]])),
+        compare(settings("values"), np.ones((2, 3)), np.ones((2, 4))),
+        compare(settings("values"), np.ones((2, 0)), np.ones((2, 0))),
+    ):
+        assert np.isnan([*compared.absolute, *compared.largest]).all()
+        assert compared.strange.tolist() == [0, 0]
 
 
 def test_values_by_their_relative_error():
@@ -100,7 +122,8 @@ def test_whatever_comes_all_is_a_share(found, expected, kind):
     for values in (compared.agreement, compared.error, compared.margin):
         if values is not None:
             assert ((values >= 0) & (values <= 1)).all()
-    assert np.isfinite(compared.largest).all()
+    assert not np.isinf([*compared.absolute, *compared.largest]).any()
+    assert ((compared.strange >= 0) & (compared.strange <= 4)).all()
 
 
 @given(ANY, st.sampled_from(["classes", "values", "equal"]))

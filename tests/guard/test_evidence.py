@@ -3,7 +3,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from headrace.guard.evidence import BLOCK, KEPT, Evidence
+from headrace.guard.evidence import BLOCK, KEPT, LEAST, Evidence
 from headrace.guard.settings import GuardSettings
 
 ALPHA = 0.01
@@ -35,7 +35,7 @@ def test_a_version_that_keeps_its_limit_is_never_acted_upon(share):
     assert wrong <= 1000 * ALPHA * (share == 0.95)
 
 
-@pytest.mark.parametrize(("share", "most"), [(0.1, 8), (0.5, 24), (0.8, 120), (0.9, 1000)])
+@pytest.mark.parametrize(("share", "most"), [(0.1, 32), (0.5, 32), (0.8, 120), (0.9, 1000)])
 def test_a_bad_one_soon_is(share, most):
     rng = np.random.default_rng(1)
     found = [run(Evidence(settings()), events(rng, share, 5000)) for _ in range(50)]
@@ -64,15 +64,37 @@ def below_alone(past):
 
 def test_the_first_proof_stands():
     evidence = Evidence(settings())
-    found = evidence.add([0.0] * 8, [1.0] * 8)
-    assert (found.what, found.requests, found.since, found.sequence, found.mean) == ("agreement", 8, 1, 1, 0.0)
+    found = evidence.add([0.0] * 32, [1.0] * 32)
+    assert (found.what, found.requests, found.since, found.sequence, found.mean) == ("agreement", 32, 1, 1, 0.0)
     assert found.bound < 0.95
     assert found.level == pytest.approx(ALPHA * 6 / np.pi**2)
     assert evidence.add([0.0] * 8, [1.0] * 8) is None
     assert evidence.finding is found
-    assert evidence.requests == 16
-    assert str(found).startswith("mean agreement 0.0000 in 8 requests, at most 0.")
+    assert evidence.requests == 40
+    assert str(found).startswith("mean agreement 0.0000 in 32 requests, at most 0.")
     assert "(limit 0.95, confidence 1 - 0.0061, compared since request 1)" in str(found)
+
+
+@pytest.mark.parametrize("more", [{}, {"max_mean_error": 0.1}])
+def test_a_sequence_proves_nothing_before_it_has_seen_enough(more):
+    """Neither the first one nor one that begins later."""
+    evidence = Evidence(settings(**more))
+    assert run(evidence, np.zeros(LEAST - 1), group=1) is None
+    assert run(evidence, np.zeros(1), group=1) == 1
+    later = Evidence(settings(**more))
+    assert run(later, np.ones(BLOCK), group=1) is None
+    assert run(later, np.zeros(BLOCK), group=1) > 8
+    assert later.finding.requests >= LEAST
+
+
+@pytest.mark.parametrize(("inputs", "misses"), [(200, 10), (1000, 50), (4000, 200)])
+def test_each_input_once_is_no_worse_than_inputs_by_chance(inputs, misses):
+    """Of a limited number of inputs, of which just as many agree as have to, each comes once, in any order."""
+    rng = np.random.default_rng(1)
+    agreements = np.ones(inputs)
+    agreements[:misses] = 0
+    wrong = sum(run(Evidence(settings()), rng.permutation(agreements)) is not None for _ in range(500))
+    assert wrong <= 500 * ALPHA
 
 
 def test_levels_add_up_to_alpha():

@@ -61,6 +61,18 @@ def test_vectors_have_a_cosine_and_no_margin():
     assert (snapshot.cosine, snapshot.margins, margins_of(snapshot)) == (1.0, (), ())
 
 
+def test_rows_without_a_difference_are_counted_and_no_part_of_its_mean():
+    record = Record(SETTINGS)
+    nan = np.nan
+    record.add(compare(SETTINGS, np.array([[nan, nan], [nan, 0.5]]), rows(1.0, 0.0)), [1, 1])
+    told = report(record)
+    assert (told.nonfinite_differences, told.max_absolute_error, told.mean_absolute_error) == (3, 0.5, 0.5)
+    alone = Record(SETTINGS)
+    alone.add(compare(SETTINGS, np.array([[nan, nan]]), rows(1.0)), [1])
+    told = report(alone)
+    assert (told.nonfinite_differences, told.max_absolute_error, told.mean_absolute_error) == (2, None, None)
+
+
 def report(record, **more):
     return report_of(
         SETTINGS, record.snapshot(), model="m", version="2", reference="1", state="watching", action="fall_back",
@@ -79,8 +91,8 @@ def test_the_report_of_nothing():
 
 def test_the_report_of_a_proof():
     record = Record(SETTINGS)
-    finding = record.add(compare(SETTINGS, rows(*[0.0] * 20), rows(*[1.0] * 20)), [1] * 20)
-    told = report(record, proof=proof_of(finding, 20, 1_700_000_000_000))
-    assert (told.requests, told.agreement.mean, told.proof.bound < 0.99) == (20, 0.0, True)
+    finding = record.add(compare(SETTINGS, rows(*[0.0] * 30), rows(*[1.0] * 30)), [1] * 30)
+    told = report(record, proof=proof_of(finding, 30, 1_700_000_000_000))
+    assert (told.requests, told.agreement.mean, told.proof.bound < 0.99) == (30, 0.0, True)
     assert told.proof.text == str(finding)
     assert told.model_validate_json(told.model_dump_json()) == told

@@ -40,6 +40,7 @@ class GuardMetrics:
         compared = _counter("requests", "Requests that were run on the reference too, and compared")
         skipped = _counter("skipped_requests", "Requests that were sampled and not compared, by reason", "reason")
         failed = _counter("failed_requests", "Requests on which the reference failed")
+        strange = _counter("nonfinite_elements", "Elements not finite, and not the same in the reference")
         spent = _counter("cpu_seconds", "Processor time of the guard")
         for model, guard in sorted(self._guards.models.items()):
             worker, state = guard.worker, self._guards.state(model[0], guard)
@@ -49,10 +50,11 @@ class GuardMetrics:
             blind.add_metric(model, worker.blind)
             compared.add_metric(model, worker.snapshot.overall.requests)
             failed.add_metric(model, worker.failed)
+            strange.add_metric(model, worker.snapshot.strange)
             spent.add_metric(model, worker.cpu_ns / 1e9)
             for reason in SKIPS:
                 skipped.add_metric((*model, reason), worker.skipped[reason])
-        return (*estimates.families(), alarms, moved, blind, compared, skipped, failed, spent)
+        return (*estimates.families(), alarms, moved, blind, compared, skipped, failed, strange, spent)
 
 
 def brief(guards: Guards) -> list[dict[str, Any]]:
@@ -79,7 +81,7 @@ class _Estimates:
         self._limit = _gauge("agreement_limit", "The limit of that mean")
         self._recent = _gauge("agreement_recent", "Mean agreement of the last 128 to 255 requests")
         self._error = _gauge("error", "Mean error of requests, 0 to 1, and its bounds: mean, lower, upper", "bound")
-        self._absolute = _gauge("absolute_error", "Absolute difference of elements: mean, max", "statistic")
+        self._absolute = _gauge("absolute_error", "Absolute difference of finite elements: mean, max", "statistic")
         self._rows = _gauge("margin_rows", "Rows by the margin of the reference, from `low` on", "low")
         self._misses = _gauge("margin_disagreement", "Share of them that have another class", "low")
 
@@ -95,8 +97,9 @@ class _Estimates:
             for name, value in zip(("mean", "lower", "upper"), (mean, *bounds), strict=True):
                 family.add_metric((*model, name), value)
         self._recent.add_metric(model, snapshot.recent.mean_agreement or 0.0)
-        self._absolute.add_metric((*model, "mean"), snapshot.absolute or 0.0)
-        self._absolute.add_metric((*model, "max"), snapshot.largest or 0.0)
+        if snapshot.absolute is not None and snapshot.largest is not None:
+            self._absolute.add_metric((*model, "mean"), snapshot.absolute)
+            self._absolute.add_metric((*model, "max"), snapshot.largest)
         for one in margins_of(snapshot):
             self._rows.add_metric((*model, f"{one.low:g}"), one.rows)
             if one.disagreement is not None:

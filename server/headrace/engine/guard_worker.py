@@ -8,9 +8,11 @@ whatever else runs on its processor, and the event loop would wait for it.
 from __future__ import annotations
 
 import logging
+import secrets
 import threading
 from collections import Counter
 from dataclasses import dataclass
+from hashlib import blake2b
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -52,11 +54,11 @@ _LONGEST_NS = 5_000_000
 """Processor time of one run, as far as the cost of a row is known: what a live request may find a core taken for."""
 _GATHER_S = 1.0
 """How long the first that comes waits for others, to be run with them: fewer runs take less of the processor, and each
-takes the interpreter's lock from the event loop many times."""
-SKIPS = ("busy", "large", "output", "shared_memory", "blind")
-"""Why a sampled request is not compared. busy: too many wait already, to keep `cpu_budget`. large: it has more bytes
-than may wait. output: it has not asked for the output that decides. shared_memory: its inputs are where its client may
-change them at any time. blind: the reference is lost."""
+takes the interpreter's lock from the event loop many times. Not so long if half of what may wait has come."""
+SKIPS = ("repeated", "busy", "large", "output", "shared_memory", "blind")
+"""Why a sampled request is not compared. repeated: one with the same inputs was. busy: too many wait already, to keep
+`cpu_budget`. large: it has more bytes than may wait. output: it has not asked for the output that decides.
+shared_memory: its inputs are where its client may change them at any time. blind: the reference is lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +110,14 @@ class GuardWorker:
         self._budget = Budget(share, clock())
         self._cost = RowCost()
         self._random = np.random.default_rng(seed)
+        self._key = secrets.token_bytes(16)  # of digests: so that nobody can make two inputs that share one
         self._record = Record(settings)
         self.snapshot = self._record.snapshot()
         self._queue: SimpleQueue[Sampled | None] = SimpleQueue()
         self._in = self._bytes_in = 0  # of the event loop
         self._out = self._bytes_out = 0  # of the worker
         self._stop = threading.Event()
+        self._enough = threading.Event()  # to wait for no more
         self._thread: threading.Thread | None = None
         self._last_error = ""
 
@@ -145,6 +149,9 @@ class GuardWorker:
         self._in += 1
         self._bytes_in += sampled.nbytes
         self._queue.put(sampled)
+        half = self._in - self._out >= MAX_WAITING // 2 or self._bytes_in - self._bytes_out >= MAX_BYTES // 2
+        if half and not self._enough.is_set():
+            self._enough.set()
 
     def begin_anew(self) -> None:
         """Forgets what was observed."""
@@ -161,6 +168,7 @@ class GuardWorker:
         if self._stop.is_set():
             return
         self._stop.set()
+        self._enough.set()
         self._queue.put(None)
         if self._thread is None:
             self._trusted.close()
@@ -175,7 +183,8 @@ class GuardWorker:
     def _run(self) -> None:
         try:
             while not self._stop.is_set() and (first := self._queue.get()) is not None:
-                self._stop.wait(_GATHER_S)
+                self._enough.wait(_GATHER_S)
+                self._enough.clear()
                 waiting = [first, *self._waiting()]
                 del first  # or its tensors would be kept until the next one comes
                 self._compare_all(waiting, self._stop.wait)
@@ -202,16 +211,23 @@ class GuardWorker:
         while waiting and not self.blind and not self._stop.is_set():
             begun = self._cpu_clock()
             most = max(self._cost.rows(_LONGEST_NS, BATCH_ROWS), 1)
-            batch, rows = self._take(waiting, most)
+            batch = self._take(waiting, most)
+            rows, record = 0, self._record
             try:
-                self._compare([self._cut(one, min(MAX_ROWS, most)) for one in batch])
+                new = [one for one in batch if record.distinct.new(self._digest(one))]
+                self.skipped["repeated"] += len(batch) - len(new)
+                cut = [self._cut(one, min(MAX_ROWS, most)) for one in new]
+                rows = sum(one.rows for one in cut)
+                if cut:
+                    self._compare(record, cut)
             except InstanceLost as error:
                 self.blind = True
                 self._failed(len(batch), error)
             except Exception as error:  # a request that surprises must not end the watch over all others
                 self._failed(len(batch), error)
             spent = self._cpu_clock() - begun
-            self._cost.learn(rows, spent)
+            if rows:
+                self._cost.learn(rows, spent)
             self._budget.spend(spent)
             self._out += len(batch)
             self._bytes_out += sum(one.nbytes for one in batch)
@@ -220,8 +236,8 @@ class GuardWorker:
             if self._budget.available(now) <= 0 and rest(self._budget.rest_ns(now) / 1e9):
                 return
 
-    def _take(self, waiting: list[Sampled], most: int) -> tuple[list[Sampled], int]:
-        """Takes out the first that wait and may share a batch of at most so many rows; one at least. And their rows."""
+    def _take(self, waiting: list[Sampled], most: int) -> list[Sampled]:
+        """Takes out the first that wait and may share a batch of at most so many rows; one at least."""
         count = rows = 0
         for one in waiting:
             more = min(one.rows, MAX_ROWS, most)
@@ -231,7 +247,15 @@ class GuardWorker:
             rows += more
         batch = waiting[:count]
         del waiting[:count]
-        return batch, rows
+        return batch
+
+    def _digest(self, one: Sampled) -> bytes:
+        """Of its inputs, 128 bits."""
+        digest = blake2b(repr(one.shapes).encode(), digest_size=16, key=self._key)
+        for part in one.parts:
+            digest.update(len(part).to_bytes(8, "little"))
+            digest.update(part)
+        return digest.digest()
 
     def _cut(self, one: Sampled, most: int) -> Sampled:
         """With a random sample of its rows, if there are more; its bytes are counted as before."""
@@ -245,8 +269,7 @@ class GuardWorker:
         output = _rows(self._signature.outputs[self.output], one.output, one.rows, one.dims, chosen)
         return Sampled(one.template, most, parts, one.shapes, output, one.dims, one.nbytes)
 
-    def _compare(self, batch: Sequence[Sampled]) -> None:
-        record = self._record
+    def _compare(self, record: Record, batch: Sequence[Sampled]) -> None:
         template, spec = batch[0].template, self._signature.outputs[self.output]
         counts = [one.rows for one in batch]
         lead = (sum(counts),) if self._signature.max_batch else ()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 
 from headrace.clock import monotonic_ns, wall_ms
 from headrace.engine.drifting import in_shared_memory, own_shapes
+from headrace.engine.guard_verdict import Verdict, subject_of
 from headrace.engine.guard_worker import SKIPS, GuardWorker, Sampled
 from headrace.engine.trusted import open_trusted
 from headrace.errors import ConfigError, ModelLoadError, Unimplemented
@@ -48,7 +49,7 @@ class ModelGuard:
     """The guard of one model version. On the event loop.
 
     settings: of `config`, for this model. decide: told of the first proof. draw: a number in [0, 1), see `HeadSample`.
-    proof: of what it has acted upon, None before that.
+    proof: of what it has acted upon, None before that. subject: what it is about, see `guard_verdict`.
     """
 
     def __init__(
@@ -57,12 +58,14 @@ class ModelGuard:
         settings: GuardSettings,
         trusted: Trusted,
         signature: Signature,
+        subject: str,
         decide: Callable[[ModelGuard, Finding], None],
         clock: Clock,
         cpu_clock: Clock,
         draw: Callable[[], float] = random.random,
     ) -> None:
         self.config = config
+        self.subject = subject
         self.proof: Proof | None = None
         self._decide = decide
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -147,6 +150,7 @@ class Guards:
         wall: Clock = wall_ms,
     ) -> None:
         self.models: dict[tuple[str, str], ModelGuard] = {}
+        self._verdicts: dict[tuple[str, str], Verdict] = {}
         self._catalog = catalog
         self._clock = clock
         self._cpu_clock = cpu_clock
@@ -164,15 +168,32 @@ class Guards:
             settings = config.settings(signature)
         except ConfigError as error:
             raise ModelLoadError(str(error)) from error
+        subject = subject_of(found, config.reference, settings)
         trusted = open_trusted(found, config.reference, signature)
-        return ModelGuard(config, settings, trusted, signature, self._act, self._clock, self._cpu_clock)
+        return ModelGuard(config, settings, trusted, signature, subject, self._act, self._clock, self._cpu_clock)
 
     def add(self, name: str, version: str, watcher: Watcher | None) -> None:
-        """See `watching.Watching`: it begins with no evidence, and requests find the version again."""
+        """See `watching.Watching`: it begins with no evidence, but what was proved of the same files stands."""
         self.forget(name, version)
-        if watcher is not None:
-            guard = self.models[name, version] = cast("ModelGuard", watcher)
-            guard.start()
+        if watcher is None:
+            return
+        guard = self.models[name, version] = cast("ModelGuard", watcher)
+        guard.start()
+        verdict = self._verdicts.get((name, version))
+        if verdict is None:
+            return
+        if verdict.subject != guard.subject:
+            del self._verdicts[name, version]
+            logger.info("model %s version %s is not what it was when its guard acted: it begins anew", name, version)
+            return
+        guard.proof = verdict.proof
+        logger.warning(
+            "model %s version %s is loaded again and is what it was when its guard acted: that stands until it is "
+            "reset or a file changes; %s",
+            name,
+            version,
+            self._carry_out(name, version, guard),
+        )
 
     def forget(self, name: str, version: str) -> None:
         """See `watching.Watching`."""
@@ -215,6 +236,7 @@ class Guards:
         """Has a guard begin anew, with no evidence, and requests find its version again. Raises as `report`."""
         version, guard = self._find(name, version)
         guard.proof = None
+        self._verdicts.pop((name, version), None)
         guard.worker.begin_anew()
         self._catalog.stand_in(name, int(version), None)
         said = "the guard of model %s version %s begins anew, as was asked for"
@@ -246,23 +268,28 @@ class Guards:
         key = next((key for key, one in self.models.items() if one is guard), None)
         if key is None or guard.worker.snapshot.finding is not finding:  # it has left, or begun anew, meanwhile
             return
+        if guard.proof is not None:  # of the same files, before they were loaded again
+            return
         name, version = key
         guard.proof = proof_of(finding, guard.worker.snapshot.overall.requests, self._wall())
-        reference = guard.config.reference
-        if guard.config.action == "report":
-            done = "nothing is done about it: guard.action is report"
-        else:
-            self._catalog.stand_in(name, int(version), reference)
-            done = f"requests that do not ask for it by its number find version {reference} from now on"
-            if self.state(name, guard) != "fallen_back":
-                done = f"version {reference} is not ready: requests find this one until it is"
+        self._verdicts[key] = Verdict(guard.subject, guard.proof)
         logger.error(
             "model %s version %s does not answer as version %d does, by output '%s': %s; %s",
             name,
             version,
-            reference,
+            guard.config.reference,
             guard.worker.settings.output,
             finding,
-            done,
+            self._carry_out(name, version, guard),
             extra=of_model(name, version),
         )
+
+    def _carry_out(self, name: str, version: str, guard: ModelGuard) -> str:
+        """Does what is to be done about a version. Returns that, for the log."""
+        reference = guard.config.reference
+        if guard.config.action == "report":
+            return "nothing is done about it: guard.action is report"
+        self._catalog.stand_in(name, int(version), reference)
+        if self.state(name, guard) != "fallen_back":
+            return f"version {reference} is not ready: requests find this one until it is"
+        return f"requests that do not ask for it by its number find version {reference} from now on"

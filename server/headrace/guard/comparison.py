@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
     Floats = NDArray[np.float64]
+    _Distance = tuple[Floats, Floats, NDArray[np.int64]]
 
 _SUMS_TO_ONE = 1e-2
 
@@ -26,13 +27,16 @@ class Comparison:
     that of the classes); for values 1 or 0; for equal the share of elements that are. error: for classes the total
     variation of the two distributions, mean over places; for values the relative error, Euclidean, at most 1; for equal
     1 less the agreement. margin: probability of the reference's first class less that of its second, mean over places.
-    absolute, largest: of each row, mean and greatest absolute difference of its elements that are finite.
+    absolute, largest: of each row, mean and greatest absolute difference of the elements that are finite in both; NaN
+    where there is none, or nothing is subtracted, as for equal. strange: of each row, elements that are not finite in
+    one of the two, and not the same in the other.
     """
 
     agreement: Floats
     error: Floats
     absolute: Floats
     largest: Floats
+    strange: NDArray[np.int64]
     margin: Floats | None = None
     cosine: Floats | None = None
 
@@ -44,30 +48,26 @@ def compare(settings: GuardSettings, found: Array, expected: Array) -> Compariso
     """
     rows = len(expected)
     if found.shape != expected.shape:
-        nothing = np.zeros(rows)
-        return Comparison(nothing, np.ones(rows), nothing, nothing)
+        return Comparison(np.zeros(rows), np.ones(rows), *_no_distance(rows))
     if not expected.size:
-        nothing = np.zeros(rows)
-        return Comparison(np.ones(rows), nothing, nothing, nothing)
+        return Comparison(np.ones(rows), np.zeros(rows), *_no_distance(rows))
     if settings.kind == "equal":
         return _equal(found.reshape(rows, -1), expected.reshape(rows, -1))
-    found, expected, sound = _numbers(found, expected)
+    distance = _distance(found.astype(np.float64).reshape(rows, -1), expected.astype(np.float64).reshape(rows, -1))
+    found, expected = _finite(found, expected)
     if settings.kind == "values":
-        return _values(settings, found.reshape(rows, -1), expected.reshape(rows, -1), sound)
+        return _values(settings, found.reshape(rows, -1), expected.reshape(rows, -1), distance)
     compared = _classes(found.reshape(-1, found.shape[-1]), expected.reshape(-1, found.shape[-1]))
     agreement, error, margin = (of_places.reshape(rows, -1).mean(axis=1) for of_places in compared)
-    return Comparison(agreement * sound, np.where(sound, error, 1.0), *_distance(found, expected), margin=margin)
+    sound = distance[-1] == 0
+    return Comparison(agreement * sound, np.where(sound, error, 1.0), *distance, margin=margin)
 
 
-def _numbers(found: Array, expected: Array) -> tuple[Floats, Floats, NDArray[np.bool_]]:
-    """Both as doubles, 0 where the reference is not finite; and which rows are finite, or not, where it is."""
+def _finite(found: Array, expected: Array) -> tuple[Floats, Floats]:
+    """Both as doubles, 0 where they are not finite; found also where the reference is not."""
     found, expected = found.astype(np.float64), expected.astype(np.float64)
     finite = np.isfinite(expected)
-    if finite.all() and np.isfinite(found).all():
-        return found, expected, np.ones(len(found), bool)
-    same = np.where(finite, np.isfinite(found), (found == expected) | (np.isnan(found) & np.isnan(expected)))
-    sound: NDArray[np.bool_] = np.logical_and.reduce(same.reshape(len(found), -1), axis=1)
-    return np.where(finite & np.isfinite(found), found, 0.0), np.where(finite, expected, 0.0), sound
+    return np.where(finite & np.isfinite(found), found, 0.0), np.where(finite, expected, 0.0)
 
 
 def _classes(found: Floats, expected: Floats) -> tuple[Floats, Floats, Floats]:
@@ -83,16 +83,17 @@ def _classes(found: Floats, expected: Floats) -> tuple[Floats, Floats, Floats]:
     return agreement, error, np.clip(two[:, 1] - two[:, 0], 0.0, 1.0)
 
 
-def _values(settings: GuardSettings, found: Floats, expected: Floats, sound: NDArray[np.bool_]) -> Comparison:
+def _values(settings: GuardSettings, found: Floats, expected: Floats, distance: _Distance) -> Comparison:
     """[rows, elements]."""
     off = np.linalg.norm(found - expected, axis=1)
     length, other = np.linalg.norm(expected, axis=1), np.linalg.norm(found, axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = np.where(off == 0, 0.0, off / length)
         cosine = np.where(length * other > 0, (found * expected).sum(axis=1) / (length * other), 1.0 * (off == 0))
+    sound = distance[-1] == 0
     agreement = (relative <= settings.tolerance) & sound
     error = np.where(sound, np.minimum(relative, 1.0), 1.0)
-    return Comparison(agreement.astype(np.float64), error, *_distance(found, expected), cosine=cosine)
+    return Comparison(agreement.astype(np.float64), error, *distance, cosine=cosine)
 
 
 def _equal(found: Array, expected: Array) -> Comparison:
@@ -101,13 +102,26 @@ def _equal(found: Array, expected: Array) -> Comparison:
     if expected.dtype.kind == "f":
         same |= np.isnan(found) & np.isnan(expected)
     agreement = same.mean(axis=1)
-    nothing = np.zeros(len(found))
-    return Comparison(agreement, 1.0 - agreement, nothing, nothing)
+    return Comparison(agreement, 1.0 - agreement, *_no_distance(len(found)))
 
 
-def _distance(found: Floats, expected: Floats) -> tuple[Floats, Floats]:
-    off = np.abs(found - expected).reshape(len(found), -1)
-    return off.mean(axis=1), off.max(axis=1)
+def _distance(found: Floats, expected: Floats) -> _Distance:
+    """`absolute`, `largest` and `strange` of a comparison; [rows, elements]."""
+    finite = np.isfinite(found) & np.isfinite(expected)
+    with np.errstate(invalid="ignore"):
+        off = np.abs(found - expected)
+    if finite.all():
+        return off.mean(axis=1), off.max(axis=1), np.zeros(len(found), np.int64)
+    same = finite | (found == expected) | (np.isnan(found) & np.isnan(expected))
+    count = finite.sum(axis=1)
+    off = np.where(finite, off, 0.0)
+    some = np.where(count > 0, 1.0, np.nan)
+    return off.sum(axis=1) / np.maximum(count, 1) * some, off.max(axis=1) * some, (~same).sum(axis=1)
+
+
+def _no_distance(rows: int) -> _Distance:
+    unknown = np.full(rows, np.nan)
+    return unknown, unknown, np.zeros(rows, np.int64)
 
 
 def _softmax(scores: Floats) -> Floats:

@@ -3,7 +3,8 @@
 One confidence sequence from the start on would have to outweigh a long good past before it saw a change. So another
 begins after every `BLOCK` requests; the k-th has a level of alpha 6 / (pi k)^2, which add up to alpha: whatever the
 number of sequences, the chance that any of them ever speaks against a version that keeps its limits is at most alpha.
-A request is one observation, the mean over its rows: rows of one request may have much in common.
+A request is one observation, the mean over its rows: rows of one request may have much in common. The same request
+again is none (`distinct`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,13 @@ BLOCK = 128
 """Requests after which another sequence begins."""
 KEPT = 12
 """Sequences at a time. Leaving out some takes nothing from what is promised."""
+
+
+LEAST = 30
+"""Requests of a sequence before it may prove anything. The bounds hold without: two misses at once are proof, at a
+limit of 0.99, if requests come as they are assumed to. This is for when they do not: a few that have something in
+common, at the beginning of a sequence, are to be no more than a part of what decides. What is far off costs 30
+requests; what is near the limit needs more in any case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +80,8 @@ class _Sequence:
         self.error.add(requests, error, squares)
 
     def finding(self, settings: GuardSettings) -> Finding | None:
+        if self.requests < LEAST:
+            return None
         limit, worst = settings.limit, settings.max_mean_error
         level = self.level if worst is None else self.level / 2
         misses = self.requests - self.agreement

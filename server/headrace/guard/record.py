@@ -1,4 +1,4 @@
-"""All that is kept of the comparisons of one version with its reference: a handful of numbers, no row."""
+"""All that is kept of the comparisons of one version with its reference: a handful of numbers and digests, no row."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from headrace.guard.distinct import Distinct
 from headrace.guard.evidence import Evidence
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ MARGINS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 class Snapshot:
     """A record at a moment, for any thread. Means are None before the first row.
 
-    recent: of the last 128 to 255 requests. absolute, largest: mean and greatest absolute difference of elements.
+    recent: of the last 128 to 255 requests. absolute, largest: mean and greatest absolute difference of elements, of
+    rows that have one, see `Comparison`; None without. strange: elements not finite, and not the same in both.
     margins: of each bin of `MARGINS` rows, and the sum of their disagreement; empty where no row has a margin.
     """
 
@@ -34,16 +36,18 @@ class Snapshot:
     rows: int
     absolute: float | None
     largest: float | None
+    strange: int
     cosine: float | None
     margins: tuple[tuple[int, float], ...]
 
 
 class Record:
-    """Counts comparisons. Not for several threads."""
+    """Counts comparisons. distinct: the inputs that count no more. Not for several threads."""
 
     def __init__(self, settings: GuardSettings) -> None:
+        self.distinct = Distinct()
         self._evidence = Evidence(settings)
-        self._rows = 0
+        self._rows = self._measured = self._strange = 0
         self._absolute = self._largest = self._cosine = 0.0
         self._cosines = False
         self._margin_rows = np.zeros(len(MARGINS) - 1, np.int64)
@@ -56,8 +60,11 @@ class Record:
         """Requests, of so many rows each. What they prove, the first time that anything is proved."""
         rows = sum(counts)
         self._rows += rows
-        self._absolute += float(compared.absolute.sum())
-        self._largest = max(self._largest, float(compared.largest.max(initial=0.0)))
+        measured = ~np.isnan(compared.absolute)
+        self._measured += int(measured.sum())
+        self._absolute += float(compared.absolute.sum(where=measured))
+        self._largest = max(self._largest, float(compared.largest.max(initial=0.0, where=measured)))
+        self._strange += int(compared.strange.sum())
         if compared.cosine is not None:
             self._cosines = True
             self._cosine += float(compared.cosine.sum())
@@ -79,8 +86,9 @@ class Record:
             self._evidence.totals(recent=True),
             self._evidence.finding,
             seen,
-            self._absolute / seen if seen else None,
-            self._largest if seen else None,
+            self._absolute / self._measured if self._measured else None,
+            self._largest if self._measured else None,
+            self._strange,
             self._cosine / seen if self._cosines else None,
             tuple(margins) if self._margin_rows.any() else (),
         )

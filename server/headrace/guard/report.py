@@ -85,8 +85,9 @@ class GuardReport(_Part):
     agreement: Mean = Field(description="share of rows that agree, mean over requests")
     error: Mean = Field(description="error of a row, 0 to 1, mean over requests")
     recent: Recent = Field(description="the last ones")
-    mean_absolute_error: float | None = Field(description="of elements; null before the first row")
-    max_absolute_error: float | None = Field(description="the greatest of any element")
+    mean_absolute_error: float | None = Field(description="of elements that are finite in both; null without")
+    max_absolute_error: float | None = Field(description="the greatest of any such element")
+    nonfinite_differences: int = Field(description="elements not finite, and not the same in the reference")
     mean_cosine: float | None = Field(description="cosine of the two rows; null unless kind is values")
     margins: tuple[MarginReport, ...] = Field(description="by margin; empty unless kind is classes")
     proof: Proof | None = Field(description="why the guard has acted; null if it has not")
@@ -160,6 +161,7 @@ def report_of(
         recent=Recent(requests=recent.requests, agreement=recent.mean_agreement, error=recent.mean_error),
         mean_absolute_error=snapshot.absolute,
         max_absolute_error=snapshot.largest,
+        nonfinite_differences=snapshot.strange,
         mean_cosine=snapshot.cosine,
         margins=margins_of(snapshot),
         proof=proof,

@@ -60,6 +60,11 @@ class GuardConfig(BaseModel):
     def _kind_of(self, spec: TensorSpec) -> Kind:
         if self.kind in ("classes", "values") and spec.datatype == "BYTES":
             raise ConfigError(f'guard.kind = "{self.kind}": output {spec.name!r} is BYTES, expected "equal"')
+        if self.kind == "values" and spec.datatype not in _FLOATS:
+            raise ConfigError(
+                f'guard.kind = "values": output {spec.name!r} is {spec.datatype}, expected floats: of integers, such '
+                'as the number of a class, a small difference says nothing; use "equal", or another guard.output'
+            )
         if self.kind == "classes" and (not spec.shape or spec.shape[-1] == 1):
             raise ConfigError(
                 f'guard.kind = "classes": output {spec.name!r} is {list(spec.shape)}, expected a last dimension of '
