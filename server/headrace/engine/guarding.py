@@ -184,7 +184,8 @@ class Guards:
             return
         if verdict.subject != guard.subject:
             del self._verdicts[name, version]
-            logger.info("model %s version %s is not what it was when its guard acted: it begins anew", name, version)
+            said = "model %s version %s is not what it was when its guard acted: it begins anew"
+            logger.info(said, name, version, extra=of_model(name, version))
             return
         guard.proof = verdict.proof
         logger.warning(
@@ -193,6 +194,7 @@ class Guards:
             name,
             version,
             self._carry_out(name, version, guard),
+            extra=of_model(name, version),
         )
 
     def forget(self, name: str, version: str) -> None:
