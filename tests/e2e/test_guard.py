@@ -282,6 +282,28 @@ class TestDigits:
             answered[reply.get_response().model_version] += 1
         return answered
 
+    def test_one_image_again_and_again(self, serve, tmp_path, digits):
+        """One that the good version takes for another digit, at a share of 1, among others and alone."""
+        images = digits.held_out
+        wrong = guard_power.answers(digits.int8, images).argmax(1) != guard_power.answers(digits.fp32, images).argmax(1)
+        (first, *_), well = np.flatnonzero(wrong), images[~wrong][:50]
+        write(tmp_path, "digits", digits.fp32.read_bytes(), DIGITS.replace("share = 0.5", "share = 1.0"))
+        write(tmp_path, "digits", digits.int8.read_bytes(), version=2)
+        server = serve(tmp_path)
+
+        def send(client, image):
+            reply = client.infer("digits", [tensor("pixels", image[None])], client_timeout=SECONDS)
+            assert reply.get_response().model_version == "2"
+
+        with triton.InferenceServerClient(server.address) as client:
+            for image in well:
+                send(client, images[first])
+                send(client, image)
+            told = eventually(lambda: (found := guard(server, "/v2/models/digits/guard"))["requests"] == 51 and found)
+            assert (told["state"], told["skipped"]["repeated"]) == ("watching", 49)
+            assert told["agreement"]["mean"] == pytest.approx(50 / 51)
+            send(client, images[first])
+
     def test_a_bad_calibration(self, serve, tmp_path, digits):
         server = self.start(serve, tmp_path, digits, digits.narrow[guard_power.NARROW[0]])
         rng = np.random.default_rng(0)
