@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -131,3 +133,37 @@ def test_what_is_made_is_served(repository, data, recipe, target):
         reply = client.infer("m", [infer_input("x", x)], client_timeout=20)
         assert reply.get_response().model_version == "2"
         assert np.allclose(reply.as_numpy("y"), session.run(None, {"x": x})[0], atol=1e-5)
+
+
+def test_a_full_disk_behind_standard_output_is_said_and_the_version_is_there(repository, data):
+    command = [sys.executable, "-m", "headrace", "quantize", repository / "m", "--recipe", "int8", *data]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*map(str, command)], stdout=full, stderr=subprocess.PIPE, text=True, env=plain_environment(), timeout=120
+        )
+    assert done.returncode == 0, done.stderr
+    said = f"headrace: standard output: No space left on device; {repository / 'm' / '2'}: written"
+    assert said in done.stderr.splitlines()
+    assert "Traceback" not in done.stderr
+    assert (repository / "m" / "2" / "model.onnx").is_file()
+
+
+@pytest.mark.parametrize("of_report", [False, True])
+def test_a_full_disk_is_said_with_what_was_to_be_written(repository, data, tmp_path, monkeypatch, capsys, of_report):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    fails = "headrace.drift.packing.write_atomically" if of_report else "headrace.quantize.trials.save"
+    monkeypatch.setattr(fails, full)
+    report = tmp_path / "r.json"
+    assert quantize(repository / "m", "--recipe", "int8", "--report", report, *data) == 2
+    place, there = (report, f"; {repository / 'm' / '2'}: written") if of_report else (repository / "m", "")
+    assert f"headrace: {place}: No space left on device{there}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("versions", "said"), [("[1]", True), ('"all"', False), ('"latest:1"', False)])
+def test_a_version_that_the_configuration_does_not_choose_is_told(repository, data, capsys, versions, said):
+    (repository / "m" / "model.toml").write_text(f"versions = {versions}\n")
+    assert quantize(repository / "m", "--recipe", "int8", *data) == 0
+    told = "headrace: version 2 will not be served: `versions` in the model's configuration chooses 1\n"
+    assert (told in capsys.readouterr().err) == said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -126,24 +127,52 @@ def _quantize(arguments: argparse.Namespace) -> int:
     from headrace.quantize.errors import QuantizeError
     from headrace.quantize.packages import require
 
+    place, written = arguments.model, ""
     try:
         require()
         with _stoppable():
             report, directory = _build(arguments)
-        if arguments.report:
+        written = f"{directory}: written" if directory else ""
+        if place := arguments.report:
             _write_report(report, arguments.report)
     except QuantizeError as error:
         print(f"headrace: {error}", file=sys.stderr)
         return _NOTHING_MADE
     except OSError as error:
-        print(f"headrace: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        print(
+            f"headrace: {error.filename or place}: {error.strerror or error}{written and f'; {written}'}",
+            file=sys.stderr,
+        )
         return _NOTHING_MADE
-    _print(report)
+    try:
+        _print(report)
+        print(written, end="\n" if written else "", flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # what was made is there all the same, and the status says so
+        print(f"headrace: standard output: {error.strerror or error}; {written or 'no version'}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter's end complains
+    for warning in report.warnings:
+        print(f"headrace: {warning}", file=sys.stderr)
     if directory is None:
         _refused(report)
         return _BELOW_THE_GATE
-    print(f"{directory}: written")
+    _tell_if_not_served(directory)
     return 0
+
+
+def _tell_if_not_served(directory: Path) -> None:
+    from headrace.repository.discovery import scan_model
+
+    model = directory.parent
+    found = [one.version for one in scan_model(model.parent, model.name)]
+    if None not in found and int(directory.name) not in found:
+        served = ", ".join(map(str, found))
+        print(
+            f"headrace: version {directory.name} will not be served: `versions` in the model's configuration chooses "
+            f"{served}",
+            file=sys.stderr,
+        )
 
 
 @contextmanager
@@ -249,8 +278,6 @@ def _print(report: Report) -> None:
     for reason, names in reasons.items():
         more = f" and {len(names) - 2} more" if len(names) > 2 else ""
         print(f"in float: {', '.join(names[:2])}{more}: {reason}")
-    for warning in report.warnings:
-        print(f"headrace: {warning}", file=sys.stderr)
 
 
 def _refused(report: Report) -> None:

@@ -379,3 +379,13 @@ def test_a_result_that_is_larger_and_slower_is_told(repository, rows, monkeypatc
     assert "larger than the source (" in said[1]
     assert "no quicker than the source on this processor at any batch size, at best 0.75 times" in said[1]
     assert "no quicker" not in said[2]
+
+
+@pytest.mark.parametrize("recipe", ["int8", "fp16"])
+def test_an_input_with_a_value_of_its_own_becomes_a_constant_and_is_told(source, request_of, recipe):
+    model = onnx.load(source / "1" / "model.onnx")
+    model.graph.input.append(tensor("a", WIDTH, 48))
+    onnx.save(model, source / "1" / "model.onnx")
+    report, directory = made(replace(request_of, recipe=recipe))
+    assert [one.name for one in onnx.load(directory / "model.onnx").graph.input] == ["x"]
+    assert "inputs with a value of their own are constants in the result, and no inputs: a" in report.warnings

@@ -78,14 +78,16 @@ def _speeds(points: Iterable[SpeedPoint]) -> str:
         for point in points
     )
     head = "".join(f"<th>{name}</th>" for name in ("batch", "source, rows/s", "result, rows/s", "ratio", "within"))
-    return f"<table><tr>{head}</tr>{rows}</table>"
+    told = "Rows a second are medians of a side's own rounds, the ratio is the median of the ratios within a round."
+    return f'<table><tr>{head}</tr>{rows}</table><p class="faint">{told}</p>'
 
 
 def _layers(report: Report) -> str:
     kept = sum(layer.kept_float for layer in report.layers)
     shown = min(MOST_LAYERS, len(report.layers))
     told = (
-        "Relative error of the model's outputs where this layer alone is changed. "
+        "Relative error of the model's outputs where this layer alone is changed, on 16 rows or fewer that are evenly "
+        "spaced among those for calibration, or else for evaluation: a rough figure. "
         f"{kept} of {len(report.layers)} layers were left in float, drawn hollow."
         + (f" The {shown} most sensitive ones are shown." if shown < len(report.layers) else "")
     )
@@ -99,7 +101,7 @@ def _origin(report: Report) -> list[tuple[str, str]]:
     for name in ("calibration", "evaluation"):
         digest, count = getattr(lineage, f"{name}_sha256"), getattr(lineage, f"{name}_rows")
         if digest:
-            rows.append((f"{name} data, SHA-256", f"{digest} ({count:,} rows)"))
+            rows.append((f"{name} data, SHA-256 of the arrays", f"{digest} ({count:,} rows)"))
     rows += [(name, version) for name, version in lineage.tools.items()]
     processor = f"{lineage.processor} {' '.join(lineage.processor_flags)}".strip()
     rows += [("processor", processor), ("made", lineage.created)]

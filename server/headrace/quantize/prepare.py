@@ -84,7 +84,7 @@ def prepare(source: Source, recipe: Recipe, directory: Path, *, sparse: bool = F
     model = _read(source)
     _refuse(model, recipe)
     external = len(source.files) > 1 or model.ByteSize() > LARGEST
-    warnings: list[str] = []
+    warnings = _without_defaults(model)
     model = _optimized(model, directory, external, warnings)
     if recipe.matrices:
         model = _as_matrices(model, directory, external)
@@ -119,6 +119,16 @@ def _read(source: Source) -> onnx.ModelProto:
     if not model.graph.node:
         raise QuantizeError(f"{source.file}: no ONNX file, or one without a graph")
     return model
+
+
+def _without_defaults(model: onnx.ModelProto) -> list[str]:
+    """Makes constants of inputs that need not be given; a warning if there are some."""
+    constants = {one.name for one in model.graph.initializer}
+    names = [one.name for one in model.graph.input if one.name in constants]
+    if not names or model.ir_version < 4:  # before it, every constant was called an input
+        return []
+    drop(model.graph.input, lambda one: one.name in constants)
+    return [f"inputs with a value of their own are constants in the result, and no inputs: {', '.join(names)}"]
 
 
 def _refuse(model: onnx.ModelProto, recipe: Recipe) -> None:
