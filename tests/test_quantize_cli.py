@@ -157,8 +157,8 @@ def test_a_full_disk_is_said_with_what_was_to_be_written(repository, data, tmp_p
     monkeypatch.setattr(fails, full)
     report = tmp_path / "r.json"
     assert quantize(repository / "m", "--recipe", "int8", "--report", report, *data) == 2
-    said = f"{report}: No space left on device; {repository / 'm' / '2'}: written" if of_report else ""
-    assert f"headrace: {said or f'{repository / "m"}: No space left on device'}\n" in capsys.readouterr().err
+    place, there = (report, f"; {repository / 'm' / '2'}: written") if of_report else (repository / "m", "")
+    assert f"headrace: {place}: No space left on device{there}\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("versions", "said"), [("[1]", True), ('"all"', False), ('"latest:1"', False)])

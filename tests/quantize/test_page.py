@@ -179,3 +179,15 @@ def test_one_batch_size_is_a_point():
     svg = picture(page(replace(REPORT, speed=POINTS[:1])), "rows a second")
     assert len(dots(svg, "now")) == 1
     assert not re.search("nan|inf", page(replace(REPORT, speed=POINTS[:1])))
+
+
+def test_ratios_stand_above_both_curves():
+    slower, quicker = SpeedPoint(1, 100.0, 50.0, 0.5, 0.4, 0.6), SpeedPoint(2, 100.0, 150.0, 1.5, 1.4, 1.6)
+    svg = picture(page(replace(REPORT, speed=(slower, quicker))), "rows a second by batch size, source and result")
+    told = {one.text: float(one.get("y")) for one in svg.iter("text") if one.text and one.text.endswith("x")}
+    tops = [
+        min(float(one.get("cy")) for one in svg.iter("circle") if f"batch of {n}:" in "".join(one.itertext()))
+        for n in (1, 2)
+    ]
+    assert told["0.50x"] < tops[0]
+    assert told["1.50x"] < tops[1]

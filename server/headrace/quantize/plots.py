@@ -103,7 +103,7 @@ def _anchor(x: float) -> str:
 
 
 def speed_plot(points: Sequence[SpeedPoint]) -> str:
-    """Rows a second over the batch size, on a logarithmic axis; the ratio is written at each point of the result."""
+    """Rows a second over the batch size, on a logarithmic axis; the ratio is written above both."""
     most = max(max(point.source_rows_per_second, point.result_rows_per_second) for point in points)
     first, last = log2(points[0].batch), log2(points[-1].batch)
     across, up = _place(first, last, 60, 470) if last > first else (lambda _: 265.0), _place(0, most * 1.1, 150, 8)
@@ -124,7 +124,11 @@ def speed_plot(points: Sequence[SpeedPoint]) -> str:
         ]
     parts += [
         _text(
-            across(log2(point.batch)), up(point.result_rows_per_second) - 6, f"{point.ratio:.2f}x", "middle", "strong"
+            across(log2(point.batch)),
+            up(max(point.source_rows_per_second, point.result_rows_per_second)) - 6,
+            f"{point.ratio:.2f}x",
+            "middle",
+            "strong",
         )
         for point in points
     ]
