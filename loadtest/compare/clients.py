@@ -31,6 +31,7 @@ class Load:
     tls: whether the server speaks it (h2load, which takes any certificate).
     http: h2load speaks HTTP/1.1 in the place of gRPC, with tensors in this form. fields: of every request, then.
     options: further ones of perf_analyzer.
+    vary: no two messages are alike (frames).
     """
 
     client: Client
@@ -45,6 +46,7 @@ class Load:
     http: Literal["binary", "json"] | None = None
     fields: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
+    vary: bool = False
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,7 @@ def frames(load: Load, server: Running, setup: Setup, payload: Path, rate: float
     command = [sys.executable, "-m", "compare.frames", "--address", server.address, "--payload", str(payload)]
     command += ["--connections", str(load.connections), "--concurrency", str(load.concurrency)]
     command += ["--requests", str(requests), "--timeouts", load.timeout or "none"]
+    command += ["--vary"] if load.vary else []
     with subprocess.Popen(
         clients.pinned(command, load.pin),
         stdin=subprocess.PIPE,

@@ -1,10 +1,10 @@
-"""An HTTP/2 client that puts another grpc-timeout on every call, as fast as prepared octets can be sent.
+"""An HTTP/2 client that puts another grpc-timeout on every call, or another message, as fast as octets can be sent.
 
     python -m compare.frames --address 127.0.0.1:8001 --payload FILE --requests 100000 --timeouts varying
 
 Real clients with a deadline send a different value each time and insert it in the HPACK table (grpc-go and grpc-java
 do), so the header block of a call is never the same twice; h2load cannot. All blocks are encoded before the clock
-starts. It prints `ready`, waits for a line on standard input, sends, and prints one JSON object.
+starts. With `--vary` no two messages are alike, as h2load's are. It prints `ready`, waits for a line on standard input, sends, and prints one JSON object.
 """
 
 from __future__ import annotations
@@ -18,10 +18,14 @@ import struct
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hpack import Encoder
 
 from compare.clients import METHOD
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
@@ -49,9 +53,15 @@ def header_blocks(count: int, authority: str, timeouts: str, encoder: Encoder, s
 
 
 class Connection:
-    """One connection that keeps `in_flight` calls under way until all its blocks are sent and answered."""
+    """One connection that keeps `in_flight` calls under way until all its blocks are sent and answered.
 
-    def __init__(self, address: tuple[str, int], in_flight: int, body: bytes) -> None:
+    vary: a number in [0, 1) for each call, FP32, that takes the place of the message's last four octets; None: all are
+    the same.
+    """
+
+    def __init__(
+        self, address: tuple[str, int], in_flight: int, body: bytes, vary: Callable[[], float] | None = None
+    ) -> None:
         if len(body) > DEFAULT_FRAME:
             raise ValueError(f"the message has {len(body)} octets, and this client puts it in one frame: 16384")
         self.socket = socket.create_connection(address, timeout=SILENCE_SECONDS)
@@ -62,6 +72,7 @@ class Connection:
         self._sent = 0
         self._in_flight = in_flight
         self._body = body
+        self._vary = vary
         self._window = DEFAULT_WINDOW
         self._buffer = b""
         self._ready = False
@@ -87,11 +98,14 @@ class Connection:
                 break
             stream = 2 * self._sent + 1
             out.append(frame(HEADERS, END_HEADERS, stream, self._blocks[self._sent]))
-            out.append(frame(DATA, END_STREAM, stream, self._body))
+            out.append(frame(DATA, END_STREAM, stream, self._next_body()))
             self._window -= len(self._body)
             self._sent += 1
         if out:
             self.socket.sendall(b"".join(out))
+
+    def _next_body(self) -> bytes:
+        return self._body if self._vary is None else self._body[:-4] + struct.pack("<f", self._vary())
 
     def receive(self) -> None:
         """Reads once and handles each whole frame; raises ConnectionError when the server gives up."""
@@ -159,10 +173,12 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=16, help="calls in flight on each connection")
     parser.add_argument("--requests", type=int, required=True, help="in all")
     parser.add_argument("--timeouts", choices=["none", "constant", "varying"], default="varying")
+    parser.add_argument("--vary", action="store_true", help="the last element, FP32, is another in each call")
     args = parser.parse_args()
     host, _, port = args.address.rpartition(":")
     body = args.payload.read_bytes()
-    connections = [Connection((host, int(port)), args.concurrency, body) for _ in range(args.connections)]
+    vary = random.Random(0).random if args.vary else None
+    connections = [Connection((host, int(port)), args.concurrency, body, vary) for _ in range(args.connections)]
     each, more = divmod(args.requests, args.connections)
     for i, connection in enumerate(connections):
         count = each + (i < more)

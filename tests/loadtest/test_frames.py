@@ -1,6 +1,9 @@
+import socket
+import struct
+
 from hpack import Decoder, Encoder
 
-from compare.frames import DATA, END_STREAM, HEADERS, frame, header_blocks
+from compare.frames import DATA, END_STREAM, HEADERS, SETTINGS, Connection, frame, header_blocks
 
 
 def decoded(blocks):
@@ -33,3 +36,29 @@ def test_without_timeouts_there_is_no_such_field():
     assert all("grpc-timeout" not in call for call in decoded(header_blocks(3, "a", "none", Encoder(), seed=0)))
     constant = decoded(header_blocks(3, "a", "constant", Encoder(), seed=0))
     assert [call["grpc-timeout"] for call in constant] == ["10S"] * 3
+
+
+def bodies(monkeypatch, **options):
+    """Of four calls that a connection sends at once; its peer is this test."""
+    ours, peer = socket.socketpair()
+    with ours, peer:
+        monkeypatch.setattr(socket, "create_connection", lambda *_, **__: ours)
+        monkeypatch.setattr(ours.__class__, "setsockopt", lambda *_: None)
+        peer.sendall(frame(SETTINGS, 0, 0, b""))
+        connection = Connection(("127.0.0.1", 1), 4, b"the message" + bytes(4), **options)
+        peer.recv(1 << 16)
+        connection.prepare([b"block"] * 4)
+        connection.send()
+        sent = peer.recv(1 << 16)
+    size = len(frame(HEADERS, 0, 1, b"block"))
+    each = size + 9 + 15
+    assert len(sent) == 4 * each
+    return [sent[at * each + size + 9 : (at + 1) * each] for at in range(4)]
+
+
+def test_messages_are_alike_unless_they_are_to_vary(monkeypatch):
+    assert bodies(monkeypatch) == [b"the message" + bytes(4)] * 4
+    numbers = iter([0.25, 0.5, 0.75, 0.0])
+    found = bodies(monkeypatch, vary=lambda: next(numbers))
+    assert {body[:-4] for body in found} == {b"the message"}
+    assert [struct.unpack("<f", body[-4:])[0] for body in found] == [0.25, 0.5, 0.75, 0.0]
