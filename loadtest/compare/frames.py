@@ -4,7 +4,8 @@
 
 Real clients with a deadline send a different value each time and insert it in the HPACK table (grpc-go and grpc-java
 do), so the header block of a call is never the same twice; h2load cannot. All blocks are encoded before the clock
-starts. With `--vary` no two messages are alike, as h2load's are. It prints `ready`, waits for a line on standard input, sends, and prints one JSON object.
+starts. With `--vary` no two messages are alike, as h2load's are. It prints `ready`, waits for a line on standard input,
+sends, and prints one JSON object.
 """
 
 from __future__ import annotations
