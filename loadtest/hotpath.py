@@ -36,8 +36,9 @@ from headrace.repository.catalog import Catalog
 from headrace.rpc import inference_pb2 as pb
 from headrace.serve import Status, _settle
 from headrace.telemetry.guard import ObserverGuard
-from headrace.telemetry.metrics import Metrics, ServerMetrics
+from headrace.telemetry.metrics import Metrics
 from headrace.telemetry.sampling import TailSampling
+from headrace.telemetry.server_metrics import ServerMetrics
 from headrace.transport.admin import Admin
 from headrace.transport.grpc_native import NativeTransport, Peer
 from headrace.transport.health import Health

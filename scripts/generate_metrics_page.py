@@ -26,9 +26,10 @@ from headrace.guard.comparison import compare
 from headrace.guard.record import Record
 from headrace.guard.settings import GuardSettings
 from headrace.telemetry.gpu import GpuMetrics, GpuReader
-from headrace.telemetry.metrics import Metrics, ServerMetrics
+from headrace.telemetry.metrics import Metrics
 from headrace.telemetry.observer import BatchRecord
 from headrace.telemetry.sampling import TailSampling
+from headrace.telemetry.server_metrics import ServerMetrics
 from headrace.telemetry.tls import TlsMetrics
 
 if TYPE_CHECKING:

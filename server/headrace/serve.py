@@ -41,9 +41,10 @@ from headrace.telemetry import logs
 from headrace.telemetry.collector import ignored, wants_traces
 from headrace.telemetry.gpu import GpuMetrics
 from headrace.telemetry.guard import ObserverGuard
-from headrace.telemetry.metrics import Metrics, ServerMetrics, register_process_metrics
+from headrace.telemetry.metrics import Metrics
 from headrace.telemetry.otlp import TraceExport, open_export
 from headrace.telemetry.sampling import TailSampling
+from headrace.telemetry.server_metrics import ServerMetrics, register_process_metrics
 from headrace.telemetry.summary import Summary
 from headrace.transport.admin import Admin
 from headrace.transport.grpc_native import NativeTransport

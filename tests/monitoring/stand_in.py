@@ -10,8 +10,9 @@ from types import SimpleNamespace
 from prometheus_client import CollectorRegistry, generate_latest
 
 from headrace.telemetry.gpu import GpuReader
-from headrace.telemetry.metrics import Metrics, ServerMetrics
+from headrace.telemetry.metrics import Metrics
 from headrace.telemetry.observer import BatchRecord
+from headrace.telemetry.server_metrics import ServerMetrics
 
 
 class StandIn:

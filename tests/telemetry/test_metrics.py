@@ -14,10 +14,9 @@ from headrace.telemetry.metrics import (
     FAILURE_REASON_OF,
     FAILURE_REASONS,
     Metrics,
-    ServerMetrics,
-    register_process_metrics,
 )
 from headrace.telemetry.observer import BatchRecord
+from headrace.telemetry.server_metrics import ServerMetrics, register_process_metrics
 
 US, MS = 1_000, 1_000_000
 

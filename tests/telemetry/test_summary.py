@@ -6,9 +6,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from headrace.messages import PHASES
-from headrace.telemetry.metrics import Metrics, ServerMetrics
+from headrace.telemetry.metrics import Metrics
 from headrace.telemetry.observer import BatchRecord
 from headrace.telemetry.recorder import REQUEST_EDGES
+from headrace.telemetry.server_metrics import ServerMetrics
 from headrace.telemetry.summary import FRESH_NS, Summary
 from headrace.testing.clock import FakeClock
 

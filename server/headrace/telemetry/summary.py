@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from headrace.clock import Clock
-    from headrace.telemetry.metrics import Metrics, ServerMetrics
+    from headrace.telemetry.metrics import Metrics
     from headrace.telemetry.recorder import Reading
+    from headrace.telemetry.server_metrics import ServerMetrics
 
     Entries = Callable[[], Iterable[Mapping[str, Any]]]
     """See `drift_metrics.brief` and `guard_metrics.brief`."""

@@ -27,7 +27,7 @@ from headrace.transport.status import grpc_status
 if TYPE_CHECKING:
     from headrace.config import Http2Settings
     from headrace.engine.turn import Turn
-    from headrace.telemetry.metrics import ServerMetrics
+    from headrace.telemetry.server_metrics import ServerMetrics
     from headrace.transport.http2.fields import Fields
     from headrace.transport.http2.heads import RequestHead
     from headrace.transport.http2.stream import Stream

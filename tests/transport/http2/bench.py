@@ -10,7 +10,7 @@ from transport.http2 import wire
 from headrace.config import Http2Settings
 from headrace.engine.turn import Turn
 from headrace.errors import InvalidRequest
-from headrace.telemetry.metrics import ServerMetrics
+from headrace.telemetry.server_metrics import ServerMetrics
 from headrace.testing.loop import VirtualTimeLoop
 from headrace.transport.grpc_native import NativeTransport, Peer
 from headrace.transport.service import INFER_PATH, INFER_STREAM_PATH, ServiceTable

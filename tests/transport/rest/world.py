@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry
 
 from headrace.config import HttpSettings
 from headrace.engine.shared_memory import NoSharedMemory
-from headrace.telemetry.metrics import ServerMetrics
+from headrace.telemetry.server_metrics import ServerMetrics
 from headrace.testing.client import InProcessServer
 from headrace.testing.loop import VirtualTimeLoop
 from headrace.transport.rest.connection import Connection

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from headrace.config import HttpSettings
-    from headrace.telemetry.metrics import ServerMetrics
+    from headrace.telemetry.server_metrics import ServerMetrics
     from headrace.transport.rest.infer import RestCall
     from headrace.transport.tls.layer import TlsPort
 
