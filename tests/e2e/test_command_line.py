@@ -234,7 +234,13 @@ def test_record_and_replay(serve, stub_of, tmp_path):
     lines = out.splitlines()
     assert lines[0].startswith("doubled, version 1: 50 requests in ")
     assert lines[1].split() == ["p50", "ms", "p95", "ms", "p99", "ms", "batches", "rows/batch"]
-    assert [line.split("  ")[0] for line in lines[2:]] == ["recorded", "replayed", "max_batch=2 batching.policy=single"]
+    assert [line.split("  ")[0] for line in lines[2:5]] == [
+        "recorded",
+        "replayed",
+        "max_batch=2 batching.policy=single",
+    ]
+    assert lines[5] == ""
+    assert lines[-1].endswith("believe no difference that is smaller.")
     assert lines[4].split()[-2:] == ["50", "1.00"]
     code, out, _ = headrace("replay", file, "--json")
     assert json.loads(out).keys() == {"recorded", "replayed"}

@@ -11,13 +11,14 @@ REMEMBERED = 16_384
 class Distinct:
     """Digests of inputs, at most `most` of them; no input. Not for several threads.
 
-    What was met longest ago is forgotten first, and only for another that is compared. So of `most` observations in a
-    row no two are of the same input: who would have one of his counted twice has to bring as many different ones.
+    The one that was counted longest ago is forgotten first, and only for another that is counted, however often it has
+    come meanwhile. So of `most` observations in a row no two are of the same input: who would have one of his counted
+    twice has to bring as many different ones, and no one input is more than one in `most` of what decides.
     """
 
     def __init__(self, most: int = REMEMBERED) -> None:
         self._most = most
-        self._met: OrderedDict[bytes, None] = OrderedDict()
+        self._met: OrderedDict[bytes, None] = OrderedDict()  # in the order in which they were counted
 
     def __repr__(self) -> str:
         return f"<Distinct {len(self._met)} of {self._most} inputs>"
@@ -27,10 +28,9 @@ class Distinct:
 
     def new(self, digest: bytes) -> bool:
         """Whether it is not remembered. It is from now on."""
-        new = digest not in self._met
-        self._met[digest] = None
-        if not new:
-            self._met.move_to_end(digest)
-        elif len(self._met) > self._most:
+        if digest in self._met:
+            return False
+        if len(self._met) == self._most:
             self._met.popitem(last=False)
-        return new
+        self._met[digest] = None
+        return True
