@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import time
+import urllib.request
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -186,9 +188,18 @@ def serving(kind: Kind, setup: Setup, model: str, pin: str | None = None) -> Ite
         elif kind == "traced":
             collector = stack.enter_context(collecting())
             more = ["--tracing-endpoint", collector.url]
-        yield stack.enter_context(_running(kind, setup, model, pin, more))
+        running = stack.enter_context(_running(kind, setup, model, pin, more))
+        yield running
+        if kind == "guarded" and not _compared(running.http):
+            raise Unmeasured("the guard has compared nothing")
     if collector is not None and not collector.exports:
         raise Unmeasured("the server has exported no traces")
+
+
+def _compared(http: str) -> int:
+    """Requests to mid that its guard has run on the reference as well."""
+    with urllib.request.urlopen(f"http://{http}/v2/models/mid/guard", timeout=STOP_SECONDS) as reply:
+        return int(json.load(reply)["requests"])
 
 
 @contextmanager
