@@ -209,14 +209,15 @@ def _without_effect(directory: Path, schema: Schema) -> Iterator[str]:
 
 def _given(arguments: argparse.Namespace) -> list[Given]:
     """Side, name, file, columns. Raises UsageError."""
+    from headrace.drift.readers import file_and_columns
+
     found: list[Given] = []
     for side in ("input", "output"):
         for text in getattr(arguments, side):
             name, separator, rest = text.partition("=")
             if not (name and separator and rest):
                 raise UsageError(f"--{side} {text}: expected NAME=FILE or NAME=FILE:COLUMN,COLUMN")
-            path, _, columns = rest.partition(":") if not Path(rest).exists() else (rest, "", "")
-            chosen = tuple(filter(None, columns.split(",")))
+            path, chosen = file_and_columns(rest)
             if any(one[:2] == (f"{side}s", name) for one in found):
                 raise UsageError(f"--{side} {text}: {name} is given twice, expected one file for each tensor")
             if twice := [column for column in chosen if chosen.count(column) > 1]:

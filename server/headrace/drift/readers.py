@@ -8,6 +8,7 @@ import zlib
 from dataclasses import dataclass
 from importlib import import_module
 from math import nan, prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,6 @@ from headrace.drift.text import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -38,6 +38,12 @@ class Known:
     names: tuple[str, ...] = ()
     said_by: str = ""
     labels: bool = False
+
+
+def file_and_columns(text: str) -> tuple[str, tuple[str, ...]]:
+    """The parts of `FILE` or `FILE:COLUMN,COLUMN`, as commands take them. A file that is there has no columns."""
+    path, _, columns = text.partition(":") if not Path(text).exists() else (text, "", "")
+    return path, tuple(filter(None, columns.split(",")))
 
 
 def open_source(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headrace.drift.errors import DriftError
-from headrace.drift.readers import open_source
+from headrace.drift.readers import file_and_columns, open_source
 from headrace.quantize.errors import QuantizeError
 
 if TYPE_CHECKING:
@@ -100,10 +100,10 @@ def given_file(option: str, text: str) -> Given:
     name, separator, rest = text.partition("=")
     if not separator or Path(text).exists():
         name, rest = "", text
-    path, _, columns = rest.partition(":") if not Path(rest).exists() else (rest, "", "")
+    path, columns = file_and_columns(rest)
     if not path or (separator and not rest):
         raise QuantizeError(f"{option} {text}: expected FILE.npz, NAME=FILE or NAME=FILE:COLUMN,COLUMN")
-    return name, Path(path), tuple(filter(None, columns.split(",")))
+    return name, Path(path), columns
 
 
 def read_dataset(
