@@ -52,6 +52,7 @@ from headrace.transport.shared_memory import SharedMemoryAdmin
 if TYPE_CHECKING:
     from types import FrameType
 
+    from headrace.engine.served import Served
     from headrace.messages import Signature
 
 FRAME = 16_384  # what clients send at the most where a server does not ask for more
@@ -155,84 +156,125 @@ class Bytecodes:
         print(f"{self.counts.total() / requests:8.1f}  bytecodes a request")
 
 
+class Bench:
+    """An engine with the models of a repository, and connections of the native transport to it; all are open."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        tracing = arguments.tracing != "off"
+        self._registry = CollectorRegistry()
+        metrics = Metrics(self._registry, sampling=sampling() if tracing else None)
+        self._catalog: Catalog[Served] = Catalog()
+        self._settings = Settings()
+        self._turn = Turn(asyncio.get_running_loop())
+        self.engine = Engine(
+            self._catalog,
+            ObserverGuard(metrics),
+            metrics,
+            monotonic_ns,
+            self._turn,
+            self._settings.inline_below_us * 1000,
+            diary_requests=self._settings.record_requests,
+        )
+        self._traced = tracing
+        self.peers: list[Peer] = []
+
+    async def open(self, arguments: argparse.Namespace) -> bytes:
+        """Loads the models and opens the connections; returns the message of a call."""
+        await self.engine.load_all(arguments.repository)
+        server = self._server()
+        _settle()
+        self.peers = [Peer(server, asyncio.get_running_loop()) for _ in range(arguments.connections)]
+        opening = frames.PREFACE + frames.settings({4: 1 << 30}) + frames.window_update(0, 1 << 30)
+        for peer in self.peers:
+            peer.connection_made(Wire())
+            deliver(peer, opening)
+        return body(arguments.model, self._catalog.resolve(arguments.model, "").signature)
+
+    def _server(self) -> NativeTransport:
+        infer = InferService(self._catalog, self._turn, lambda reason: None, NoSharedMemory())
+        nobody: Any = None  # the calls that are measured reach none of these
+        table = service_table(
+            Admin(Status(), self._catalog),
+            Health(),
+            infer,
+            SharedMemoryAdmin(None),
+            RepositoryAdmin(nobody, self._catalog),
+            RuntimeSettings(nobody, nobody, self._catalog),
+        )
+        return NativeTransport(
+            table,
+            "127.0.0.1",
+            0,
+            turn=self._turn,
+            http2=self._settings.http2,
+            max_message_bytes=1 << 26,
+            counts=ServerMetrics(self._registry),
+            traced=self._traced,
+        )
+
+    async def answered(self, octets: bytes) -> None:
+        """The same calls on every connection, to their last reply."""
+        for peer in self.peers:
+            deliver(peer, octets)
+            peer.connection.outbound.window = 1 << 30
+        while any(peer.connection.streams for peer in self.peers):  # noqa: ASYNC110 - turns of the loop are measured
+            await asyncio.sleep(0)
+
+    def close(self) -> None:
+        """Connections first."""
+        for peer in self.peers:
+            peer.connection_lost(None)
+        self.engine.close()
+
+
+class Rounds:
+    """The octets of rounds of calls, each with identifiers that follow those of the round before."""
+
+    def __init__(self, arguments: argparse.Namespace, message: bytes) -> None:
+        self._arguments = arguments
+        self._message = message
+        self._encoder = Encoder()
+        self._next_id = 1
+
+    def next(self) -> list[bytes]:
+        """For each turn of the event loop its calls."""
+        return [self._turn() for _ in range(self._arguments.turns)]
+
+    def _turn(self) -> bytes:
+        first, streams = self._next_id, self._arguments.streams
+        blocks = header_blocks(streams, "127.0.0.1:8001", self._arguments.timeout, self._encoder, seed=first)
+        if self._arguments.tracing == "callers":
+            blocks = [block + trace_field() for block in blocks]
+        self._next_id += 2 * streams
+        return calls(first, blocks, self._message)
+
+
 async def measure(arguments: argparse.Namespace) -> None:
-    registry = CollectorRegistry()
-    metrics = Metrics(registry, sampling=sampling() if arguments.tracing != "off" else None)
-    catalog = Catalog()  # type: ignore[var-annotated]
-    settings = Settings()
-    turn = Turn(asyncio.get_running_loop())
-    engine = Engine(
-        catalog,
-        ObserverGuard(metrics),
-        metrics,
-        monotonic_ns,
-        turn,
-        settings.inline_below_us * 1000,
-        diary_requests=settings.record_requests,
-    )
-    await engine.load_all(arguments.repository)
-    message = body(arguments.model, catalog.resolve(arguments.model, "").signature)
-    infer = InferService(catalog, turn, lambda reason: None, NoSharedMemory())
-    table = service_table(
-        Admin(Status(), catalog),
-        Health(),
-        infer,
-        SharedMemoryAdmin(None),
-        RepositoryAdmin(None, catalog),
-        RuntimeSettings(None, None, catalog),
-    )
-    server = NativeTransport(
-        table,
-        "127.0.0.1",
-        0,
-        turn=turn,
-        http2=settings.http2,
-        max_message_bytes=1 << 26,
-        counts=ServerMetrics(registry),
-        traced=arguments.tracing != "off",
-    )
-    _settle()
-    loop = asyncio.get_running_loop()
-    peers = [Peer(server, loop) for _ in range(arguments.connections)]
-    opening = frames.PREFACE + frames.settings({4: 1 << 30}) + frames.window_update(0, 1 << 30)
-    for peer in peers:
-        peer.connection_made(Wire())
-        deliver(peer, opening)
-    encoder = Encoder()
-    next_id = 1
-    best = float("inf")
+    """Rounds of calls, and of them the quickest; the last one is looked into if that is asked for."""
+    bench = Bench(arguments)
+    rounds = Rounds(arguments, await bench.open(arguments))
+    requests = arguments.turns * arguments.connections * arguments.streams
     looking: cProfile.Profile | Bytecodes | None = None
     if arguments.profile or arguments.bytecodes:
         looking = cProfile.Profile() if arguments.profile else Bytecodes()
-    for round_ in range(arguments.rounds):
-        chunks = []
-        for _ in range(arguments.turns):
-            blocks = header_blocks(arguments.streams, "127.0.0.1:8001", arguments.timeout, encoder, seed=next_id)
-            if arguments.tracing == "callers":
-                blocks = [block + trace_field() for block in blocks]
-            chunks.append(calls(next_id, blocks, message))
-            next_id += 2 * arguments.streams
-        if looking and round_ == arguments.rounds - 1:
+    best = float("inf")
+    for left in reversed(range(arguments.rounds)):
+        turns = rounds.next()
+        if looking and not left:
             looking.enable()
         began = time.thread_time_ns()
-        for chunk in chunks:
-            for peer in peers:
-                deliver(peer, chunk)
-                peer.connection.outbound.window = 1 << 30
-            while any(peer.connection.streams for peer in peers):  # noqa: ASYNC110 - turns of the loop are measured
-                await asyncio.sleep(0)
+        for octets in turns:
+            await bench.answered(octets)
         spent = time.thread_time_ns() - began
         if looking:
             looking.disable()
-        best = min(best, spent / 1000 / (arguments.turns * arguments.connections * arguments.streams))
+        best = min(best, spent / 1000 / requests)
     print(f"{best:.2f} us a request ({arguments.connections} x {arguments.streams} in flight)")
     if isinstance(looking, Bytecodes):
-        looking.report(arguments.turns * arguments.connections * arguments.streams)
+        looking.report(requests)
     elif looking:
         pstats.Stats(looking).sort_stats("tottime").print_stats(45)
-    for peer in peers:
-        peer.connection_lost(None)
-    engine.close()
+    bench.close()
 
 
 def main() -> None:

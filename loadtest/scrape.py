@@ -140,7 +140,7 @@ async def measure(
     times, latencies = (np.array(column) for column in zip(*sorted(told), strict=True))
     sides = [(scraped, latencies[slice(*np.searchsorted(times, (begin, end)))]) for begin, end, scraped in bounds]
     neighbours = [dict(sides[at : at + 2]) for at in range(0, len(sides), 2)]
-    return [Pair(both[True], both[False]) for both in neighbours], words.decode().splitlines()
+    return [Pair(both[True].tolist(), both[False].tolist()) for both in neighbours], words.decode().splitlines()
 
 
 def main() -> None:

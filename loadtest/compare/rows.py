@@ -34,7 +34,11 @@ def against_triton(name: str, title: str, load: Load, *targets: Target) -> Row:
 
 def rows() -> tuple[Row, ...]:
     """Every row in the order of the table."""
-    cheaper = Target("cpu_us_per_request", 1.3, "<=")
+    return (*_peers(), *_transport(), *_observation(), *_clients(), *_reloads(), *_limits())
+
+
+def _peers() -> tuple[Row, ...]:
+    """Other servers, by what their users send."""
     return (
         against_triton(
             "tab-h2load",
@@ -74,6 +78,13 @@ def rows() -> tuple[Row, ...]:
             (served("headrace", replace(_HTTP, http="json")), served("fastapi", replace(_HTTP, http="json"))),
             (Target("throughput", 3, ">="),),
         ),
+    )
+
+
+def _transport() -> tuple[Row, ...]:
+    """What the ways of talking to the server cost."""
+    cheaper = Target("cpu_us_per_request", 1.3, "<=")
+    return (
         Row(
             "timeout-same",
             "tab, h2load 8 x 16, grpc-timeout 10S on every request against none",
@@ -104,6 +115,12 @@ def rows() -> tuple[Row, ...]:
             (served("tls", replace(_TAB, tls=True), "over TLS"), served("headrace", _TAB, "plain text")),
             (Target("cpu_us_per_request", 1.6, "<="),),
         ),
+    )
+
+
+def _observation() -> tuple[Row, ...]:
+    """What it costs to look at requests, against not looking."""
+    return (
         Row(
             "rules",
             "tab, h2load 8 x 16, with a range for each of the 32 features against none",
@@ -128,6 +145,12 @@ def rows() -> tuple[Row, ...]:
             (served("traced", _TAB, "traced"), served("headrace", _TAB, "not traced")),
             (Target("throughput", 0.9, ">="),),
         ),
+    )
+
+
+def _clients() -> tuple[Row, ...]:
+    """Other ways for tensors than a message for each request."""
+    return (
         Row(
             "shared-memory",
             "img (602 kB a request), perf_analyzer, concurrency 16, in system shared memory against in messages",
@@ -143,6 +166,12 @@ def rows() -> tuple[Row, ...]:
             replace(perf("tab", 128), options=("--streaming", "--max-threads", "1")),
             Target("throughput", 4, ">="),
         ),
+    )
+
+
+def _reloads() -> tuple[Row, ...]:
+    """Latency while models are loaded, against a quiet server."""
+    return (
         Row(
             "reload",
             "tab, perf_analyzer, concurrency 8, while the model is loaded again twice a second against steady",
@@ -155,6 +184,12 @@ def rows() -> tuple[Row, ...]:
             (reloaded(perf("mid", 8), "loaded again"), served("explicit", perf("mid", 8), "steady")),
             (Target("p99_us", 2, "<="),),
         ),
+    )
+
+
+def _limits() -> tuple[Row, ...]:
+    """How near the runtime's own speed, and whether memory stays flat."""
+    return (
         Row(
             "mid-one-core",
             "mid, server on one core and h2load 8 x 16 on another, against bare ONNX Runtime on that core",

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from dashboards.parts import MODEL, Query, busy_instances, heat, lines, make, mean, quantile, rate
+
+if TYPE_CHECKING:
+    from dashboards.parts import Panel
 
 BY_MODEL = "{{model}}"
 SHED = "queue_full|state_full|overloaded|deadline_unreachable|queue_timeout|deadline_exceeded"
@@ -11,8 +16,12 @@ SHED = "queue_full|state_full|overloaded|deadline_unreachable|queue_timeout|dead
 
 def text() -> str:
     """The dashboard as JSON."""
-    added, sent = (rate(f"headrace_{what}_total", "model") for what in ("padding_elements", "elements"))
-    panels = [
+    return make("headrace-batching", "Headrace / Batching", "How batches are formed.", [*_batches(), *_rows()])
+
+
+def _batches() -> list[Panel]:
+    """Their size, and why they close."""
+    return [
         heat("Batches by their rows", "headrace_batch_rows", unit="none", about="How large batches are."),
         lines(
             "Mean and largest batches",
@@ -40,6 +49,13 @@ def text() -> str:
             about="Who runs them.",
         ),
         busy_instances(),
+    ]
+
+
+def _rows() -> list[Panel]:
+    """What is in them, what waits, and what nobody has of it."""
+    added, sent = (rate(f"headrace_{what}_total", "model") for what in ("padding_elements", "elements"))
+    return [
         lines(
             "Rows",
             Query(rate("nv_inference_count", "model"), BY_MODEL),
@@ -86,4 +102,3 @@ def text() -> str:
             about="Compute time each second for these rows.",
         ),
     ]
-    return make("headrace-batching", "Headrace / Batching", "How batches are formed.", panels)

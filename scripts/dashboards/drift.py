@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from dashboards.parts import MODEL, Query, lines, make, number, rate, rows
+
+if TYPE_CHECKING:
+    from dashboards.parts import Panel
 
 BY_FEATURE = "{{model}} {{version}} {{direction}} {{tensor}} {{feature}}"
 
@@ -13,7 +18,7 @@ def text() -> str:
     share = f"headrace_drift_share{{{MODEL}}}"
     alarm = f"headrace_drift_alarm{{{MODEL}}}"
     seen, skipped = rate("headrace_drift_rows_total", "model"), rate("headrace_drift_skipped_rows_total", "model")
-    panels = [
+    panels: list[Panel] = [
         number("Alarms", Query(f"sum({alarm})"), unit="none", about="Features that have drifted.", width=6, bad_from=1),
         number("Features", Query(f"count({alarm})"), unit="none", about="That are watched.", width=6),
         number("Rows", Query(rate("headrace_drift_rows_total")), unit="rowsps", about="That were looked at.", width=6),

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from dashboards.parts import MODEL, SERVER, Query, lines, make, number
+
+if TYPE_CHECKING:
+    from dashboards.parts import Panel
 
 BY_GPU = "{{instance}} {{gpu_uuid}}"
 
@@ -14,7 +19,7 @@ def text() -> str:
         return f"{metric}{{{SERVER}}}"
 
     used, total = of("nv_gpu_memory_used_bytes"), of("nv_gpu_memory_total_bytes")
-    panels = [
+    panels: list[Panel] = [
         number("GPUs", Query(f"count({total})"), unit="none", about="That NVML lists.", width=6),
         number("Utilization", Query(f"avg({of('nv_gpu_utilization')})"), unit="percentunit", about="Mean.", width=6),
         number("Memory", Query(f"sum({used}) / sum({total})"), unit="percentunit", about="In use.", width=6),

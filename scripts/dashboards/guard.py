@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from dashboards.parts import MODEL, Query, lines, make, number, rate, rows
+
+if TYPE_CHECKING:
+    from dashboards.parts import Panel
 
 VERSION = "{{model}} {{version}}"
 
 
+def of(metric: str, more: str = "", by: str = "") -> str:
+    """A gauge of guards, one series for each version."""
+    return f"max by (model, version{by}) (headrace_guard_{metric}{{{MODEL}{more}}})"
+
+
 def text() -> str:
     """The dashboard as JSON."""
+    return make(
+        "headrace-guard",
+        "Headrace / Guard",
+        "Versions beside those that are trusted.",
+        [*_now(), *_verdicts(), *_effort()],
+    )
 
-    def of(metric: str, more: str = "", by: str = "") -> str:
-        return f"max by (model, version{by}) (headrace_guard_{metric}{{{MODEL}{more}}})"
 
-    panels = [
+def _now() -> list[Panel]:
+    """Figures of the moment."""
+    return [
         number(
             "Below a limit",
             Query(f"sum({of('alarm')})"),
@@ -45,6 +61,12 @@ def text() -> str:
             about="Requests that were run on the reference as well.",
             width=6,
         ),
+    ]
+
+
+def _verdicts() -> list[Panel]:
+    """What is held against the limits, and where versions differ."""
+    return [
         lines(
             "Agreement",
             Query(of("agreement", by=", bound"), f"{VERSION} {{{{bound}}}}"),
@@ -76,6 +98,12 @@ def text() -> str:
             about="Where the reference was sure, versions should agree; where it was not, either may be right.",
             top=1,
         ),
+    ]
+
+
+def _effort() -> list[Panel]:
+    """What it costs, and what was left out."""
+    return [
         lines(
             "Processor time",
             Query(rate("headrace_guard_cpu_seconds_total", "model, version"), VERSION),
@@ -91,5 +119,4 @@ def text() -> str:
             about="Requests that were sampled in vain, by reason: docs/guard.md.",
             width=12,
         ),
-    ]  # fmt: skip
-    return make("headrace-guard", "Headrace / Guard", "Versions beside those that are trusted.", panels)
+    ]

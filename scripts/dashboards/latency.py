@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from dashboards.parts import MODEL, Query, heat, lines, make, mean, quantile, rate
+
+if TYPE_CHECKING:
+    from dashboards.parts import Panel
 
 PHASES = ("decode", "admit", "queue", "batch", "execute", "encode")
 
 
 def text() -> str:
     """The dashboard as JSON."""
+    return make(
+        "headrace-latency", "Headrace / Latency breakdown", "Where the time of requests goes.", [*_whole(), *_parts()]
+    )
+
+
+def _whole() -> list[Panel]:
+    """All of a request."""
     requests = rate("headrace_request_seconds_count")
     phase_rates = rate("headrace_request_phase_seconds_sum", "phase")
-    in_queue, at_work = (MODEL + f', phase="{phase}"' for phase in ("queue", "execute"))
-    panels = [
+    return [
         lines(
             "Mean time of a request by phase",
             Query(f"{phase_rates} / scalar({requests} > 0)", "{{phase}}"),
@@ -52,6 +63,13 @@ def text() -> str:
             )
             for phase, about in zip(PHASES, ABOUT, strict=True)
         ),
+    ]
+
+
+def _parts() -> list[Panel]:
+    """What takes longest."""
+    in_queue, at_work = (MODEL + f', phase="{phase}"' for phase in ("queue", "execute"))
+    return [
         lines(
             "Time in the queue, and what is predicted",
             Query(mean("headrace_request_phase_seconds", "model", in_queue), "{{model}} mean"),
@@ -69,7 +87,6 @@ def text() -> str:
             width=12,
         ),
     ]
-    return make("headrace-latency", "Headrace / Latency breakdown", "Where the time of requests goes.", panels)
 
 
 ABOUT = (

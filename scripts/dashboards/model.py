@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from dashboards.parts import MODEL, Query, busy_instances, lines, make, mean, number, quantile, rate
+
+if TYPE_CHECKING:
+    from dashboards.parts import Panel
 
 
 def text() -> str:
     """The dashboard as JSON."""
-    latency = [Query(quantile(q, "headrace_request_seconds"), f"p{q * 100:g}") for q in (0.5, 0.9, 0.99)]
-    hits, misses = (rate(f"nv_cache_num_{what}_per_model", "model") for what in ("hits", "misses"))
-    panels = [
+    return make(
+        "headrace-model",
+        "Headrace / Model",
+        "One model, or some, in detail.",
+        [*_now(), *_requests(), *_execution(), *_rest()],
+    )
+
+
+def _now() -> list[Panel]:
+    """Figures of the moment."""
+    return [
         number("Requests", Query(rate("headrace_request_seconds_count")), unit="reqps", about="Answered with success."),
         number("Rows", Query(rate("nv_inference_count")), unit="rowsps", about="Rows of these requests."),
         number("Mean", Query(mean("headrace_request_seconds")), unit="s", about="From the read to the reply."),
@@ -26,6 +39,13 @@ def text() -> str:
             unit="s",
             about="Loading and warming, of the version that took longest.",
         ),
+    ]
+
+
+def _requests() -> list[Panel]:
+    """What becomes of requests."""
+    latency = [Query(quantile(q, "headrace_request_seconds"), f"p{q * 100:g}") for q in (0.5, 0.9, 0.99)]
+    return [
         lines("Latency", *latency, unit="s", about="From the read of a request to its reply."),
         lines(
             "Requests by version",
@@ -41,6 +61,12 @@ def text() -> str:
             "they waited. docs/errors.md has the others.",
             stacked=True,
         ),
+    ]
+
+
+def _execution() -> list[Panel]:
+    """What waits, and what runs."""
+    return [
         lines(
             "Queue",
             Query(f"sum(headrace_queue_requests{{{MODEL}}})", "requests"),
@@ -69,6 +95,13 @@ def text() -> str:
             unit="ops",
             about="docs/fallback.md says what becomes of them.",
         ),
+    ]
+
+
+def _rest() -> list[Panel]:
+    """What only some models have."""
+    hits, misses = (rate(f"nv_cache_num_{what}_per_model", "model") for what in ("hits", "misses"))
+    return [
         lines(
             "Wasted",
             Query(rate("headrace_wasted_seconds_total", "model"), "{{model}}"),
@@ -90,4 +123,3 @@ def text() -> str:
             about="Of stateful models: sequences that hold a state, and those that wait to.",
         ),
     ]
-    return make("headrace-model", "Headrace / Model", "One model, or some, in detail.", panels)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from dashboards.parts import SERVER, Query, lines, make, number, quantile, rate, rows
+
+if TYPE_CHECKING:
+    from dashboards.parts import Panel
 
 BY_MODEL = "{{model}}"
 ERRORS = rate("headrace_refused_total")
@@ -11,7 +16,17 @@ ANSWERED = rate("headrace_request_seconds_count")
 
 def text() -> str:
     """The dashboard as JSON."""
-    panels = [
+    return make(
+        "headrace-overview",
+        "Headrace / Overview",
+        "All servers and models at a glance.",
+        [*_now(), *_models(), *_servers(), *_versions()],
+    )
+
+
+def _now() -> list[Panel]:
+    """Figures of the moment."""
+    return [
         number("Requests", Query(ANSWERED), unit="reqps", about="Requests answered with success."),
         number(
             "Errors",
@@ -45,6 +60,12 @@ def text() -> str:
             about="Model versions of which the newest form cannot be served.",
             bad_from=1,
         ),
+    ]
+
+
+def _models() -> list[Panel]:
+    """What models do."""
+    return [
         lines(
             "Requests by model",
             Query(rate("headrace_request_seconds_count", "model"), BY_MODEL),
@@ -75,6 +96,12 @@ def text() -> str:
             unit="none",
             about="How many instances of a model run a batch, on average. At their number, it can take no more.",
         ),
+    ]
+
+
+def _servers() -> list[Panel]:
+    """What servers take, and what their ports see."""
+    return [
         lines(
             "Processor",
             Query(f"rate(process_cpu_seconds_total{{{SERVER}}}[$__rate_interval])", "{{instance}}"),
@@ -114,6 +141,12 @@ def text() -> str:
             about="What was ended because a client asked too much, and connections that broke the protocol: "
             "docs/http2.md.",
         ),
+    ]
+
+
+def _versions() -> list[Panel]:
+    """The state of each."""
+    return [
         rows(
             "Model versions",
             Query(f"sum by (instance, model, version, state) (headrace_model_state{{{SERVER}}})"),
@@ -122,4 +155,3 @@ def text() -> str:
             width=8,
         ),
     ]
-    return make("headrace-overview", "Headrace / Overview", "All servers and models at a glance.", panels)

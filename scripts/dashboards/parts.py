@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from grafana_foundation_sdk.builders import common, dashboard, heatmap, prometheus, stat, table, timeseries
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
@@ -14,6 +14,8 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    Panel = timeseries.Panel | stat.Panel | heatmap.Panel | table.Panel
 
 SERVER: Final = 'job=~"$job", instance=~"$instance"'
 """Selects servers. A metric's own label `instance` becomes `exported_instance`: Prometheus has an `instance` itself."""
@@ -135,7 +137,7 @@ def rows(title: str, query: Query, *, about: str, hidden: Sequence[str] = (), wi
     )
 
 
-def make(uid: str, title: str, about: str, panels: Sequence[Any], *, by_model: bool = True) -> str:
+def make(uid: str, title: str, about: str, panels: Sequence[Panel], *, by_model: bool = True) -> str:
     """A whole dashboard as JSON text. by_model: whether models can be chosen."""
     made = (
         dashboard.Dashboard(title)
