@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from headrace.quantize.report import Report
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+    Group = argparse._ArgumentGroup
 
 _DESCRIPTION = """\
 Makes a version of a model in a lower precision, measures what that costs, and writes it as the model's next version if
@@ -71,7 +72,18 @@ def add_command(commands: Subparsers) -> None:
     )
     parser.add_argument("--recipe", required=True, choices=("int8", "int8-dynamic", "fp16", "int4"), help="see above")
     parser.add_argument("--target", default="cpu", choices=("cpu", "portable"), help="see above (default: cpu)")
-    data = parser.add_argument_group("data")
+    _add_data(parser.add_argument_group("data"))
+    _add_judgement(parser.add_argument_group("what is measured"))
+    _add_means(parser.add_argument_group("how"))
+    result = parser.add_argument_group("the result")
+    result.add_argument("--version", metavar="N", type=int, help="number of the version (default: the next)")
+    result.add_argument(
+        "--report", metavar="FILE", type=Path, help="write the report, .json or .html, whatever it says"
+    )
+    parser.set_defaults(command=_quantize, parser=parser)
+
+
+def _add_data(data: Group) -> None:
     data.add_argument(
         "--calibration", metavar="DATA", action="append", default=[], help="rows to find ranges with; without "
         "--evaluate, every 5th is measured on instead",
@@ -83,7 +95,9 @@ def add_command(commands: Subparsers) -> None:
         "--labels", metavar="NAME", default="", help="labels of the rows to measure on: classes, or numbers"
     )
     data.add_argument("--calibration-rows", metavar="N", type=int, default=512, help="at most so many (default: 512)")
-    judged = parser.add_argument_group("what is measured")
+
+
+def _add_judgement(judged: Group) -> None:
     judged.add_argument(
         "--min-relative-accuracy", metavar="SHARE", type=float, default=0.99, help="the gate (default: 0.99)"
     )
@@ -94,7 +108,9 @@ def add_command(commands: Subparsers) -> None:
     judged.add_argument(
         "--timing", metavar="SECONDS", type=float, default=30.0, help="time to measure speed in; 0: none (default: 30)"
     )
-    how = parser.add_argument_group("how")
+
+
+def _add_means(how: Group) -> None:
     how.add_argument(
         "--calibration-method",
         choices=("minmax", "entropy", "percentile"),
@@ -114,12 +130,6 @@ def add_command(commands: Subparsers) -> None:
     )
     how.add_argument("--prune", choices=("2:4",), help="make two of four weights 0 first: an experiment, for TensorRT")
     how.add_argument("--no-search", action="store_true", help="leave no layer in float, and measure none by itself")
-    result = parser.add_argument_group("the result")
-    result.add_argument("--version", metavar="N", type=int, help="number of the version (default: the next)")
-    result.add_argument(
-        "--report", metavar="FILE", type=Path, help="write the report, .json or .html, whatever it says"
-    )
-    parser.set_defaults(command=_quantize, parser=parser)
 
 
 def _quantize(arguments: argparse.Namespace) -> int:

@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from headrace.config import Settings
     from headrace.engine.served import Served
     from headrace.telemetry.logs import Severities
+    from headrace.telemetry.traces import Tracer
     from headrace.transport.base import GrpcTransport
     from headrace.transport.service import ServiceTable
 
@@ -225,7 +226,12 @@ class _Parts:
         self._rest_infer = RestInfer(self._catalog, self._turn, self._refused, self._memory, self.status, limits)
         if sampling is not None:
             self._grpc_infer.failed = self._rest_infer.failed = guard.guarded("unrouted", sampling.unrouted)
-        self._table = service_table(
+        self._table = self._services(regions, severities, metrics.tracer)
+
+    def _services(self, regions: SharedMemoryRegions | None, severities: Severities, tracer: Tracer) -> ServiceTable:
+        """All RPCs, for every transport."""
+        settings = self._settings
+        return service_table(
             Admin(self.status, self._catalog, without=() if regions else ("system_shared_memory",)),
             self._health,
             self._grpc_infer,
@@ -236,7 +242,7 @@ class _Parts:
                 allow_config=settings.allow_config_override,
                 allow_files=settings.allow_file_override,
             ),
-            RuntimeSettings(severities, metrics.tracer, self._catalog),
+            RuntimeSettings(severities, tracer, self._catalog),
         )
 
     def http(self) -> HttpServer:

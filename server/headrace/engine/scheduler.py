@@ -112,8 +112,7 @@ class Scheduler:
             lambda: self.observer,
         )
         self.condition = self.instances
-        self._idle = self.instances.idle
-        self._running = self.instances.running
+        self._idle, self._running = self.instances.idle, self.instances.running
         self._alone = Alone()
         self._failures = FailureLog(name, version, clock)
         self._max_rows = max(self.signature.max_batch, 1)

@@ -121,20 +121,14 @@ def build(request: Request, progress: Progress, clock: Clock, now_ms: int) -> tu
     session = open_session(source.file)
     data = _read(request, recipe, input_specs(session))
     processor = this_processor()
-    reduce = processor.reduce_range if request.reduce_range is None else request.reduce_range
-    options = replace(request.options, reduce_range=reduce)
+    options = _options(request, processor)
     known = _known(session, data.evaluation, request)
     with workspace(source) as directory:
         progress("prepare", 0, 1)
         prepared = prepare(source, recipe, directory, sparse=options.prune)
         progress("prepare", 1, 1)
         trials = _trials(prepared, recipe, options, data, directory, progress)
-        layers = [layer for layer in prepared.layers if layer.name not in trials.fixed]
-        sample = (data.calibration or data.evaluation).spread(SEARCH_ROWS)
-        errors = trials.layer_errors(session, sample, layers) if request.search and layers else {}
-        if all(layer.name in trials.fixed for layer in prepared.layers):
-            reasons = "; ".join(f"{name}: {why}" for name, why in list(trials.fixed.items())[:3])
-            raise QuantizeError(f"nothing is left to quantize: {reasons}")
+        errors = _layer_errors(prepared, trials, session, data, request)
         found = trials.until(known, errors, request.gate)
         result = found.outcome
         if result.measure is None:
@@ -156,11 +150,7 @@ def build(request: Request, progress: Progress, clock: Clock, now_ms: int) -> tu
             source_bytes=size_of(source.files),
             result_bytes=size_of(result.files),
             speed=speed,
-            layers=tuple(
-                LayerError(layer.name, layer.op_type, errors[layer.name], layer.name in found.kept)
-                for layer in layers
-                if layer.name in errors
-            ),
+            layers=_measured_layers(prepared, found, errors),
             excluded=_excluded(prepared, trials.fixed, found, errors),
             tries=found.tries,
             lineage=lineage(
@@ -178,9 +168,13 @@ def build(request: Request, progress: Progress, clock: Clock, now_ms: int) -> tu
             ),
             outputs=outputs,
         )
-        if not found.passed:
-            return report, None
-        return _written(report, finished, source, request.version is not None)
+        return _written(report, finished, source, request.version is not None) if found.passed else (report, None)
+
+
+def _options(request: Request, processor: Processor) -> Options:
+    """Those asked for, with what this processor needs where that was left open."""
+    reduce = processor.reduce_range if request.reduce_range is None else request.reduce_range
+    return replace(request.options, reduce_range=reduce)
 
 
 def _written(report: Report, finished: Path, source: Source, chosen: bool) -> tuple[Report, Path]:
@@ -263,6 +257,21 @@ def _trials(
     return Trials(write, directory, prepared.external, progress, fixed)
 
 
+def _layer_errors(
+    prepared: Prepared, trials: Trials, session: ort.InferenceSession, data: _Data, request: Request
+) -> dict[str, float]:
+    """By layer; none where none is asked for. Raises QuantizeError where all layers have to stay in float."""
+    layers = [layer for layer in prepared.layers if layer.name not in trials.fixed]
+    errors: dict[str, float] = {}
+    if request.search and layers:
+        sample = (data.calibration or data.evaluation).spread(SEARCH_ROWS)
+        errors = trials.layer_errors(session, sample, layers)
+    if all(layer.name in trials.fixed for layer in prepared.layers):  # some are found only by trying
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(trials.fixed.items())[:3])
+        raise QuantizeError(f"nothing is left to quantize: {reasons}")
+    return errors
+
+
 def _speed(
     files: Sequence[Path], data: Dataset, budget_s: float, clock: Clock, progress: Progress
 ) -> tuple[tuple[SpeedPoint, ...], tuple[str, ...]]:
@@ -284,6 +293,14 @@ def _speed(
             SpeedPoint(one.batch, before.rows_per_second, after.rows_per_second, after.ratio, after.low, after.high)
         )
     return tuple(points), tuple(f"not timed with {batch} rows: {why}" for batch, why in timed.left_out)
+
+
+def _measured_layers(prepared: Prepared, found: Found[Trial], errors: Mapping[str, float]) -> tuple[LayerError, ...]:
+    return tuple(
+        LayerError(layer.name, layer.op_type, errors[layer.name], layer.name in found.kept)
+        for layer in prepared.layers
+        if layer.name in errors
+    )
 
 
 def _excluded(
