@@ -4,10 +4,10 @@ from hypothesis import strategies as st
 
 from headrace.errors import DeadlineExceeded, DeadlineUnreachable, InvalidRequest, QueueFull, QueueTimeout, ShuttingDown
 from headrace.messages import Batch, Fit, QueuePolicy
-from headrace.pipeline.admission import QueueLimits, admit, admit_all, expired, reply_ns, wait_ns
+from headrace.pipeline.admission import QueueLimits, admit, admit_all, expired, reply_ns, set_deadlines, wait_ns
 from headrace.pipeline.bucket_cost import BucketCosts
 from headrace.pipeline.cost import CostModel
-from headrace.pipeline.queue import RequestQueue
+from headrace.pipeline.queue import HORIZON_NS, RequestQueue, order_of
 from headrace.testing.requests import make_request
 
 MS = 1_000_000
@@ -46,6 +46,27 @@ def ask(request, *waiting, limits=None, cost=None, instances=1, busy=(), drainin
 
 def request(rows=1, **more):
     return make_request(rows, now=NOW, **more)
+
+
+@given(
+    st.lists(st.sampled_from([0, 1, MS, HORIZON_NS - 1, HORIZON_NS, HORIZON_NS + 1, 1 << 70]), min_size=1),
+    st.sampled_from([0, 5 * MS, 2 * HORIZON_NS]),
+    st.sampled_from([0, 7 * MS]),
+    st.integers(0, 3),
+)
+def test_deadlines_are_the_earliest_of_what_there_is_and_order_the_queue(left, timeout, slo, priority):
+    requests = [
+        request(rpc_deadline=NOW + ns if ns else 0, timeout_ns=timeout, priority=priority, key="all") for ns in left
+    ]
+    for one in requests[1:]:
+        one.template = requests[0].template
+    soonest = set_deadlines(requests, NOW, slo)
+    for one in requests:
+        given = [moment for moment in (one.rpc_deadline, timeout and NOW + timeout) if moment]
+        expires = min(given) if given else slo and NOW + slo
+        assert (one.expires, one.decoded) == (expires, NOW)
+        assert one.order == order_of(priority, expires, NOW)
+    assert soonest == min((one.expires for one in requests if one.expires), default=0)
 
 
 def test_whoever_has_no_deadline_may_wait():

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.messages import QueuePolicy
-from headrace.pipeline.queue import NO_DEADLINE_HORIZON_NS, PRIORITY_STEP, RequestQueue, is_over, order_of
+from headrace.pipeline.queue import HORIZON_NS, PRIORITY_STEP, RequestQueue, is_over, order_of
 from headrace.testing.requests import make_request
 
 
@@ -47,9 +47,18 @@ def test_a_priority_level_is_above_any_deadline():
 
 def test_a_request_without_a_deadline_is_not_starved():
     patient = make_request(now=0)
-    before = make_request(now=0, expires=NO_DEADLINE_HORIZON_NS - 1)
-    after = make_request(now=5, expires=NO_DEADLINE_HORIZON_NS + 5)
+    before = make_request(now=0, expires=HORIZON_NS - 1)
+    after = make_request(now=5, expires=HORIZON_NS + 5)
     assert everything(queue_of(patient, after, before)) == [before, patient, after]
+
+
+def test_a_far_deadline_is_no_reason_to_be_served_later():
+    """Neither than one who has none, nor than those who came after and are due earlier, but not soon."""
+    far = make_request(now=0, expires=10 * HORIZON_NS)
+    without = make_request(now=1)
+    nearer = make_request(now=2, expires=5 * HORIZON_NS)
+    soon = make_request(now=3, expires=HORIZON_NS // 2)
+    assert everything(queue_of(far, without, nearer, soon)) == [soon, far, without, nearer]
 
 
 def test_groups_are_served_by_their_first_request():
@@ -203,7 +212,7 @@ def test_a_timeout_that_delays_puts_behind_all_others_of_the_level():
     assert_consistent(queue)
     new = make_request(now=15, expires=10**15)
     queue.push(new)
-    assert everything(queue) == [patient, later, new, for_ever, *late, lower]
+    assert everything(queue) == [later, for_ever, patient, new, *late, lower]
 
 
 def test_the_deadline_of_the_call_is_no_matter_of_patience():

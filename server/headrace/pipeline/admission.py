@@ -14,7 +14,7 @@ from headrace.errors import (
     QueueTimeout,
     ShuttingDown,
 )
-from headrace.pipeline.queue import order_of
+from headrace.pipeline.queue import HORIZON_NS, order_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -50,8 +50,8 @@ def set_deadlines(requests: Sequence[InferRequest], now: int, slo_ns: int) -> in
     slo_ns: the deadline of those that bring none, from their receipt; 0: none.
     """
     template = requests[0].template
-    own_limit, priority = template.timeout_ns, template.priority
-    without_deadline = order_of(priority, 0, now)
+    own_limit = template.timeout_ns
+    horizon, last = now + HORIZON_NS, order_of(template.priority, 0, now)
     soonest = 0
     for request in requests:
         request.decoded = now
@@ -63,11 +63,11 @@ def set_deadlines(requests: Sequence[InferRequest], now: int, slo_ns: int) -> in
             expires = request.received + slo_ns
         if expires:
             request.expires = expires
-            request.order = order_of(priority, expires, now)
+            request.order = last if expires >= horizon else last - (horizon - expires)  # as order_of
             if not 0 < soonest <= expires:
                 soonest = expires
         else:
-            request.order = without_deadline
+            request.order = last
     return soonest
 
 

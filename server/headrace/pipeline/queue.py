@@ -19,16 +19,15 @@ PRIORITY_STEP = 1 << 64
 DELAYED = PRIORITY_STEP >> 1
 """What a timeout adds to the `order` of a request that is delayed by it: behind all others of its level."""
 
-NO_DEADLINE_HORIZON_NS = 1_000_000_000
-"""A request without a deadline is queued as if it were due this long after its arrival, so that a stream of requests
-with deadlines cannot starve it."""
+HORIZON_NS = 1_000_000_000
+"""What is due later than this after its arrival, or never, is queued as if it were due then: in the order of arrival,
+no later for having a deadline than without one, and not starved by a stream of requests with earlier ones."""
 
 
 def order_of(priority: int, expires: int, now: int) -> int:
-    """Sort key of a request: lower is served first. `expires` 0: no deadline."""
-    if expires >= DELAYED:  # some clients mean "for ever" by a deadline in centuries
-        expires = DELAYED - 1
-    return priority * PRIORITY_STEP + (expires or now + NO_DEADLINE_HORIZON_NS)
+    """Sort key of a request that arrives at `now`: lower is served first. `expires` 0: no deadline."""
+    horizon = now + HORIZON_NS
+    return priority * PRIORITY_STEP + (expires if 0 < expires < horizon else horizon)
 
 
 def is_over(request: InferRequest, now: int) -> bool:
