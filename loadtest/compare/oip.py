@@ -15,7 +15,7 @@ from compare.figures import Unmeasured
 if TYPE_CHECKING:
     from pathlib import Path
 
-ROWS = {"tab": (32,), "mid": (256,), "img": (3, 224, 224)}
+ROWS = {"tab": (32,), "mid": (256,), "img": (3, 224, 224), "wide": (1024,)}
 """Shape of one row of each model's INPUT, FP32."""
 
 _ID = "1"
@@ -33,10 +33,15 @@ def rows(model: str, batch: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.random.default_rng(1).random((batch, *ROWS[model]), np.float32)
 
 
-def framed(model: str, batch: int) -> bytes:
-    """A ModelInferRequest with its five-octet gRPC prefix (uncompressed), as a client puts it in DATA frames."""
+def framed(model: str, batch: int, timeout_us: int | None = None) -> bytes:
+    """A ModelInferRequest with its five-octet gRPC prefix (uncompressed), as a client puts it in DATA frames.
+
+    timeout_us: the request parameter `timeout`, which Triton's queues know.
+    """
     array = rows(model, batch)
     request = service_pb2.ModelInferRequest(model_name=model, id=_ID)
+    if timeout_us is not None:
+        request.parameters["timeout"].int64_param = timeout_us
     tensor = request.inputs.add(name="INPUT", datatype="FP32")
     tensor.shape.extend(array.shape)
     request.raw_input_contents.append(array.tobytes())

@@ -10,7 +10,7 @@ import subprocess
 import time
 import urllib.request
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -24,7 +24,7 @@ from compare.oip import ROWS, Client
 from compare.rest import RestClient
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 READY_SECONDS = 90
@@ -56,7 +56,8 @@ class Setup:
     """Where everything is, and how long to measure.
 
     peers: what loadtest/peers/setup made. headrace: the command up to `serve`. triton: the script that starts it.
-    scratch: a directory for logs and messages. memory_requests: how many the memory row sends.
+    scratch: a directory for logs and messages. memory_requests: how many the memory row sends. repositories: others
+    than those of the peers, by kind of server.
     """
 
     peers: Path
@@ -65,6 +66,7 @@ class Setup:
     scratch: Path
     seconds: float = 3
     memory_requests: int = 2_000_000
+    repositories: Mapping[Kind, Path] = field(default_factory=dict)
 
     def model(self, name: str) -> Path:
         """The ONNX file that all servers serve."""
@@ -78,11 +80,11 @@ class Setup:
             return [str(python), str(endpoint), str(self.peers / "models"), "--port", str(http)]
         if kind == "triton":
             ports = ["--grpc-port", str(grpc), "--http-port", str(http), "--metrics-port", str(metrics)]
-            return [str(self.triton), *ports]
+            other = self.repositories.get(kind)
+            return [str(self.triton), *ports, *([f"--model-repository={other}"] if other else [])]
         ports = ["--host", "127.0.0.1", "--grpc-port", str(grpc), "--http-port", str(http)]
-        repository = {"ruled": self.ruled, "watched": self.watched, "guarded": self.guarded}.get(
-            kind, self.peers / "headrace"
-        )
+        made: dict[Kind, Path] = {"ruled": self.ruled, "watched": self.watched, "guarded": self.guarded}
+        repository = (made | dict(self.repositories)).get(kind, self.peers / "headrace")
         command = [*self.headrace, "serve", "--model-repository", str(repository), *ports]
         if kind == "tls":
             command += ["--tls-certificate", str(self.certificate)]

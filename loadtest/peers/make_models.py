@@ -3,10 +3,13 @@
     tab   FP32 [N,32]          32-64-64-2 perceptron: next to no compute, so the server itself is measured
     mid   FP32 [N,256]         256-1024-1024-1024-10 perceptron: batching pays
     img   FP32 [N,3,224,224]   global average pool and a 3x10 product: 602 kB a request, so copies are measured
+    wide  FP32 [N,1024]        1024-4096-4096-4096-10 perceptron: a row takes milliseconds alone, a fraction in a batch
 
 Weights are random with a fixed seed. DIR/repo is Triton's: its Python backend over ONNX Runtime with one thread,
 concatenating what its dynamic batcher hands over (its own ONNX backend is in no wheel). DIR/headrace holds the same
-files as NAME/1/model.onnx and no configuration: every setting is Headrace's default.
+files as NAME/1/model.onnx and no configuration: every setting is Headrace's default. `wide` is for `make overload` and
+lies apart: DIR/overload/headrace, DIR/overload/triton, and DIR/overload/triton-timed, where what has waited for as long
+as its request's parameter `timeout` says is rejected.
 
 Usage: make_models.py DIR
 """
@@ -32,7 +35,13 @@ class Shape(NamedTuple):
     max_batch: int
 
 
-SHAPES = {"tab": Shape([32], 2, 64), "mid": Shape([256], 10, 64), "img": Shape([3, 224, 224], 10, 16)}
+SHAPES = {
+    "tab": Shape([32], 2, 64),
+    "mid": Shape([256], 10, 64),
+    "img": Shape([3, 224, 224], 10, 16),
+    "wide": Shape([1024], 10, 64),
+}
+APART = "wide"
 
 CONFIG = """name: "{name}"
 backend: "python"
@@ -40,8 +49,12 @@ max_batch_size: {shape.max_batch}
 input [ {{ name: "INPUT" data_type: TYPE_FP32 dims: {shape.row} }} ]
 output [ {{ name: "OUTPUT" data_type: TYPE_FP32 dims: [ {shape.classes} ] }} ]
 instance_group [ {{ count: 1 kind: KIND_CPU }} ]
-dynamic_batching {{ max_queue_delay_microseconds: 500 }}
+dynamic_batching {{ max_queue_delay_microseconds: 500{policy} }}
 """
+TIMED = """
+  default_queue_policy { timeout_action: REJECT default_timeout_microseconds: 1000000 allow_timeout_override: true }
+"""
+"""What of a batching is to give up after a time."""
 
 BACKEND = """import numpy as np
 import onnxruntime as ort
@@ -114,20 +127,31 @@ def write(path: Path, content: bytes) -> None:
     os.replace(part, path)
 
 
+def write_model(name: str, content: bytes, peers: Path, headrace: Path, triton: dict[Path, str]) -> None:
+    """One model for both servers. triton: its repositories, and what their batching says beside the delay."""
+    path = peers / "models" / f"{name}.onnx"
+    write(path, content)
+    write(headrace / name / "1" / "model.onnx", content)
+    for repository, policy in triton.items():
+        write(repository / name / "config.pbtxt", CONFIG.format(name=name, shape=SHAPES[name], policy=policy).encode())
+        write(repository / name / "1" / "model.py", BACKEND.format(path=str(path)).encode())
+
+
 def main(peers: Path) -> None:
-    """Writes models/, repo/ and headrace/ under `peers`."""
+    """Writes models/, repo/, headrace/ and overload/ under `peers`."""
     made = {
         "tab": perceptron("tab", [32, 64, 64, 2]),
         "mid": perceptron("mid", [256, 1024, 1024, 1024, 10]),
         "img": pool("img"),
+        "wide": perceptron("wide", [1024, 4096, 4096, 4096, 10]),
     }
-    for name, shape in SHAPES.items():
+    apart = peers / "overload"
+    for name in SHAPES:
         content = made[name].SerializeToString()
-        path = peers / "models" / f"{name}.onnx"
-        write(path, content)
-        write(peers / "headrace" / name / "1" / "model.onnx", content)
-        write(peers / "repo" / name / "config.pbtxt", CONFIG.format(name=name, shape=shape).encode())
-        write(peers / "repo" / name / "1" / "model.py", BACKEND.format(path=str(path)).encode())
+        if name == APART:
+            write_model(name, content, peers, apart / "headrace", {apart / "triton": "", apart / "triton-timed": TIMED})
+        else:
+            write_model(name, content, peers, peers / "headrace", {peers / "repo": ""})
 
 
 if __name__ == "__main__":
