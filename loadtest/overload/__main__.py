@@ -5,9 +5,9 @@
 
 Independent callers (an open loop: they do not wait for one another) ask for one row each of a model that computes for
 milliseconds, half of them with a deadline of 100 ms, half with one of 300 ms. The loads are shares of the rows/s that
-ONNX Runtime reaches with the model alone at its best batch size, on one core; each server has that core, the callers have
-another. A call counts if the right reply is there before its deadline, by the caller's clock. Servers take turns, each
-is fresh in each round; figures are medians over the rounds. loadtest/peers/setup makes what is needed.
+ONNX Runtime reaches with the model alone at its best batch size, on one core; each server has that core, the callers
+have another. A call counts if the right reply is there before its deadline, by the caller's clock. Servers take turns,
+each is fresh in each round; figures are medians over the rounds. loadtest/peers/setup makes what is needed.
 """
 
 from __future__ import annotations
@@ -135,9 +135,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="turns of each server (%(default)s)")
     parser.add_argument("--seconds", type=float, default=5, help="of each load (%(default)s)")
     parser.add_argument("--pattern", choices=get_args(Pattern), default="poisson", help="of arrivals (%(default)s)")
+    parser.add_argument("--only", metavar="NAME", help="one of the servers, and no result is kept")
     parser.add_argument("--results", type=Path, default=LOADTEST / "results", help="directory (loadtest/results)")
     parser.add_argument("--headrace", default=str(Path(sys.executable).with_name("headrace")), help="its command")
     args = parser.parse_args()
+    args.sides = [side for side in SIDES if args.only in (None, side.name)]
+    if not args.sides:
+        parser.error(f"no server {args.only}; there are {', '.join(side.name for side in SIDES)}")
     if args.rounds < 1 or args.seconds < 1:
         parser.error("at least one round of one second")
     return args
@@ -168,7 +172,7 @@ def main() -> int:
         rounds = []
         for number in range(args.rounds):
             say(f"round {number + 1} of {args.rounds}")
-            rounds.append({side.name: measure(side, setup, cores, rates, args) for side in SIDES})
+            rounds.append({side.name: measure(side, setup, cores, rates, args) for side in args.sides})
     except Unmeasured as error:
         say(f"not measured: {error}\nlogs of the servers: {scratch}")
         return 1
@@ -177,10 +181,13 @@ def main() -> int:
             (load, median(told[side.name][at]["in_time_per_second"] for told in rounds) / alone)
             for at, load in enumerate(LOADS)
         ]
-        for side in SIDES
+        for side in args.sides
     }
     lines = [Line(name, points) for name, points in shares.items()]
     print(table(lines))
+    shutil.rmtree(scratch)
+    if args.only:
+        return 0
     path = args.results / f"overload-{date:%Y-%m-%d-%H%M}{'' if args.pattern == 'poisson' else f'-{args.pattern}'}.json"
     settings = {"rounds": args.rounds, "seconds": args.seconds, "pattern": args.pattern, "deadlines_ms": DEADLINES_MS}
     document = {
@@ -195,7 +202,6 @@ def main() -> int:
     path.write_text(json.dumps(document, indent=1) + "\n")
     path.with_suffix(".svg").write_text(svg("Answered before their deadline, as more is asked", lines))
     print(f"\n{path}")
-    shutil.rmtree(scratch)
     return 0
 
 

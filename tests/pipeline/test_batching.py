@@ -132,11 +132,20 @@ def test_the_earliest_deadline_in_the_batch_counts_wherever_it_stands():
     assert taken(decision) == [([first, tight], 4, "deadline")]
 
 
-def test_a_request_that_is_late_anyway_does_not_keep_the_others_apart():
+def test_a_request_that_is_late_anyway_takes_no_place_of_others():
     hopeless = request(4, expires=NOW + 2 * MS)
     others = [request(1, expires=NOW + 50 * MS) for _ in range(3)]
     decision, _ = run(hopeless, *others, cost=linear(), policy="delay")
-    assert taken(decision) == [([hopeless, *others], 7, "delay")]
+    assert decision.drop == [hopeless]
+    assert taken(decision) == [(others, 3, "delay")]
+
+
+def test_where_all_are_late_anyway_they_are_given_a_chance():
+    """Nobody is harmed by it, and a prediction that has become wrong is noticed in no other way."""
+    hopeless = [request(4, expires=NOW + 2 * MS), request(4, expires=NOW + 3 * MS)]
+    decision, _ = run(*hopeless, cost=linear(), policy="delay")
+    assert decision.drop == []
+    assert taken(decision) == [(hopeless, 8, "full")]
 
 
 def test_a_larger_batch_that_makes_no_row_cheaper_is_not_waited_for():
@@ -314,7 +323,9 @@ def test_whatever_waits(waiting, slots, policy, preferred, max_bytes, cost, drai
     members = [request for batch in decision.take for request in batch.requests]
     # everyone is in exactly one place
     assert sorted(map(id, [*decision.drop, *members, *queue])) == sorted(map(id, waiting))
-    assert all(0 < request.expires <= NOW for request in decision.drop)
+    for request in decision.drop:
+        rows = request.template.rows
+        assert 0 < request.expires < max(NOW + 1, NOW + min(cost.mean(rows), cost.predict(rows)))
     assert not any(0 < request.expires <= NOW for request in [*members, *queue])
     assert len(decision.take) <= slots
     for batch in decision.take:
@@ -327,8 +338,8 @@ def test_whatever_waits(waiting, slots, policy, preferred, max_bytes, cost, drai
         assert [request.order for request in batch.requests] == sorted(request.order for request in batch.requests)
         assert not max_bytes or len(batch.requests) == 1 or sum(r.nbytes for r in batch.requests) <= max_bytes
         key = batch.requests[0].template.key
-        left = [request.order for request in queue if request.template.key == key]
-        assert not left or batch.requests[-1].order <= min(left)
+        passed_over = [r for r in queue if r.template.key == key and r.order < batch.requests[-1].order]
+        assert all(0 < r.expires < NOW + cost.predict(batch.rows) for r in passed_over), "who could have come along"
         late = [r for r in batch.requests if r.expires and NOW + cost.predict(batch.rows) > r.expires]
         assert all(NOW + cost.predict(r.template.rows) > r.expires for r in late), "late because of the batch"
     if len(decision.take) < slots and queue:

@@ -243,7 +243,15 @@ class Scheduler:
         now = self._clock()
         if self._alone:
             self._dispatch_alone(now)
-        decision = decide(self.queue, now, self._limits, len(self._idle), self.cost, draining=self.draining)
+        decision = decide(
+            self.queue,
+            now,
+            self._limits,
+            len(self._idle),
+            self.cost,
+            instances=max(self.instances.usable, 1),
+            draining=self.draining,
+        )
         for batch in decision.take:
             for request in batch.requests:  # before anybody is answered: an answer may cancel others
                 request.state = State.RUNNING

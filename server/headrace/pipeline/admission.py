@@ -38,8 +38,11 @@ class QueueLimits:
 
 
 def expired(request: InferRequest, now: int) -> HeadraceError:
-    """The error of a request whose time is over: by the RPC's deadline, or by its own timeout or the objective."""
-    if 0 < request.rpc_deadline <= now:
+    """The error of a request whose time is over, or too short: by the RPC's deadline, or its timeout, or the objective.
+
+    Which of them it was decides what it is called.
+    """
+    if 0 < request.rpc_deadline <= max(now, request.expires):
         return DeadlineExceeded("Deadline exceeded while the request waited for execution")
     return QueueTimeout("Request timeout expired")
 

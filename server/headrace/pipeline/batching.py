@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from headrace.messages import Batch
+from headrace.pipeline.urgency import choose
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -51,13 +52,20 @@ class Decision:
 
 
 def decide(
-    queue: RequestQueue, now: int, limits: BatchLimits, slots: int, cost: CostModel, *, draining: bool = False
+    queue: RequestQueue,
+    now: int,
+    limits: BatchLimits,
+    slots: int,
+    cost: CostModel,
+    *,
+    instances: int = 1,
+    draining: bool = False,
 ) -> Decision:
     """Takes expired requests and closed batches out of `queue`.
 
-    An idle instance (`slots` counts them) is what forms a batch: while all are busy, requests gather. Whom a batch
-    holds: the requests of one key, in queue order, as many as fit, as make a row cheaper, and as still make the
-    earliest deadline among them.
+    An idle instance (`slots` counts them, of all `instances`) is what forms a batch: while all are busy, requests
+    gather. Whom a batch holds: the requests of one key, in queue order, as many as fit and as make a row cheaper; and
+    where someone cannot wait so long, whom `urgency.choose` says.
     """
     decision = Decision(drop=queue.pop_expired(now))
     held: dict[Hashable, int] = {}
@@ -67,7 +75,14 @@ def decide(
             decision.take.append(Batch(alone, alone[0].template.rows, "single", batched=now))
             continue
         own_cost = cost.of(group[0].template.fit)
-        count, rows, reason = _fill(group, queue, now, limits, own_cost)
+        pays = _rows_that_pay(queue, limits, own_cost)
+        if 0 < queue.next_expiry < now + own_cost.predict(limits.max_rows):  # else every deadline is met by any batch
+            choice = choose(group, pays, now, limits, own_cost, instances)
+            decision.drop += queue.pop(group, choice.hopeless)
+            if choice.members:
+                decision.take.append(Batch(queue.pop(group, choice.members), choice.rows, "deadline", batched=now))
+                continue
+        count, rows, reason = _fill(group, queue, pays, limits)
         if limits.preferred and not draining:
             count, rows, reason = _preferred(group, count, rows, reason, now, limits)
         close_at = 0 if reason != "all" or draining else _close_at(group[:count], rows, limits, own_cost)
@@ -82,33 +97,26 @@ def decide(
     return decision
 
 
-def _fill(
-    group: list[InferRequest], queue: RequestQueue, now: int, limits: BatchLimits, cost: CostModel
-) -> tuple[int, int, str]:
+def _rows_that_pay(queue: RequestQueue, limits: BatchLimits, cost: CostModel) -> int:
+    """Rows of the batch that is wanted; there may be fewer."""
+    if limits.policy == "delay" or limits.preferred:  # which are told how large a batch pays
+        return limits.max_rows
+    return min(limits.max_rows, cost.efficient_rows(queue.rows))
+
+
+def _fill(group: list[InferRequest], queue: RequestQueue, pays: int, limits: BatchLimits) -> tuple[int, int, str]:
     """How many requests from the front of `group` form a batch, their rows, and what stopped it (`all`: nothing)."""
     rows = nbytes = 0
     max_rows = limits.max_rows
-    told = limits.policy == "delay" or limits.preferred  # how large a batch pays
-    pays = max_rows if told else min(max_rows, cost.efficient_rows(queue.rows))
-    urgent = 0 < queue.next_expiry < now + cost.predict(max_rows)  # else every deadline is met by any batch
-    if queue.rows == queue.requests and not urgent and not limits.max_bytes:  # of one row each: nothing to add up
+    if queue.rows == queue.requests and not limits.max_bytes:  # of one row each: nothing to add up
         count = min(len(group), pays)
         return count, count, "all" if count < pays else "full" if count >= max_rows else "cost"
-    latest = 0  # the earliest deadline among the members that can still be met
     for count, request in enumerate(group):
-        template = request.template
-        more = rows + template.rows
+        more = rows + request.template.rows
         if count and more > pays:
             return count, rows, "full" if more > max_rows else "cost"
         if count and limits.max_bytes and nbytes + request.nbytes > limits.max_bytes:
             return count, rows, "full"
-        if urgent:
-            expires = request.expires
-            if expires and now + cost.predict(template.rows) <= expires and not 0 < latest <= expires:
-                # a request that would be late even alone must not keep the others from being batched
-                latest = expires
-            if count and latest and now + cost.predict(more) > latest:
-                return count, rows, "deadline"
         rows = more
         nbytes += request.nbytes
     if rows >= pays:

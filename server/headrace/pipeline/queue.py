@@ -157,6 +157,19 @@ class RequestQueue:
             self._next_expiry = 0
         return taken
 
+    def pop(self, group: list[InferRequest], chosen: Sequence[InferRequest]) -> list[InferRequest]:
+        """Takes these requests, which stand in `group` in this order, out of it."""
+        if group[: len(chosen)] == chosen:
+            return self.pop_front(group, len(chosen)) if chosen else []
+        end = group.index(chosen[-1]) + 1
+        gone = set(map(id, chosen))
+        group[:end] = [request for request in group[:end] if id(request) not in gone]
+        if not group:
+            del self._groups[chosen[0].template.key]
+        for request in chosen:
+            self._uncount(request)
+        return list(chosen)
+
     @property
     def groups(self) -> int:
         """How many batch keys wait."""
