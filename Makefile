@@ -8,7 +8,7 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types unit dashboards protos models kernels loadtest compare gpu-check gpu-pack wheel clean
+.PHONY: help serve test lint types unit dashboards protos models kernels loadtest compare overload gpu-check gpu-pack wheel clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -54,6 +54,10 @@ loadtest: .venv/test.done ## a minute of locust users; ARGS="--host 127.0.0.1:80
 compare: .venv/test.done ## measure against NVIDIA Triton (2 GB of downloads the first time); ARGS="--quick"
 	loadtest/peers/setup
 	PYTHONPATH=loadtest .venv/bin/python -m compare $(ARGS)
+
+overload: .venv/test.done ## what is answered in time when too much is asked, against NVIDIA Triton; ten minutes
+	loadtest/peers/setup
+	PYTHONPATH=loadtest .venv/bin/python -m overload $(ARGS)
 
 # It installs nothing, so that it runs where there is no network, nor a .venv.
 gpu-check: ## check and measure what needs a GPU, within 12 minutes; ARGS="--list", "--only overlap", "--cpu"

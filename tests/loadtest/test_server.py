@@ -1,5 +1,6 @@
 import ssl
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,13 @@ def test_servers_start_on_loopback_with_defaults():
     assert SETUP.command("fastapi", 1, 2, 3) == (
         ["/peers/fastapi/bin/python", "/loadtest/peers/fastapi_endpoint.py", "/peers/models", "--port", "2"]
     )
+
+
+def test_a_server_may_have_another_repository():
+    setup = replace(SETUP, repositories={"headrace": Path("/wide"), "triton": Path("/other")})
+    assert setup.command("headrace", 1, 2, 3)[3] == "/wide"
+    assert setup.command("reference", 1, 2, 3)[3] == "/peers/headrace"
+    assert setup.command("triton", 1, 2, 3) == [*SETUP.command("triton", 1, 2, 3), "--model-repository=/other"]
 
 
 def test_settings_of_the_shell_do_not_reach_a_server_under_test(monkeypatch):
