@@ -136,7 +136,7 @@ def test_a_request_that_is_late_anyway_takes_no_place_of_others():
     hopeless = request(4, expires=NOW + 2 * MS)
     others = [request(1, expires=NOW + 50 * MS) for _ in range(3)]
     decision, _ = run(hopeless, *others, cost=linear(), policy="delay")
-    assert decision.drop == [hopeless]
+    assert (decision.drop, decision.give_up) == ([], [hopeless])
     assert taken(decision) == [(others, 3, "delay")]
 
 
@@ -144,7 +144,7 @@ def test_where_all_are_late_anyway_they_are_given_a_chance():
     """Nobody is harmed by it, and a prediction that has become wrong is noticed in no other way."""
     hopeless = [request(4, expires=NOW + 2 * MS), request(4, expires=NOW + 3 * MS)]
     decision, _ = run(*hopeless, cost=linear(), policy="delay")
-    assert decision.drop == []
+    assert decision.drop == decision.give_up == []
     assert taken(decision) == [(hopeless, 8, "full")]
 
 
@@ -322,10 +322,11 @@ def test_whatever_waits(waiting, slots, policy, preferred, max_bytes, cost, drai
     )
     members = [request for batch in decision.take for request in batch.requests]
     # everyone is in exactly one place
-    assert sorted(map(id, [*decision.drop, *members, *queue])) == sorted(map(id, waiting))
-    for request in decision.drop:
+    assert sorted(map(id, [*decision.drop, *decision.give_up, *members, *queue])) == sorted(map(id, waiting))
+    assert all(0 < request.expires <= NOW for request in decision.drop)
+    for request in decision.give_up:
         rows = request.template.rows
-        assert 0 < request.expires < max(NOW + 1, NOW + min(cost.mean(rows), cost.predict(rows)))
+        assert NOW < request.expires < NOW + min(cost.mean(rows), cost.predict(rows))
     assert not any(0 < request.expires <= NOW for request in [*members, *queue])
     assert len(decision.take) <= slots
     for batch in decision.take:

@@ -24,6 +24,7 @@ class Server:
 
     instances: int = 1
     noise: float = 0.1
+    limits: BatchLimits = field(default_factory=lambda: BatchLimits(MAX_ROWS))
     now: int = 0
     done: Counter = field(default_factory=Counter)
     running: list[tuple[int, int, Batch]] = field(default_factory=list)  # end, elapsed
@@ -41,8 +42,9 @@ class Server:
 
     @property
     def capacity(self):
-        """Rows a second of full batches."""
-        return self.instances * MAX_ROWS / ((4 + 0.36 * MAX_ROWS) / 1000)
+        """Rows a second of the largest batches."""
+        rows = 1 if self.limits.policy == "single" else self.limits.max_rows
+        return self.instances * rows / ((4 + 0.36 * rows) / 1000)
 
     def serve(self, arrivals):
         """arrivals: (ns, deadline after it in ns, rows), by time."""
@@ -63,7 +65,8 @@ class Server:
         set_deadlines([request], self.now, 0)
         request.admitted = self.now
         refusal = admit(
-            request, self.now, self.queue, QueueLimits(), self.cost, max_rows=MAX_ROWS, instances=self.instances,
+            request, self.now, self.queue, QueueLimits(), self.cost, instances=self.instances,
+            max_rows=1 if self.limits.policy == "single" else MAX_ROWS,
             running=[batch for _, _, batch in self.running], draining=False,
         )  # fmt: skip
         if refusal is None:
@@ -73,10 +76,10 @@ class Server:
 
     def dispatch(self):
         decision = decide(
-            self.queue, self.now, BatchLimits(MAX_ROWS), self.instances - len(self.running), self.cost,
+            self.queue, self.now, self.limits, self.instances - len(self.running), self.cost,
             instances=self.instances,
         )  # fmt: skip
-        self.done["dropped"] += sum(request.template.rows for request in decision.drop)
+        self.done["dropped"] += sum(request.template.rows for request in (*decision.drop, *decision.give_up))
         for batch in decision.take:
             elapsed = self.run_ns(batch.rows)
             self.running.append((self.now + elapsed, elapsed, batch))
@@ -110,6 +113,13 @@ def test_a_server_of_which_too_much_is_asked_does_all_it_can(load, deadlines_ms,
     in_time = server.done["in time"] / SECONDS / server.capacity
     assert in_time > 0.9, f"{in_time:.0%} of what can be done; {server.done}"
     assert server.done["late"] < 0.06 * server.done["in time"], server.done
+
+
+@pytest.mark.parametrize("deadlines_ms", [(50,), (20, 200)])
+def test_requests_that_run_alone_are_not_run_in_vain_either(deadlines_ms):
+    server = Server(limits=BatchLimits(MAX_ROWS, policy="single"))
+    server.serve(calls(2 * server.capacity, deadlines_ms))
+    assert server.done["in time"] / SECONDS > 0.9 * server.capacity, server.done
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.3])

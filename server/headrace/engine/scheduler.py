@@ -23,7 +23,7 @@ from headrace.engine.waiting import Quiet, Wakeup
 from headrace.engine.worker import Job, Worker
 from headrace.errors import Cancelled, DeadlineUnreachable, QueueFull, ShuttingDown, reason_of
 from headrace.messages import Batch, State
-from headrace.pipeline.admission import admit, admit_all, expired, set_deadlines
+from headrace.pipeline.admission import admit, admit_all, expired, given_up, set_deadlines
 from headrace.pipeline.alone import Alone
 from headrace.pipeline.batching import decide
 from headrace.pipeline.buckets import elements_of, members_of
@@ -257,6 +257,8 @@ class Scheduler:
                 request.state = State.RUNNING
         if decision.drop:
             self._refuse_all(decision.drop, lambda request: expired(request, now))
+        if decision.give_up:
+            self._refuse_all(decision.give_up, lambda request: given_up(request, now, self.cost))
         for batch in decision.take:
             if self._idle:
                 self._run(self._idle.pop(), batch)

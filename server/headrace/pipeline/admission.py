@@ -38,13 +38,19 @@ class QueueLimits:
 
 
 def expired(request: InferRequest, now: int) -> HeadraceError:
-    """The error of a request whose time is over, or too short: by the RPC's deadline, or its timeout, or the objective.
-
-    Which of them it was decides what it is called.
-    """
-    if 0 < request.rpc_deadline <= max(now, request.expires):
+    """The error of a request whose time is over: by the RPC's deadline, or by its own timeout or the objective."""
+    if 0 < request.rpc_deadline <= now:
         return DeadlineExceeded("Deadline exceeded while the request waited for execution")
     return QueueTimeout("Request timeout expired")
+
+
+def given_up(request: InferRequest, now: int, cost: CostModel) -> HeadraceError:
+    """The error of a request that waited, and that running it can help no more."""
+    template = request.template
+    return DeadlineUnreachable(
+        f"The deadline is {(request.expires - now) / 1e6:.3f} ms away and the request, which has waited, is expected "
+        f"to run for {cost.of(template.fit).mean(template.rows) / 1e6:.3f} ms"
+    )
 
 
 def set_deadlines(requests: Sequence[InferRequest], now: int, slo_ns: int) -> int:

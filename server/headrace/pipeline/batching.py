@@ -41,12 +41,15 @@ class BatchLimits:
 
 @dataclass(slots=True)
 class Decision:
-    """drop: expired requests, to be failed. take: batches to run now, one for each idle instance at most.
+    """drop: expired requests, to be failed. give_up: those that would be late, to be refused in favour of others.
+
+    take: batches to run now, one for each idle instance at most.
 
     wake_at: monotonic ns at which to decide again if nothing else happens before; 0: no need.
     """
 
     drop: list[InferRequest] = field(default_factory=list)
+    give_up: list[InferRequest] = field(default_factory=list)
     take: list[Batch] = field(default_factory=list)
     wake_at: int = 0
 
@@ -70,18 +73,20 @@ def decide(
     decision = Decision(drop=queue.pop_expired(now))
     held: dict[Hashable, int] = {}
     while slots > len(decision.take) and (group := queue.head_group(held)):
-        if limits.policy == "single":
+        single = limits.policy == "single"
+        own_cost = cost.of(group[0].template.fit)
+        pays = 1 if single else _rows_that_pay(queue, limits, own_cost)
+        if 0 < queue.next_expiry < now + own_cost.predict(limits.max_rows):  # else every deadline is met by any batch
+            choice = choose(group, pays, now, limits, own_cost, instances)
+            decision.give_up += queue.pop(group, choice.hopeless)
+            if choice.members:
+                reason = "single" if single else "deadline"
+                decision.take.append(Batch(queue.pop(group, choice.members), choice.rows, reason, batched=now))
+                continue
+        if single:
             alone = queue.pop_front(group, 1)
             decision.take.append(Batch(alone, alone[0].template.rows, "single", batched=now))
             continue
-        own_cost = cost.of(group[0].template.fit)
-        pays = _rows_that_pay(queue, limits, own_cost)
-        if 0 < queue.next_expiry < now + own_cost.predict(limits.max_rows):  # else every deadline is met by any batch
-            choice = choose(group, pays, now, limits, own_cost, instances)
-            decision.drop += queue.pop(group, choice.hopeless)
-            if choice.members:
-                decision.take.append(Batch(queue.pop(group, choice.members), choice.rows, "deadline", batched=now))
-                continue
         count, rows, reason = _fill(group, queue, pays, limits)
         if limits.preferred and not draining:
             count, rows, reason = _preferred(group, count, rows, reason, now, limits)
