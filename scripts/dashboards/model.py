@@ -57,8 +57,8 @@ def _requests() -> list[Panel]:
             "Refused and failed",
             Query(rate("headrace_refused_total", "reason"), "{{reason}}"),
             unit="reqps",
-            about="queue_full: shed on arrival. deadline_unreachable: on arrival, or in favour of others. queue_timeout, deadline_exceeded: expired while "
-            "they waited. docs/errors.md has the others.",
+            about="queue_full: shed on arrival. deadline_unreachable: on arrival, or in favour of others. "
+            "queue_timeout, deadline_exceeded: expired while they waited. docs/errors.md has the others.",
             stacked=True,
         ),
     ]
