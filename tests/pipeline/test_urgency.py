@@ -105,6 +105,17 @@ def test_a_timeout_that_only_delays_gives_nobody_up():
     assert chosen([late, over, other])[0] == [over]
 
 
+@pytest.mark.parametrize(("level", "passed_over"), [(0, False), (1, True)])
+def test_nobody_is_passed_over_in_favour_of_a_lower_level(level, passed_over):
+    group = [due(6, priority=level), *(due(30 + at / 10, priority=1) for at in range(100))]
+    assert chosen(group) == ([], group[1:65] if passed_over else group[:5])
+
+
+def test_those_of_a_level_are_passed_over_in_favour_of_a_higher_one_too():
+    group = [*(due(40, priority=0) for _ in range(30)), due(6, priority=1), *(due(40, priority=1) for _ in range(99))]
+    assert chosen(group) == ([], [*group[:30], *group[31:65]])
+
+
 def test_bytes_are_a_limit_too():
     group = [due(6, nbytes=10), *(due(28, nbytes=10) for _ in range(100))]
     assert chosen(group, max_bytes=35, pays=8) == ([], [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -47,15 +48,27 @@ def choose(
     able, rows = _gather(_others(group, hopeless, now, cost), pays, limits)
     if not able:
         return Choice()
-    if _in_time(able, now + cost.predict(rows)):
+    end = now + cost.predict(rows)
+    if _in_time(able, end):
         return Choice(hopeless)
     quick, few = _before_the_earliest(able, now, cost)
-    behind = group[len(hopeless) + len(quick) :]
+    # nobody is passed over in favour of a lower priority level
+    level = min(member.template.priority for member in able if 0 < member.expires < end)
+    behind = _of_level(group[len(hopeless) + len(quick) :], level)
     if not _pays(few, pays, cost) and not _served(behind, pays, now + cost.mean(few), cost, instances):
         patient, many = _who_can_wait(group, pays, now, limits, cost)
-        if many > few:
+        if _rows(_of_level(patient, level)) > _rows(_of_level(quick, level)):
             return Choice(hopeless, patient, many)
     return Choice(hopeless, quick, few)
+
+
+def _of_level(requests: Sequence[InferRequest], level: int) -> list[InferRequest]:
+    """The first of them: those of this priority level, and of those above."""
+    return list(takewhile(lambda request: request.template.priority <= level, requests))
+
+
+def _rows(requests: Iterable[InferRequest]) -> int:
+    return sum(request.template.rows for request in requests)
 
 
 def _others(
