@@ -55,6 +55,43 @@ def test_onnx_runtime_is_not_to_go_over_to_the_processor_by_itself(affine, monke
     assert told == {"providers": [(CUDA, {}), CPU], "enable_fallback": 0}
 
 
+MISMATCH = "Exception: Tensor type mismatch. T !=N11onnxruntime17PrimitiveDataTypeINS_9MLFloat16EEE"
+
+
+@pytest.fixture
+def fails_with(monkeypatch):
+    """Has sessions with all fusions fail with this text; what each was opened without."""
+
+    def fails_with(text):
+        asked = []
+
+        def opened(*arguments, disabled_optimizers=None, **more):
+            asked.append(disabled_optimizers)
+            if disabled_optimizers is None:
+                raise RuntimeError(text)
+            return "a session"
+
+        monkeypatch.setattr("onnxruntime.InferenceSession", opened)
+        return asked
+
+    return fails_with
+
+
+def test_attention_that_cannot_be_fused_in_fp16_runs_unfused(affine, fails_with, caplog):
+    """ONNX Runtime 1.31 fails on it for CUDA, where alone it has kernels of FP16."""
+    asked = fails_with(MISMATCH)
+    assert open_session(affine() / "model.onnx", 1, CudaOptions(), [(CUDA, {}), CPU]) == "a session"
+    assert asked == [None, ["AttentionFusion"]]
+    assert "cannot fuse the attention of this FP16 model" in caplog.text
+
+
+def test_other_failures_are_not_tried_again(affine, fails_with):
+    asked = fails_with("Tensor type mismatch. T !=f")
+    with pytest.raises(ModelLoadError, match="cannot load"):
+        open_session(affine() / "model.onnx", 1, CudaOptions(), [(CUDA, {}), CPU])
+    assert asked == [None]
+
+
 def test_the_placement_is_logged_and_published(load, affine, gpu, caplog):
     gpu.on_cpu = ["Mul"]
     model = load(affine(), max_cpu_nodes=0.5)

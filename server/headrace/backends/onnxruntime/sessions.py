@@ -124,9 +124,27 @@ def open_session(
     log_through_python()
     try:
         configured = session_options(file, threads, options, entries)
-        return ort.InferenceSession(file, configured, providers=providers, enable_fallback=0)
+        try:
+            return ort.InferenceSession(file, configured, providers=providers, enable_fallback=0)
+        except Exception as error:
+            if not _fails_to_fuse_attention(str(error)):
+                raise
+        log.warning(
+            "%s: ONNX Runtime %s cannot fuse the attention of this FP16 model, which therefore runs operator by "
+            "operator, and slower: fuse it before it is converted to FP16",
+            file,
+            ort.__version__,
+        )
+        return ort.InferenceSession(
+            file, configured, providers=providers, enable_fallback=0, disabled_optimizers=["AttentionFusion"]
+        )
     except Exception as error:  # ONNX Runtime's exceptions have no common base
         raise ModelLoadError(f"ONNX Runtime cannot load {file}: {error}") from error
+
+
+def _fails_to_fuse_attention(text: str) -> bool:
+    """Whether that is what an error says: in FP16 the fusion reads the mask's constant as FP32 (1.31, for CUDA)."""
+    return "Tensor type mismatch" in text and "MLFloat16" in text
 
 
 def run_options(options: SessionSettings, **entries: str) -> ort.RunOptions | None:
