@@ -10,6 +10,7 @@ import onnxruntime as ort
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from headrace import settings_sources as sources
+from headrace.backends.onnxruntime.placement import CPU, NOT_FOR_GPUS
 from headrace.clock import monotonic_ns
 from headrace.errors import ConfigError, ModelLoadError
 from headrace.sparing import Sparing
@@ -122,10 +123,17 @@ def open_session(
     failed, when it is opened and during a run.
     """
     log_through_python()
+    left_out = NOT_FOR_GPUS if providers[0] != CPU else ()
+
+    def opened(*more: str) -> ort.InferenceSession:
+        return ort.InferenceSession(
+            file, configured, providers=providers, enable_fallback=0, disabled_optimizers=[*left_out, *more]
+        )
+
     try:
         configured = session_options(file, threads, options, entries)
         try:
-            return ort.InferenceSession(file, configured, providers=providers, enable_fallback=0)
+            return opened()
         except Exception as error:
             if not _fails_to_fuse_attention(str(error)):
                 raise
@@ -135,9 +143,7 @@ def open_session(
             file,
             ort.__version__,
         )
-        return ort.InferenceSession(
-            file, configured, providers=providers, enable_fallback=0, disabled_optimizers=["AttentionFusion"]
-        )
+        return opened("AttentionFusion")
     except Exception as error:  # ONNX Runtime's exceptions have no common base
         raise ModelLoadError(f"ONNX Runtime cannot load {file}: {error}") from error
 
