@@ -14,13 +14,13 @@ BACKEND = ("numpy", "onnx", "onnxruntime", "pydantic")
 MAX_BATCH = 8
 
 
-@check("backend-onnxruntime", needs=BACKEND, seconds=20, on_cpu=True)
+@check("backend-onnxruntime", needs=BACKEND, seconds=10, on_cpu=True)
 def backend_onnxruntime(context: Context) -> Figures:
     """The backend `onnxruntime`, which runs on the processor."""
     return through_registry(context, "onnxruntime")
 
 
-@check("backend-onnxruntime-cuda", needs=BACKEND, seconds=30)
+@check("backend-onnxruntime-cuda", needs=BACKEND, seconds=20)
 def backend_onnxruntime_cuda(context: Context) -> Figures:
     """The backend `onnxruntime-cuda` loads models and agrees with the CPU at several batch sizes."""
     return through_registry(context, "onnxruntime-cuda")
@@ -53,5 +53,5 @@ def through_registry(context: Context, backend: str) -> Figures:
             rows = sum(requests)
             what = f"{rows} rows in {len(requests)} requests"
             # TF32 is the operator's choice, so it may be on.
-            figures[f"error, {what}"] = checked(model.run(feeds, requests), want[:rows], "fp16", what)
+            figures[f"error, {what}"] = checked(model.run(feeds, requests), want[:rows], "fp16", what, figures)
     return figures

@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_check import agreement, child, client, nvidia, serving, timeline
+from gpu_check import agreement, child, client, nvidia, serving, sessions, timeline
 from gpu_check.bare import Best
-from gpu_check.checks import environment, fallback, kernels, overlap, speed
+from gpu_check.checks import environment, fallback, kernels, latency, overlap, speed
 from gpu_check.checks.device import lost_after
 from gpu_check.context import Context
 from gpu_check.registry import Failed, Skip, checks
 from gpu_check.results import PASS
+from gpu_check.small_models import perceptron
 from gpu_check.timeline import STEPS, Span
 from headrace.backends.staging import Lane
 from headrace.rpc import inference_pb2 as pb
@@ -76,6 +77,47 @@ def test_steps_that_only_wait_beside_one_another_do_not_pass():
     slow = spans([[0, 8], [0, 8]], upload=2, compute=4, download=2)
     with pytest.raises(Failed):
         overlap.judged(ONE, slow)
+
+
+def test_what_a_lane_brings_back_has_to_be_its_own(monkeypatch):
+    monkeypatch.setattr(overlap, "ROWS", 128)
+    monkeypatch.setattr(overlap, "NBYTES", 128 * overlap.WIDTH * 4)
+    lanes = [overlap._lane(FakeDevice(), number) for number in range(2)]
+    with closing(lanes[0]), closing(lanes[1]):
+        for number, lane in enumerate(lanes):
+            (computed,) = sessions.on_cpu(perceptron(overlap.WIDTH), {"x": overlap._input(number)})
+            lane._from[0].array[:] = computed.view(np.uint8).ravel()
+        assert overlap._error(lanes[0], 0) == overlap._error(lanes[1], 1) == 0
+        assert overlap._error(lanes[0], 1) > 1
+        lanes[0]._from[0].array[:] = 0
+        assert overlap._error(lanes[0], 0) > 0.9
+
+
+def test_a_graph_has_to_be_quicker():
+    """Without a GPU there is none, and nothing to be judged."""
+    figures = {"plain_p50_us": 900.0, "graph_p50_us": 400.0}
+    assert latency.judged(figures) == figures
+    assert latency.judged({"plain_p50_us": 900.0}) == {"plain_p50_us": 900.0}
+    with pytest.raises(Failed, match="901 us with a graph, expected less than the 900 us without") as caught:
+        latency.judged(figures | {"graph_p50_us": 901.0})
+    assert caught.value.figures["plain_p50_us"] == 900
+
+
+@pytest.mark.parametrize(("most", "expected"), [(128, [1, 64, 128]), (2, [1, 2]), (1, [1])])
+def test_the_server_has_buckets_for_one_row_for_a_rest_and_for_whole_batches(most, expected):
+    assert speed.buckets(most) == expected
+
+
+def test_a_model_that_was_not_loaded_is_told_with_the_servers_words(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", ":".join(str(environment.ROOT / source) for source in ("server", "loadtest")))
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no model")
+    serving.write_model(tmp_path / "repository", "broken", broken, "")
+    with (
+        pytest.raises(Failed, match=r"broken was not loaded:\n(.*\n)*.*cannot load"),
+        serving.serving(tmp_path / "repository", tmp_path),
+    ):
+        pass
 
 
 MOMENTS = st.floats(0, 100)
@@ -318,9 +360,9 @@ def test_a_server_that_is_too_slow_fails_on_a_gpu_alone(models, tmp_path, monkey
     monkeypatch.setattr(speed, "_served", lambda *arguments: {"rows_per_second": 84.0})
     bare = Best(64, 100.0, 90.0, {64: 100.0})
     with pytest.raises(Failed, match=r"0\.84 of the model's own rows/s, expected at least 0\.85") as caught:
-        speed.compared(Context(tmp_path, models), "resnet50-fp16-u8", "scores", "onnxruntime-cuda", bare, 0.85)
+        speed.compared(Context(tmp_path, models), "resnet50-fp16-u8", "scores", "", bare, 0.85)
     assert caught.value.figures["server_rows_per_second"] == 84
-    speed.compared(Context(tmp_path, models, cpu=True), "resnet50-fp16-u8", "scores", "onnxruntime", bare, 0.85)
+    speed.compared(Context(tmp_path, models, cpu=True), "resnet50-fp16-u8", "scores", "", bare, 0.85)
 
 
 def damaged(monkeypatch, method):
