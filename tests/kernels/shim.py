@@ -112,8 +112,8 @@ class Guarded:
         return bool((self._raw[: self._inside.start] == FILL).all() and (self._raw[self._inside.stop :] == FILL).all())
 
 
-def run_on_shim(operation, given, kernels=None, backwards=False) -> dict[str, np.ndarray]:
-    """The arrays after the kernels of an operation have run on copies of `given`.
+def run_on_shim(operation, given, kernels=None, backwards=False, align=1) -> dict[str, np.ndarray]:
+    """The arrays after the kernels of an operation have run on copies of `given`, aligned to `align` at least.
 
     What is not given, and scratch, is full of FILL. Fails if what is only read has changed, or what
     is beyond an array.
@@ -121,7 +121,7 @@ def run_on_shim(operation, given, kernels=None, backwards=False) -> dict[str, np
     memory = {}
     for each in operation.arrays():
         full = np.full(each.nbytes, FILL, np.uint8).view(each.dtype).reshape(each.shape)
-        memory[each.name] = Guarded(given.get(each.name, full), each.align)
+        memory[each.name] = Guarded(given.get(each.name, full), max(each.align, align))
     addresses = {name: guarded.address for name, guarded in memory.items()}
     (kernels or ShimKernels()).bind(operation, addresses)(backwards=backwards)
     for each in operation.arrays():
