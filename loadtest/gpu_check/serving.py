@@ -73,7 +73,8 @@ def write_model(repository: Path, name: str, model: Path, configuration: str) ->
 def serving(repository: Path, scratch: Path) -> Iterator[Running]:
     """Runs the server for the length of the block.
 
-    Raises Failed, with the end of its log, if it does not get ready, or a model of the repository was not loaded.
+    Raises Failed, with the end of its log, if it does not get ready, or a model of the repository was not loaded; and
+    has a Failed of the block's own end with that too.
     """
     grpc_port, http_port = free_ports(2)
     log = scratch / "server.log"
@@ -92,7 +93,10 @@ def serving(repository: Path, scratch: Path) -> Iterator[Running]:
         for model in repository.iterdir():
             if not _is_ready(f"{running.http}/v2/models/{model.name}/ready"):
                 raise Failed(f"{model.name} was not loaded:\n{_end_of(log)}")
-        yield running
+        try:
+            yield running
+        except Failed as failed:
+            raise Failed(f"{failed}; the server's last words:\n{_end_of(log)}", failed.figures) from failed
         if process.poll() is not None:
             raise Failed(f"the server ended under load with {process.returncode}:\n{_end_of(log)}")
     finally:

@@ -24,7 +24,10 @@ ROWS, WIDTH = 8192, 1024
 NBYTES = ROWS * WIDTH * 4
 """33 MB a batch each way, and 100 GFLOP: copying and computing take about as long."""
 BATCHES = 20
+TRIES = 3
 HIDDEN = 0.5
+POSSIBLE = 1.5
+"""What cannot be hidden; 1 is all there is, and a batch alone also waits for the processor."""
 COMPARED = 64
 """Rows of a lane's output that are compared with the processor's."""
 
@@ -39,8 +42,9 @@ def overlap(context: Context) -> Figures:
         lanes = [stack.enter_context(closing(_lane(device, number))) for number in range(2)]
         computations = [_computation(lane, context) for lane in lanes]
         in_flight(lanes, computations, BATCHES)  # what ONNX Runtime and the driver do the first time; clocks go up
-        one = in_flight(lanes[:1], computations[:1], BATCHES)
-        two = in_flight(lanes, computations, BATCHES)
+        # the best of a few, so that what else the machine does is not taken for copies
+        one = min((in_flight(lanes[:1], computations[:1], BATCHES) for _ in range(TRIES)), key=_per_batch)
+        two = min((in_flight(lanes, computations, BATCHES) for _ in range(TRIES)), key=_per_batch)
         errors = {f"error, lane {number}": _error(lane, number) for number, lane in enumerate(lanes)}
     title = f"{device.name}: two batches in flight, {NBYTES / 1e6:.0f} MB each way, by event timestamps"
     (context.drawings / "overlap.svg").write_text(svg(title, two))
@@ -79,6 +83,8 @@ def judged(one: Sequence[Span], two: Sequence[Span]) -> Figures:
         "copies_beside_computation": beside_computation(two),
         "timeline_ms": [[span.lane, span.batch, span.step, round(span.start, 4), round(span.end, 4)] for span in two],
     }
+    if hidden > POSSIBLE:
+        raise Failed(f"{hidden:.2f} of the copies is hidden, more than there are: the runs were not alike", figures)
     if not hidden >= HIDDEN:
         raise Failed(f"{hidden:.2f} of the copies is hidden, expected at least {HIDDEN}", figures)
     return figures

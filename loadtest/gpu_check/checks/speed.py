@@ -86,15 +86,21 @@ def compared(context: Context, name: str, output: str, how: str, bare: Best, sha
 
     how: what model.toml says beside the largest batch.
     """
-    served = _served(context, name, output, how, bare)
-    ratio = served["rows_per_second"] / bare.rate
-    figures = {
-        "ratio": ratio,
-        "ratio_to_host_memory": served["rows_per_second"] / bare.host_rate,
+    alone = {
         "bare_rows_per_second": bare.rate,
         "bare_host_rows_per_second": bare.host_rate,
         "bare_batch": bare.batch,
         "bare_rows_per_second_by_batch": bare.rates,
+    }
+    try:
+        served = _served(context, name, output, how, bare)
+    except Failed as failed:
+        raise Failed(str(failed), {**alone, **failed.figures}) from failed
+    ratio = served["rows_per_second"] / bare.rate
+    figures = {
+        "ratio": ratio,
+        "ratio_to_host_memory": served["rows_per_second"] / bare.host_rate,
+        **alone,
         **{f"server_{name}": value for name, value in served.items()},
     }
     if ratio < share and not context.cpu:

@@ -72,6 +72,11 @@ def test_copies_that_do_not_are_a_failure_with_the_figures():
     assert caught.value.figures["copies_beside_computation"] == 0
 
 
+def test_more_than_there_is_cannot_be_hidden():
+    with pytest.raises(Failed, match=r"more than there are: the runs were not alike"):
+        overlap.judged(spans([[0, 10, 20, 30]]), spans([[0, 4], [2, 6]]))
+
+
 def test_steps_that_only_wait_beside_one_another_do_not_pass():
     """A copy that waits for another's looks as if it lay beside the computation; the whole takes as long as ever."""
     slow = spans([[0, 8], [0, 8]], upload=2, compute=4, download=2)
@@ -363,6 +368,17 @@ def test_a_server_that_is_too_slow_fails_on_a_gpu_alone(models, tmp_path, monkey
         speed.compared(Context(tmp_path, models), "resnet50-fp16-u8", "scores", "", bare, 0.85)
     assert caught.value.figures["server_rows_per_second"] == 84
     speed.compared(Context(tmp_path, models, cpu=True), "resnet50-fp16-u8", "scores", "", bare, 0.85)
+
+
+def test_what_was_measured_without_a_server_that_fails_is_kept(models, tmp_path, monkeypatch):
+    def fails(*arguments):
+        raise Failed("no reply", {"replies": 0})
+
+    monkeypatch.setattr(speed, "_served", fails)
+    with pytest.raises(Failed, match="no reply") as caught:
+        speed.compared(Context(tmp_path, models), "m", "scores", "", Best(64, 100.0, 90.0, {64: 100.0}), 0.85)
+    assert caught.value.figures["bare_rows_per_second"] == 100
+    assert caught.value.figures["replies"] == 0
 
 
 def damaged(monkeypatch, method):
