@@ -59,6 +59,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, help="directory of the result (loadtest/results/gpu, with a GPU)")
     parser.add_argument("--models", type=Path, help="directory of built models (.cache/speed-models)")
     parser.add_argument("--packs", type=Path, default=ROOT / ".gpu", help="what make gpu-pack gathered (.gpu)")
+    parser.add_argument("--revision", help="of what is checked, for the result where git cannot tell it")
     parser.add_argument("--list", action="store_true", help="only print the checks")
     args = parser.parse_args()
     known = checks()
@@ -95,6 +96,7 @@ def main() -> int:
         say(f"{args.packs}: {error}; --packs names another directory, which need not exist")
         return 2
     machine = {"date": datetime.now().astimezone().isoformat("T", "seconds"), **facts(environ)}
+    machine["revision"] = machine.get("revision") or args.revision
     gpu = machine["gpu"]
     say(f"{gpu or 'no NVIDIA GPU'}; driver {machine['driver']}, CUDA {machine['driver_cuda']}")
     path = None
