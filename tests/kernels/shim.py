@@ -40,18 +40,22 @@ def headers() -> Path:
     return Path(folder)
 
 
+def build(source: str, text: str, folder: Path) -> Path:
+    """A library of a source's kernels, which host_shim/entry.hpp has by name."""
+    (folder / f"{source}.cu").write_text(text)
+    entries = "".join(f"KERNEL({kernel});\n" for kernel in cubins.KERNELS[source])
+    (folder / f"{source}.cpp").write_text(f'#include "entry.hpp"\n#include "{source}.cu"\n{entries}')
+    include = [f"-I{headers()}", f"-I{cubins.HERE / 'cuda'}"]
+    compile_in(folder, *include, "-shared", "-o", f"{source}.so", f"{source}.cpp")
+    return folder / f"{source}.so"
+
+
 class Library:
     """A compiled source. Its kernels are called as a driver calls them: with the addresses of their arguments."""
 
     def __init__(self, source: str, text: str) -> None:
         with tempfile.TemporaryDirectory(prefix="headrace-kernels-") as folder:
-            here = Path(folder)
-            (here / f"{source}.cu").write_text(text)
-            entries = "".join(f"KERNEL({kernel});\n" for kernel in cubins.KERNELS[source])
-            (here / "library.cpp").write_text(f'#include "entry.hpp"\n#include "{source}.cu"\n{entries}')
-            include = [f"-I{headers()}", f"-I{cubins.HERE / 'cuda'}"]
-            compile_in(here, *include, "-shared", "-o", "library.so", "library.cpp")
-            self._library = ctypes.CDLL(str(here / "library.so"))  # stays when its file has gone
+            self._library = ctypes.CDLL(str(build(source, text, Path(folder))))  # stays when its file has gone
         self._library.kernel_signature.restype = self._library.kernel_run.restype = ctypes.c_char_p
 
     def signature(self, kernel: str) -> str:
