@@ -56,14 +56,9 @@ def throughput(context: Context, name: str, output: str, share: float, *, graphs
     if context.cpu:
         return compared(context, name, output, 'backend = "onnxruntime"', bare, share)
     how = f'backend = "{known("onnxruntime-cuda")}"\n[backend_options]\ndevices = [{context.device}]\n'
-    if graphs:  # ONNX Runtime plans convolutions anew whenever a batch has another size than the last; graphs do not
-        how += f"cuda_graphs = true\nbatch_buckets = {buckets(bare.batch)}\n"
+    if graphs:  # of one size: ONNX Runtime plans convolutions anew whenever a batch has another size than the last
+        how += f"cuda_graphs = true\nbatch_buckets = [{bare.batch}]\n"
     return compared(context, name, output, how, bare, share)
-
-
-def buckets(most: int) -> list[int]:
-    """For one row, for what is left over, and for whole batches: each is planned and recorded for each of two lanes."""
-    return sorted({1, max(1, most // 2), most})
 
 
 def throughput_of_backend(context: Context, backend: str, name: str, output: str, share: float) -> Figures:

@@ -108,11 +108,6 @@ def test_a_graph_has_to_be_quicker():
     assert caught.value.figures["plain_p50_us"] == 900
 
 
-@pytest.mark.parametrize(("most", "expected"), [(128, [1, 64, 128]), (2, [1, 2]), (1, [1])])
-def test_the_server_has_buckets_for_one_row_for_a_rest_and_for_whole_batches(most, expected):
-    assert speed.buckets(most) == expected
-
-
 def test_a_model_that_was_not_loaded_is_told_with_the_servers_words(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", ":".join(str(environment.ROOT / source) for source in ("server", "loadtest")))
     broken = tmp_path / "broken.onnx"
