@@ -28,7 +28,7 @@ from collections import Counter
 from datetime import datetime
 from pathlib import Path
 
-from gpu_check import results
+from gpu_check import nvidia, results
 from gpu_check.context import DRAWINGS, ROOT, Context
 from gpu_check.environment import BadPack, lay_cubins, unpack, variables
 from gpu_check.registry import checks
@@ -103,6 +103,8 @@ def main() -> int:
     if args.results or (gpu and not args.cpu):
         name = results.file_name(str(machine["date"]), "cpu" if args.cpu or not gpu else str(gpu))
         path = results.free_path(args.results or ROOT / "loadtest/results/gpu", name)
+    if not args.cpu:
+        nvidia.keep_awake(args.device)
     settings = {"seconds": args.seconds, "measure": args.measure, "cpu": args.cpu, "only": args.only}
     with tempfile.TemporaryDirectory(prefix="headrace-gpu-check-") as scratch:
 

@@ -320,6 +320,18 @@ def test_the_driver_tells_the_name_too(status, name):
     assert nvidia.driver_name(driver) == name
 
 
+@pytest.mark.parametrize(("refused", "awake"), [(None, True), ("cuInit", False), ("cuDevicePrimaryCtxRetain", False)])
+def test_a_gpu_is_kept_awake_where_there_is_one(refused, awake):
+    asked = []
+
+    class Driver:
+        def __getattr__(self, name):
+            return lambda *arguments: (asked.append(name), int(name == refused))[1]
+
+    assert nvidia.keep_awake(0, Driver()) is awake
+    assert ("cuDevicePrimaryCtxRetain" in asked) == (refused != "cuInit")
+
+
 def test_nvidia_smi_is_read():
     line = "NVIDIA H100 80GB HBM3, GPU-1, 580.65.06, 81559 MiB, 9.0, 700.00 W, 1980 MHz, P0\n"
     (gpu,) = nvidia.parsed(line)
