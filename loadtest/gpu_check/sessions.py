@@ -20,15 +20,17 @@ if TYPE_CHECKING:
 
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
+EXACT = {"use_tf32": "0"}
+"""For what is compared in FP32. Not for FP16: what it rules out are kernels of tensor cores, which FP16 needs too."""
 
 
 def opened(model: Path | bytes, context: Context, **options: str) -> ort.InferenceSession:
     """A session on the GPU, or on the processor for a run without one. options: of the CUDA provider.
 
-    TF32 is off, and kernels of convolutions are chosen as the server's backend has it, unless `options` says otherwise.
-    Raises Skip where ONNX Runtime was built without CUDA, and Failed where the model would not run on the GPU: by
-    itself ONNX Runtime says so in its log and runs it elsewhere, and its Python class makes another session on the
-    processor when a run fails.
+    Kernels of convolutions are chosen as the server's backend has it, unless `options` says otherwise. Raises Skip
+    where ONNX Runtime was built without CUDA, and Failed where the model would not run on the GPU: by itself ONNX
+    Runtime says so in its log and runs it elsewhere, and its Python class makes another session on the processor when a
+    run fails.
     """
     from headrace.backends.onnxruntime.placement import NOT_FOR_GPUS
 
@@ -41,7 +43,7 @@ def opened(model: Path | bytes, context: Context, **options: str) -> ort.Inferen
     if CUDA not in ort.get_available_providers():
         raise Skip(f"onnxruntime {ort.__version__} was built without CUDA: onnxruntime-gpu is needed")
     settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    told = {"device_id": str(context.device), "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", **options}
+    told = {"device_id": str(context.device), "cudnn_conv_algo_search": "HEURISTIC", **options}
     provider = (CUDA, told)
     more = {"enable_fallback": 0, "disabled_optimizers": NOT_FOR_GPUS}
     try:

@@ -21,7 +21,7 @@ def ort_cuda(context: Context) -> Figures:
     import onnxruntime
 
     from gpu_check.agreement import BOUNDS, error
-    from gpu_check.sessions import on_cpu, opened
+    from gpu_check.sessions import EXACT, on_cpu, opened
     from gpu_check.small_models import convolution, floats, perceptron
 
     figures: dict[str, object] = {
@@ -31,7 +31,7 @@ def ort_cuda(context: Context) -> Figures:
     mlp, images = {"x": floats(BATCH, 1024)}, {"x": floats(2, 3, 64, 64)}
     bad = []
     for what, model, feeds in (("gemm", perceptron(), mlp), ("conv", convolution(), images)):
-        session = opened(model, context)
+        session = opened(model, context, **EXACT)
         figures[f"{what}_error"] = found = error(session.run(None, feeds)[0], on_cpu(model, feeds)[0])
         figures["provider_options"] = session.get_provider_options()
         bad += [] if found <= BOUNDS["fp32"] else [f"{what}: error {found:.3g}"]
@@ -55,12 +55,12 @@ def ort_cuda_graph(context: Context) -> Figures:
 def _bound(context: Context, *, graph: bool) -> Figures:
     from gpu_check.agreement import checked
     from gpu_check.bare import latency_us
-    from gpu_check.sessions import Bound, on_cpu, opened
+    from gpu_check.sessions import EXACT, Bound, on_cpu, opened
     from gpu_check.small_models import floats, perceptron
 
     model = perceptron()
     options = {"enable_cuda_graph": "1"} if graph else {}
-    bound = Bound(opened(model, context, **options), {"x": floats(BATCH, 1024)}, "y", context)
+    bound = Bound(opened(model, context, **EXACT, **options), {"x": floats(BATCH, 1024)}, "y", context)
     if graph:
         bound.graph(1)
     for _ in range(5):  # a graph is captured after two ordinary runs, then replayed
@@ -79,14 +79,14 @@ def ort_user_stream(context: Context) -> Figures:
     import onnxruntime
 
     from gpu_check.agreement import checked
-    from gpu_check.sessions import on_cpu, opened
+    from gpu_check.sessions import EXACT, on_cpu, opened
     from gpu_check.small_models import floats, perceptron
     from headrace.backends.staging import Lane
     from headrace.messages import TensorSpec
 
     model, feeds = perceptron(), floats(BATCH, 1024)
     with closing(Lane(context.open_device(), [feeds.nbytes], [feeds.nbytes])) as lane:
-        session = opened(model, context, user_compute_stream=str(lane.stream.handle))
+        session = opened(model, context, user_compute_stream=str(lane.stream.handle), **EXACT)
         binding, options = session.io_binding(), onnxruntime.RunOptions()
         binding.bind_input("x", "cuda", context.device, np.float32, feeds.shape, lane.inputs[0].pointer)
         binding.bind_output("y", "cuda", context.device, np.float32, feeds.shape, lane.outputs[0].pointer)

@@ -162,10 +162,10 @@ def _computation(lane: Lane, context: Context) -> Callable[[], None]:
     import numpy as np
     import onnxruntime
 
-    from gpu_check.sessions import opened
+    from gpu_check.sessions import EXACT, opened
     from gpu_check.small_models import perceptron
 
-    session = opened(perceptron(WIDTH), context, user_compute_stream=str(lane.stream.handle))
+    session = opened(perceptron(WIDTH), context, user_compute_stream=str(lane.stream.handle), **EXACT)
     binding, options = session.io_binding(), onnxruntime.RunOptions()
     shape = (ROWS, WIDTH)
     binding.bind_input("x", "cuda", context.device, np.float32, shape, lane.inputs[0].pointer)
