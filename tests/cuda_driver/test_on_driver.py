@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from kernels.shim import build, needs_compiler
 
-from gpu_check.checks import device
 from gpu_check.registry import checks
 from gpu_check.results import PASS
 from headrace_kernels import cubins
@@ -22,7 +21,7 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("gcc") is None or sys.platform != "linux", reason="no gcc, or not Linux"),
 ]
 ROOT = Path(__file__).parents[2]
-DEVICE_CHECKS = [name for name, check in checks().items() if check.run.__module__ == device.__name__]
+DEVICE_CHECKS = [name for name, check in checks().items() if check.run.__module__ == "gpu_check.checks.device"]
 
 
 @pytest.fixture(scope="module")
