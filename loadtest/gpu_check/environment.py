@@ -102,6 +102,8 @@ def variables(root: Path, site: Path | None, environ: Mapping[str, str]) -> dict
         # Engines that TensorRT builds are kept here, and not in the home of whoever runs this.
         "XDG_CACHE_HOME": plain.get("XDG_CACHE_HOME", str(root / ".cache/gpu-check")),
         "PYTHONUNBUFFERED": "1",
+        # The servers that checks start are on loopback, whatever proxy leads out of here.
+        "no_proxy": "127.0.0.1",
     }
 
 

@@ -203,6 +203,7 @@ def test_the_environment_of_checks(tmp_path):
     assert found["CUDA_MODULE_LOADING"] == "LAZY"
     assert found["HOME"] == "/home"
     assert found["XDG_CACHE_HOME"] == f"{root}/.cache/gpu-check"
+    assert found["no_proxy"] == "127.0.0.1"
     assert "HEADRACE_LOG_LEVEL" not in found
 
 
