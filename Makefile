@@ -60,11 +60,11 @@ overload: .venv/test.done ## what is answered in time when too much is asked, ag
 	PYTHONPATH=loadtest .venv/bin/python -m overload $(ARGS)
 
 # It installs nothing, so that it runs where there is no network, nor a .venv.
-gpu-check: ## check and measure what needs a GPU, within 12 minutes; ARGS="--list", "--only overlap", "--cpu"
+gpu-check: ## check and measure what needs a GPU, within 9.5 minutes; ARGS="--list", "--only overlap", "--cpu"
 	PYTHONPATH=loadtest:server:kernels $(or $(wildcard .venv/bin/python),$(PYTHON)) -m gpu_check $(ARGS)
 
-gpu-pack: .venv/test.done ## gather in .gpu/ what gpu-check needs on a machine without a network; ARGS="--arch 89"
-	PYTHONPATH=loadtest:server .venv/bin/python -m gpu_check.pack $(ARGS)
+gpu-pack: .venv/test.done .venv/cubins.done ## gather in .gpu/ what gpu-check needs on a machine without a network; ARGS="--arch 89"
+	PYTHONPATH=loadtest:server:kernels .venv/bin/python -m gpu_check.pack $(ARGS)
 
 wheel: .venv/test.done .venv/cubins.done ## build dist/headrace-*.whl
 	.venv/bin/hatchling build -t wheel

@@ -9,6 +9,8 @@ import numpy as np
 from gpu_check.registry import Failed
 
 if TYPE_CHECKING:
+    from gpu_check.registry import Figures
+
     Array = np.ndarray[Any, Any]
 
 BOUNDS = {"fp32": 1e-3, "fp16": 0.02, "int8": 0.5}
@@ -24,9 +26,10 @@ def error(got: Array, want: Array) -> float:
     return float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted - common))
 
 
-def checked(got: Array, want: Array, precision: str, what: str = "the output") -> float:
-    """The error. Raises Failed where it is above the bound of this precision, or not a number."""
+def checked(got: Array, want: Array, precision: str, what: str = "the output", figures: Figures | None = None) -> float:
+    """The error. Raises Failed, with the figures so far, where it is above the precision's bound, or not a number."""
     found = error(got, want)
     if not found <= BOUNDS[precision]:
-        raise Failed(f"{what}: error {found:.3g}, expected at most {BOUNDS[precision]}", {"error": found})
+        text = f"{what}: error {found:.3g}, expected at most {BOUNDS[precision]}"
+        raise Failed(text, {**(figures or {}), "error": found})
     return found

@@ -7,7 +7,7 @@ from statistics import median, quantiles
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpu_check.loaded import Loaded
-from gpu_check.sessions import Bound, opened
+from gpu_check.sessions import Bound, as_served, opened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -31,8 +31,8 @@ class Best(NamedTuple):
 
 
 def best(name: str, output: str, context: Context, seconds: float, batches: Iterable[int] = BATCHES) -> Best:
-    """The model on one session, each batch size for `seconds`."""
-    session = opened(context.model(name), context)
+    """The model on one session, with the options that the server has, each batch size for `seconds`."""
+    session = opened(context.model(name), context, **as_served(context))
     rates = {}
     for batch in batches:
         bound = Bound(session, context.sizes.feeds(name, batch), output, context)

@@ -1,6 +1,6 @@
 """The environment that checks run in: this repository's sources, what was packed for this machine, CUDA's libraries.
 
-Needs the standard library alone, and changes nothing outside of the packs' directory.
+Needs the standard library alone. Outside of the packs' directory it only adds cubins where `make kernels` has them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ SOURCES = ("server", "loadtest", "kernels")
 PARTS = "ort.tar.xz."
 PYTHON = "python.txt"
 """In the packs' directory: for which Python they are, such as 3.12."""
+CUBINS = "cubins"
+"""In the packs' directory: machine code of this repository's own kernels."""
+CUBINS_AT = Path("kernels/headrace_kernels/cubins")
+"""Where it is looked for, in the repository, which git ignores."""
 MANIFEST = "ort.json"
 """Beside each part: `parts`, how many there are, and `sha256` of all of them joined."""
 
@@ -69,6 +73,18 @@ def _unpack_parts(parts: list[Path], site: Path) -> None:
         archive.extractall(site, filter="data")
 
 
+def lay_cubins(packs: Path, root: Path) -> None:
+    """Puts the cubins that were packed, and are not there, to where the kernels look for them.
+
+    Their names tell what they were built from, so that none is mistaken for another source's.
+    """
+    for cubin in packs.glob(f"{CUBINS}/*.cubin"):
+        place = root / CUBINS_AT / cubin.name
+        if not place.exists():
+            place.parent.mkdir(exist_ok=True)
+            shutil.copyfile(cubin, place)
+
+
 def variables(root: Path, site: Path | None, environ: Mapping[str, str]) -> dict[str, str]:
     """The environment variables of the checks: `environ`, with the sources and `site` first on Python's path.
 
@@ -86,6 +102,8 @@ def variables(root: Path, site: Path | None, environ: Mapping[str, str]) -> dict
         # Engines that TensorRT builds are kept here, and not in the home of whoever runs this.
         "XDG_CACHE_HOME": plain.get("XDG_CACHE_HOME", str(root / ".cache/gpu-check")),
         "PYTHONUNBUFFERED": "1",
+        # The servers that checks start are on loopback, whatever proxy leads out of here.
+        "no_proxy": "127.0.0.1",
     }
 
 

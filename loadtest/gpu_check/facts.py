@@ -11,6 +11,7 @@ from compare import machine
 from gpu_check import nvidia
 
 PACKAGES = (
+    "cuda-bindings",
     "cuda-core",
     "grpcio",
     "headrace",

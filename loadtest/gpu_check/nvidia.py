@@ -23,6 +23,24 @@ def gpu_count() -> int:
     return count.value
 
 
+def keep_awake(number: int, driver: Any = None) -> bool:  # noqa: ANN401 - a ctypes.CDLL or a fake of it
+    """Holds a context on a GPU for as long as this process lives; whether it could (cuDevicePrimaryCtxRetain).
+
+    Where nothing else does, and persistence mode is off, the driver sets the GPU up anew for each process that comes,
+    which takes seconds. driver: for tests.
+    """
+    try:
+        driver = driver or ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    device, context = ctypes.c_int(), ctypes.c_void_p()
+    return not (
+        driver.cuInit(0)
+        or driver.cuDeviceGet(ctypes.byref(device), number)
+        or driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
+    )
+
+
 def gpus() -> list[dict[str, str]]:
     """What nvidia-smi says of each GPU, by its own names of fields; empty where there is none, or no nvidia-smi."""
     try:

@@ -5,7 +5,8 @@
     make gpu-pack ARGS="--solo"               with all of its code; more than one transfer
     make gpu-pack ARGS="--bundle gpu.tar"     also one file of the project and the packs
 
-It writes .gpu/wheels/, the packages that the machine lacks, and .gpu/partN/, onnxruntime-gpu: the wheel of 244 MiB
+It writes .gpu/wheels/, the packages that the machine lacks; .gpu/cubins/, the machine code of our own kernels, which
+`make kernels` has made and git ignores; and .gpu/partN/, onnxruntime-gpu: the wheel of 244 MiB
 holds machine code for six architectures; that of all but one is overwritten with zeros, which compress away. Code that
 exists for this architecture alone is zeroed too, unless --solo is given: on 90 these are CUTLASS kernels for mixed
 types and mixture of experts, so never judge MatMulNBits or QMoE by a pack without it. Models are not packed: `make
@@ -32,8 +33,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpu_check.context import ROOT
-from gpu_check.environment import MANIFEST, PARTS, PYTHON
+from gpu_check.environment import CUBINS, MANIFEST, PARTS, PYTHON
 from gpu_check.fatbins import NoCode, entries, prune, table
+from headrace_kernels import cubins
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -98,6 +100,15 @@ def pack_ort(wheel: Path, out: Path, arch: int, part_bytes: int, *, drop_solo: b
         return split(archive, out, part_bytes)
 
 
+def pack_cubins(out: Path, arch: int, built: Path = cubins.HERE / "cubins") -> list[Path]:
+    """Copies the newest code of our kernels that runs on the architecture to out/cubins. Raises NoCode."""
+    found = {source: cubins.choose(source, divmod(arch, 10), built) for source in cubins.KERNELS}
+    if missing := [source for source, path in found.items() if path is None]:
+        raise NoCode(f"no code of {', '.join(missing)} for architecture {arch}: make kernels builds it")
+    (out / CUBINS).mkdir(parents=True, exist_ok=True)
+    return [Path(shutil.copy(path, out / CUBINS)) for path in found.values() if path is not None]
+
+
 def split(archive: Path, out: Path, part_bytes: int) -> list[Path]:
     """Cuts the archive into the fewest parts of at most so many bytes, of nearly equal size."""
     for old in out.glob("part*"):
@@ -154,14 +165,15 @@ def main() -> int:
     download(OLDEST, args.out / "wheels", args.python, constraints="/dev/null")
     (args.out / PYTHON).write_text(f"{args.python}\n")
     try:
+        kernels = pack_cubins(args.out, args.arch)
         parts = pack_ort(wheel, args.out, args.arch, args.part_mib << 20, drop_solo=not args.solo)
     except NoCode as error:
-        print(f"{wheel.name}: {error}", file=sys.stderr)
+        print(f"{wheel.name} and our kernels: {error}", file=sys.stderr)
         return 1
     if args.bundle:
         bundle(args.bundle, args.out)
     project = sum((ROOT / path).stat().st_size for path in tracked())
-    wheels = sum(path.stat().st_size for path in (args.out / "wheels").iterdir())
+    wheels = sum(path.stat().st_size for path in (*(args.out / "wheels").iterdir(), *kernels))
     largest = max(part.stat().st_size for part in parts)
     print(
         f"project {project / 2**20:.1f} MiB, wheels {wheels / 2**20:.1f} MiB, {len(parts)} x {largest / 2**20:.1f} MiB"

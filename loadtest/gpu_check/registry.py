@@ -41,7 +41,10 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Check:
-    """needs: modules. seconds: about how long it takes on a GPU. on_cpu: whether it also runs without one (`--cpu`)."""
+    """needs: modules. seconds: about how long it takes on a GPU, its process's start included.
+
+    on_cpu: whether it also runs without one (`--cpu`).
+    """
 
     name: str
     title: str

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from gpu_check.registry import Figures
 
 PASS, FAIL, SKIP = "PASS", "FAIL", "SKIP"
+SHOWN = 200
+"""Characters of a figure that are printed."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,14 @@ class Outcome:
 
     def __str__(self) -> str:
         """A line, and one for each figure."""
-        reason = f": {self.reason}" if self.reason else ""
+        reason = f": {self.reason[:2000]}" if self.reason else ""
         figures = "".join(f"\n    {name} = {_shown(value)}" for name, value in self.figures.items())
         return f"{self.status} {self.name}{reason} ({self.seconds:.1f} s){figures}"
 
 
 def _shown(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..., all of it in the result"
 
 
 def file_name(date: str, gpu: str) -> str:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gpu_check.context import Context
     from gpu_check.registry import Check
 
-PATIENCE = 4
+PATIENCE = 3
 """How many times as long as it should a check may take."""
 OUTPUT = 4000
 """Characters of a failed check's output that are kept, from its end."""
@@ -31,7 +31,8 @@ OUTPUT = 4000
 class Runner:
     """deadline, clock: monotonic seconds. environ: of the processes. kept: called with all outcomes after each.
 
-    command: makes one check; called with its name, and the files of its context and of its outcome.
+    command: makes one check; called with its name, and the files of its context and of its outcome. least: seconds that
+    even the shortest check is given, for the first may have to wait until CUDA's libraries are read.
     """
 
     context: Context
@@ -41,6 +42,7 @@ class Runner:
     say: Callable[[str], None]
     clock: Callable[[], float] = time.monotonic
     command: Sequence[str] = (sys.executable, "-m", "gpu_check.child")
+    least: float = 40
     outcomes: list[Outcome] = field(default_factory=list)
 
     def run(self, checks: Iterable[Check]) -> list[Outcome]:
@@ -53,7 +55,7 @@ class Runner:
                 )
             else:
                 self.say(f"... {check.name}: {check.title}")
-                outcome = self._process(check, min(left, PATIENCE * check.seconds))
+                outcome = self._process(check, min(left, max(self.least, PATIENCE * check.seconds)))
             self.say(str(outcome))
             self.outcomes.append(outcome)
             self.kept(self.outcomes)

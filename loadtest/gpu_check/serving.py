@@ -71,7 +71,11 @@ def write_model(repository: Path, name: str, model: Path, configuration: str) ->
 
 @contextmanager
 def serving(repository: Path, scratch: Path) -> Iterator[Running]:
-    """Runs the server for the length of the block. Raises Failed, with the end of its log, if it does not get ready."""
+    """Runs the server for the length of the block.
+
+    Raises Failed, with the end of its log, if it does not get ready, or a model of the repository was not loaded; and
+    has a Failed of the block's own end with that too.
+    """
     grpc_port, http_port = free_ports(2)
     log = scratch / "server.log"
     code = "import sys; from headrace.__main__ import main; sys.exit(main())"
@@ -86,7 +90,13 @@ def serving(repository: Path, scratch: Path) -> Iterator[Running]:
     try:
         running = Running(f"127.0.0.1:{grpc_port}", f"http://127.0.0.1:{http_port}", process.pid, log)
         _await_ready(process, running)
-        yield running
+        for model in repository.iterdir():
+            if not _is_ready(f"{running.http}/v2/models/{model.name}/ready"):
+                raise Failed(f"{model.name} was not loaded:\n{_end_of(log)}")
+        try:
+            yield running
+        except Failed as failed:
+            raise Failed(f"{failed}; the server's last words:\n{_end_of(log)}", failed.figures) from failed
         if process.poll() is not None:
             raise Failed(f"the server ended under load with {process.returncode}:\n{_end_of(log)}")
     finally:
@@ -100,7 +110,7 @@ def serving(repository: Path, scratch: Path) -> Iterator[Running]:
 
 def _await_ready(process: subprocess.Popen[bytes], server: Running) -> None:
     deadline = time.monotonic() + READY_SECONDS
-    while not _is_ready(server.http):
+    while not _is_ready(f"{server.http}/v2/health/ready"):
         if process.poll() is not None:
             raise Failed(f"the server ended with {process.returncode}:\n{_end_of(server.log)}")
         if time.monotonic() > deadline:
@@ -108,9 +118,9 @@ def _await_ready(process: subprocess.Popen[bytes], server: Running) -> None:
         time.sleep(0.1)
 
 
-def _is_ready(http: str) -> bool:
+def _is_ready(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{http}/v2/health/ready", timeout=2) as reply:
+        with urllib.request.urlopen(url, timeout=2) as reply:
             return bool(reply.status == 200)
     except OSError:
         return False

@@ -20,14 +20,20 @@ if TYPE_CHECKING:
 
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
+EXACT = {"use_tf32": "0"}
+"""For what is compared in FP32. Not for FP16: what it rules out are kernels of tensor cores, which FP16 needs too."""
 
 
 def opened(model: Path | bytes, context: Context, **options: str) -> ort.InferenceSession:
     """A session on the GPU, or on the processor for a run without one. options: of the CUDA provider.
 
-    TF32 is off unless `options` says otherwise. Raises Skip where ONNX Runtime was built without CUDA, and Failed
-    where the model would not run on the GPU: by itself ONNX Runtime says so in its log and runs it elsewhere.
+    Kernels of convolutions are chosen as the server's backend has it, unless `options` says otherwise. Raises Skip
+    where ONNX Runtime was built without CUDA, and Failed where the model would not run on the GPU: by itself ONNX
+    Runtime says so in its log and runs it elsewhere, and its Python class makes another session on the processor when a
+    run fails.
     """
+    from headrace.backends.onnxruntime.placement import NOT_FOR_GPUS
+
     ort.set_default_logger_severity(3)
     source = model if isinstance(model, bytes) else str(model)
     settings = ort.SessionOptions()
@@ -37,17 +43,28 @@ def opened(model: Path | bytes, context: Context, **options: str) -> ort.Inferen
     if CUDA not in ort.get_available_providers():
         raise Skip(f"onnxruntime {ort.__version__} was built without CUDA: onnxruntime-gpu is needed")
     settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    provider = (CUDA, {"device_id": str(context.device), "use_tf32": "0", **options})
+    told = {"device_id": str(context.device), "cudnn_conv_algo_search": "HEURISTIC", **options}
+    provider = (CUDA, told)
+    more = {"enable_fallback": 0, "disabled_optimizers": NOT_FOR_GPUS}
     try:
-        session = ort.InferenceSession(source, settings, providers=[provider])
+        session = ort.InferenceSession(source, settings, providers=[provider], **more)
     except Exception as error:  # of the module's own classes, which have no base but this
         if "fallback" not in str(error):
             raise
         # Nodes that only compute shapes belong on the processor; without the entry ONNX Runtime puts them there.
-        session = ort.InferenceSession(source, providers=[provider, CPU])
+        session = ort.InferenceSession(source, providers=[provider, CPU], **more)
     if session.get_providers()[0] != CUDA:
         raise Failed(f"the session runs on {session.get_providers()[0]}, expected {CUDA}")
     return session
+
+
+def as_served(context: Context) -> dict[str, str]:
+    """Options of the CUDA provider as the server's backend has them where nobody asks for others, its stream apart."""
+    from headrace.backends.onnxruntime.gpu_options import CudaOptions, cuda_provider
+
+    options = cuda_provider(CudaOptions(), context.device, stream=0)
+    del options["user_compute_stream"]
+    return options
 
 
 def on_cpu(model: Path | bytes, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> list[Array]:

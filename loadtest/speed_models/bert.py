@@ -1,7 +1,9 @@
 """BERT as PyTorch's exporter writes it (Devlin et al. 2018, arXiv:1810.04805), with random weights or given ones.
 
 The order of the nodes is that in which ONNX Runtime's AttentionFusion, GeluFusion and SkipLayerNormFusion look for
-them. Token types are left out: all are 0, which is one constant in the embeddings.
+them. In FP16 AttentionFusion fails (ONNX Runtime 1.31): it reads the mask's constant as FP32. So attention can also be
+written as the operator that it would have become, which is what ONNX Runtime's own tool for transformers does. Token
+types are left out: all are 0, which is one constant in the embeddings.
 """
 
 from __future__ import annotations
@@ -10,9 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from onnx import helper
+from onnx import TensorProto, helper
 
-from speed_models.graph import Graph, tensor
+from speed_models.graph import MICROSOFT, Graph, tensor
 
 if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto
@@ -67,7 +69,8 @@ class Random:
 class Bert:
     """layers, heads: of the encoder. width: of a token, a multiple of heads. positions: the longest sequence.
 
-    epsilon: of layer normalization. BERT's own, 1e-12, is 0 in FP16.
+    epsilon: of layer normalization. BERT's own, 1e-12, is 0 in FP16. fused: attention is ONNX Runtime's operator, which
+    nothing else reads.
     """
 
     layers: int = 12
@@ -76,6 +79,7 @@ class Bert:
     vocabulary: int = 30_522
     positions: int = 512
     epsilon: float = 1e-5
+    fused: bool = False
 
     def build(self, dtype: type[np.floating[Any]] = np.float32) -> ModelProto:
         """`input_ids`, `attention_mask` INT64 [N,S] -> `last_hidden_state` [N,S,width], `pooler_output` [N,width].
@@ -111,7 +115,7 @@ class Bert:
         Returns the name of the last hidden state, [N,S,width] of the graph's type.
         """
         at = self._embeddings(graph, weights)
-        mask = _mask(graph)
+        mask = _whole_numbers(graph) if self.fused else _mask(graph)
         for number in range(self.layers):
             at = self._attention(graph, weights, f"encoder.layer.{number}.attention", at, mask)
             at = self._dense(graph, weights, f"encoder.layer.{number}", at)
@@ -127,22 +131,33 @@ class Bert:
         return self._norm(graph, weights, "embeddings.LayerNorm", graph.known(whole, "N", "S", self.width))
 
     def _attention(self, graph: Graph, weights: Weights, name: str, at: str, mask: str) -> str:
+        parts = [weights.linear(f"{name}.self.{part}", self.width, self.width) for part in ("query", "key", "value")]
+        mixed = (self._mixed_at_once if self.fused else self._mixed)(graph, at, mask, parts)
+        matrix, bias = weights.linear(f"{name}.output.dense", self.width, self.width)
+        out = graph.op("Add", graph.op("MatMul", mixed, matrix), bias)
+        return self._norm(graph, weights, f"{name}.output.LayerNorm", graph.op("Add", out, at))
+
+    def _mixed(self, graph: Graph, at: str, mask: str, parts: list[tuple[str, str]]) -> str:
+        """Values by their shares of attention, [N,S,width]. parts: weights and bias of queries, keys and values."""
         heads = graph.constant([0, 0, self.heads, self.width // self.heads], np.int64)
 
-        def projected(part: str, order: list[int]) -> str:
-            matrix, bias = weights.linear(f"{name}.self.{part}", self.width, self.width)
+        def projected(part: tuple[str, str], order: list[int]) -> str:
+            matrix, bias = part
             whole = graph.op("Add", graph.op("MatMul", at, matrix), bias)
             return graph.op("Transpose", graph.op("Reshape", whole, heads), perm=order)
 
-        query, key = projected("query", [0, 2, 1, 3]), projected("key", [0, 2, 3, 1])
-        value = projected("value", [0, 2, 1, 3])
+        query, key = projected(parts[0], [0, 2, 1, 3]), projected(parts[1], [0, 2, 3, 1])
+        value = projected(parts[2], [0, 2, 1, 3])
         scores = graph.op("Div", graph.op("MatMul", query, key), graph.constant((self.width / self.heads) ** 0.5))
         shares = graph.op("Softmax", graph.op("Add", scores, mask), axis=3)
         mixed = graph.op("Transpose", graph.op("MatMul", shares, value), perm=[0, 2, 1, 3])
-        joined = graph.op("Reshape", mixed, graph.constant([0, 0, self.width], np.int64))
-        matrix, bias = weights.linear(f"{name}.output.dense", self.width, self.width)
-        out = graph.op("Add", graph.op("MatMul", joined, matrix), bias)
-        return self._norm(graph, weights, f"{name}.output.LayerNorm", graph.op("Add", out, at))
+        return graph.op("Reshape", mixed, graph.constant([0, 0, self.width], np.int64))
+
+    def _mixed_at_once(self, graph: Graph, at: str, mask: str, parts: list[tuple[str, str]]) -> str:
+        """The same by one operator. Its weights are joined when the model is loaded: constants are folded."""
+        matrices, biases = zip(*parts, strict=True)
+        matrix, bias = graph.op("Concat", *matrices, axis=1), graph.op("Concat", *biases, axis=0)
+        return graph.op("Attention", at, matrix, bias, mask, num_heads=self.heads, domain=MICROSOFT)
 
     def _dense(self, graph: Graph, weights: Weights, name: str, at: str) -> str:
         """Two matrices with GELU between them, by the error function."""
@@ -163,6 +178,11 @@ class Bert:
         scale, shift = weights.norm(name, self.width)
         scaled = graph.op("Mul", graph.op("Div", centred, deviation), scale)
         return graph.op("Add", scaled, shift)
+
+
+def _whole_numbers(graph: Graph) -> str:
+    """[N,S] of 1 and 0, INT32."""
+    return graph.op("Cast", "attention_mask", to=TensorProto.INT32)
 
 
 def _mask(graph: Graph) -> str:

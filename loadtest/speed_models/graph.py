@@ -22,6 +22,9 @@ OPSET = 13
 IR_VERSION = 7
 """What ONNX 1.8, which has opset 13, writes; every runtime that takes the opset takes it."""
 
+MICROSOFT = "com.microsoft"
+"""The domain of ONNX Runtime's own operators."""
+
 ELEMENTS = {
     np.dtype(np.float32): TensorProto.FLOAT,
     np.dtype(np.float16): TensorProto.FLOAT16,
@@ -77,9 +80,10 @@ class Graph:
     def model(self, name: str, inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto]) -> ModelProto:
         """The checked model."""
         graph = helper.make_graph(self._nodes, name, list(inputs), list(outputs), self._weights, value_info=self._known)
-        return finished(
-            helper.make_model(graph, opset_imports=[helper.make_opsetid("", self._opset)], ir_version=IR_VERSION)
-        )
+        opsets = [helper.make_opsetid("", self._opset)]
+        if any(node.domain == MICROSOFT for node in self._nodes):
+            opsets.append(helper.make_opsetid(MICROSOFT, 1))
+        return finished(helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION))
 
 
 def tensor(name: str, dtype: Any, *shape: int | str) -> ValueInfoProto:  # noqa: ANN401 - as NumPy's

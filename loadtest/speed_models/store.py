@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +32,7 @@ NAMES = (
     "bert-fp32",
     "bert-fp16",
 )
-"""-u8: with `image`, UINT8 [N,height,width,3], for input."""
+"""-u8: with `image`, UINT8 [N,height,width,3], for input. bert-fp16 is for ONNX Runtime alone: see `Bert.fused`."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def build(name: str, sizes: Sizes) -> ModelProto:
     kind, precision, *u8 = name.split("-")
     dtype = np.float16 if precision == "fp16" else np.float32
     if kind == "bert":
-        return sizes.bert.build(dtype)
+        return replace(sizes.bert, fused=precision == "fp16").build(dtype)
     model = sizes.resnet.build(dtype)
     if precision == "int8":
         model = quantized(model, _calibration(sizes))

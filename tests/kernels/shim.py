@@ -40,18 +40,22 @@ def headers() -> Path:
     return Path(folder)
 
 
+def build(source: str, text: str, folder: Path) -> Path:
+    """A library of a source's kernels, which host_shim/entry.hpp has by name."""
+    (folder / f"{source}.cu").write_text(text)
+    entries = "".join(f"KERNEL({kernel});\n" for kernel in cubins.KERNELS[source])
+    (folder / f"{source}.cpp").write_text(f'#include "entry.hpp"\n#include "{source}.cu"\n{entries}')
+    include = [f"-I{headers()}", f"-I{cubins.HERE / 'cuda'}"]
+    compile_in(folder, *include, "-shared", "-o", f"{source}.so", f"{source}.cpp")
+    return folder / f"{source}.so"
+
+
 class Library:
     """A compiled source. Its kernels are called as a driver calls them: with the addresses of their arguments."""
 
     def __init__(self, source: str, text: str) -> None:
         with tempfile.TemporaryDirectory(prefix="headrace-kernels-") as folder:
-            here = Path(folder)
-            (here / f"{source}.cu").write_text(text)
-            entries = "".join(f"KERNEL({kernel});\n" for kernel in cubins.KERNELS[source])
-            (here / "library.cpp").write_text(f'#include "entry.hpp"\n#include "{source}.cu"\n{entries}')
-            include = [f"-I{headers()}", f"-I{cubins.HERE / 'cuda'}"]
-            compile_in(here, *include, "-shared", "-o", "library.so", "library.cpp")
-            self._library = ctypes.CDLL(str(here / "library.so"))  # stays when its file has gone
+            self._library = ctypes.CDLL(str(build(source, text, Path(folder))))  # stays when its file has gone
         self._library.kernel_signature.restype = self._library.kernel_run.restype = ctypes.c_char_p
 
     def signature(self, kernel: str) -> str:
@@ -112,8 +116,8 @@ class Guarded:
         return bool((self._raw[: self._inside.start] == FILL).all() and (self._raw[self._inside.stop :] == FILL).all())
 
 
-def run_on_shim(operation, given, kernels=None, backwards=False) -> dict[str, np.ndarray]:
-    """The arrays after the kernels of an operation have run on copies of `given`.
+def run_on_shim(operation, given, kernels=None, backwards=False, align=1) -> dict[str, np.ndarray]:
+    """The arrays after the kernels of an operation have run on copies of `given`, aligned to `align` at least.
 
     What is not given, and scratch, is full of FILL. Fails if what is only read has changed, or what
     is beyond an array.
@@ -121,7 +125,7 @@ def run_on_shim(operation, given, kernels=None, backwards=False) -> dict[str, np
     memory = {}
     for each in operation.arrays():
         full = np.full(each.nbytes, FILL, np.uint8).view(each.dtype).reshape(each.shape)
-        memory[each.name] = Guarded(given.get(each.name, full), each.align)
+        memory[each.name] = Guarded(given.get(each.name, full), max(each.align, align))
     addresses = {name: guarded.address for name, guarded in memory.items()}
     (kernels or ShimKernels()).bind(operation, addresses)(backwards=backwards)
     for each in operation.arrays():

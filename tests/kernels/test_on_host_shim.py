@@ -19,8 +19,8 @@ generators = st.integers(0, 2**32 - 1).map(np.random.default_rng)
 often = settings(max_examples=60, deadline=None)
 
 
-def assert_agrees(case, backwards):
-    found = run_on_shim(case.operation, case.given, backwards=backwards)
+def assert_agrees(case, backwards, align=1):
+    found = run_on_shim(case.operation, case.given, backwards=backwards, align=align)
     assert disagreement(case.operation, case.expected(), found) is None
 
 
@@ -74,12 +74,37 @@ def test_scatter(rows, length, dtype, item, rng, backwards):
 @often
 @given(
     st.sampled_from([Quantize, Dequantize]), st.lists(st.integers(0, 17), max_size=4), st.data(), reals,
-    st.sampled_from(["int8", "uint8"]), st.booleans(), generators, st.booleans(),
+    st.sampled_from(["int8", "uint8"]), st.booleans(), generators, st.booleans(), st.sampled_from([1, 16]),
 )  # fmt: skip
-def test_quantize_and_dequantize(kind, shape, data, real, quantized, zero_point, rng, backwards):
+def test_quantize_and_dequantize(kind, shape, data, real, quantized, zero_point, rng, backwards, align):
     axis = data.draw(st.none() | st.integers(-len(shape), len(shape) - 1)) if shape else None
     case = cases.quantize(rng, kind(tuple(shape), axis, real, quantized, zero_point))
-    assert_agrees(case, backwards)
+    assert_agrees(case, backwards, align)
+
+
+@pytest.mark.parametrize("shape", [(37, 64), (5, 24, 3), (3, 1000), (2, 8, 1024), (70, 3)])
+@pytest.mark.parametrize("kind", [Quantize, Dequantize])
+@pytest.mark.parametrize("axis", [None, 1])
+def test_rows_of_eights_and_what_is_left_of_them(kind, shape, axis):
+    rng = np.random.default_rng(0)
+    assert_agrees(cases.quantize(rng, kind(shape, axis, "float16", "uint8", zero_point=True)), False, align=16)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 2.0**-60, 0.1, 3.0, 1.01, 1e30])
+def test_quotients_are_those_of_a_division(scale):
+    """Beside every boundary between two integers, and where a product with the reciprocal over- or underflows."""
+    scale = np.float32(scale)
+    x = ((np.arange(-130, 130) + 0.5) * np.float64(scale)).astype(np.float32)
+    steps = [x]
+    for to in (-np.inf, np.inf):
+        near = x
+        for _ in range(3):
+            near = np.nextafter(near, np.float32(to))
+            steps.append(near)
+    x = np.concatenate([*steps, [0, -0.0, 1e-45, -1e38, 3e38]]).astype(np.float32)
+    x = np.resize(x, 2048)
+    case = cases.Case(Quantize(x.shape), {"x": x, "scale": np.array([scale])})
+    assert_agrees(case, False, align=16)
 
 
 @often

@@ -21,15 +21,20 @@ BUGS = [
     ("images", "2u * position + 1u", "2u * position", "corners for centres of pixels"),
     ("images", "1.f / (down.total() * across.total())", "1.f", "weights not normalised"),
     ("images", "start = base = position;", "start = base = 0;", "the first pixel everywhere"),
+    ("images", "(row * place.width + column)", "(row * place.width)", "the first pixel of each row"),
+    ("images", "swap ? CHANNELS - 1 - c : c", "c", "channels of what is as it is not swapped"),
     ("images", "swap ? sum[CHANNELS - 1 - c] : sum[c]", "sum[c]", "channels not swapped"),
     ("images", "place.offset + ", "", "always the first image"),
     ("images", "row >= 0 && row < place.resized_height", "row >= 0", "no padding below"),
     ("images", "blockIdx.z * (CHANNELS * plane)", "blockIdx.z * plane", "images over one another"),
-    ("quantize", "rintf(x / scale)", "floorf(x / scale + 0.5f)", "halves up, not to even"),
-    ("quantize", "rintf(x / scale)", "rintf(x * (1.f / scale))", "the product with the reciprocal"),
+    ("quantize", "rintf(ratio)", "floorf(ratio + 0.5f)", "halves up, not to even"),
+    ("quantize", "return fmaf(fmaf(-by.scale, near, x), by.inverse, near)", "return near", "a product not corrected"),
+    ("quantize", "to_float(x) / by.scale", "to_float(x) * by.inverse", "the product with the reciprocal"),
+    ("quantize", "usual &= fabsf(x[i]) < LARGE;", "", "infinities corrected"),
+    ("quantize", "i = rows * period + thread", "i = total", "what is left behind the last row"),
     ("quantize", "first / inner % channels", "first % channels", "the wrong channel"),
     ("quantize", "if (++channel == channels) channel = 0;", "++channel;", "beyond the last channel"),
-    ("quantize", "(float(q) - zero) * scale", "float(q) * scale - zero", "the zero point scaled not"),
+    ("quantize", "(float(q) - by.zero) * by.scale", "float(q) * by.scale - by.zero", "the zero point scaled not"),
     ("ragged", "i < full ? source[i] : pad", "source[i]", "no padding"),
     ("ragged", "i < count ? mask_one : 0", "i <= count ? mask_one : 0", "a mask that is one too long"),
     ("ragged", "count > length ? length : count", "count", "rows not cut off"),
@@ -40,9 +45,10 @@ BUGS = [
         "Unit* target = out + offsets[row];",
         "rows in the wrong place",
     ),
-    ("statistics", "first + rows_of_block < rows ? first + rows_of_block : rows", "rows", "rows counted twice"),
+    ("statistics", "rows_of_block < rows - first ? first + rows_of_block : rows", "rows", "rows counted twice"),
+    ("statistics", "for (; row < last; row += LINES, next += step)", "for (; false;)", "the last rows left out"),
     ("statistics", "float(bins - 1)", "float(bins)", "the upper edge in a bin of its own"),
-    ("statistics", "if (value > to)", "if (value >= to)", "the upper edge outside"),
+    ("statistics", "value > to ?", "value >= to ?", "the upper edge outside"),
     ("statistics", "if (!to.count) to.shift = x;", "", "distances from zero: cancellation"),
     ("statistics", "from.squares + by * (2.f * from.sum + moved)", "from.squares", "sums about different values added"),
     ("statistics", "to.m2 += from.m2 + distance", "to.m2 += from.m2 + 0 * distance", "variances just added"),
@@ -50,8 +56,14 @@ BUGS = [
     ("statistics", "piece += WARP", "piece += 2 * WARP", "pieces left out"),
     ("topk", "0xffffffffu - u32(index))", "u32(index))", "ties to the last"),
     ("topk", "x != x ? 0u :", "", "NaNs first"),
-    ("topk", "at < 0 && i < classes", "false", "a row of nothing but -inf"),
-    ("topk", "if (value > most) {", "if (value >= most) {", "the last of equals"),
+    ("topk", "at < 0 && first < classes", "false", "a row of nothing but -inf"),
+    ("topk", "greater = value[i] > most", "greater = value[i] >= most", "the last of equals"),
+    ("topk", "second = greater ? most : value[i]", "second = value[i]", "a second that is the greatest"),
+    ("topk", "second_at = greater ? at : first + i", "second_at = first + i", "the second in the wrong place"),
+    ("topk", "spare = NONE;", "", "the second again and again"),
+    ("topk", "sum *= expf(before - scale);", "", "a sum of exponentials of differing scales"),
+    ("topk", "sum * expf(scale - greatest)", "sum", "sums of threads of differing scales"),
+    ("topk", "lane % TOGETHER;", "0;", "one in four looked at again"),
     ("topk", "key < best && key > next", "key > next", "the same again"),
     ("topk", "lane == owner % WARP", "lane == 0", "the wrong thread's next"),
 ]
@@ -69,9 +81,9 @@ def cases_of(source):
 def seen(source, text):
     """Whether any case shows, in either order of threads, that this is not the source."""
     kernels = ShimKernels({source: text})
-    for (case, expected), backwards in product(cases_of(source), (False, True)):
+    for (case, expected), backwards, align in product(cases_of(source), (False, True), (1, 16)):
         try:
-            found = run_on_shim(case.operation, case.given, kernels, backwards)
+            found = run_on_shim(case.operation, case.given, kernels, backwards, align)
         except AssertionError:
             return True
         if disagreement(case.operation, expected, found) is not None:

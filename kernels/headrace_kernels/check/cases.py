@@ -100,12 +100,13 @@ def quantize(rng: np.random.Generator, operation: Quantize | Dequantize) -> Case
 
 
 def top(rng: np.random.Generator, operation: SelectTop, *, ties: bool = False, odd: bool = False) -> Case:
-    """Normal logits; ties: few values; odd: NaNs, infinities and zeros of both signs among them."""
+    """Normal logits; ties: few values; odd: NaNs, infinities and zeros of both signs, and a row of nothing to rank."""
     logits = rng.standard_normal((operation.rows, operation.classes), np.float32)
     logits = np.rint(logits) if ties else logits * 4
     logits = logits.astype(operation.dtype)
     if odd:
         _sprinkle(rng, logits, (np.nan, np.inf, -np.inf, 0.0, -0.0))
+        logits[:1] = rng.choice((np.nan, -np.inf), operation.classes)
     return Case(operation, {"logits": logits})
 
 
@@ -137,7 +138,8 @@ def small() -> list[Case]:
     return [
         images(rng, sizes, ImageTransform(72, 80, fit="letterbox", mean=mean, std=std, pad=114), rows=8),
         images(rng, sizes, ImageTransform(57, 71, fit="crop", shorter=80, swap=True, dtype="float16")),
-        images(rng, sizes, ImageTransform(24, 160, channels=1, antialias=False)),
+        images(rng, [(20, 33), (20, 33)], ImageTransform(20, 33, mean=mean, std=std, swap=True, dtype="float16")),
+        images(rng, [*sizes, (24, 99), (99, 160)], ImageTransform(24, 160, channels=1, antialias=False)),
         images(rng, [(20000, 40), (40, 20000)], ImageTransform(64, 65, channels=1, dtype="float16")),
         *(
             gather(rng, (3, 0, 17, 40, 1), 17, dtype, item, pad=7, mask_dtype=mask, lengths_dtype=lengths)
@@ -158,7 +160,7 @@ def small() -> list[Case]:
             for kind in (Quantize, Dequantize)
             for real in ("float32", "float16")
             for quantized in ("int8", "uint8")
-            for shape, axis in (((5, 7, 11), 1), ((64, 96), -1), ((33, 31), None))
+            for shape, axis in (((5, 7, 11), 1), ((64, 96), -1), ((33, 31), None), ((9, 24, 3), 1), ((200, 3), -1))
         ),
         *(
             top(rng, SelectTop(rows, classes, k, softmax, dtype), ties=not softmax, odd=not softmax)

@@ -52,13 +52,13 @@ __device__ inline void store(f16* where, float x) {
 #endif
 }
 
-// Four elements that are loaded or stored at once where they are aligned.
-template <class T>
-struct alignas(4 * sizeof(T)) Four {
-  T of[4];
+// N elements that are loaded or stored at once, by 16 bytes at most, where they are aligned.
+template <class T, int N>
+struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) : 16) Together {
+  T of[N];
 };
 
-template <class T>
-__device__ inline bool aligned_for_four(const T* where) {
-  return reinterpret_cast<u64>(where) % sizeof(Four<T>) == 0;
+template <int N, class T>
+__device__ inline bool aligned_for(const T* where) {
+  return reinterpret_cast<u64>(where) % alignof(Together<T, N>) == 0;
 }

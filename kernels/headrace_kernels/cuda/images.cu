@@ -58,6 +58,13 @@ __device__ inline void image_batch(const u8* __restrict__ pixels, const Placemen
     for (int c = 0; c < CHANNELS; ++c) store(target + c * plane, pad * factor[c] + shift[c]);
     return;
   }
+  if (place.height == place.resized_height && place.width == place.resized_width) {  // this pixel alone, weighed with 1
+    const u8* source = pixels + place.offset + (row * place.width + column) * CHANNELS;
+#pragma unroll
+    for (int c = 0; c < CHANNELS; ++c)
+      store(target + c * plane, float(source[swap ? CHANNELS - 1 - c : c]) * factor[c] + shift[c]);
+    return;
+  }
   const Window down(int(place.height), int(place.resized_height), int(row), antialias);
   const Window across(int(place.width), int(place.resized_width), int(column), antialias);
   float sum[CHANNELS] = {};

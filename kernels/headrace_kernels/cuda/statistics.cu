@@ -70,31 +70,30 @@ __device__ inline void feature_partials(const In* __restrict__ x, const float* _
   Partial mine = {0, 0, 0.f, 0.f, 0.f, INFINITE, -INFINITE};
   if (here) {
     const float from = low[feature], to = high[feature], by = factor[feature];
-    const i64 first = i64(blockIdx.y) * rows_of_block;
-    const i64 last = first + rows_of_block < rows ? first + rows_of_block : rows;
-    for (i64 row = first + line; row < last; row += AHEAD * LINES) {
+    const auto look_at = [&](float value) {
+      if (value != value) {
+        ++mine.missing;
+        return;
+      }
+      int slot = 1 + int(fminf((value - from) * by, float(bins - 1)));
+      slot = value >= from ? slot : 0;
+      slot = value > to ? bins + 1 : slot;
+      atomicAdd(&counted[slot * WARP + lane], 1u);
+      if (fabsf(value) < INFINITE) add(mine, value);
+    };
+    const int first = blockIdx.y * rows_of_block;
+    const int last = rows_of_block < rows - first ? first + rows_of_block : rows;
+    const In* next = x + i64(first + line) * features + feature;
+    const i64 step = i64(LINES) * features;
+    int row = first + line;
+    for (; row + (AHEAD - 1) * LINES < last; row += AHEAD * LINES, next += AHEAD * step) {
       In ahead[AHEAD];
 #pragma unroll
-      for (int i = 0; i < AHEAD; ++i)
-        if (row + i * LINES < last) ahead[i] = x[(row + i * LINES) * features + feature];
+      for (int i = 0; i < AHEAD; ++i) ahead[i] = next[i * step];
 #pragma unroll
-      for (int i = 0; i < AHEAD; ++i) {
-        if (row + i * LINES >= last) break;
-        const float value = to_float(ahead[i]);
-        if (value != value) {
-          ++mine.missing;
-          continue;
-        }
-        int slot = 0;
-        if (value > to) {
-          slot = bins + 1;
-        } else if (value >= from) {
-          slot = 1 + int(fminf((value - from) * by, float(bins - 1)));
-        }
-        atomicAdd(&counted[slot * WARP + lane], 1u);
-        if (fabsf(value) < INFINITE) add(mine, value);
-      }
+      for (int i = 0; i < AHEAD; ++i) look_at(to_float(ahead[i]));
     }
+    for (; row < last; row += LINES, next += step) look_at(to_float(*next));
   }
   of_line[line][lane] = mine;
   __syncthreads();

@@ -1,11 +1,15 @@
 // Logits [rows, classes] -> the k greatest of each row in order, as softmax probabilities or as they are.
 //
-// A row is one warp's, or, if it is long, one block's. Each thread knows the greatest of its own elements; the greatest of
-// all is taken k times, after which only its owner has to look for its next, with the help of its warp. Elements are
-// compared as integers in which the index is part, so that ties have an order and all are different.
+// A row is one warp's, or, if it is long, one block's; it is read once. Each thread knows the two greatest of its own
+// elements, and the sum of the exponentials of all of them, relative to the greatest so far (Milakov and Gimelshein,
+// Online normalizer calculation for softmax, 2018). The greatest of all is taken k times; its owner then has its second,
+// and if that is gone looks for the next with the help of its warp. Elements are compared as integers in which the index
+// is part, so that ties have an order and all are different.
 #include "common.cuh"
 
 constexpr u64 NONE = 0;  // below the key of any element
+constexpr int TOGETHER = 4;
+constexpr float LARGEST = 3.402823466e38f;
 
 __device__ inline u64 key_of(float x, int index) {
   x += 0.f;  // -0 becomes 0
@@ -42,19 +46,43 @@ __device__ inline void top_k(const In* __restrict__ logits, float* __restrict__ 
   if (row >= rows) return;  // a whole warp, or nobody
   const In* x = logits + i64(row) * classes;
 
-  float most = -INFINITE;
-  int at = -1;
-  for (int i = thread; i < classes; i += THREADS) {
-    const float value = to_float(x[i]);
-    if (value > most) {  // the first of equals
-      most = value;
-      at = i;
+  const bool aligned = aligned_for<TOGETHER>(x) && classes % TOGETHER == 0;
+  float most = -INFINITE, second = -INFINITE, scale = -LARGEST, sum = 0.f;
+  int at = -1, second_at = -1;
+  for (int first = TOGETHER * thread; first < classes; first += TOGETHER * THREADS) {
+    float value[TOGETHER];
+    if (aligned) {
+      const Together<In, TOGETHER> read = *reinterpret_cast<const Together<In, TOGETHER>*>(x + first);
+#pragma unroll
+      for (int i = 0; i < TOGETHER; ++i) value[i] = to_float(read.of[i]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < TOGETHER; ++i) value[i] = first + i < classes ? to_float(x[first + i]) : -INFINITE;
+    }
+#pragma unroll
+    for (int i = 0; i < TOGETHER; ++i) {
+      if (value[i] > second) {  // the first of equals is the greatest
+        const bool greater = value[i] > most;
+        second = greater ? most : value[i];
+        second_at = greater ? at : first + i;
+        most = greater ? value[i] : most;
+        at = greater ? first + i : at;
+      }
+    }
+    if (softmax) {  // of -inf it is 0, of a NaN that
+      const float before = scale;
+      scale = fmaxf(scale, most);
+      sum *= expf(before - scale);
+#pragma unroll
+      for (int i = 0; i < TOGETHER; ++i) sum += expf(value[i] - scale);
     }
   }
-  u64 mine = at < 0 ? NONE : key_of(most, at);
-  for (int i = thread; at < 0 && i < classes; i += THREADS) {  // rare: nothing but NaN and -inf
-    const u64 key = key_of(to_float(x[i]), i);
-    mine = key > mine ? key : mine;
+  u64 mine = at < 0 ? NONE : key_of(most, at), spare = second_at < 0 ? NONE : key_of(second, second_at);
+  for (int first = TOGETHER * thread; at < 0 && first < classes; first += TOGETHER * THREADS) {
+    for (int i = first; i < first + TOGETHER && i < classes; ++i) {  // rare: nothing but NaN and -inf
+      const u64 key = key_of(to_float(x[i]), i);
+      mine = key > mine ? key : mine;
+    }
   }
   u64 best = warp_max(mine);
   if (WARPS > 1) {
@@ -66,9 +94,7 @@ __device__ inline void top_k(const In* __restrict__ logits, float* __restrict__ 
 
   float whole = 1.f;
   if (softmax) {
-    float sum = 0.f;
-    for (int i = thread; i < classes; i += THREADS) sum += expf(to_float(x[i]) - greatest);
-    whole = warp_sum(sum);
+    whole = warp_sum(sum * expf(scale - greatest));
     if (WARPS > 1) {
       if (lane == 0) sum_of_warp[warp] = whole;
       __syncthreads();
@@ -85,16 +111,23 @@ __device__ inline void top_k(const In* __restrict__ logits, float* __restrict__ 
       indices[i64(row) * k + place] = index;
     }
     if (++place == k) break;
-    const int owner = index % THREADS;
+    const int owner = index / TOGETHER % THREADS;
     if (WARPS > 1) __syncthreads();  // all have read the warps' best
     if (owner / WARP == warp) {
-      u64 next = NONE;
-      for (i64 i = owner + i64(lane) * THREADS; i < classes; i += i64(WARP) * THREADS) {
-        const u64 key = key_of(to_float(x[i]), int(i));
-        if (key < best && key > next) next = key;
+      u64 next = __shfl_sync(ALL_LANES, spare, owner % WARP);
+      if (next == NONE) {
+        const i64 step = TOGETHER * i64(THREADS);
+        i64 i = TOGETHER * owner + lane / TOGETHER * step + lane % TOGETHER;
+        for (; i < classes; i += WARP / TOGETHER * step) {
+          const u64 key = key_of(to_float(x[i]), int(i));
+          if (key < best && key > next) next = key;
+        }
+        next = warp_max(next);
       }
-      next = warp_max(next);
-      if (lane == owner % WARP) mine = next;
+      if (lane == owner % WARP) {
+        mine = next;
+        spare = NONE;
+      }
       const u64 of_warp = warp_max(mine);
       if (WARPS == 1) best = of_warp;
       else if (lane == 0) best_of_warp[warp] = of_warp;

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from headrace_kernels.operations.base import Array, Launch, Operation, array, ceil_div, check_sizes
+from headrace_kernels.operations.base import LARGEST_SIZE, Array, Launch, Operation, array, ceil_div, check_sizes
 from headrace_kernels.reference.quantize import channel_view, dequantize, quantize
 
 if TYPE_CHECKING:
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-THREADS = 256
-ELEMENTS_A_THREAD = 4
-LARGEST_GRID = 1 << 16  # more elements are taken in turns
+BLOCK = (32, 8, 1)
+TOGETHER = 8  # elements that a thread converts at once
+LEAST_ROW = 256  # so that a warp has no idle lanes
+BLOCKS = 4096  # that fill a large GPU several times; more would only find channels more often
 REAL = {"float32": "f32", "float16": "f16"}
 INTEGER = {"int8": "i8", "uint8": "u8"}
 
@@ -54,10 +55,18 @@ class _Quantization(Operation):
         if not total:
             return ()
         _, channels, inner = channel_view(self.shape, self.axis)
-        blocks = min(ceil_div(total, THREADS * ELEMENTS_A_THREAD), LARGEST_GRID)
+        period = self._period(channels * inner if channels > 1 else 1)
+        across = ceil_div(min(period, total), TOGETHER * BLOCK[0])
+        down = max(1, min(ceil_div(total // period, BLOCK[1]), ceil_div(BLOCKS, across)))
         zero = "zero_point" if self.zero_point else None
-        arguments = ("x", "scale", zero, "out", np.uint32(total), np.uint32(channels), np.uint32(inner))
-        return (Launch(kernel, (blocks, 1, 1), (THREADS, 1, 1), 0, arguments),)
+        sizes = (np.uint32(each) for each in (total, channels, inner, min(period, 2 * LARGEST_SIZE)))
+        return (Launch(kernel, (across, down, 1), BLOCK, 0, ("x", "scale", zero, "out", *sizes)),)
+
+    @staticmethod
+    def _period(repeats: int) -> int:
+        """Elements of the rows that the kernel takes a tensor as, whose channels repeat after so many."""
+        least = math.lcm(repeats, TOGETHER)
+        return least * ceil_div(LEAST_ROW, least)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +81,7 @@ class Quantize(_Quantization):
         return self._arrays(self.real, self.quantized)
 
     def launches(self) -> tuple[Launch, ...]:
-        """Four elements a thread."""
+        """Eight elements at once, of a few rows a thread."""
         return self._launches(f"quantize_{REAL[self.real]}_{INTEGER[self.quantized]}")
 
     def compute(self, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -90,7 +99,7 @@ class Dequantize(_Quantization):
         return self._arrays(self.quantized, self.real)
 
     def launches(self) -> tuple[Launch, ...]:
-        """Four elements a thread."""
+        """Eight elements at once, of a few rows a thread."""
         return self._launches(f"dequantize_{INTEGER[self.quantized]}_{REAL[self.real]}")
 
     def compute(self, arrays: Mapping[str, NDArray[Any]]) -> None:

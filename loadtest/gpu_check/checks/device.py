@@ -27,7 +27,7 @@ LANES = 4
 NUMPY = ("numpy",)
 
 
-@check("device-copies", needs=NUMPY, seconds=10, on_cpu=True)
+@check("device-copies", needs=NUMPY, seconds=6, on_cpu=True)
 def device_copies(context: Context) -> Figures:
     """Bytes come back from the device as they went, at any size; the rate of copies from and to page-locked memory."""
     device = context.open_device()
@@ -67,7 +67,7 @@ def _rates(stream: Stream, there: HostMemory, on: Memory, back: HostMemory) -> d
     return rates
 
 
-@check("device-events", needs=NUMPY, seconds=8, on_cpu=True)
+@check("device-events", needs=NUMPY, seconds=5, on_cpu=True)
 def device_events(context: Context) -> Figures:
     """A stream that waits for an event of another one sees what that one had done before it."""
     device, size = context.open_device(), 8 << 20
@@ -87,7 +87,7 @@ def device_events(context: Context) -> Figures:
     return {"rounds": ROUNDS}
 
 
-@check("device-graph", needs=NUMPY, seconds=8, on_cpu=True)
+@check("device-graph", needs=NUMPY, seconds=5, on_cpu=True)
 def device_graph(context: Context) -> Figures:
     """Captured copies are done at each launch, on what lies there then; a capture that fails harms nothing."""
     from gpu_check.bare import latency_us
@@ -132,7 +132,7 @@ def device_graph(context: Context) -> Figures:
         }
 
 
-@check("device-staging", needs=NUMPY, seconds=8, on_cpu=True)
+@check("device-staging", needs=NUMPY, seconds=5, on_cpu=True)
 def device_staging(context: Context) -> Figures:
     """Lanes on threads of their own lay, pad, upload and download batches; none sees what is another's."""
     device = context.open_device()
@@ -173,7 +173,7 @@ def _through(lane: Lane, parts: list[bytes], nbytes: int, room: int) -> None:
     lane.stream.synchronize()
 
 
-@check("device-memory", needs=NUMPY, seconds=8, on_cpu=True)
+@check("device-memory", needs=NUMPY, seconds=5, on_cpu=True)
 def device_memory(context: Context) -> Figures:
     """More memory than there is raises DeviceOutOfMemory, the device goes on, and what was freed is free again."""
     from headrace.backends.device import DeviceOutOfMemory
@@ -206,7 +206,7 @@ FAULT = b"""
 """A kernel that faults, as PTX, which the driver compiles."""
 
 
-@check("device-lost", needs=("numpy", "cuda.bindings"), seconds=8)
+@check("device-lost", needs=("numpy", "cuda.bindings"), seconds=5)
 def device_lost(context: Context) -> Figures:
     """After a kernel has faulted, in this process alone, whatever is asked of the device raises DeviceLost."""
     from cuda.bindings import driver

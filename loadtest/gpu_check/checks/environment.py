@@ -32,7 +32,7 @@ _MODULES = {"grpcio": "grpc", "grpcio-reflection": "grpc_reflection", "protobuf"
 """Modules whose name is not that of the distribution."""
 
 
-@check("environment", seconds=10)
+@check("environment", seconds=6)
 def environment(context: Context) -> Figures:
     """CUDA's libraries can be loaded; which packages the server misses."""
     missing = [name for name in CUDA_LIBRARIES if not _loads(name)]
@@ -58,7 +58,7 @@ def server_packages(context: Context) -> Figures:
     return {}
 
 
-@check("gpu-metrics", needs=("pynvml", "prometheus_client"), seconds=5)
+@check("gpu-metrics", needs=("pynvml", "prometheus_client"), seconds=3)
 def gpu_metrics(context: Context) -> Figures:
     """What /metrics says of the GPUs: all six families, for each GPU that nvidia-smi lists, in plausible numbers."""
     from headrace.telemetry.gpu import GpuReader
@@ -94,7 +94,7 @@ def judged(values: dict[str, dict[str, float]], gpus: set[str]) -> Figures:
     return values
 
 
-@check("models", needs=("numpy", "onnx"), seconds=75, on_cpu=True)
+@check("models", needs=("numpy", "onnx"), seconds=30, on_cpu=True)
 def models(context: Context) -> Figures:
     """The models of the other checks are built, so that their time is not counted there."""
     from speed_models.store import NAMES

@@ -21,7 +21,7 @@ SERVER = ("numpy", "onnx", "onnxruntime", "google.protobuf", "grpc", "grpc_refle
           "prometheus_client", "pydantic", "starlette", "uvicorn")  # fmt: skip
 
 
-@check("fallback", needs=SERVER, seconds=45, on_cpu=True)
+@check("fallback", needs=SERVER, seconds=25, on_cpu=True)
 def fallback(context: Context) -> Figures:
     """Of TensorRT, ONNX Runtime on the GPU and on the processor, the first that works serves, and replies are right."""
     from gpu_check import serving

@@ -39,7 +39,7 @@ def kernels(context: Context) -> Figures:
         str(report),
     ]
     done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=230, check=False
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=170, check=False
     )
     print(done.stdout, flush=True)
     if done.returncode == UNAVAILABLE:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gpu_check.registry import check
+from gpu_check.registry import Failed, check
 
 if TYPE_CHECKING:
     from gpu_check.context import Context
@@ -16,13 +16,13 @@ ORT = ("numpy", "onnx", "onnxruntime")
 BACKEND = (*ORT, "pydantic")
 
 
-@check("latency-resnet50-fp16", needs=ORT, seconds=20, on_cpu=True)
+@check("latency-resnet50-fp16", needs=ORT, seconds=15, on_cpu=True)
 def latency_resnet50_fp16(context: Context) -> Figures:
     """One row of ResNet-50 in FP16 on ONNX Runtime alone, with and without a CUDA graph."""
     return _latency(context, "resnet50-fp16-u8", "scores")
 
 
-@check("latency-bert-fp16", needs=ORT, seconds=20, on_cpu=True)
+@check("latency-bert-fp16", needs=ORT, seconds=15, on_cpu=True)
 def latency_bert_fp16(context: Context) -> Figures:
     """One row of 128 tokens of BERT-base in FP16 on ONNX Runtime alone, with and without a CUDA graph."""
     return _latency(context, "bert-fp16", "pooler_output")
@@ -47,8 +47,9 @@ def latency_backend_resnet50_fp16(context: Context) -> Figures:
         with Loaded(context, backend, name, output, 1, **options) as model:
             took = latency_us(model.prepared(feeds), context.seconds / 2)
             figures |= {f"{way}_{key}": value for key, value in took.items()}
-            figures[f"{way}_error"] = checked(model.run(fresh), want, "fp16", f"{way}, with other inputs")
-    return figures
+            what = f"{way}, with other inputs"
+            figures[f"{way}_error"] = checked(model.run(fresh), want, "fp16", what, figures)
+    return judged(figures)
 
 
 def _latency(context: Context, name: str, output: str) -> Figures:
@@ -69,5 +70,14 @@ def _latency(context: Context, name: str, output: str) -> Figures:
         figures |= {f"{way}_{key}": value for key, value in latency_us(bound.run, context.seconds / 2).items()}
         bound.update(fresh)
         bound.run()
-        figures[f"{way}_error"] = checked(bound.output(), want, "fp16", f"{way}, with other inputs")
+        what = f"{way}, with other inputs"
+        figures[f"{way}_error"] = checked(bound.output(), want, "fp16", what, figures)
+    return judged(figures)
+
+
+def judged(figures: dict[str, object]) -> Figures:
+    """The figures. Raises Failed where the graph is no quicker than what it was recorded of."""
+    plain, graph = (figures.get(f"{way}_p50_us") for way in ("plain", "graph"))
+    if isinstance(graph, float) and isinstance(plain, float) and not graph < plain:
+        raise Failed(f"{graph:.0f} us with a graph, expected less than the {plain:.0f} us without", figures)
     return figures

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from gpu_check.registry import check
+from gpu_check.registry import Failed, check
 
 if TYPE_CHECKING:
     from gpu_check.context import Context
@@ -15,13 +15,13 @@ ORT = ("numpy", "onnx", "onnxruntime")
 BATCH = 8
 
 
-@check("ort-cuda", needs=ORT, seconds=10, on_cpu=True)
+@check("ort-cuda", needs=ORT, seconds=8, on_cpu=True)
 def ort_cuda(context: Context) -> Figures:
     """Matrix products and convolutions run on the GPU and agree with the CPU; TF32 off."""
     import onnxruntime
 
-    from gpu_check.agreement import checked
-    from gpu_check.sessions import on_cpu, opened
+    from gpu_check.agreement import BOUNDS, error
+    from gpu_check.sessions import EXACT, on_cpu, opened
     from gpu_check.small_models import convolution, floats, perceptron
 
     figures: dict[str, object] = {
@@ -29,20 +29,24 @@ def ort_cuda(context: Context) -> Figures:
         "cuda": getattr(onnxruntime, "cuda_version", ""),
     }
     mlp, images = {"x": floats(BATCH, 1024)}, {"x": floats(2, 3, 64, 64)}
+    bad = []
     for what, model, feeds in (("gemm", perceptron(), mlp), ("conv", convolution(), images)):
-        session = opened(model, context, cudnn_conv_algo_search="HEURISTIC")
-        figures[f"{what}_error"] = checked(session.run(None, feeds)[0], on_cpu(model, feeds)[0], "fp32", what)
+        session = opened(model, context, **EXACT)
+        figures[f"{what}_error"] = found = error(session.run(None, feeds)[0], on_cpu(model, feeds)[0])
         figures["provider_options"] = session.get_provider_options()
+        bad += [] if found <= BOUNDS["fp32"] else [f"{what}: error {found:.3g}"]
+    if bad:
+        raise Failed(f"{', '.join(bad)}; expected at most {BOUNDS['fp32']}", figures)
     return figures
 
 
-@check("ort-iobinding", needs=ORT, seconds=10, on_cpu=True)
+@check("ort-iobinding", needs=ORT, seconds=5, on_cpu=True)
 def ort_iobinding(context: Context) -> Figures:
     """A run with inputs and outputs in the GPU's memory, which are changed in place."""
     return _bound(context, graph=False)
 
 
-@check("ort-cuda-graph", needs=ORT, seconds=10)
+@check("ort-cuda-graph", needs=ORT, seconds=5)
 def ort_cuda_graph(context: Context) -> Figures:
     """A CUDA graph is captured, replayed, and sees inputs that are changed in place."""
     return _bound(context, graph=True)
@@ -51,12 +55,12 @@ def ort_cuda_graph(context: Context) -> Figures:
 def _bound(context: Context, *, graph: bool) -> Figures:
     from gpu_check.agreement import checked
     from gpu_check.bare import latency_us
-    from gpu_check.sessions import Bound, on_cpu, opened
+    from gpu_check.sessions import EXACT, Bound, on_cpu, opened
     from gpu_check.small_models import floats, perceptron
 
     model = perceptron()
     options = {"enable_cuda_graph": "1"} if graph else {}
-    bound = Bound(opened(model, context, **options), {"x": floats(BATCH, 1024)}, "y", context)
+    bound = Bound(opened(model, context, **EXACT, **options), {"x": floats(BATCH, 1024)}, "y", context)
     if graph:
         bound.graph(1)
     for _ in range(5):  # a graph is captured after two ordinary runs, then replayed
@@ -68,21 +72,21 @@ def _bound(context: Context, *, graph: bool) -> Figures:
     return {"error": found, **latency_us(bound.run, min(context.seconds, 1))}
 
 
-@check("ort-user-stream", needs=ORT, seconds=10)
+@check("ort-user-stream", needs=ORT, seconds=5)
 def ort_user_stream(context: Context) -> Figures:
     """A run on a stream of the server's own, with memory of its own, that ends when the stream says so."""
     import numpy as np
     import onnxruntime
 
     from gpu_check.agreement import checked
-    from gpu_check.sessions import on_cpu, opened
+    from gpu_check.sessions import EXACT, on_cpu, opened
     from gpu_check.small_models import floats, perceptron
     from headrace.backends.staging import Lane
     from headrace.messages import TensorSpec
 
     model, feeds = perceptron(), floats(BATCH, 1024)
     with closing(Lane(context.open_device(), [feeds.nbytes], [feeds.nbytes])) as lane:
-        session = opened(model, context, user_compute_stream=str(lane.stream.handle))
+        session = opened(model, context, user_compute_stream=str(lane.stream.handle), **EXACT)
         binding, options = session.io_binding(), onnxruntime.RunOptions()
         binding.bind_input("x", "cuda", context.device, np.float32, feeds.shape, lane.inputs[0].pointer)
         binding.bind_output("y", "cuda", context.device, np.float32, feeds.shape, lane.outputs[0].pointer)

@@ -23,22 +23,22 @@ IN_FLIGHT = 4
 PAYLOADS = 16
 
 
-@check("throughput-resnet50-fp16", needs=SERVER, seconds=60, on_cpu=True)
+@check("throughput-resnet50-fp16", needs=SERVER, seconds=45, on_cpu=True)
 def throughput_resnet50_fp16(context: Context) -> Figures:
     """ResNet-50 in FP16: rows/s through gRPC, of octets, against the model without a server."""
-    return throughput(context, "resnet50-fp16-u8", "scores", SHARE_RESNET)
+    return throughput(context, "resnet50-fp16-u8", "scores", SHARE_RESNET, graphs=True)
 
 
-@check("throughput-resnet50-int8", needs=SERVER, seconds=60, on_cpu=True)
+@check("throughput-resnet50-int8", needs=SERVER, seconds=50, on_cpu=True)
 def throughput_resnet50_int8(context: Context) -> Figures:
     """ResNet-50 in INT8: rows/s through gRPC, of octets, against the model without a server."""
-    return throughput(context, "resnet50-int8-u8", "scores", SHARE_RESNET)
+    return throughput(context, "resnet50-int8-u8", "scores", SHARE_RESNET, graphs=True)
 
 
-@check("throughput-bert-fp16", needs=SERVER, seconds=60, on_cpu=True)
+@check("throughput-bert-fp16", needs=SERVER, seconds=45, on_cpu=True)
 def throughput_bert_fp16(context: Context) -> Figures:
     """BERT-base in FP16, 128 tokens: rows/s through gRPC against the model without a server."""
-    return throughput(context, "bert-fp16", "pooler_output", SHARE_BERT)
+    return throughput(context, "bert-fp16", "pooler_output", SHARE_BERT, graphs=False)
 
 
 @check("throughput-resnet50-tensorrt", needs=(*SERVER, "tensorrt"), seconds=150)
@@ -47,14 +47,18 @@ def throughput_resnet50_tensorrt(context: Context) -> Figures:
     return throughput_of_backend(context, "tensorrt", "resnet50-fp16-u8", "scores", SHARE_RESNET)
 
 
-def throughput(context: Context, name: str, output: str, share: float) -> Figures:
-    """Against ONNX Runtime alone, its inputs and outputs in the device's memory."""
+def throughput(context: Context, name: str, output: str, share: float, *, graphs: bool) -> Figures:
+    """Against ONNX Runtime alone, its inputs and outputs in the device's memory. graphs: whether the server has any."""
     from gpu_check.bare import best
 
-    backend = "onnxruntime" if context.cpu else known("onnxruntime-cuda")
     batches = _batches(context)
     bare = best(name, output, context, context.seconds / len(batches), batches)
-    return compared(context, name, output, backend, bare, share)
+    if context.cpu:
+        return compared(context, name, output, 'backend = "onnxruntime"', bare, share)
+    how = f'backend = "{known("onnxruntime-cuda")}"\n[backend_options]\ndevices = [{context.device}]\n'
+    if graphs:  # of one size: ONNX Runtime plans convolutions anew whenever a batch has another size than the last
+        how += f"cuda_graphs = true\nbatch_buckets = [{bare.batch}]\n"
+    return compared(context, name, output, how, bare, share)
 
 
 def throughput_of_backend(context: Context, backend: str, name: str, output: str, share: float) -> Figures:
@@ -63,7 +67,7 @@ def throughput_of_backend(context: Context, backend: str, name: str, output: str
 
     batches = _batches(context)
     bare = best_of_backend(backend, name, output, context, context.seconds / len(batches), batches)
-    return compared(context, name, output, backend, bare, share)
+    return compared(context, name, output, f'backend = "{backend}"', bare, share)
 
 
 def _batches(context: Context) -> tuple[int, ...]:
@@ -72,17 +76,26 @@ def _batches(context: Context) -> tuple[int, ...]:
     return (1, 4) if context.cpu else BATCHES
 
 
-def compared(context: Context, name: str, output: str, backend: str, bare: Best, share: float) -> Figures:
-    """Both rates and their ratio. Raises Failed where it is below `share` (never for a run without a GPU)."""
-    served = _served(context, name, output, backend, bare)
-    ratio = served["rows_per_second"] / bare.rate
-    figures = {
-        "ratio": ratio,
-        "ratio_to_host_memory": served["rows_per_second"] / bare.host_rate,
+def compared(context: Context, name: str, output: str, how: str, bare: Best, share: float) -> Figures:
+    """Both rates and their ratio. Raises Failed where it is below `share` (never for a run without a GPU).
+
+    how: what model.toml says beside the largest batch.
+    """
+    alone = {
         "bare_rows_per_second": bare.rate,
         "bare_host_rows_per_second": bare.host_rate,
         "bare_batch": bare.batch,
         "bare_rows_per_second_by_batch": bare.rates,
+    }
+    try:
+        served = _served(context, name, output, how, bare)
+    except Failed as failed:
+        raise Failed(str(failed), {**alone, **failed.figures}) from failed
+    ratio = served["rows_per_second"] / bare.rate
+    figures = {
+        "ratio": ratio,
+        "ratio_to_host_memory": served["rows_per_second"] / bare.host_rate,
+        **alone,
         **{f"server_{name}": value for name, value in served.items()},
     }
     if ratio < share and not context.cpu:
@@ -90,15 +103,14 @@ def compared(context: Context, name: str, output: str, backend: str, bare: Best,
     return figures
 
 
-def _served(context: Context, name: str, output: str, backend: str, bare: Best) -> dict[str, float]:
+def _served(context: Context, name: str, output: str, how: str, bare: Best) -> dict[str, float]:
     """Rows/s and latency of the server with requests of one row each; some replies are compared with the CPU's."""
     from gpu_check import serving
     from gpu_check.agreement import BOUNDS
     from gpu_check.sessions import on_cpu
 
     repository = context.scratch / "repository"
-    configuration = f'backend = "{backend}"\nmax_batch = {bare.batch}\n'
-    serving.write_model(repository, name, context.model(name), configuration)
+    serving.write_model(repository, name, context.model(name), f"max_batch = {bare.batch}\n{how}\n")
     feeds = context.sizes.feeds(name, PAYLOADS)
     rows = [{key: array[at : at + 1] for key, array in feeds.items()} for at in range(PAYLOADS)]
     messages = [serving.request(name, row, (output,)) for row in rows]

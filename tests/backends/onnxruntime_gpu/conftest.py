@@ -28,7 +28,8 @@ class GpuOrt:
 
     calls: what each session was opened with. takes: bytes of the device that a session has. works: providers that can
     be set up. on_cpu: operators that the processor runs. fail: what the next run raises; loses: and its device is lost,
-    which the text does not say. stale: a launched graph does nothing. runs: of bindings, by kind. gone: sessions that
+    which the text does not say. stale: a launched graph does nothing; forgets: one that another was recorded after.
+    runs: of bindings, by kind. gone: sessions that
     nobody holds any more.
     """
 
@@ -44,6 +45,7 @@ class GpuOrt:
         self.fail = None
         self.loses = False
         self.stale = False
+        self.forgets = False
         self.runs = Counter()
         self.gone = 0
         self.sessions = []
@@ -146,11 +148,14 @@ class Session:
             return "regular"
         assert number > 0, "number 0 is ONNX Runtime's own"
         self.graph_runs[number] += 1
-        return "launched" if self.graph_runs[number] > REGULAR_RUNS + 1 else "regular"
+        if self.graph_runs[number] <= REGULAR_RUNS + 1:
+            self.recorded_last = number
+            return "regular"
+        return "stale" if self.gpu.stale or (self.gpu.forgets and number != self.recorded_last) else "launched"
 
     def _launched(self, binding, kind):
         self.gpu.runs[kind] += 1
-        if not (kind == "launched" and self.gpu.stale):
+        if kind != "stale":
             self.real.run_with_iobinding(binding.real)
 
     def run(self, names, feeds, options=None):

@@ -375,6 +375,14 @@ def test_a_graph_that_does_not_see_its_inputs_is_a_failed_load(load, affine, gpu
         load(affine(), cuda_graphs=True).make_instance(0)
 
 
+def test_graphs_that_later_ones_spoil_are_a_failed_load(load, affine, gpu):
+    """As they would if planning for another size freed what they use."""
+    gpu.forgets = True
+    with pytest.raises(ModelLoadError, match="the CUDA graph of 8 rows gives another 'y'"):
+        load(affine(), cuda_graphs=True, batch_buckets=[1, 8]).make_instance(0)
+    load(affine(), cuda_graphs=True, batch_buckets=[8]).make_instance(0).close()
+
+
 def test_graphs_need_fixed_dimensions(load, write):
     path = write(
         [helper.make_node("Neg", ["x"], ["y"])],

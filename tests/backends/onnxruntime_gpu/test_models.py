@@ -5,12 +5,14 @@ import logging
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
 from headrace.backends import registry
 from headrace.backends.onnxruntime.cuda import OnnxRuntimeCudaBackend
 from headrace.backends.onnxruntime.gpu_options import CudaOptions, TensorRtOptions
+from headrace.backends.onnxruntime.placement import RECORD, session_placement
 from headrace.backends.onnxruntime.sessions import open_session
 from headrace.backends.onnxruntime.tensorrt import engine_directory, private_directory
 from headrace.errors import ModelLoadError
@@ -52,7 +54,71 @@ def test_onnx_runtime_is_not_to_go_over_to_the_processor_by_itself(affine, monke
     told = {}
     monkeypatch.setattr("onnxruntime.InferenceSession", lambda *arguments, **more: told.update(more))
     open_session(affine() / "model.onnx", 1, CudaOptions(), [(CUDA, {}), CPU], {})
-    assert told == {"providers": [(CUDA, {}), CPU], "enable_fallback": 0}
+    assert (told["providers"], told["enable_fallback"]) == ([(CUDA, {}), CPU], 0)
+
+
+MISMATCH = "Exception: Tensor type mismatch. T !=N11onnxruntime17PrimitiveDataTypeINS_9MLFloat16EEE"
+
+
+@pytest.fixture
+def fails_with(monkeypatch):
+    """Has sessions with all fusions fail with this text; what each was opened without."""
+
+    def fails_with(text):
+        asked = []
+
+        def opened(*arguments, disabled_optimizers=None, **more):
+            asked.append(disabled_optimizers)
+            if "AttentionFusion" not in disabled_optimizers:
+                raise RuntimeError(text)
+            return "a session"
+
+        monkeypatch.setattr("onnxruntime.InferenceSession", opened)
+        return asked
+
+    return fails_with
+
+
+def test_attention_that_cannot_be_fused_in_fp16_runs_unfused(affine, fails_with, caplog):
+    """ONNX Runtime 1.31 fails on it for CUDA, where alone it has kernels of FP16."""
+    asked = fails_with(MISMATCH)
+    assert open_session(affine() / "model.onnx", 1, CudaOptions(), [(CUDA, {}), CPU]) == "a session"
+    assert asked == [["WeightBiasQuantization"], ["WeightBiasQuantization", "AttentionFusion"]]
+    assert "cannot fuse the attention of this FP16 model" in caplog.text
+
+
+def test_other_failures_are_not_tried_again(affine, fails_with):
+    asked = fails_with("Tensor type mismatch. T !=f")
+    with pytest.raises(ModelLoadError, match="cannot load"):
+        open_session(affine() / "model.onnx", 1, CudaOptions(), [(CUDA, {}), CPU])
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(("providers", "quantized"), [([CPU], 1), ([(CUDA, {}), CPU], 0)])
+def test_biases_are_quantized_for_the_processor_alone(write, monkeypatch, providers, quantized):
+    """ONNX Runtime would give them to the processor, for CUDA has no DequantizeLinear of INT32."""
+    real = ort.InferenceSession
+    monkeypatch.setattr(
+        "onnxruntime.InferenceSession", lambda *given, **more: real(*given, **more | {"providers": [CPU]})
+    )
+    scale, zero = (onnx.numpy_helper.from_array(np.array(v), n) for v, n in ((np.float32(0.1), "s"), (np.int8(0), "z")))
+    weights = onnx.numpy_helper.from_array(np.ones((2, 1, 1, 1), np.int8), "w")
+    bias = onnx.numpy_helper.from_array(np.ones(2, np.float32), "b")
+    path = write(
+        [
+            helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+            helper.make_node("DequantizeLinear", ["w", "s", "z"], ["v"]),
+            helper.make_node("Conv", ["d", "v", "b"], ["c"]),
+            helper.make_node("QuantizeLinear", ["c", "s", "z"], ["r"]),
+            helper.make_node("DequantizeLinear", ["r", "s", "z"], ["y"]),
+        ],
+        [("x", TensorProto.FLOAT, ("N", 1, 4, 4))],
+        [("y", TensorProto.FLOAT, ("N", 2, 4, 4))],
+        [scale, zero, weights, bias],
+    )
+    session = open_session(path / "model.onnx", 1, CudaOptions(), providers, {RECORD: "1"})
+    assert session_placement(session).nodes[CPU]["DequantizeLinear"] == 3 + quantized
 
 
 def test_the_placement_is_logged_and_published(load, affine, gpu, caplog):

@@ -13,7 +13,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+
+from speed_models import store
 
 SITE = os.environ.get("HEADRACE_ORT_GPU", "")
 HERE = Path(__file__).parent
@@ -118,3 +122,33 @@ def test_a_graph_is_recorded_at_load_and_launched_by_one_call(drive):
     assert {call.split()[1] for call in recorded} == {"0x1"}
     assert facts["run"] == ["cudaGraphLaunch 0x1"] * 2
     assert sum(call.startswith("cudaGraphExecDestroy") for call in facts["close"]) == 4
+
+
+@pytest.fixture
+def placed(stubs, tmp_path):
+    """How many nodes of a model each provider has."""
+
+    def placed(model):
+        version = tmp_path / "m" / "1"
+        version.mkdir(parents=True)
+        onnx.save(model, version / "model.onnx")
+        environment = {"LD_LIBRARY_PATH": str(stubs), "PYTHONPATH": os.pathsep.join([SITE, *sys.path])}
+        command = [sys.executable, str(HERE / "stub/placed.py"), str(version)]
+        done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True)
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return placed
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("octets", ["", "-u8"])
+def test_no_node_of_a_resnet_is_the_processors(placed, precision, octets):
+    assert set(placed(store.build(f"resnet50-{precision}{octets}", store.TINY))) == {"CUDAExecutionProvider"}
+
+
+def test_of_bert_the_processor_has_what_computes_a_shape(placed):
+    assert placed(store.build("bert-fp16", store.TINY))["CPUExecutionProvider"] == 1
+
+
+def test_bert_is_loaded_though_its_attention_cannot_be_fused(placed):
+    assert placed(store.TINY.bert.build(np.float16))["CPUExecutionProvider"] == 1

@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_check import agreement, child, client, nvidia, serving, timeline
+from gpu_check import agreement, child, client, nvidia, serving, sessions, timeline
 from gpu_check.bare import Best
-from gpu_check.checks import environment, fallback, kernels, overlap, speed
+from gpu_check.checks import environment, fallback, kernels, latency, overlap, speed
 from gpu_check.checks.device import lost_after
 from gpu_check.context import Context
 from gpu_check.registry import Failed, Skip, checks
 from gpu_check.results import PASS
+from gpu_check.small_models import perceptron
 from gpu_check.timeline import STEPS, Span
 from headrace.backends.staging import Lane
 from headrace.rpc import inference_pb2 as pb
@@ -71,11 +72,52 @@ def test_copies_that_do_not_are_a_failure_with_the_figures():
     assert caught.value.figures["copies_beside_computation"] == 0
 
 
+def test_more_than_there_is_cannot_be_hidden():
+    with pytest.raises(Failed, match=r"more than there are: the runs were not alike"):
+        overlap.judged(spans([[0, 10, 20, 30]]), spans([[0, 4], [2, 6]]))
+
+
 def test_steps_that_only_wait_beside_one_another_do_not_pass():
     """A copy that waits for another's looks as if it lay beside the computation; the whole takes as long as ever."""
     slow = spans([[0, 8], [0, 8]], upload=2, compute=4, download=2)
     with pytest.raises(Failed):
         overlap.judged(ONE, slow)
+
+
+def test_what_a_lane_brings_back_has_to_be_its_own(monkeypatch):
+    monkeypatch.setattr(overlap, "ROWS", 128)
+    monkeypatch.setattr(overlap, "NBYTES", 128 * overlap.WIDTH * 4)
+    lanes = [overlap._lane(FakeDevice(), number) for number in range(2)]
+    with closing(lanes[0]), closing(lanes[1]):
+        for number, lane in enumerate(lanes):
+            (computed,) = sessions.on_cpu(perceptron(overlap.WIDTH), {"x": overlap._input(number)})
+            lane._from[0].array[:] = computed.view(np.uint8).ravel()
+        assert overlap._error(lanes[0], 0) == overlap._error(lanes[1], 1) == 0
+        assert overlap._error(lanes[0], 1) > 1
+        lanes[0]._from[0].array[:] = 0
+        assert overlap._error(lanes[0], 0) > 0.9
+
+
+def test_a_graph_has_to_be_quicker():
+    """Without a GPU there is none, and nothing to be judged."""
+    figures = {"plain_p50_us": 900.0, "graph_p50_us": 400.0}
+    assert latency.judged(figures) == figures
+    assert latency.judged({"plain_p50_us": 900.0}) == {"plain_p50_us": 900.0}
+    with pytest.raises(Failed, match="901 us with a graph, expected less than the 900 us without") as caught:
+        latency.judged(figures | {"graph_p50_us": 901.0})
+    assert caught.value.figures["plain_p50_us"] == 900
+
+
+def test_a_model_that_was_not_loaded_is_told_with_the_servers_words(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", ":".join(str(environment.ROOT / source) for source in ("server", "loadtest")))
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no model")
+    serving.write_model(tmp_path / "repository", "broken", broken, "")
+    with (
+        pytest.raises(Failed, match=r"broken was not loaded:\n(.*\n)*.*cannot load"),
+        serving.serving(tmp_path / "repository", tmp_path),
+    ):
+        pass
 
 
 MOMENTS = st.floats(0, 100)
@@ -278,6 +320,18 @@ def test_the_driver_tells_the_name_too(status, name):
     assert nvidia.driver_name(driver) == name
 
 
+@pytest.mark.parametrize(("refused", "awake"), [(None, True), ("cuInit", False), ("cuDevicePrimaryCtxRetain", False)])
+def test_a_gpu_is_kept_awake_where_there_is_one(refused, awake):
+    asked = []
+
+    class Driver:
+        def __getattr__(self, name):
+            return lambda *arguments: (asked.append(name), int(name == refused))[1]
+
+    assert nvidia.keep_awake(0, Driver()) is awake
+    assert ("cuDevicePrimaryCtxRetain" in asked) == (refused != "cuInit")
+
+
 def test_nvidia_smi_is_read():
     line = "NVIDIA H100 80GB HBM3, GPU-1, 580.65.06, 81559 MiB, 9.0, 700.00 W, 1980 MHz, P0\n"
     (gpu,) = nvidia.parsed(line)
@@ -318,9 +372,20 @@ def test_a_server_that_is_too_slow_fails_on_a_gpu_alone(models, tmp_path, monkey
     monkeypatch.setattr(speed, "_served", lambda *arguments: {"rows_per_second": 84.0})
     bare = Best(64, 100.0, 90.0, {64: 100.0})
     with pytest.raises(Failed, match=r"0\.84 of the model's own rows/s, expected at least 0\.85") as caught:
-        speed.compared(Context(tmp_path, models), "resnet50-fp16-u8", "scores", "onnxruntime-cuda", bare, 0.85)
+        speed.compared(Context(tmp_path, models), "resnet50-fp16-u8", "scores", "", bare, 0.85)
     assert caught.value.figures["server_rows_per_second"] == 84
-    speed.compared(Context(tmp_path, models, cpu=True), "resnet50-fp16-u8", "scores", "onnxruntime", bare, 0.85)
+    speed.compared(Context(tmp_path, models, cpu=True), "resnet50-fp16-u8", "scores", "", bare, 0.85)
+
+
+def test_what_was_measured_without_a_server_that_fails_is_kept(models, tmp_path, monkeypatch):
+    def fails(*arguments):
+        raise Failed("no reply", {"replies": 0})
+
+    monkeypatch.setattr(speed, "_served", fails)
+    with pytest.raises(Failed, match="no reply") as caught:
+        speed.compared(Context(tmp_path, models), "m", "scores", "", Best(64, 100.0, 90.0, {64: 100.0}), 0.85)
+    assert caught.value.figures["bare_rows_per_second"] == 100
+    assert caught.value.figures["replies"] == 0
 
 
 def damaged(monkeypatch, method):

@@ -50,6 +50,22 @@ def test_a_run_on_the_processor_says_that_it_was_one(tmp_path):
     assert not (ROOT.name in json.dumps(document["machine"]) and str(ROOT) in json.dumps(document))
 
 
+def test_where_git_cannot_tell_the_revision_the_caller_can(tmp_path):
+    """There is no git on this PATH."""
+    options = ("--cpu", "--only", "device-events", "--results", tmp_path, "--revision", "a1b2c3")
+    done = gpu_check(*options, PATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.glob("*-cpu.json")
+    assert json.loads(path.read_text())["machine"]["revision"] == "a1b2c3"
+
+
+def test_a_long_figure_is_printed_in_part():
+    line = str(Outcome("it", PASS, figures={"timeline": list(range(1000)), "rate": 2.0}))
+    assert "..., all of it in the result" in line
+    assert len(line) < 400
+    assert "rate = 2" in line
+
+
 def test_unknown_checks_are_refused():
     done = gpu_check("--only", "no-such")
     assert done.returncode == 2

@@ -6,6 +6,7 @@ import struct
 import tomllib
 import zipfile
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -15,9 +16,11 @@ from packaging.utils import canonicalize_name
 
 from gpu_check import pack
 from gpu_check.context import ROOT
-from gpu_check.environment import BadPack, unpack, variables
+from gpu_check.environment import CUBINS_AT, BadPack, lay_cubins, unpack, variables
 from gpu_check.fatbins import MAGIC, NoCode, entries, prune, table
 from gpu_check.pack import LEFT_OUT, LIBRARY, OLDEST, ORT, PRESENT, TRANSFER, WHEELS, pack_ort
+from headrace_kernels import cubins
+from headrace_kernels.cubins import KERNELS, file_name
 
 CUBIN = 2
 
@@ -117,6 +120,30 @@ def test_what_is_packed_is_unpacked(wheel, tmp_path, part_bytes):
     ]
 
 
+def test_our_kernels_travel_along(tmp_path):
+    built, packs, root = tmp_path / "built", tmp_path / "packs", tmp_path / "root"
+    built.mkdir()
+    for source in KERNELS:
+        for architecture in ("80", "90"):
+            (built / file_name(source, architecture)).write_text(architecture)
+    packed = pack.pack_cubins(packs, 90, built)
+    assert {path.name for path in packed} == {file_name(source, "90") for source in KERNELS}
+    place = root / CUBINS_AT
+    place.parent.mkdir(parents=True)
+    lay_cubins(packs, root)
+    assert {path.name: path.read_text() for path in place.iterdir()} == {path.name: "90" for path in packed}
+    (place / packed[0].name).write_text("as it was")
+    lay_cubins(packs, root)
+    assert (place / packed[0].name).read_text() == "as it was"
+    with pytest.raises(NoCode, match="for architecture 75: make kernels builds it"):
+        pack.pack_cubins(packs, 75, built)
+
+
+def test_cubins_are_laid_where_the_kernels_look_for_them():
+    assert ROOT / CUBINS_AT == cubins.HERE / "cubins"
+    lay_cubins(Path("no packs"), Path("nowhere"))
+
+
 def test_packing_again_leaves_nothing_of_before(wheel, tmp_path):
     pack_ort(wheel, tmp_path, 90, 100, drop_solo=True)
     pack_ort(wheel, tmp_path, 90, 1 << 20, drop_solo=True)
@@ -176,6 +203,7 @@ def test_the_environment_of_checks(tmp_path):
     assert found["CUDA_MODULE_LOADING"] == "LAZY"
     assert found["HOME"] == "/home"
     assert found["XDG_CACHE_HOME"] == f"{root}/.cache/gpu-check"
+    assert found["no_proxy"] == "127.0.0.1"
     assert "HEADRACE_LOG_LEVEL" not in found
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from gpu_check import child, registry
+from gpu_check.__main__ import SECONDS
 from gpu_check.checks import MODULES
 from gpu_check.context import Context
 from gpu_check.registry import Check, Failed, Skip, checks
@@ -35,6 +36,11 @@ def test_every_module_has_checks_with_titles_and_times():
     assert {check.run.__module__.rpartition(".")[2] for check in found.values()} == set(MODULES)
     assert all(check.title and not check.title.endswith(".") and check.seconds > 0 for check in found.values())
     assert next(iter(found)) == "environment"
+
+
+def test_all_that_needs_no_tensorrt_fits_the_time():
+    """And leaves some of it for unpacking, and for what takes longer than it should."""
+    assert sum(check.seconds for check in checks().values() if "tensorrt" not in check.needs) < 0.9 * SECONDS
 
 
 def test_the_issue_is_covered():

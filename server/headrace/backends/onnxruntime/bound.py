@@ -94,13 +94,20 @@ class BoundInstance:
         self._row_in = [row_bytes(spec) for spec in signature.inputs]
         self._row_out = [row_bytes(spec) for spec in signature.outputs]
         self._bound: dict[int, _Bound] = {}
+        launched: dict[int, list[list[Array]]] = {}
         self._lane = Lane(executor.device, *lane_bytes(signature, buckets[-1]), steps)
         try:
             runs = True
             for at, rows in reversed([*enumerate(buckets)]):  # the largest first: the arena grows once
                 entries = {_GRAPH: str(graphs[at])} if graphs else {}
                 self._bound[rows] = self._bind(rows, entries)
-                runs = runs and self._first_runs(rows, graph=bool(graphs))
+                if graphs:
+                    launched[rows] = self._record(rows)
+                else:
+                    runs = runs and self._first_run(rows)
+            for rows, results in launched.items():  # what later ones were planned for may have cost these something
+                for value, expected in enumerate(results):
+                    self._check_alike(rows, self._run_filled(rows, value), expected)
         except BaseException:
             self._lane.close()
             raise
@@ -182,42 +189,53 @@ class BoundInstance:
 
     # --- before it serves ---------------------------------------------------------------------------------------------
 
-    def _first_runs(self, rows: int, *, graph: bool) -> bool:
-        """Runs zeros: engines are built, kernels loaded, memory is taken, a graph recorded. Raises as the class.
+    def _first_run(self, rows: int) -> bool:
+        """Runs zeros: engines are built, kernels loaded, memory is taken. Whether the model can run them.
 
-        Whether the model can run zeros.
+        Raises InstanceLost.
         """
-        zeros, ones = self._filled(rows, 0), self._filled(rows, 1)
-        batch = (rows,) if self._signature.max_batch else ()
-        shapes = [batch + spec.shape for spec in self._signature.inputs]
-        outputs = range(len(self._signature.outputs))
         try:
-            for _ in range(GRAPH_RUNS if graph else 1):
-                self.run(zeros, shapes, outputs)
-            if not graph:
-                return True
-            launched = [array.copy() for array in self.run(ones, shapes, outputs)]
+            self._run_filled(rows, 0)
+        except InstanceLost:
+            raise
+        except Exception as error:  # whether a model has to run zeros is for the engine's warm-up to say
+            # as a text: the error would keep the session alive where somebody keeps the record
+            log.warning("a first run of %d rows of zeros failed: %s", rows, str(error))
+            return False
+        return True
+
+    def _record(self, rows: int) -> list[list[Array]]:
+        """Has a graph recorded; what it makes of zeros, and of ones, as a run without it does. Raises as the class."""
+        try:
+            for _ in range(GRAPH_RUNS - 1):
+                self._run_filled(rows, 0)
+            launched = [[array.copy() for array in self._run_filled(rows, value)] for value in (0, 1)]
             recorded = self._bound[rows]
             self._bound[rows] = self._bind(rows, _NO_GRAPH)
             try:
-                expected = self.run(ones, shapes, outputs)
+                expected = self._run_filled(rows, 1)
             finally:
                 self._bound[rows] = recorded
         except InstanceLost:
             raise
         except Exception as error:
-            if not graph:  # whether a model has to run zeros is for the engine's warm-up to say
-                # as a text: the error would keep the session alive where somebody keeps the record
-                log.warning("a first run of %d rows of zeros failed: %s", rows, str(error))
-                return False
             raise ModelLoadError(f"no CUDA graph can be recorded of {rows} rows of zeros: {error}") from error
+        self._check_alike(rows, launched[1], expected)
+        return launched
+
+    def _check_alike(self, rows: int, launched: Sequence[Array], expected: Sequence[Array]) -> None:
         for spec, got, want in zip(self._signature.outputs, launched, expected, strict=True):
             if not _alike(got, want, spec):
                 raise ModelLoadError(
                     f"the CUDA graph of {rows} rows gives another {spec.name!r} than a run without it: this model "
                     "cannot be recorded, expected cuda_graphs = false"
                 )
-        return True
+
+    def _run_filled(self, rows: int, value: int) -> Sequence[Array]:
+        """All outputs of so many rows of zeros or ones."""
+        batch = (rows,) if self._signature.max_batch else ()
+        shapes = [batch + spec.shape for spec in self._signature.inputs]
+        return self.run(self._filled(rows, value), shapes, range(len(self._signature.outputs)))
 
     def _filled(self, rows: int, value: int) -> list[list[bytes]]:
         """Inputs that hold nothing but 0 or 1, which are valid whatever they mean."""

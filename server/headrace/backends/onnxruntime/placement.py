@@ -15,6 +15,11 @@ CPU = "CPUExecutionProvider"
 RECORD = "session.record_ep_graph_assignment_info"
 """The session option that has ONNX Runtime remember it (1.24 and later)."""
 
+NOT_FOR_GPUS = ("WeightBiasQuantization",)
+"""Optimisers of ONNX Runtime that are switched off for GPUs. This one (1.31) gives biases that are in FP32 to the
+processor: as INT32 behind a DequantizeLinear, which CUDA has no kernel for, and TensorRT's parser no place. Each run
+would fetch every bias, and none could be recorded."""
+
 
 class AssignedNode(Protocol):
     """As ONNX Runtime tells of a node."""

@@ -10,6 +10,7 @@ import onnxruntime as ort
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from headrace import settings_sources as sources
+from headrace.backends.onnxruntime.placement import CPU, NOT_FOR_GPUS
 from headrace.clock import monotonic_ns
 from headrace.errors import ConfigError, ModelLoadError
 from headrace.sparing import Sparing
@@ -122,11 +123,34 @@ def open_session(
     failed, when it is opened and during a run.
     """
     log_through_python()
+    left_out = NOT_FOR_GPUS if providers[0] != CPU else ()
+
+    def opened(*more: str) -> ort.InferenceSession:
+        return ort.InferenceSession(
+            file, configured, providers=providers, enable_fallback=0, disabled_optimizers=[*left_out, *more]
+        )
+
     try:
         configured = session_options(file, threads, options, entries)
-        return ort.InferenceSession(file, configured, providers=providers, enable_fallback=0)
+        try:
+            return opened()
+        except Exception as error:
+            if not _fails_to_fuse_attention(str(error)):
+                raise
+        log.warning(
+            "%s: ONNX Runtime %s cannot fuse the attention of this FP16 model, which therefore runs operator by "
+            "operator, and slower: fuse it before it is converted to FP16",
+            file,
+            ort.__version__,
+        )
+        return opened("AttentionFusion")
     except Exception as error:  # ONNX Runtime's exceptions have no common base
         raise ModelLoadError(f"ONNX Runtime cannot load {file}: {error}") from error
+
+
+def _fails_to_fuse_attention(text: str) -> bool:
+    """Whether that is what an error says: in FP16 the fusion reads the mask's constant as FP32 (1.31, for CUDA)."""
+    return "Tensor type mismatch" in text and "MLFloat16" in text
 
 
 def run_options(options: SessionSettings, **entries: str) -> ort.RunOptions | None:
