@@ -40,8 +40,10 @@ def svg(title: str, lines: Sequence[Line]) -> str:
     for y in (0, 0.25, 0.5, 0.75, 1):
         parts.append(f'<path d="M{_LEFT} {up(y):.1f}H{_RIGHT}" stroke="#d0d7de"/>')
         parts.append(f'<text x="{_LEFT - 8}" y="{up(y) + 4:.1f}" text-anchor="end">{y:.0%}</text>')
-    for x in (half / 2 for half in range(int(2 * most) + 1)):
-        parts.append(f'<text x="{across(x):.1f}" y="{_BOTTOM + 18}" text-anchor="middle">{x:.0%}</text>')
+    parts += [
+        f'<text x="{across(half / 2):.1f}" y="{_BOTTOM + 18}" text-anchor="middle">{half / 2:.0%}</text>'
+        for half in range(int(2 * most) + 1)
+    ]
     caption = "asked for; both as shares of what the model alone can do on that core"
     parts.append(f'<text x="{(_LEFT + _RIGHT) / 2}" y="{_BOTTOM + 38}" text-anchor="middle">{caption}</text>')
     ideal = f"{across(0):.1f},{up(0):.1f} {across(1):.1f},{up(1):.1f} {across(most):.1f},{up(1):.1f}"
