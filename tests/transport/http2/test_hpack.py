@@ -1,15 +1,29 @@
 import re
-import tracemalloc
 
 import hpack
 import pytest
-from hpack.huffman import HuffmanEncoder
-from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 from hpack.table import HeaderTable
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transport.http2.blocks import (
+    BLOCKS,
+    FIELDS,
+    INCREMENTAL,
+    NEVER,
+    PLAIN,
+    TABLE_SIZES,
+    Writer,
+    indexed,
+    is_too_large,
+    literal,
+    outcome,
+    reference_decoder,
+    reference_fields,
+    reference_table,
+    size_update,
+    unlimited_decoder,
+)
 
-from headrace.transport.http2 import huffman
 from headrace.transport.http2.hpack import (
     TABLE_SIZE_ZERO,
     Decoder,
@@ -18,57 +32,6 @@ from headrace.transport.http2.hpack import (
     _integer,
     encode_stateless,
 )
-
-UNLIMITED = 1 << 30
-INDEXED, INCREMENTAL, SIZE_UPDATE, NEVER, PLAIN = 0x80, 0x40, 0x20, 0x10, 0x00
-huffman_encode = HuffmanEncoder(REQUEST_CODES, REQUEST_CODES_LENGTH).encode
-
-
-def integer(value, bits, pattern=0):
-    octets = hpack.hpack.encode_integer(value, bits)
-    octets[0] |= pattern
-    return bytes(octets)
-
-
-def indexed(index):
-    return integer(index, 7, INDEXED)
-
-
-def size_update(size):
-    return integer(size, 5, SIZE_UPDATE)
-
-
-def string(octets, coded=False):
-    if coded:
-        octets = huffman_encode(octets)
-    return integer(len(octets), 7, 0x80 if coded else 0) + octets
-
-
-def literal(kind, name, value, coded_name=False, coded_value=False):
-    """A literal; `name` is an index or octets."""
-    if isinstance(name, int):
-        start = integer(name, 6 if kind == INCREMENTAL else 4, kind)
-    else:
-        start = bytes((kind,)) + string(name, coded_name)
-    return start + string(value, coded_value)
-
-
-def reference_decoder(table_size=4096):
-    decoder = hpack.Decoder(max_header_list_size=UNLIMITED)
-    decoder.max_allowed_table_size = decoder.header_table_size = table_size
-    return decoder
-
-
-def reference_table(coder):
-    return [(bytes(name), bytes(value)) for name, value in coder.header_table.dynamic_entries]
-
-
-def reference_fields(decoder, block):
-    return [tuple(field) for field in decoder.decode(block, raw=True)]
-
-
-def unlimited_decoder(table_size=4096):
-    return Decoder(table_size, max_list_size=UNLIMITED, max_fields=UNLIMITED)
 
 
 def test_static_table_is_that_of_appendix_a():
@@ -174,36 +137,6 @@ def test_c3_to_c6_blocks_that_share_a_table(blocks, steps):
         assert f" entries={len(table)} size={size}/{table_size} " in repr(decoder)
 
 
-TABLE_SIZES = st.sampled_from([0, 31, 32, 40, 64, 100, 256, 1000, 4096])
-COMMON = st.sampled_from([b"", b"a", b"grpc-timeout", b":path", b"x" * 126, b"y" * 127, b"z" * 400])
-OCTETS = COMMON | st.binary(max_size=40)
-FIELDS = st.lists(st.tuples(OCTETS, OCTETS) | st.sampled_from(HeaderTable.STATIC_TABLE), max_size=12)
-INDICES = st.integers(0, 200)
-REPRESENTATIONS = st.tuples(st.just(INDEXED), INDICES) | st.tuples(
-    st.sampled_from([INCREMENTAL, INCREMENTAL, PLAIN, NEVER]), OCTETS | INDICES, OCTETS, st.booleans(), st.booleans()
-)
-BLOCKS = st.tuples(st.lists(st.integers(0, 4096), max_size=2), st.lists(REPRESENTATIONS, max_size=12))
-
-
-class Writer:
-    """Writes blocks whose indices exist, by means of a reference decoder that reads along field by field."""
-
-    def __init__(self, table_size):
-        self.table_size = table_size
-        self.along = reference_decoder(table_size)
-
-    def block(self, sizes, representations):
-        parts = [size_update(size % (self.table_size + 1)) for size in sizes]
-        for part in parts:
-            self.along.decode(part)
-        for kind, *rest in representations:
-            if isinstance(rest[0], int):
-                rest[0] = 1 + rest[0] % (61 + len(reference_table(self.along)))
-            parts.append(indexed(*rest) if kind == INDEXED else literal(kind, *rest))
-            self.along.decode(parts[-1], raw=True)
-        return b"".join(parts)
-
-
 @settings(max_examples=300)
 @given(TABLE_SIZES, st.lists(BLOCKS, max_size=8))
 def test_any_mix_of_representations_is_read_as_the_reference_does(table_size, blocks):
@@ -256,17 +189,6 @@ def damage(octets, edits):
         start = at % (len(damaged) + 1)
         damaged[start : start + removed] = put
     return bytes(damaged)
-
-
-def outcome(decoder, block):
-    try:
-        return decoder.decode(block)
-    except (HpackError, HeaderListTooLarge) as error:
-        return type(error)
-
-
-def is_too_large(fields, max_list_size, max_fields):
-    return len(fields) > max_fields or sum(32 + len(name) + len(value) for name, value in fields) > max_list_size
 
 
 THREE_SIZE_UPDATES = re.compile(rb"([\x20-\x3e]|\x3f[\x80-\xff]*[\x00-\x7f]){3}", re.DOTALL)
@@ -427,271 +349,3 @@ def test_a_raised_limit_is_used_when_the_peer_says_so():
     assert "/4096 " in repr(decoder)  # until then the peer's encoder, too, has the initial size
     decoder.decode(size_update(65536))
     assert "/65536 " in repr(decoder)
-
-
-@pytest.mark.parametrize("kind", [INCREMENTAL, PLAIN])
-def test_limits_are_exact(kind):
-    field = literal(kind, b"name", b"value")
-    assert len(Decoder(max_list_size=41, max_fields=1).decode(field)) == 1
-    block = indexed(2) + field  # 42 + 41 octets
-    assert len(Decoder(max_list_size=83, max_fields=2).decode(block)) == 2
-    with pytest.raises(HeaderListTooLarge, match="82 octets"):
-        Decoder(max_list_size=82).decode(block)
-    with pytest.raises(HeaderListTooLarge, match="more than 1 header field"):
-        Decoder(max_fields=1).decode(block)
-
-
-def test_a_list_of_table_entries_is_measured():
-    decoder = Decoder()
-    decoder.decode(literal(INCREMENTAL, b"name", b"v" * 964))  # 1,000 octets
-    assert len(decoder.decode(indexed(62) * 16)) == 16
-    with pytest.raises(HeaderListTooLarge, match="16384 octets"):
-        decoder.decode(indexed(62) * 17)
-
-
-@settings(max_examples=200)
-@given(TABLE_SIZES, st.lists(BLOCKS, max_size=8), st.integers(0, 800), st.integers(0, 12))
-def test_a_list_above_the_limits_leaves_the_decoder_in_step(table_size, blocks, max_list_size, max_fields):
-    writer, reference = Writer(table_size), reference_decoder(table_size)
-    decoder = Decoder(table_size, max_list_size, max_fields)
-    for block in (writer.block(*block) for block in blocks):
-        expected = reference_fields(reference, block)
-        too_large = is_too_large(expected, max_list_size, max_fields)
-        assert outcome(decoder, block) == (HeaderListTooLarge if too_large else expected)
-        assert decoder.table == reference_table(reference)
-
-
-def peak_memory_of_refusal(decoder, block):
-    tracemalloc.start()
-    try:
-        assert outcome(decoder, block) is HeaderListTooLarge
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-
-
-def test_bombs_cost_no_more_memory_than_their_octets():
-    decoder = Decoder()
-    decoder.decode(literal(INCREMENTAL, b"n", b"v" * 4063))
-    assert repr(decoder) == "<Decoder entries=1 size=4096/4096 version=1>"
-    # A list holds eight octets of reference for each octet of block, and up to an eighth of them in reserve.
-    for bomb in (indexed(62) * 10_000, literal(PLAIN, 62, b"") * 5_000, literal(PLAIN, b"", b"") * 3_333):
-        assert peak_memory_of_refusal(decoder, bomb) < 10 * len(bomb) + 50_000
-    assert peak_memory_of_refusal(decoder, literal(INCREMENTAL, b"a", b"b") * 10_000) < 150_000
-    assert len(decoder.table) == 4096 // 34
-
-
-def test_values_past_the_limit_are_not_decoded(monkeypatch):
-    decoded = []
-    monkeypatch.setattr(huffman, "decode", lambda octets: decoded.append(octets) or b"v" * 100)
-    decoder = Decoder(max_list_size=463)  # two fields of 232 octets are one too many
-    unread = literal(PLAIN, b"a", b"1", True, True) + literal(NEVER, 4, b"2", False, True)
-    kept = literal(INCREMENTAL, 4, b"3", False, True)
-    with pytest.raises(HeaderListTooLarge):
-        decoder.decode(literal(PLAIN, b"n" * 100, b"1", False, True) * 2 + unread * 50 + kept)
-    assert len(decoded) == 3
-    assert decoder.table == [(b":path", b"v" * 100)]
-
-
-@pytest.mark.parametrize("rest", [literal(PLAIN, 70, b""), literal(PLAIN, b"n", b"value")[:-1], b"\x00\x02a", b"\x04"])
-def test_a_block_past_the_limit_is_still_read_to_its_end(rest):
-    with pytest.raises(HpackError):
-        Decoder(max_list_size=40).decode(literal(PLAIN, b"name", b"value") * 3 + rest)
-
-
-# --- blocks that repeat but for one value -----------------------------------------------------------------------------
-
-
-class Repeating:
-    """A decoder that is asked to repeat first, beside one that is not."""
-
-    def __init__(self, table_size=4096, **limits):
-        self.decoder, self.plain = Decoder(table_size, **limits), Decoder(table_size, **limits)
-        self.repeated = 0
-
-    def decode(self, block):
-        """What came out of both, which must be the same: a list or a class of error."""
-        expected = outcome(self.plain, block)
-        try:
-            value = self.decoder.repeat(block)
-        except HpackError:
-            assert expected is HpackError
-            return expected
-        if value is not None:
-            self.repeated += 1
-            assert expected == [(name, value if name == b"t" else text) for name, text in self.fields]
-        else:
-            fields = outcome(self.decoder, block)
-            assert fields == expected
-            if isinstance(fields, list) and self.decoder.expect(block, fields, b"t"):
-                self.fields = fields
-        if expected is not HpackError:
-            assert self.decoder.table == self.plain.table
-        return expected
-
-
-def timed(encoder, *values, huffman=True, fields=((":path", "/a"), ("a", "b"), ("t", None), ("c", "d"))):
-    """Blocks of the same fields, `t` with one value after another."""
-    for value in values:
-        yield encoder.encode([(name, value if text is None else text) for name, text in fields], huffman=huffman)
-
-
-@pytest.mark.parametrize("huffman", [True, False])
-@pytest.mark.parametrize("table_size", [300, 4096, 16384])
-def test_blocks_that_repeat_are_told_from_the_last(table_size, huffman):
-    """Through evictions, and past the indices that fit an octet."""
-    encoder, coders = hpack.Encoder(), Repeating(table_size)
-    encoder.header_table_size = min(table_size, 4096)
-    if table_size > 4096:
-        encoder.header_table_size = table_size
-    for block in timed(encoder, *map(str, range(1_000_000, 1_000_500)), huffman=huffman):
-        coders.decode(block)
-    assert coders.repeated > (290 if table_size == 300 else 470)
-
-
-def test_a_value_may_have_a_code_of_its_own():
-    coders = Repeating()
-    """Coded or not, long or short; and none that is good but for its end."""
-    blocks = list(timed(hpack.Encoder(), "1", "2", "3"))
-    before = blocks[2][: blocks[2].index(0x7E)].translate(MOVED)
-    after = blocks[2][-1:].translate(MOVED)
-    for value in (b"", b"x", b"x" * 20):
-        for coded in (False, True):
-            coders = Repeating()
-            for block in blocks:
-                coders.decode(block)
-            coders.decode(before + literal(INCREMENTAL, 62, value, coded_value=coded) + after)
-            assert coders.repeated == 2
-    for bad in (b"\x7e\x82\xff\xff", b"\x7e\x81\x00", b"\x7e\x05ab", b"\x7e", b"\x7e\x7f\x00" + b"x" * 127):
-        for end in (b"", after):
-            coders = Repeating()
-            for block in blocks:
-                coders.decode(block)
-            coders.decode(before + bad + end)
-            assert coders.repeated == 1
-
-
-MOVED = bytes(octet + (0xBE <= octet < 0xFE) for octet in range(256))
-
-
-def test_what_does_not_repeat_is_decoded():
-    for fields, repeats in [
-        (((":method", "GET"), ("t", None)), 3),
-        ((("t", None),), 3),
-        (((":method", "GET"), ("t", None), ("t", "x")), 0),
-        (((":method", "GET"), ("u", None)), 0),
-        (((":method", "GET"), ("t", "x"), ("u", None)), 0),
-    ]:
-        coders = Repeating()
-        for block in timed(hpack.Encoder(), "1", "2", "3", "4", fields=fields):
-            coders.decode(block)
-        assert coders.repeated == repeats, fields
-
-
-@pytest.mark.parametrize(("room", "repeats"), [(10, 0), (100, 3)])
-def test_a_list_that_a_longer_value_takes_over_the_limit(room, repeats):
-    fields = ((":method", "GET"), ("t", None))
-    size = sum(32 + len(name) + len(text or "") for name, text in fields)
-    encoder, coders = hpack.Encoder(), Repeating(max_list_size=size + room)
-    values = ("1", "2", "x" * 10, "3", "x" * (room + 1), "4")
-    results = [coders.decode(block) for block in timed(encoder, *values, fields=fields)]
-    assert [type(result) for result in results[:4]] == [list, list, list, list]
-    assert results[4] is HeaderListTooLarge
-    assert type(results[5]) is list
-    assert coders.repeated == repeats
-
-
-REPEATED_FIELDS = st.lists(
-    st.tuples(st.sampled_from([":path", "a", "b", "t"]), st.sampled_from(["", "1", "x" * 30, None])), max_size=5
-)
-
-
-@given(
-    st.sampled_from([0, 40, 100, 150, 4096]),
-    st.lists(
-        st.tuples(REPEATED_FIELDS, st.integers(1, 80), st.booleans(), st.sampled_from([None, None, 0, 90, 4096])),
-        max_size=6,
-    ),
-    st.lists(st.tuples(st.integers(0, 100), st.integers(0, 200), st.integers(0, 255)), max_size=2),
-)
-def test_with_and_without_repeating_it_is_the_same(table_size, runs, damages):
-    """Any clients, some of their octets damaged: the same fields, the same errors, the same table."""
-    encoder, coders = hpack.Encoder(), Repeating(table_size)
-    encoder.header_table_size = table_size
-    sent = 0
-    for fields, times, coded, resize in runs:
-        if resize is not None:
-            encoder.header_table_size = min(resize, table_size)
-        for block in timed(encoder, *(str(sent + n) for n in range(times)), huffman=coded, fields=fields):
-            octets = bytearray(block)
-            for at, position, octet in damages:
-                if at == sent and position < len(octets):
-                    octets[position] = octet
-            result = coders.decode(bytes(octets))
-            if result is HpackError:
-                return
-            sent += 1
-
-
-LONG = "x" * 30
-
-
-@pytest.mark.parametrize(
-    ("fields", "between", "wrong"),
-    [
-        ((("a", LONG), ("t", None)), [], 3),
-        ((("t", None), ("a", LONG)), [], 3),
-        ((("a", "x"), ("t", None), ("c", "d")), [], 4),
-        ((("a", LONG), ("t", None)), [size_update(80) + indexed(2)], 0),
-        ((("t", None),), [size_update(0) + size_update(80) + indexed(2)], 0),
-        ((("a", LONG), ("t", None)), [literal(INCREMENTAL, b"u", b"v")], 0),
-    ],
-    ids=["before", "behind", "both", "shrunk", "emptied", "moved"],
-)
-def test_what_is_expected_ends_with_what_it_refers_to(fields, between, wrong):
-    """A client that repeats its fields for ever, also when they have been evicted from its table of 150 octets."""
-    encoder, coders = hpack.Encoder(), Repeating(150)
-    encoder.header_table_size = 150
-    for block in timed(encoder, "1", "2", fields=fields):
-        coders.decode(block)
-    before, after = coders.decoder._expected, coders.decoder._expected_end
-    assert before is not None
-    for block in between:
-        coders.decode(block)
-    for _ in range(wrong):
-        if coders.decode(before + string(b"1") + after) is HpackError:
-            return
-        before, after = before.translate(MOVED), after.translate(MOVED)
-    if not wrong:
-        coders.decode(before + string(b"1") + after)
-    else:
-        assert coders.decode(before + string(b"1") + after) is HpackError
-
-
-def test_a_value_that_the_table_cannot_hold_empties_it():
-    encoder, coders = hpack.Encoder(), Repeating(40)
-    encoder.header_table_size = 40
-    for block in timed(encoder, "1", "2", fields=((":method", "GET"), ("t", None))):
-        coders.decode(block)
-    assert coders.decode(b"\x82\x7e" + string(b"x" * 10)) != HpackError
-    assert coders.decode(b"\x82\x7e" + string(b"1")) is HpackError
-
-
-@pytest.mark.parametrize("end", [b"\x82", b"\x00\x01a\x01b", b"\x80", b"\x40"])
-def test_a_block_that_goes_on_is_not_repeated(end):
-    coders = Repeating()
-    for block in timed(hpack.Encoder(), "1", "2", "3"):
-        coders.decode(block)
-    repeated = coders.repeated
-    coders.decode(coders.decoder._expected + string(b"4") + coders.decoder._expected_end + end)
-    assert coders.repeated == repeated
-
-
-def test_entries_that_were_repeated_are_measured():
-    coders = Repeating(max_list_size=620)
-    fields = ((":method", "GET"), ("t", None))
-    for block in timed(hpack.Encoder(), "2", "1" * 30, "2" * 30, fields=fields):
-        coders.decode(block)
-    assert coders.repeated == 2
-    assert isinstance(coders.decode(indexed(62) * 9), list)
-    assert coders.decode(indexed(62) * 10) is HeaderListTooLarge
