@@ -225,7 +225,7 @@ def test_who_cannot_make_it_is_refused_as_before(recording):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_machine_that_is_busy_for_a_while_is_busy_at_that_time(recording, seed):
     """Slow runs that follow one another make requests late; the same ones, one here and one there, do not."""
-    found = recording(world(poisson(4000, 450, limit=35 * MS), ModelConfig(max_batch=8), seed=2, busy=0.2))
+    found = recording(world(poisson(4000, 450, limit=30 * MS), ModelConfig(max_batch=8), seed=2, busy=0.2))
     happened, again = recorded(found), replay(found, ModelConfig.model_validate(found.settings), seed)
     assert again.percentile(99) == pytest.approx(happened.percentile(99), rel=0.15)
     refused = sum(happened.refused.values())

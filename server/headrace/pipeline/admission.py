@@ -114,14 +114,15 @@ def reply_ns(
 ) -> int:
     """Predicted time until the batch with (the last of) `rows` new rows has run.
 
-    What is ahead is taken to run in full batches, and the new rows together with what is left over of it.
+    What is ahead is taken to run in full batches, and the new rows together with what is left over of it; in a full
+    batch, too, if there are others before: more will have come by then, and who is let in for a small one is late.
     fit: of both. others_ns: run time of batches of other buckets that are ahead.
     """
     own = cost.of(fit)
     if not rows_ahead and not others_ns and len(running) < instances and rows <= max_rows:
         return own.predict(rows)
     batches_ahead = (rows_ahead + rows - 1) // max_rows
-    batch = max(rows_ahead + rows - batches_ahead * max_rows, min(rows, max_rows))
+    batch = max_rows if batches_ahead else max(rows_ahead + rows, min(rows, max_rows))
     wait = wait_ns(batches_ahead, now, max_rows, instances, running, cost, fit) + others_ns // instances
     return wait + own.predict(batch)
 
