@@ -71,6 +71,7 @@ def test_a_setting_that_proves_bad_while_starting(monkeypatch, capsys):
         (["serve", "--grpc-prot=1"], "unrecognized: --grpc-prot=1; did you mean '--grpc-port'?"),
         (["serve", "--grpc", "1"], "unrecognized: --grpc"),
         (["serve", "models"], "unrecognized: models"),
+        (["serve", "--load-models", "a", "b", "c"], "unrecognized: b, c"),
         (["infer"], "the following arguments are required: MODEL"),
         (["infer", "m", "--inputs", "x=1"], "unrecognized: --inputs; did you mean '--input'?"),
         (["models", "--timeout-ms", "0"], "'0': expected a whole number from 1 to 1000000000"),

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hints = [
             f"{word}{nearest(word.partition('=')[0], known) if word.startswith('--') else ''}"
             for word in unknown
-            if word.startswith("-") or len(unknown) == 1
+            if word.startswith("-") or all(not other.startswith("-") for other in unknown)
         ]
         parsed.parser.error("unrecognized: " + ", ".join(hints))
     try:

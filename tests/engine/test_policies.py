@@ -57,7 +57,7 @@ def here():
 def test_settings_become_limits_of_the_pipeline():
     config = ModelConfig(
         priority_levels=3,
-        batching=BatchingConfig(policy="delay", delay_us=7, preferred_sizes=(8, 2)),
+        batching=BatchingConfig(policy="delay", delay_us=7, margin_us=4, preferred_sizes=(8, 2)),
         queue=QueueConfig(
             max_requests=5,
             timeout_us=3,
@@ -67,6 +67,7 @@ def test_settings_become_limits_of_the_pipeline():
     )
     limits = batch_limits(config, 8)
     assert (limits.policy, limits.delay_ns, limits.preferred) == ("delay", 7000, (2, 8))
+    assert limits.margin_ns == 4000
     assert queue_limits(config).by_level
     assert not queue_limits(ModelConfig()).by_level
     view = model_view("m", "1", ECHO, config, FakeOwner())

@@ -41,6 +41,18 @@ def test_a_moment_that_is_past_is_due_at_once_and_one_asked_for_in_the_step_come
     assert calls == [1000 * MS, 1001 * MS, 1002 * MS]
 
 
+def test_a_long_wait_is_as_exact_as_a_short_one(loop, monkeypatch):
+    """Where timers come a thousandth of their time late, as Linux has it."""
+    calls = []
+    in_time = loop.call_later
+    monkeypatch.setattr(loop, "call_later", lambda delay, step: in_time(delay * 1.001, step))
+    wakeup = Wakeup(loop, loop.clock, lambda: calls.append(loop.clock()))
+    wakeup.at(1000 * MS + 60_000 * MS)
+    loop.run_for(70_000 * MS)
+    assert calls == [pytest.approx(61_000 * MS, abs=MS // 50)]
+    assert calls[0] >= 61_000 * MS
+
+
 def test_what_is_cancelled_does_not_come_and_can_be_asked_for_again(loop):
     calls = []
     wakeup = Wakeup(loop, loop.clock, lambda: calls.append(loop.clock()))

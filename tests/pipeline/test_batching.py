@@ -204,6 +204,10 @@ class TestDeadlinePolicy:
         decision, _ = run(held, policy="deadline", cost=flat(elapsed=10 * MS), margin_ns=0)
         assert decision.wake_at == NOW + 90 * MS
 
+    def test_a_long_deadline_may_have_been_rounded_up(self):
+        decision, _ = run(request(expires=NOW + 2000 * MS), policy="deadline", margin_ns=0)
+        assert decision.wake_at == NOW + 1980 * MS
+
 
 class TestDelayPolicy:
     def test_it_waits_for_the_first_requests_delay(self):

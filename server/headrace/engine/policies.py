@@ -66,7 +66,13 @@ def batch_limits(config: ModelConfig, max_rows: int) -> BatchLimits:
     """How batches are formed."""
     batching = config.batching
     preferred = tuple(sorted(batching.preferred_sizes or ()))
-    return BatchLimits(max_rows, policy=batching.policy, delay_ns=batching.delay_us * 1000, preferred=preferred)
+    return BatchLimits(
+        max_rows,
+        policy=batching.policy,
+        delay_ns=batching.delay_us * 1000,
+        margin_ns=batching.margin_us * 1000,
+        preferred=preferred,
+    )
 
 
 def queue_limits(config: ModelConfig) -> QueueLimits:

@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from headrace.clock import Clock
 
 
+_EXACT_NS = 10_000_000
+"""Waits up to this are as exact as the loop's clock. Longer ones are not: Linux lets a wait for sockets last longer by
+a thousandth (fs/select.c, select_estimate_accuracy), so that they are cut short and waited out anew."""
+
+
 class Wakeup:
     """Calls `step` at the soonest of the moments that were asked for. After that call there are none."""
 
@@ -34,7 +39,7 @@ class Wakeup:
             return
         self.cancel()
         self._at = moment
-        self._timer = self._loop.call_later(max(moment - self._clock(), 0) / 1e9, self._on_timer)
+        self._arm()
 
     def cancel(self) -> None:
         """Forgets the moment, if there is one."""
@@ -42,7 +47,16 @@ class Wakeup:
             self._timer.cancel()
             self._timer = None
 
+    def _arm(self) -> None:
+        left = max(self._at - self._clock(), 0)
+        if left > _EXACT_NS:
+            left -= left >> 8
+        self._timer = self._loop.call_later(left / 1e9, self._on_timer)
+
     def _on_timer(self) -> None:
+        if self._clock() < self._at:
+            self._arm()
+            return
         self._timer = None
         self._step()
 

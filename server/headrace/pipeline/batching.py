@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 Policy = Literal["slot", "deadline", "delay", "single"]
 
+_ROUNDED_FROM_NS, _ROUNDED = 1_000_000_000, 100
+"""A timeout of a second or more may be longer than the caller's own by a hundredth: gRPC's C core rounds it up to so
+many milliseconds, so that field blocks repeat (src/core/lib/transport/timeout_encoding.h)."""
+
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
@@ -147,12 +151,18 @@ def _close_at(members: list[InferRequest], rows: int, limits: BatchLimits, cost:
     """The moment at which a batch that could still grow closes under the policy; 0: at once."""
     if limits.policy == "slot":
         return 0
-    close_at = [request.expires - cost.predict(rows) - limits.margin_ns for request in members if request.expires]
+    close_at = [_surely_due(request) - cost.predict(rows) - limits.margin_ns for request in members if request.expires]
     if limits.policy == "delay":
         close_at.append(min(request.admitted for request in members) + limits.delay_ns)
     elif len(close_at) < len(members):
         return 0  # a member without a deadline has nothing that it could wait for
     return min(close_at)
+
+
+def _surely_due(request: InferRequest) -> int:
+    """When a request expires, however its timeout was rounded."""
+    given = request.expires - request.received
+    return request.expires - (given // _ROUNDED if given >= _ROUNDED_FROM_NS else 0)
 
 
 def _why(others_wait: bool, policy: Policy, draining: bool) -> str:

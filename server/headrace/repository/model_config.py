@@ -78,6 +78,9 @@ class BatchingConfig(_Table):
         "theirs; delay: wait delay_us; single: each request runs alone",
     )
     delay_us: int = Field(0, ge=0, description="how long policy `delay` waits for more, in microseconds")
+    margin_us: int = Field(
+        3000, ge=0, description="kept in hand of a deadline where a batch waits for more: for the reply, and its way"
+    )
     preferred_sizes: IntegerTuple | None = Field(
         None, description="rows of a batch that runs at once, the largest that what waits can make"
     )
