@@ -41,7 +41,7 @@ def request(rows=1, **more):
 
 def run(*requests, slots=1, now=NOW, cost=None, draining=False, **limits):
     queue = queue_of(*requests)
-    limits = BatchLimits(**{"max_rows": 8, **limits})
+    limits = BatchLimits(**{"max_rows": 8, "margin_ns": 0, **limits})
     return decide(queue, now, limits, slots, cost or CostModel(8), draining=draining), queue
 
 
@@ -122,6 +122,14 @@ def test_a_batch_stays_so_small_that_its_members_make_it():
     others = [request(2, expires=NOW + 100 * MS) for _ in range(3)]
     decision, _ = run(tight, *others, cost=linear(), policy="delay", delay_ns=0)
     assert taken(decision) == [([tight, others[0]], 4, "deadline")]
+
+
+def test_a_part_of_the_longest_run_is_kept_in_hand_of_a_deadline():
+    tight = request(2, expires=NOW + 9 * MS // 2)
+    others = [request(1, expires=NOW + 100 * MS) for _ in range(4)]
+    for margin, rows in ((0, 4), (MS // 4, 4), (MS, 3), (50 * MS, 3)):
+        decision, _ = run(tight, *others, cost=linear(), margin_ns=margin)
+        assert decision.take[0].rows == rows
 
 
 def test_the_earliest_deadline_in_the_batch_counts_wherever_it_stands():

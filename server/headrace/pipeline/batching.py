@@ -22,6 +22,11 @@ _ROUNDED_FROM_NS, _ROUNDED = 1_000_000_000, 100
 many milliseconds, so that field blocks repeat (src/core/lib/transport/timeout_encoding.h)."""
 
 
+_IN_HAND = 8
+"""One part in so many of the longest run, though no more than the margin, is kept in hand of a deadline: runs beside
+one another and a busy event loop make replies late by about as much."""
+
+
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
     """How batches of one model are formed.
@@ -80,8 +85,10 @@ def decide(
         single = limits.policy == "single"
         own_cost = cost.of(group[0].template.fit)
         pays = 1 if single else _rows_that_pay(queue, limits, own_cost)
-        if 0 < queue.next_expiry < now + own_cost.predict(limits.max_rows):  # else every deadline is met by any batch
-            choice = choose(group, pays, now, limits, own_cost, instances)
+        longest = own_cost.predict(limits.max_rows)
+        ready = now + min(limits.margin_ns, longest // _IN_HAND)
+        if 0 < queue.next_expiry < ready + longest:  # else every deadline is met by any batch
+            choice = choose(group, pays, ready, limits, own_cost, instances)
             decision.give_up += queue.pop(group, choice.hopeless)
             if choice.members:
                 reason = "single" if single else "deadline"
