@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from headrace.messages import Batch
-from headrace.pipeline.urgency import choose
+from headrace.pipeline.urgency import choose, gather
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -20,8 +20,6 @@ Policy = Literal["slot", "deadline", "delay", "single"]
 _ROUNDED_FROM_NS, _ROUNDED = 1_000_000_000, 100
 """A timeout of a second or more may be longer than the caller's own by a hundredth: gRPC's C core rounds it up to so
 many milliseconds, so that field blocks repeat (src/core/lib/transport/timeout_encoding.h)."""
-
-
 _IN_HAND = 8
 """One part in so many of the longest run, though no more than the margin, is kept in hand of a deadline: runs beside
 one another and a busy event loop make replies late by about as much."""
@@ -122,22 +120,18 @@ def _rows_that_pay(queue: RequestQueue, limits: BatchLimits, cost: CostModel) ->
 
 def _fill(group: list[InferRequest], queue: RequestQueue, pays: int, limits: BatchLimits) -> tuple[int, int, str]:
     """How many requests from the front of `group` form a batch, their rows, and what stopped it (`all`: nothing)."""
-    rows = nbytes = 0
     max_rows = limits.max_rows
     if queue.rows == queue.requests and not limits.max_bytes:  # of one row each: nothing to add up
         count = min(len(group), pays)
         return count, count, "all" if count < pays else "full" if count >= max_rows else "cost"
-    for count, request in enumerate(group):
-        more = rows + request.template.rows
-        if count and more > pays:
-            return count, rows, "full" if more > max_rows else "cost"
-        if count and limits.max_bytes and nbytes + request.nbytes > limits.max_bytes:
-            return count, rows, "full"
-        rows = more
-        nbytes += request.nbytes
+    members, rows = gather(group, pays, limits)
+    count = len(members)
+    if count < len(group):
+        more = rows + group[count].template.rows
+        return count, rows, "cost" if pays < more <= max_rows else "full"
     if rows >= pays:
-        return len(group), rows, "full" if rows >= max_rows else "cost"
-    return len(group), rows, "all"
+        return count, rows, "full" if rows >= max_rows else "cost"
+    return count, rows, "all"
 
 
 def _preferred(

@@ -37,7 +37,8 @@ def choose(
 ) -> Choice:
     """For a group in queue order of which someone may be due before a full batch is done.
 
-    pays: rows of the batch that is wanted. instances: how many serve the group.
+    pays: rows of the batch that is wanted. now: when it would begin, with what is kept in hand of deadlines added.
+    instances: how many serve the group.
 
     A smaller batch is done sooner, but computes fewer rows a second. While all who wait behind it are served in time
     nevertheless, it is as small as the earliest deadline asks. Else it would make more of them late than it saves, and
@@ -45,7 +46,7 @@ def choose(
     its end, and who cannot is passed over (as by the early drop of Nexus: Shen et al., SOSP 2019).
     """
     hopeless: list[InferRequest] = []
-    able, rows = _gather(_others(group, hopeless, now, cost), pays, limits)
+    able, rows = gather(_others(group, hopeless, now, cost), pays, limits)
     if not able:
         return Choice()
     end = now + cost.predict(rows)
@@ -84,7 +85,7 @@ def _others(
             yield request
 
 
-def _gather(requests: Iterable[InferRequest], most: int, limits: BatchLimits) -> tuple[list[InferRequest], int]:
+def gather(requests: Iterable[InferRequest], most: int, limits: BatchLimits) -> tuple[list[InferRequest], int]:
     """As many from the front as a batch of `most` rows holds, at least one; and their rows."""
     members: list[InferRequest] = []
     rows = nbytes = 0
@@ -145,7 +146,7 @@ def _who_can_wait(
     while most > best_rows:
         end = now + cost.predict(most)
         able = (request for request in group if not request.expires or request.expires >= end)
-        members, rows = _gather(able, most, limits)
+        members, rows = gather(able, most, limits)
         if rows > best_rows and _in_time(members, now + cost.predict(rows)):  # a first one may have more than `most`
             best, best_rows = members, rows
         most //= 2

@@ -4,27 +4,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transport.rest.inferences import Slow, get, infer, infer_json, one_model, refused, value
+from transport.rest.inferences import Slow, get, infer, infer_json, refused, value
 from transport.rest.world import World, request, with_binary
 
 from headrace.messages import Signature, TensorSpec
 from headrace.testing.backend import FakeModel
 from headrace.transport.rest import connection as connection_module
 from headrace.transport.rest.body import SMALL
-
-
-@pytest.fixture
-def world():
-    with one_model() as made:
-        yield made
-
-
-@pytest.fixture
-def held(world):
-    """The instance of the model, which lets no run end until it is released."""
-    world.model.instances[0].hold()
-    return world.model.instances[0]
-
 
 # --- one request ------------------------------------------------------------------------------------------------------
 

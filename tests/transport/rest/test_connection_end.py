@@ -4,23 +4,10 @@ import gc
 import weakref
 
 import pytest
-from transport.rest.inferences import Slow, get, infer, one_model, value
+from transport.rest.inferences import Slow, get, infer, value
 from transport.rest.world import World
 
 from headrace.testing.backend import FakeModel
-
-
-@pytest.fixture
-def world():
-    with one_model() as made:
-        yield made
-
-
-@pytest.fixture
-def held(world):
-    """The instance of the model, which lets no run end until it is released."""
-    world.model.instances[0].hold()
-    return world.model.instances[0]
 
 
 @pytest.mark.parametrize("how", ["lost", "half closed"])

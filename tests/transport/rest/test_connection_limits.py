@@ -1,25 +1,12 @@
 """How much a connection takes, and how long it waits."""
 
 import pytest
-from transport.rest.inferences import SECOND, Slow, get, infer, one_model, refused, value
+from transport.rest.inferences import SECOND, Slow, get, infer, refused, value
 from transport.rest.world import World, request
 
 from headrace.testing.backend import FakeModel
 from headrace.transport.rest import connection as connection_module
 from headrace.transport.rest.body import SMALL
-
-
-@pytest.fixture
-def world():
-    with one_model() as made:
-        yield made
-
-
-@pytest.fixture
-def held(world):
-    """The instance of the model, which lets no run end until it is released."""
-    world.model.instances[0].hold()
-    return world.model.instances[0]
 
 
 @pytest.mark.parametrize("piece", [1000, 1 << 20])
