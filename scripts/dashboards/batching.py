@@ -78,9 +78,10 @@ def _rows() -> list[Panel]:
                 ),
                 "{{model}} {{reason}}",
             ),
+            Query(rate("headrace_late_requests_total", "model"), "{{model}} late"),
             unit="reqps",
             about="Requests refused on arrival because they could not have been served in time, and those that expired "
-            "while they waited.",
+            "while they waited. late: answered, but after the deadline.",
         ),
         lines(
             "Padding",

@@ -91,6 +91,23 @@ class TestDeadlines:
         assert call.response
         assert here.send().error is None
 
+    def test_what_was_answered_after_it_was_due_is_counted(self, world):
+        here = world(learn=[(1, MS)], latency_ns=10 * MS, slo_ms=5.0)
+        late = here.send()
+        here.run(10)
+        in_time = here.send(timeout_ns=20 * MS)
+        here.run(10)
+        assert late.response
+        assert in_time.response
+        assert [record.late for record in here.observer.batches] == [1, 0]
+
+    def test_one_that_its_policy_only_delays_is_not_late(self, world):
+        here = world(latency_ns=10 * MS, queue=QueueConfig(timeout_us=5000, on_timeout="delay"))
+        call = here.send()
+        here.run(10)
+        assert call.response
+        assert [record.late for record in here.observer.batches] == [0]
+
 
 class TestCancelling:
     def test_a_waiting_request_does_not_run(self, world):

@@ -152,7 +152,7 @@ def test_phases_add_up_and_lie_in_the_right_buckets(registry, metrics):
 
 def test_batches_by_size_reason_and_instance(registry, metrics):
     model = metrics.model("m", "1", lambda: (2, 5))
-    model.batch(record())
+    model.batch(record(late=2))
     model.batch(record(instance=0, rows=4))
     model.batch(record(requests=1, rows=2000, close_reason="idle"))
     model.wasted(3, 5 * MS)
@@ -167,6 +167,7 @@ def test_batches_by_size_reason_and_instance(registry, metrics):
         (("close_reason", "idle"), ("instance", "1")): 1,
     }
     assert found["headrace_refused_total", (("reason", "queue_full"),)] == 1
+    assert found["headrace_late_requests_total", ()] == 2
     assert found["headrace_wasted_rows_total", ()] == 3
     assert found["headrace_wasted_seconds_total", ()] == pytest.approx(0.005)
     assert (found["headrace_queue_requests", ()], found["headrace_queue_rows", ()]) == (2, 5)

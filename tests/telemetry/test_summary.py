@@ -37,17 +37,17 @@ def world():
     return World()
 
 
-def record(rows=4, reason="idle", instance=0):
+def record(rows=4, reason="idle", instance=0, late=0):
     """Phases of 10, 20, 3000, 40, 5000 and 60 us."""
     return BatchRecord(
         [0, 0], [10 * US] * 2, [30 * US] * 2, [rows // 2] * 2, 3030 * US, 3070 * US, 8070 * US, 8130 * US, rows, reason,
-        instance,
+        instance, late,
     )  # fmt: skip
 
 
 def test_all_of_a_model(world):
     world.recorder.batch(record())
-    world.recorder.batch(record(reason="full", instance=1))
+    world.recorder.batch(record(reason="full", instance=1, late=1))
     world.recorder.batch(record(rows=8))
     world.recorder.refused("queue_full", 2)
     world.recorder.wasted(3, 1)
@@ -67,6 +67,7 @@ def test_all_of_a_model(world):
         "requests": 6,
         "rows": 16,
         "refused": {"queue_full": 2},
+        "late": 1,
         "queue": {"requests": 3, "rows": 7, "wait_s": 0.25},
         "phase_requests": 6,
         "batches": {"4": 2, "8": 1},

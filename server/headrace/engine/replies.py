@@ -42,6 +42,7 @@ def record_of(
         batch_rows=batch.rows,
         close_reason=batch.reason,
         instance=instance,
+        late=len([r for r in answered if 0 < r.expires < encoded and not r.template.policy.delays]),
         requests=answered,
         cost=cost,
         first=batch.requests[0],

@@ -263,6 +263,9 @@ def _request_families(readings: Sequence[Reading]) -> Iterator[Metric]:
     refused = CounterMetricFamily(
         "headrace_refused", "Requests that ended without success, by cause", labels=(*LABELS, "reason")
     )
+    late = CounterMetricFamily(
+        "headrace_late_requests", "Requests answered with success, but after their deadline", labels=LABELS
+    )
     waiting = GaugeMetricFamily("headrace_queue_requests", "Requests that wait for execution", labels=LABELS)
     rows = GaugeMetricFamily("headrace_queue_rows", "Rows that wait for execution", labels=LABELS)
     wait = GaugeMetricFamily(
@@ -274,10 +277,11 @@ def _request_families(readings: Sequence[Reading]) -> Iterator[Metric]:
         labels = (reading.model, reading.version)
         for reason in sorted({*FORESEEN, *reading.refused}):
             refused.add_metric((*labels, reason), reading.refused.get(reason, 0))
+        late.add_metric(labels, reading.late)
         waiting.add_metric(labels, reading.queue[0])
         rows.add_metric(labels, reading.queue[1])
         wait.add_metric(labels, reading.wait_ns / 1e9)
-    yield from (refused, waiting, rows, wait)
+    yield from (refused, late, waiting, rows, wait)
     broken = CounterMetricFamily(
         "headrace_validation",
         "Requests in which an input broke a rule, by what has become of them: reject, clip, count",

@@ -29,6 +29,7 @@ class BatchRecord:
     admit = admitted - decoded, queue = batched - admitted, batch = started - batched, execute = finished - started,
     encode = encoded - finished.
 
+    late: how many were answered after they were due: by the RPC's deadline, their own timeout or the model's objective.
     requests, cost: for whoever traces them; the requests themselves, and what predicts how long such a batch runs.
     first: the first request that was in the batch, a piece of a split one perhaps, which may have no answer yet.
     """
@@ -44,6 +45,7 @@ class BatchRecord:
     batch_rows: int
     close_reason: str
     instance: int
+    late: int = 0
     requests: Sequence[InferRequest] = ()
     cost: CostModel | None = None
     first: InferRequest | None = None

@@ -113,8 +113,8 @@ class Reading:
 
     phases: by name (`messages.PHASES`). refused: requests by `HeadraceError.reason`. closed: batches by close reason
     and instance. queue: requests and rows that wait now. wait_ns: predicted of a request that arrives now.
-    sequences: of a stateful model. elements, padding: of inputs with buckets, as they ran. rules: requests that broke
-    one, by input, rule and policy. memory: bytes by device.
+    sequences: of a stateful model. elements, padding: of inputs with buckets, as they ran. late: requests that were
+    answered after they were due. rules: requests that broke one, by input, rule and policy. memory: bytes by device.
     nodes: of the graph, by execution provider. busy: nanoseconds in which each instance ran batches. instances: how
     many there are by backend and state. fallbacks: by backend, what was taken in its place, and reason. exemplars: by
     bucket of `request`.
@@ -126,6 +126,7 @@ class Reading:
     request: Histogram
     phases: Mapping[str, Histogram]
     refused: Mapping[str, int]
+    late: int
     closed: Mapping[tuple[str, int], int]
     queue: tuple[int, int]
     wait_ns: int
@@ -157,10 +158,10 @@ class ModelRecorder:
 
     __slots__ = (
         "_admitted", "_batches", "_busy", "_clock", "_closed", "_decoded", "_elements", "_executions",
-        "_expired_sequences", "_fallbacks", "_hit_lookups", "_hits", "_instances_lost", "_last_ms", "_load_seconds",
-        "_misses", "_padding", "_phases", "_received", "_refused", "_request", "_reruns", "_resources", "_rows",
-        "_rules", "_wall_ms", "_wasted_ns", "_wasted_rows", "diary", "instances", "model", "queue_depth", "sampler",
-        "sequences", "trace", "version", "wait_ns",
+        "_expired_sequences", "_fallbacks", "_hit_lookups", "_hits", "_instances_lost", "_last_ms", "_late",
+        "_load_seconds", "_misses", "_padding", "_phases", "_received", "_refused", "_request", "_reruns", "_resources",
+        "_rows", "_rules", "_wall_ms", "_wasted_ns", "_wasted_rows", "diary", "instances", "model", "queue_depth",
+        "sampler", "sequences", "trace", "version", "wait_ns",
     )  # fmt: skip
 
     def __init__(
@@ -194,6 +195,7 @@ class ModelRecorder:
         self._phases = {phase: Histogram(PHASE_EDGES) for phase in PHASES}
         self._executions: dict[int, list[int]] = {}  # batch rows -> executions, ns of batch, of execute, of encode
         self._last_ms = 0
+        self._late = 0
         self._wasted_rows = 0
         self._wasted_ns = 0
         self._elements = 0
@@ -234,6 +236,7 @@ class ModelRecorder:
             )
         )
         self._rows += sum(rows)
+        self._late += record.late
         closed = self._closed
         how = (record.close_reason, record.instance)
         # A subscript of a Counter that misses is a Python call; get is not.
@@ -349,6 +352,7 @@ class ModelRecorder:
             request=self._request.copy(),
             phases={phase: histogram.copy() for phase, histogram in self._phases.items()},
             refused=dict(self._refused),
+            late=self._late,
             closed=dict(self._closed),
             queue=self.queue_depth(),
             wait_ns=self.wait_ns(),

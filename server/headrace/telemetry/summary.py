@@ -98,6 +98,7 @@ def summary_of(reading: Reading) -> dict[str, Any]:
         "requests": statistics.success.count,
         "rows": statistics.inference_count,
         "refused": dict(reading.refused),
+        "late": reading.late,
         "queue": {"requests": reading.queue[0], "rows": reading.queue[1], "wait_s": reading.wait_ns / 1e9},
         "latency": reading.request.counts.tolist(),
         "phases_s": {phase: reading.phases[phase].total / 1e9 for phase in PHASES},
