@@ -6,6 +6,8 @@
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check
 ARGS ?=
+# what ONNX Runtime would send to its makers, see server/headrace/__init__.py; here for scripts that do not import that
+export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test lint types unit dashboards protos models kernels loadtest compare overload gpu-check gpu-pack wheel clean

@@ -19,6 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import headrace  # noqa: F401 - before ONNX Runtime, which is told there not to report to its makers
+
+# isort: split
 import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper

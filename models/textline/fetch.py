@@ -8,12 +8,11 @@ there already and come from the same version.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
-
-import onnxruntime
 
 PACKAGE = "rapidocr-onnxruntime"
 VERSION = "1.4.4"
@@ -39,6 +38,9 @@ def installed() -> Distribution:
 
 def read_characters(model: Path) -> list[str]:
     """What each column of the output stands for: the blank first, the model's own characters, a space last."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it reads that when it is imported
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # only the metadata is read
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from e2e.server_process import plain_environment
 
+DIGITS = Path(__file__).parents[2] / "models" / "digits" / "1" / "model.onnx"
 OURS = "import headrace.cli, headrace.serve"
 THEIRS = "import tritonclient.grpc"
 CALL = """
@@ -32,3 +34,13 @@ def test_in_one_process(server, imports):
         timeout=60,
         env=plain_environment(),
     )
+
+
+@pytest.mark.parametrize("module", ["headrace.serve", "headrace.quantize.build", "gpu_check.sessions"])
+def test_onnx_runtime_reports_to_nobody(tmp_path, module):
+    """It would keep an identifier of this machine in the user's cache, and send it from there. In CI it does not."""
+    environment = {name: value for name, value in plain_environment().items() if name != "CI"}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    run = f"import {module}, onnxruntime; onnxruntime.InferenceSession({str(DIGITS)!r})"
+    subprocess.run([sys.executable, "-c", run], check=True, timeout=60, env=environment | {"HOME": str(tmp_path)})
+    assert list(tmp_path.iterdir()) == []
