@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from drift.conftest import SALT, WINDOW_MS, monitor_of, reference_of, watch
+from drift.conftest import SALT, WINDOW_MS, monitor_of, reference_of, source, watch
 
 from headrace.drift.alarms import AlarmSettings
 from headrace.drift.errors import DriftError
-from headrace.drift.fit import reference_of_record
+from headrace.drift.fit import fit_reference, reference_of_record
 from headrace.drift.monitor import PLAN_ROWS, Monitor
 
 KEY = "inputs.x"
@@ -195,6 +195,18 @@ def test_a_restart_goes_on(random, reference):
     assert repr(again) == "<Monitor: <Record of m/1: 2 of 4 windows>, <Alarms: 1 on>>"
     assert flow(again, 1, lambda: normal(random, 1000, shift=1), first=2) == []
     assert len(again.record.windows) == 3
+
+
+def test_a_restart_goes_on_where_the_reference_has_named_the_features(random):
+    """As one of a table does; the tensor itself knows no names."""
+    named = source(normal(random, 10_000), names=("age", "debt", "income"))
+    reference = fit_reference([(watch(), named)], SALT, "data", 0)
+    monitor, again = (Monitor("m", "1", [watch()], AlarmSettings(WINDOW_MS, 4), SALT, reference) for _ in range(2))
+    flow(monitor, 2, lambda: normal(random, 1000, shift=1))
+    again.restore(monitor.pack())
+    assert "age" in str(again.alarms.json())
+    assert again.alarms.on == monitor.alarms.on
+    assert len(again.record.windows) == 2
 
 
 def test_a_restart_without_a_reference_goes_on_with_the_same_plan(random):

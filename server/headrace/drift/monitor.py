@@ -167,8 +167,9 @@ class Monitor:
         if (record.model, record.version, record.window_ms) != (own.model, own.version, own.window_ms):
             raise DriftError(f"{record!r} of {record.window_ms} ms, expected {own!r} of {own.window_ms} ms")
         for key, plan in record.plans.items():
-            watch = self._watches.get(key)
-            if watch is None or plan.watch != watch or own.plans.get(key, plan).fingerprint != plan.fingerprint:
+            # a reference may bring names of its own for the features: then its plan is what this one has to be
+            ours, watch = own.plans.get(key), self._watches.get(key)
+            if watch is None or (plan.watch != watch if ours is None else plan.fingerprint != ours.fingerprint):
                 raise DriftError(f"{key} was counted by another plan: its configuration or its reference has changed")
         alarms = Alarms(self.settings)
         try:
