@@ -1,15 +1,18 @@
 """What a server knows of drift, and keeps: with time that stands still until it is told to go on."""
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from headrace.drift import sketches
 from headrace.drift.fit import Source, fit_reference
 from headrace.drift.watch import watch_of
 from headrace.engine import drifting
 from headrace.engine.drift_metrics import DriftMetrics
 from headrace.engine.drifting import DriftMonitoring
+from headrace.errors import ModelLoadError
 from headrace.messages import Signature, TensorSpec
 from headrace.repository.discovery import Found
 from headrace.repository.model_config import ModelConfig
@@ -110,3 +113,15 @@ def test_an_alarm_stays_in_the_metrics_while_nothing_flows(tmp_path, found, now)
         await monitoring.close()
 
     asyncio.run(scenario())
+
+
+def test_without_the_package_a_version_that_is_to_be_watched_is_not_served(tmp_path, found, monkeypatch):
+    """With the first rows, of which no request tells, it would only be in the log."""
+
+    def missing(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(sketches, "import_module", missing)
+    with pytest.raises(ModelLoadError, match=r"pip install 'headrace\[drift\]'"):
+        DriftMonitoring(1.0, None, lambda: 0).open(found, SIGNATURE)
+    assert DriftMonitoring(1.0, None, lambda: 0).open(replace(found, config=ModelConfig()), SIGNATURE) is None

@@ -127,6 +127,15 @@ def test_texts():
     assert infer("BYTES", (1,), np.array([["ä"], ["b"]] * 50, object)).values == ("b", "ä")
 
 
+def test_the_column_of_a_text_gives_it_no_name():
+    """Rules for texts have none: the model would not be served with them."""
+    texts = np.array([[b"some"], [b"text"]] * 50, object)
+    rules = infer_schema([(TensorSpec("x", "BYTES", (1,)), ("said",), [texts])]).inputs["x"]
+    assert rules.names == ()
+    signature = Signature((TensorSpec("x", "BYTES", (1,)),), (), 8)
+    assert input_rules(ModelConfig(inputs={"x": rules.model_dump(exclude_unset=True)}), signature)
+
+
 def test_sizes_of_images():
     shapes = [(20, 30), (40, 10)]
     found = infer("UINT8", (-1, -1, 3), *(np.zeros((2, *size, 3), np.uint8) for size in shapes))

@@ -21,6 +21,7 @@ from headrace.drift.monitor import Monitor
 from headrace.drift.packing import read_bounded, write_atomically
 from headrace.drift.reference import REFERENCE_FILE, read_reference
 from headrace.drift.report import report
+from headrace.drift.sketches import datasketches
 from headrace.drift.worker import DriftWorker, Watched
 from headrace.engine.drift_rows import LazyRows
 from headrace.errors import ConfigError, ModelLoadError, Unimplemented
@@ -150,6 +151,7 @@ class DriftMonitoring:
         except ConfigError as error:
             raise ModelLoadError(f"{found.config_file}: {error}") from error
         try:
+            datasketches()  # now, and not with the first rows, of which no request would tell
             reference = read_reference(file) if file.exists() else None
         except (DriftError, OSError) as error:
             raise ModelLoadError(str(error)) from error

@@ -113,7 +113,7 @@ class SchemaBuilder:
         elif self._spec.datatype != "BOOL" and self.rows:
             self._number_rules(given, policy)
             self._size_rules(given, policy)
-        if policy and self._names:
+        if policy and self._names and not self._is_text:  # texts have no features to name
             given["names"] = self._names
         return InputRules.model_validate(given | ({"policy": policy} if policy else {}))
 
