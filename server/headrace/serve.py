@@ -113,7 +113,7 @@ def run(settings: Settings) -> int:
 
 async def serve(settings: Settings, severities: Severities) -> int:
     """Start, wait for a signal, stop. See `run`. severities: of what is logged."""
-    stop = _Signals()
+    stop = _Signals(reloads=bool(settings.tls.certificate))
     parts = _Parts(settings, severities)
     async with AsyncExitStack() as stack:
         if parts.export is not None:
@@ -457,13 +457,17 @@ def _unsettle() -> None:
 
 
 class _Signals:
-    """SIGTERM and SIGINT: the first asks for a drain, the second for an end."""
+    """SIGTERM and SIGINT, and SIGHUP where it has no other meaning: the first asks for a drain, the second for an end.
 
-    def __init__(self) -> None:
+    reloads: SIGHUP has certificates read again. Under nohup it has no effect.
+    """
+
+    def __init__(self, *, reloads: bool) -> None:
         self.first = asyncio.Event()
         self.second = asyncio.Event()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        hangs_up = not reloads and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+        for number in (signal.SIGTERM, signal.SIGINT, *((signal.SIGHUP,) if hangs_up else ())):
             loop.add_signal_handler(number, self._on_signal)
 
     def _on_signal(self) -> None:

@@ -11,7 +11,7 @@ import pytest
 from e2e.calls import SECONDS, Failure, connect, failure, floats, occupy, output, request
 from e2e.gated import GATE, HELD, write_gated
 from e2e.h2_client import H2Client
-from e2e.server_process import HEADRACE, eventually, plain_environment
+from e2e.server_process import HEADRACE, Server, eventually, plain_environment
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
@@ -173,7 +173,7 @@ def test_what_cannot_be_finished(serve, repository, open_channel, how):
     assert "some requests were cut off" in server.log
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_server_that_loads_leaves_at_once(tmp_path, number):
     write_gated(tmp_path, "slow", backend="SlowToLoad")
     command = [HEADRACE, "serve", "--model-repository", tmp_path, "--grpc-port", "0", "--http-port", "0"]
@@ -186,3 +186,12 @@ def test_a_server_that_loads_leaves_at_once(tmp_path, number):
             server.kill()
     assert server.returncode == 0
     assert "stopped before all models were loaded" in log
+
+
+def test_under_nohup_it_stays(tmp_path):
+    (tmp_path / "models").mkdir()
+    with Server(tmp_path / "models", command=("nohup", HEADRACE)) as server:
+        server.signal(signal.SIGHUP)
+        assert server.get("/v2/health/ready")[0] == 200
+        server.signal(signal.SIGTERM)
+        assert server.wait(SECONDS) == 0
