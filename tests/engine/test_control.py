@@ -199,6 +199,43 @@ async def test_a_load_that_fails_says_why_and_what_served_still_does(repository)
     assert world.states()["a/5"][0] == "UNAVAILABLE"
 
 
+@pytest.mark.parametrize("mode", ["explicit", "poll"])
+@pytest.mark.parametrize("end", ["mended", "gone"])
+def test_what_failed_and_is_wanted_no_more_is_forgotten(repository, mode, end):
+    """An alert that a model cannot be served ends when it can, or when nobody wants it to be."""
+
+    async def scenario():
+        repository.write("a", versions=(1,))
+        repository.write("b", BROKEN)
+        world = Control(repository, mode, *(["*"] if mode == "explicit" else []))
+        await world.control.start()
+        repository.write("a", "versions = [9]\n")
+        if mode == "poll":
+            await world.control.poll()
+        else:
+            with pytest.raises(LoadFailed):
+                await world.control.load("a")
+        assert {entry.condition for entry in world.engine.catalog.index()} >= {"failed"}
+        if end == "mended":
+            repository.write("a")
+            repository.write("b")
+        else:
+            repository.remove("a")
+            repository.remove("b")
+        for name in "ab":
+            if mode == "poll":
+                await world.control.poll()
+            else:
+                await (world.control.load if end == "mended" else world.control.unload)(name)
+        await asyncio.sleep(1)
+        left = {(entry.name, entry.version): entry.condition for entry in world.engine.catalog.index()}
+        assert "failed" not in left.values()
+        if end == "mended":
+            assert left == {("a", 1): "ready", ("b", 1): "ready"}
+
+    run_virtual(scenario())
+
+
 @virtual
 async def test_a_version_is_made_before_another_is_broken(repository):
     """While the new one is loaded the old one serves; what the old one has accepted is answered by it."""

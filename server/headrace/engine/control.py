@@ -127,6 +127,7 @@ class ModelControl:
             for version in serving:
                 self._engine.unload(name, version)
             self._engine.give_up(name)
+            self._engine.catalog.forget_failed(name)
         if dependents:
             for step in _steps(serving.values()):
                 if step != name:
@@ -180,6 +181,7 @@ class ModelControl:
             for version in self._engine.serving(name):
                 self._engine.unload(name, version)
             self._engine.give_up(name)
+            self._engine.catalog.forget_failed(name)
 
     async def _serve(self, name: str, entries: Entries, *, again: bool) -> list[str]:
         """Has the versions serve that were found, and no others once all of them do. Returns what went wrong.
@@ -205,6 +207,7 @@ class ModelControl:
         if not failures:
             for version in engine.serving(name).keys() - wanted.keys():
                 engine.unload(name, version)
+            engine.catalog.forget_failed(name, wanted)
         return failures
 
     def _check_mode(self) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from headrace.errors import InvalidRequest, ModelNotFound, ModelNotReady
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 T = TypeVar("T")
 
@@ -96,6 +96,12 @@ class Catalog(Generic[T]):
             self._labels.pop(name, None)
         if version is not None and self._ready.pop((name, version), None) is not None:
             self._serve()
+
+    def forget_failed(self, name: str, wanted: Collection[int] = ()) -> None:
+        """Forgets what should have served and could not, but for the versions of the model that still should."""
+        for version, entry in list(self._models.get(name, {}).items()):
+            if version not in wanted and entry.condition == "failed":
+                self.forget(name, version)
 
     def label(self, name: str, labels: Mapping[str, int]) -> None:
         """The names under which requests find versions of a model; those that it had before are replaced."""
