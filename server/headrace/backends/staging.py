@@ -27,7 +27,8 @@ class Lane:
     """One batch in flight on a device. Not for two threads at once.
 
     inputs, outputs: bytes that each tensor takes at most; as attributes, their places on the device until `close`.
-    steps: of the model, see `lane_steps`. Raises `InstanceLost` where there is no memory for them.
+    laid: of each input, the page-locked memory that its rows are laid into. steps: of the model, see `lane_steps`.
+    Raises `InstanceLost` where there is no memory for them.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Lane:
             opened.callback(self.stream.close)
             self.inputs = _all(device.allocate, inputs, opened)
             self.outputs = _all(device.allocate, outputs, opened)
-            self._to: list[HostMemory] = _all(device.pin, inputs, opened)
+            self.laid: list[HostMemory] = _all(device.pin, inputs, opened)
             self._from: list[HostMemory] = _all(device.pin, outputs, opened)
             self._makers: dict[int, OpenInput] = {}
             self._finishers: dict[int, OpenOutput] = {}
@@ -62,7 +63,7 @@ class Lane:
         An input that a step makes of what is `Raw` is put into the stream at once, made or not: a graph that is
         recorded knows nothing of it. Raises ValueError if there are more bytes or fewer, or they do not fit.
         """
-        memory = self._to[index].array
+        memory = self.laid[index].array
         whole = max(nbytes, padded)
         if whole > memory.nbytes:
             raise ValueError(f"{whole} bytes of input {index}, at most {memory.nbytes} fit")
@@ -73,12 +74,12 @@ class Lane:
         if padded > nbytes:
             memory[nbytes:padded] = 0
         if index in self._makers:
-            self.stream.upload(self.inputs[index], self._to[index], whole)
+            self.stream.upload(self.inputs[index], self.laid[index], whole)
 
     def upload(self, index: int, nbytes: int) -> None:
         """Puts into the stream: the copy of an input to the device. Not of one that has a step, which is there."""
         if index not in self._makers:
-            self.stream.upload(self.inputs[index], self._to[index], nbytes)
+            self.stream.upload(self.inputs[index], self.laid[index], nbytes)
 
     def download(self, index: int, nbytes: int) -> None:
         """Puts into the stream: the copy of an output from the device, through its step if it is `Finished`."""

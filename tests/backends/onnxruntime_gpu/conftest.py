@@ -27,8 +27,9 @@ class GpuOrt:
     """What a backend takes in place of ONNX Runtime and devices.
 
     calls: what each session was opened with. takes: bytes of the device that a session has. works: providers that can
-    be set up. on_cpu: operators that the processor runs. fail: what the next run raises; loses: and its device is lost,
-    which the text does not say. stale: a launched graph does nothing; forgets: one that another was recorded after.
+    be set up. on_cpu: operators that the processor runs. on_host: inputs that are read in the host's memory. fail: what
+    the next run raises; loses: and its device is lost, which the text does not say. stale: a launched graph does
+    nothing; forgets: one that another was recorded after.
     runs: of bindings, by kind. gone: sessions that
     nobody holds any more.
     """
@@ -42,6 +43,7 @@ class GpuOrt:
         self.works = {"CUDAExecutionProvider", "TensorrtExecutionProvider"}
         self.tells = True
         self.on_cpu = ()
+        self.on_host = ()
         self.fail = None
         self.loses = False
         self.stale = False
@@ -114,8 +116,14 @@ class Session:
         there = nodes[0].op_type in self.gpu.on_cpu
         return SimpleNamespace(ep_name=CPU if there else self.main, get_nodes=lambda: nodes)
 
+    def get_inputs(self):
+        return self.real.get_inputs()
+
+    def get_input_memory_infos(self):
+        return [SimpleNamespace(name="Cpu" if one.name in self.gpu.on_host else "Cuda") for one in self.get_inputs()]
+
     def io_binding(self):
-        return Binding(self.real.io_binding(), self.device)
+        return Binding(self.real.io_binding(), self.device, self.gpu.on_host)
 
     def run_with_iobinding(self, binding, options):
         self.gpu.fail_if_asked()
@@ -179,11 +187,16 @@ class Value:
 
 
 class Binding:
-    """The device's memory is the host's, where ONNX Runtime knows no other index than 0."""
+    """The device's memory is the host's, where ONNX Runtime knows no other index than 0.
 
-    def __init__(self, real, device):
+    on_host: inputs that are copied when they are bound, and not again, if that is to memory of the device.
+    """
+
+    def __init__(self, real, device, on_host):
         self.real = real
         self.device = device
+        self.on_host = on_host
+        self.copies = []
         self.bound = {}
         self.dtypes = {}
         self.free = []
@@ -191,6 +204,11 @@ class Binding:
 
     def bind_input(self, name, kind, index, element, shape, pointer):
         assert (kind, index) == (self.device.kind, self.device.index)
+        if name in self.on_host:
+            for memory in self.device.allocated:
+                if memory.pointer == pointer:
+                    self.copies.append(memory.array.copy())
+                    pointer = self.copies[-1].ctypes.data
         self.bound[name] = (tuple(shape), pointer)
         self.dtypes[name] = np.dtype(element) if isinstance(element, type) else None
         self.real.bind_input(name, kind, 0, element, shape, pointer)

@@ -175,6 +175,26 @@ def test_a_batch_too_large_for_the_device_is_an_error_of_its_own(load, varying, 
         held.close()
 
 
+def test_inputs_that_are_read_in_the_hosts_memory_are_bound_there(load, affine, gpu):
+    gpu.on_host = ("x",)
+    with instances(load(affine())) as pair:
+        for batch in range(3):
+            for instance in pair:
+                assert run(instance, [batch] * 6)[0].tolist() == expected([batch] * 6)
+        places = {bound.binding.bound["x"][1] for bound in pair[0]._bound.values()}
+        assert places == {pair[0]._lane.laid[0].pointer}
+
+
+def test_so_are_those_of_varying_dimensions(load, varying, gpu):
+    gpu.on_host = ("x",)
+    with instances(load(varying)) as (first, _):
+        for length in (3, 1, 40000):
+            x = np.full((2, length), length, np.float32)
+            found, sums = first.run([[x.tobytes()]], [x.shape], [0, 1])
+            assert found.tolist() == (-x).tolist()
+            assert sums.tolist() == [length * length] * 2
+
+
 def test_texts_are_run_by_name(load, write, gpu):
     path = write(
         [helper.make_node("Identity", ["x"], ["y"])],

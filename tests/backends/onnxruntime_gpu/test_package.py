@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from speed_models import store
 
@@ -122,6 +123,21 @@ def test_a_graph_is_recorded_at_load_and_launched_by_one_call(drive):
     assert {call.split()[1] for call in recorded} == {"0x1"}
     assert facts["run"] == ["cudaGraphLaunch 0x1"] * 2
     assert sum(call.startswith("cudaGraphExecDestroy") for call in facts["close"]) == 4
+
+
+@pytest.mark.parametrize("side", [2, "K"], ids=["fixed", "varying"])
+def test_an_input_that_the_processor_reads_is_that_of_its_batch(stubs, write, side):
+    """Of the operators, Det is the processor's, and computes."""
+    shape = ("N", side, side)
+    version = write(
+        [helper.make_node("Det", ["x"], ["d"]), helper.make_node("Mul", ["x", "x"], ["y"])],
+        [("x", TensorProto.FLOAT, shape)],
+        [("d", TensorProto.FLOAT, ("N",)), ("y", TensorProto.FLOAT, shape)],
+    )
+    environment = {"LD_LIBRARY_PATH": str(stubs), "PYTHONPATH": os.pathsep.join([SITE, *sys.path])}
+    command = [sys.executable, str(HERE / "stub/determinants.py"), str(version)]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == [1.0, 4.0, 9.0]
 
 
 @pytest.fixture

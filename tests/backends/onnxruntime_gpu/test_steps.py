@@ -7,6 +7,7 @@ from onnx import TensorProto, helper
 
 from headrace.backends.lane_steps import NO_STEPS
 from headrace.engine.processed import process
+from headrace.errors import ModelLoadError
 from headrace.repository.model_config import ModelConfig
 from headrace_kernels.reference import ImageTransform, top_k, transform_images
 
@@ -51,3 +52,10 @@ def test_images_to_the_best_classes(load, recogniser, gpu, graphs):
 
 def test_dimensions_that_vary_leave_it_to_the_processor(load, varying):
     assert "not all dimensions of the model are fixed" in load(varying).take_steps(NO_STEPS)
+
+
+def test_what_is_made_on_the_device_cannot_be_read_on_the_host(load, recogniser, gpu):
+    gpu.on_host = ("x",)
+    model = process(load(recogniser), CONFIG)
+    with pytest.raises(ModelLoadError, match="input 'x' is made on the device, but it is the processor that reads it"):
+        model.make_instance(0)

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+HOST = ("cpu", 0)
+"""The host's memory, as IOBinding calls it."""
 ASYNCHRONOUS = {"disable_synchronize_execution_providers": "1"}
 _GRAPH = "gpu_graph_id"
 _NO_GRAPH = {_GRAPH: "-1"}
@@ -51,6 +53,18 @@ def bindable(signature: Signature) -> bool:
     """Whether its tensors can have buffers: all dimensions are known but the batch's."""
     specs = (*signature.inputs, *signature.outputs)
     return bool(signature.inputs) and all(spec.fixed and spec.datatype != "BYTES" for spec in specs)
+
+
+def inputs_on_host(session: Any) -> frozenset[str]:  # noqa: ANN401  -- ONNX Runtime is not typed
+    """Inputs that a session reads in the host's memory: of nodes on the processor, or as a shape, a size, a `k`.
+
+    One that is bound elsewhere ONNX Runtime copies when it is bound, and not when it runs: it would see that for ever.
+    Empty where its version does not tell (1.22 and before).
+    """
+    tell = getattr(session, "get_input_memory_infos", None)
+    if tell is None:
+        return frozenset()
+    return frozenset(one.name for one, info in zip(session.get_inputs(), tell(), strict=True) if info.name == "Cpu")
 
 
 def lane_bytes(signature: Signature, rows: int) -> tuple[list[int], list[int]]:
@@ -93,6 +107,12 @@ class BoundInstance:
         self._closed = closed
         self._row_in = [row_bytes(spec) for spec in signature.inputs]
         self._row_out = [row_bytes(spec) for spec in signature.outputs]
+        self._on_host = [spec.name in inputs_on_host(executor.session) for spec in signature.inputs]
+        for at in steps.inputs:
+            if self._on_host[at]:
+                raise ModelLoadError(
+                    f"input {signature.inputs[at].name!r} is made on the device, but it is the processor that reads it"
+                )
         self._bound: dict[int, _Bound] = {}
         launched: dict[int, list[list[Array]]] = {}
         self._lane = Lane(executor.device, *lane_bytes(signature, buckets[-1]), steps)
@@ -164,7 +184,8 @@ class BoundInstance:
         lane.device.use()
         for index, (parts, size) in enumerate(zip(inputs, self._row_in, strict=True)):
             lane.lay(index, parts, rows * size, padded=bucket * size)
-            lane.upload(index, bucket * size)
+            if not self._on_host[index]:
+                lane.upload(index, bucket * size)
 
     def _compute(self, bucket: int) -> None:
         self._executor.compute(self._lane.stream, lambda: self._launch(self._bound[bucket]))
@@ -177,12 +198,12 @@ class BoundInstance:
         lane, device = self._lane, self._executor.device
         batch = (rows,) if self._signature.max_batch else ()
         binding = self._executor.session.io_binding()
-        for bind, specs, memories in (
-            (binding.bind_input, self._signature.inputs, lane.inputs),
-            (binding.bind_output, self._signature.outputs, lane.outputs),
-        ):
-            for spec, memory in zip(specs, memories, strict=True):
-                bind(spec.name, device.kind, device.index, element_of(spec), batch + spec.shape, memory.pointer)
+        there = device.kind, device.index
+        for at, spec in enumerate(self._signature.inputs):
+            place, memory = (HOST, lane.laid[at]) if self._on_host[at] else (there, lane.inputs[at])
+            binding.bind_input(spec.name, *place, element_of(spec), batch + spec.shape, memory.pointer)
+        for spec, memory in zip(self._signature.outputs, lane.outputs, strict=True):
+            binding.bind_output(spec.name, *there, element_of(spec), batch + spec.shape, memory.pointer)
         options = run_options(self._options, **ASYNCHRONOUS, **entries)
         assert options is not None
         return _Bound(binding, options)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from headrace.backends.base import InstanceLost
 from headrace.backends.buffers import lay
 from headrace.backends.device import DeviceOutOfMemory
-from headrace.backends.onnxruntime.bound import ASYNCHRONOUS, element_of
+from headrace.backends.onnxruntime.bound import ASYNCHRONOUS, HOST, element_of, inputs_on_host
 from headrace.backends.onnxruntime.sessions import run_options
 from headrace.datatypes import DATATYPES
 
@@ -95,7 +95,8 @@ class FlexibleInstance:
         made = run_options(options, **ASYNCHRONOUS)
         assert made is not None
         self._options = made
-        self._inputs = [_Growing(executor.device, there=True) for _ in signature.inputs]
+        on_host = inputs_on_host(executor.session)
+        self._inputs = [_Growing(executor.device, there=spec.name not in on_host) for spec in signature.inputs]
         self._outputs = [_Growing(executor.device, there=False) for _ in signature.outputs]
         executor.device.use()
         self._stream = executor.device.stream()
@@ -137,11 +138,12 @@ class FlexibleInstance:
         buffer = self._inputs[at]
         buffer.need(nbytes)
         assert buffer.host is not None
-        assert buffer.memory is not None
         lay(buffer.host.array.data[:nbytes], parts)
-        self._stream.upload(buffer.memory, buffer.host, nbytes)
-        device = self.device
-        self._binding.bind_input(spec.name, device.kind, device.index, element_of(spec), shape, buffer.memory.pointer)
+        place, pointer = HOST, buffer.host.pointer
+        if buffer.memory is not None:
+            self._stream.upload(buffer.memory, buffer.host, nbytes)
+            place, pointer = (self.device.kind, self.device.index), buffer.memory.pointer
+        self._binding.bind_input(spec.name, *place, element_of(spec), shape, pointer)
 
     def _launch(self, outputs: Sequence[int]) -> None:
         for index in outputs:
