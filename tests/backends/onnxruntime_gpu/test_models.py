@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import sys
 
 import numpy as np
 import onnx
@@ -14,7 +15,7 @@ from headrace.backends.onnxruntime.cuda import OnnxRuntimeCudaBackend
 from headrace.backends.onnxruntime.gpu_options import CudaOptions, TensorRtOptions
 from headrace.backends.onnxruntime.placement import RECORD, session_placement
 from headrace.backends.onnxruntime.sessions import open_session
-from headrace.backends.onnxruntime.tensorrt import engine_directory, private_directory
+from headrace.backends.onnxruntime.tensorrt import engine_directory, find_libraries, private_directory
 from headrace.errors import ModelLoadError
 
 CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
@@ -249,6 +250,16 @@ def test_the_second_instance_is_refused_and_the_first_serves_on(load, heavy, gpu
         instance.close()
     gc.collect()
     held.close()
+
+
+def test_tensorrts_libraries_are_loaded_from_their_package(load_tensorrt, affine, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "tensorrt_libs", raising=False)
+    (tmp_path / "tensorrt_libs").mkdir()
+    (tmp_path / "tensorrt_libs/__init__.py").write_text("")  # NVIDIA's loads what lies beside it
+    monkeypatch.syspath_prepend(tmp_path)
+    find_libraries.cache_clear()
+    load_tensorrt(affine())
+    assert sys.modules.pop("tensorrt_libs").__file__ == str(tmp_path / "tensorrt_libs/__init__.py")
 
 
 # --- engines of TensorRT ----------------------------------------------------------------------------------------------

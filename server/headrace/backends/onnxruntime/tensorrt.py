@@ -8,6 +8,9 @@ after the weights, so each model, by the digest of all its files, has a director
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,13 +53,14 @@ class OnnxRuntimeTensorRtBackend:
             if not table.is_file():
                 raise ModelLoadError(f"int8_calibration_table: there is no {table}")
             checked = checked.model_copy(update={"int8_calibration_table": str(table)})
+        find_libraries()
 
         def providers(signature: Signature, buckets: Sequence[int]) -> Providers:
             profile = shape_profile(signature, buckets, checked)
-            cache = engine_directory(file, checked, profile)
+            engines = engine_directory(file, checked, profile)
 
             def make(device: Device, stream: int) -> list[tuple[str, dict[str, str]]]:
-                tensorrt = tensorrt_provider(checked, device.index, stream, profile, cache)
+                tensorrt = tensorrt_provider(checked, device.index, stream, profile, engines)
                 return [(TENSORRT, tensorrt), (CUDA, cuda_provider(checked, device.index, stream))]
 
             return make
@@ -71,6 +75,13 @@ class OnnxRuntimeTensorRtBackend:
             more_bytes=checked.workspace_bytes,
             **self._for_tests,
         )
+
+
+@cache
+def find_libraries() -> None:
+    """Loads TensorRT's libraries from NVIDIA's package: ONNX Runtime does not find them there by itself."""
+    with suppress(ImportError):
+        import_module("tensorrt_libs")
 
 
 def engine_directory(file: Path, options: TensorRtOptions, profile: Mapping[str, str]) -> Path | None:
