@@ -3,6 +3,7 @@
 import gc
 import logging
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -278,6 +279,44 @@ def test_engines_have_a_private_directory_for_each_model(affine, tmp_path):
     others.append(engine_directory(path / "model.onnx", options, {"trt_profile_max_shapes": "x:8x3"}))
     assert len({first, *others}) == 4
     assert engine_directory(path / "model.onnx", TensorRtOptions(engine_cache=False), {}) is None
+
+
+def test_an_engine_is_not_taken_for_one_that_would_be_built_otherwise(affine, tmp_path, monkeypatch):
+    file, table = affine() / "model.onnx", tmp_path / "ranges"
+    options = TensorRtOptions(engine_cache=str(tmp_path / "engines"), int8_calibration_table=str(table))
+
+    def directory(**changed):
+        return engine_directory(file, options.model_copy(update=changed), {})
+
+    table.write_bytes(b"1")
+    first = directory()
+    others = [
+        directory(optimization_level=5),
+        directory(workspace_bytes=1),
+        directory(sparse_weights=True),
+        directory(min_subgraph_nodes=5),
+        directory(tensorrt={"trt_op_types_to_exclude": "Gemm"}),
+        directory(graph_optimization_level="basic"),
+    ]
+    table.write_bytes(b"2")
+    others.append(directory())
+    table.write_bytes(b"1")
+    monkeypatch.setattr("headrace.backends.onnxruntime.tensorrt._tensorrt_version", lambda: "101602")
+    others.append(directory())
+    monkeypatch.undo()
+    assert len({first, *others}) == 9
+    assert directory(devices=(1,), in_flight=3, headroom_bytes=0, memory_limit_bytes=1) == first
+    table.unlink()
+    with pytest.raises(ModelLoadError, match=r"int8_calibration_table: .*No such file"):
+        directory()
+
+
+def test_gpus_of_different_kinds_have_engines_of_their_own(load_tensorrt, affine, gpu):
+    gpu.devices[0].name = "NVIDIA H100 80GB HBM3/x"
+    load_tensorrt(affine()).make_instance(0).close()
+    own = Path(gpu.calls[0].providers[0][1]["trt_engine_cache_path"])
+    assert own.name == "NVIDIA-H100-80GB-HBM3-x"
+    assert (own.is_dir(), own.stat().st_mode & 0o777) == (True, 0o700)
 
 
 def test_the_default_is_in_the_users_cache(affine, tmp_path, monkeypatch):

@@ -2,12 +2,15 @@
 
 Engines are built for one profile over all batch buckets, when the model is loaded. They are kept in a directory that
 nobody but the server's user can write: an engine can run any code. ONNX Runtime names an engine after the graph and not
-after the weights, so each model, by the digest of all its files, has a directory of its own.
+after the weights or options, so each model, by the digest of all that it is built from, has a directory of its own.
 """
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 import os
+import re
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
@@ -60,7 +63,8 @@ class OnnxRuntimeTensorRtBackend:
             engines = engine_directory(file, checked, profile)
 
             def make(device: Device, stream: int) -> list[tuple[str, dict[str, str]]]:
-                tensorrt = tensorrt_provider(checked, device.index, stream, profile, engines)
+                own = None if engines is None else private_directory(engines / re.sub(r"[^\w.-]+", "-", device.name))
+                tensorrt = tensorrt_provider(checked, device.index, stream, profile, own)
                 return [(TENSORRT, tensorrt), (CUDA, cuda_provider(checked, device.index, stream))]
 
             return make
@@ -84,13 +88,25 @@ def find_libraries() -> None:
         import_module("tensorrt_libs")
 
 
+_NOT_BUILT_INTO = {
+    *("devices", "in_flight", "batch_buckets", "memory_limit_bytes", "headroom_bytes", "max_cpu_nodes"),
+    *("engine_cache", "int8_calibration_table"),
+}
+"""Options that make no other engine; of the buckets the profile tells, and the table is looked into."""
+
+
 def engine_directory(file: Path, options: TensorRtOptions, profile: Mapping[str, str]) -> Path | None:
-    """Where the engines of this very model are, made if it is new; None without a cache. Raises ModelLoadError."""
+    """Where the engines of this very model are, made if it is new; None without a cache. Raises ModelLoadError.
+
+    ONNX Runtime takes an engine that it finds for that which it would build, whatever the options are now, and fails to
+    load with one of another version of TensorRT.
+    """
     if options.engine_cache is False:
         return None
     root = Path(options.engine_cache).expanduser() if options.engine_cache else _user_cache() / "headrace/ort-engines"
     told = (f"{name}={value}" for name, value in sorted(profile.items()))
-    key = digest_of(file, ort.__version__, *told, *sorted(options.precision))
+    chosen = options.model_dump_json(exclude=_NOT_BUILT_INTO)
+    key = digest_of(file, ort.__version__, _tensorrt_version(), _table_digest(options), *told, chosen)
     return private_directory(private_directory(root) / key[:32])
 
 
@@ -107,3 +123,20 @@ def private_directory(path: Path) -> Path:
 
 def _user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+
+
+def _tensorrt_version() -> str:
+    """Such as 101601; empty if it is not there, which is then told when a session is opened."""
+    try:
+        return str(ctypes.CDLL("libnvinfer.so.10").getInferLibVersion())
+    except (OSError, AttributeError):
+        return ""
+
+
+def _table_digest(options: TensorRtOptions) -> str:
+    if not options.int8_calibration_table:
+        return ""
+    try:
+        return hashlib.sha256(Path(options.int8_calibration_table).read_bytes()).hexdigest()
+    except OSError as error:
+        raise ModelLoadError(f"int8_calibration_table: {error}") from error
