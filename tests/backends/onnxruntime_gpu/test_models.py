@@ -349,3 +349,12 @@ def test_a_calibration_table_beside_the_model(load_tensorrt, affine, gpu):
     load_tensorrt(path, precision=["int8"], int8_calibration_table="ranges.flatbuffers").make_instance(0).close()
     told = gpu.calls[0].providers[0][1]
     assert told["trt_int8_calibration_table_name"] == str(path / "ranges.flatbuffers")
+
+
+def test_a_calibration_table_of_a_repository_that_is_named_from_where_one_is(load_tensorrt, affine, gpu, monkeypatch):
+    path = affine()
+    (path / "ranges").touch()
+    monkeypatch.chdir(path.parent)
+    load_tensorrt(Path(path.name), precision=["int8"], int8_calibration_table="ranges").make_instance(0).close()
+    # ONNX Runtime looks for another in its engine cache
+    assert gpu.calls[0].providers[0][1]["trt_int8_calibration_table_name"] == str(path / "ranges")

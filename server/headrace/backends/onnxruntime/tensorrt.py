@@ -55,7 +55,7 @@ class OnnxRuntimeTensorRtBackend:
             table = path / checked.int8_calibration_table
             if not table.is_file():
                 raise ModelLoadError(f"int8_calibration_table: there is no {table}")
-            checked = checked.model_copy(update={"int8_calibration_table": str(table)})
+            checked = checked.model_copy(update={"int8_calibration_table": str(table.absolute())})
         find_libraries()
 
         def providers(signature: Signature, buckets: Sequence[int]) -> Providers:
