@@ -162,6 +162,9 @@ def test_a_capture_that_fails_ends(fake):
         ("OUT_OF_MEMORY", DeviceOutOfMemory),
         ("ILLEGAL_ADDRESS", DeviceLost),
         ("LAUNCH_FAILED", DeviceLost),
+        ("CONTAINED", DeviceLost),
+        ("NVLINK_UNCORRECTABLE", DeviceLost),
+        ("TENSOR_MEMORY_LEAK", DeviceLost),
         ("INVALID_VALUE", DeviceError),
     ],
 )

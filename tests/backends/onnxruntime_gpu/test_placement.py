@@ -59,6 +59,8 @@ def test_a_version_that_does_not_tell():
         ("CUDA failure 2: out of memory ; GPU=0 ; hostname=h ; expr=cudaMalloc((void**)&p, size)", DeviceOutOfMemory),
         ("CUDA failure 700: an illegal memory access was encountered\nmore", DeviceLost),
         ("CUDA error 719: unspecified launch failure", DeviceLost),
+        ("CUDA failure 226: an exception was contained", DeviceLost),
+        ("while running Exp node. Status Message: CUDA error cudaErrorTensorMemoryLeak:tensor memory", DeviceLost),
         ("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0", DeviceOutOfMemory),
         ("CUDA failure 900: operation not permitted when stream is capturing", None),
         ("CUDA failure 1: invalid argument", None),

@@ -17,6 +17,7 @@ _LOST = {
     201: "DeviceUninitialized",
     214: "ECCUncorrectable",
     220: "NvlinkUncorrectable",
+    226: "Contained",
     700: "IllegalAddress",
     702: "LaunchTimeout",
     709: "ContextIsDestroyed",
@@ -27,7 +28,10 @@ _LOST = {
     717: "InvalidAddressSpace",
     718: "InvalidPc",
     719: "LaunchFailure",
+    721: "TensorMemoryLeak",
     802: "SystemNotReady",
+    810: "MpsClientTerminated",
+    911: "ExternalDevice",
     999: "Unknown",
 }
 """cudaError_t after which the process can use the device no more: number and name."""
