@@ -202,6 +202,21 @@ def test_closing_without_a_thread():
     assert model.instances[0].closed
 
 
+def test_an_instance_on_a_device_is_not_closed_on_the_calling_thread():
+    closed_on = []
+
+    class Instance:
+        device = "a device"
+
+        def close(self):
+            closed_on.append(threading.current_thread())
+
+    worker = Worker(0, Instance(), None, FakeClock(), None, batched=True)
+    worker.close()
+    worker._thread.join(10)
+    assert closed_on == [worker._thread]
+
+
 def test_a_thread_outlives_the_loop_without_a_word():
     model = FakeModel()
 

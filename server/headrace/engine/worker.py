@@ -7,6 +7,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING
 
+from headrace.backends.base import device_of
 from headrace.datatypes import DATATYPES
 from headrace.pipeline import bytes_tensor
 
@@ -171,11 +172,15 @@ class Worker:
         self._jobs.put(job)
 
     def close(self) -> None:
-        """Ends the thread, and frees the instance once no batch runs on it."""
-        if self._thread is not None:
-            self._jobs.put(None)
-        else:
+        """Ends the thread, and frees the instance once no batch runs on it.
+
+        One on a device is freed on a thread if it has never run: that waits for whatever the device does, and for a
+        model that is being loaded there.
+        """
+        if self._thread is None and device_of(self.instance) is None:
             self.instance.close()
+        else:
+            self.leave()
 
     def leave(self) -> None:
         """The same for an instance that may take its time, or be broken: on its thread, whatever comes of it."""

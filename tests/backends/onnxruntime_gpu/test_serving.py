@@ -8,6 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from headrace.backends import registry
+from headrace.backends.footprint import ledger_of
 from headrace.backends.onnxruntime.cuda import OnnxRuntimeCudaBackend
 from headrace.clock import monotonic_ns
 from headrace.engine.lifecycle import Engine
@@ -73,6 +74,26 @@ def test_requests_are_answered_from_batches_in_flight(repository, gpu, more):
         assert reading.memory == {"cpu:0": 2 * 5000 + 4 * 2 * 8 * 12}
         world.engine.close()
         await asyncio.sleep(0)
+
+    asyncio.run(main())
+    for thread in threading.enumerate():
+        if thread.name.startswith(THREAD_NAME):
+            thread.join(10)
+    assert gpu.gone == 2
+
+
+def test_a_model_that_was_never_asked_is_closed_while_another_loads(repository, gpu):
+    (device,) = gpu.devices
+
+    async def main():
+        world = World()
+        await world.engine.load_all(repository())
+        ledger = ledger_of(device)
+        share = ledger.admit(device, "another", 0, 0)
+        with ledger.measured(device, share):
+            world.engine.close()
+            await asyncio.sleep(0)
+        ledger.release(share)
 
     asyncio.run(main())
     for thread in threading.enumerate():
