@@ -111,8 +111,13 @@ class LossesMachine(RuleBasedStateMachine):
         sent.call = self.server.client.send(
             message,
             timeout_ns=0 if own else limit_ms * MS,
-            on_end=lambda: [self.cancel(index) for index in cancels],
+            on_end=lambda: self.ended(cancels),
         )
+
+    def ended(self, cancels):
+        self.look()  # between two turns there may be hope again
+        for index in cancels:
+            self.cancel(index)
 
     @rule(index=st.integers(0, 5))
     def cancel(self, index):
