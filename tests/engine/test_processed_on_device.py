@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.backends.base import InstanceLost
+from headrace.backends.base import InstanceLost, memory_of, nodes_of
 from headrace.backends.buffers import row_bytes
 from headrace.backends.device import DeviceError, DeviceLost
 from headrace.backends.lane_steps import NO_STEPS, refusal
@@ -136,6 +136,12 @@ def test_images_become_the_same_as_on_the_processor(sizes, padded, data):
     padding = given[0][len(sizes) :]
     np.testing.assert_allclose(padding, np.broadcast_to([[[-2.5]], [[-2]], [[-3]]], padding.shape), rtol=1e-5)
     assert bare.device.kernels().launched["TransformImages"] == 1
+
+
+def test_what_the_model_takes_and_has_is_published():
+    device, _, bare = both(IMAGES, flattened, IMAGE)
+    bare.memory, bare.nodes = {"cuda:0": 5}, {"CUDAExecutionProvider": 2}
+    assert (memory_of(device), nodes_of(device)) == (bare.memory, bare.nodes)
 
 
 def test_only_what_is_wanted_comes_back():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from headrace.backends.base import device_of
+from headrace.backends.base import device_of, memory_of, nodes_of
 from headrace.backends.lane_steps import Finished, LaneSteps, Raw, TakesSteps
 from headrace.engine.processing import Images, input_step, output_step
 from headrace.errors import ModelLoadError
@@ -109,6 +109,16 @@ class ProcessedModel:
     def platform(self) -> str:
         """See `backends.base.LoadedModel`."""
         return self._model.platform
+
+    @property
+    def memory(self) -> Mapping[str, int]:
+        """See `backends.base.memory_of`."""
+        return memory_of(self._model)
+
+    @property
+    def nodes(self) -> Mapping[str, int]:
+        """See `backends.base.nodes_of`."""
+        return nodes_of(self._model)
 
     @property
     def executors_per_instance(self) -> int:
