@@ -13,6 +13,7 @@ from headrace.backends.device import DeviceError, DeviceLost
 from headrace.backends.lane_steps import NO_STEPS, refusal
 from headrace.backends.staging import Lane
 from headrace.datatypes import DATATYPES
+from headrace.engine.presented import present
 from headrace.engine.processed import process
 from headrace.messages import Signature, TensorSpec
 from headrace.repository.model_config import ModelConfig
@@ -144,6 +145,18 @@ def test_what_the_model_takes_and_has_is_published():
     assert (memory_of(device), nodes_of(device)) == (bare.memory, bare.nodes)
 
 
+def test_labels_of_an_output_leave_it_to_the_device(tmp_path):
+    (tmp_path / "labels.txt").write_text("a\n")
+    config = ModelConfig.model_validate({**IMAGE, "outputs": {"w": {"labels": "labels.txt"}}})
+    bare = LaneModel(IMAGES, flattened)
+    device = process(present(bare, config, tmp_path), config)
+    assert device.on_device
+    inputs = [[memoryview(bytes(3)).cast("B", (1, 1, 1, 3))], [np.ones(1, np.float32).tobytes()]]
+    values, indices, w = device.make_instance(0).run(inputs, [(1, -1, -1, 3), (1, 1)], [0, 1, 2])
+    assert (values.shape, indices.shape, w.tolist()) == ((1, 3), (1, 3), [[1]])
+    assert bare.device.kernels().launched == {"TransformImages": 1, "SelectTop": 1}
+
+
 def test_only_what_is_wanted_comes_back():
     device, _, bare = both(IMAGES, flattened, IMAGE)
     inputs = [[memoryview(bytes(3)).cast("B", (1, 1, 1, 3))], [np.ones(1, np.float32).tobytes()]]
@@ -262,6 +275,17 @@ def test_what_the_device_cannot_do_the_processor_does(caplog):
     got, _ = device.make_instance(0).run([[values.tobytes()]], [values.shape], [0, 1])
     assert got[0].tolist() == list(range(299, 99, -1))
     assert not bare.device.kernels().launched
+
+
+def test_a_model_that_is_shown_otherwise_leaves_it_to_the_processor(caplog, tmp_path):
+    config = ModelConfig.model_validate({**IMAGE, "inputs": {"w": {}, "x": {}}})
+    bare = LaneModel(IMAGES, flattened)
+    device = process(present(bare, config, tmp_path), config)
+    assert not device.on_device
+    assert "runs on the processor: model.toml shows the model's tensors otherwise than they are" in caplog.text
+    image = memoryview(bytes(3)).cast("B", (1, 1, 1, 3))
+    arguments = [[np.ones(1, np.float32).tobytes()], [image]], [(1, 1), (1, -1, -1, 3)], [2]
+    assert device.make_instance(0).run(*arguments)[0].tolist() == [[1]]
 
 
 def test_without_kernels_the_processor_does_it(caplog, monkeypatch):

@@ -80,53 +80,56 @@ class _Face:
 
 
 class PresentedModel:
-    """A `LoadedModel` behind a configured signature."""
+    """A `LoadedModel` behind a configured signature.
+
+    behind: that model. alike: whether all of its tensors have the same places and dimensions there.
+    """
 
     def __init__(
         self, model: LoadedModel, signature: Signature, inputs: Sequence[_Face], outputs: Sequence[_Face]
     ) -> None:
         self.signature = signature
-        self._model = model
+        self.behind = model
         self._inputs = inputs
         self._outputs = outputs
-        self._alike = (
+        self.alike = (
             all(face.inside is None for face in (*inputs, *outputs))
             and all(face.at == at for at, face in enumerate(inputs))
             and all(face.at == at for at, face in enumerate(outputs))
         )
 
     def __repr__(self) -> str:
-        return f"<PresentedModel of {self._model!r}, {'alike' if self._alike else 'laid out anew'}>"
+        return f"<PresentedModel of {self.behind!r}, {'alike' if self.alike else 'laid out anew'}>"
 
     @property
     def platform(self) -> str:
         """See `backends.base.LoadedModel`."""
-        return self._model.platform
+        return self.behind.platform
 
     @property
     def executors_per_instance(self) -> int:
         """See `backends.base.LoadedModel`."""
-        return self._model.executors_per_instance
+        return self.behind.executors_per_instance
 
     @property
     def inline(self) -> bool:
         """See `backends.base.LoadedModel`."""
-        return self._model.inline
+        return self.behind.inline
 
     @property
     def memory(self) -> Mapping[str, int]:
         """See `backends.base.memory_of`."""
-        return memory_of(self._model)
+        return memory_of(self.behind)
 
     @property
     def nodes(self) -> Mapping[str, int]:
         """See `backends.base.nodes_of`."""
-        return nodes_of(self._model)
+        return nodes_of(self.behind)
 
     def make_instance(self, index: int) -> Instance:
         """See `backends.base.LoadedModel`."""
-        instance = self._model.make_instance(index)
-        if self._alike:
+        instance = self.behind.make_instance(index)
+        if self.alike:
             return instance
         return _PresentedInstance(instance, self._inputs, self._outputs, 1 if self.signature.max_batch else 0)
 

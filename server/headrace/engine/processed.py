@@ -9,6 +9,7 @@ import numpy as np
 
 from headrace.backends.base import device_of, memory_of, nodes_of
 from headrace.backends.lane_steps import Finished, LaneSteps, Raw, TakesSteps
+from headrace.engine.presented import PresentedModel
 from headrace.engine.processing import Images, input_step, output_step
 from headrace.errors import ModelLoadError
 from headrace.messages import Signature
@@ -89,7 +90,11 @@ class ProcessedModel:
 
     def _hand_over(self) -> bool:
         """Has the model do all steps on its device, if it has one; what it cannot do is done here."""
-        if not isinstance(self._model, TakesSteps):
+        model, why = self._model, ""
+        if isinstance(model, PresentedModel):
+            why = "" if model.alike else "model.toml shows the model's tensors otherwise than they are"
+            model = model.behind
+        if not isinstance(model, TakesSteps):
             return False
         inputs = {at: step.on_device() for at, step in self._inputs.items()}
         outputs = {at: step.on_device() for at, step in self._outputs.items()}
@@ -99,8 +104,8 @@ class ProcessedModel:
         )
         if (len(steps.inputs), len(steps.outputs)) != (len(inputs), len(outputs)):
             why = "one of them cannot run on a device"
-        else:
-            why = self._model.take_steps(steps)
+        elif not why:
+            why = model.take_steps(steps)
         if why:
             log.warning("pre- and post-processing of %r runs on the processor: %s", self._model, why)
         return not why
