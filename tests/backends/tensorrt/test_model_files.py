@@ -117,6 +117,9 @@ def test_a_change_is_seen(read, tmp_path):
     (tmp_path / "a.bin").write_bytes(b"22")
     with pytest.raises(ModelLoadError, match="changed while an engine was built"):
         files.check_unchanged()
+    (tmp_path / "a.bin").unlink()
+    with pytest.raises(ModelLoadError, match="changed while an engine was built"):
+        files.check_unchanged()
 
 
 def test_texts_are_refused(read):

@@ -55,7 +55,11 @@ class ModelFiles:
 
     def check_unchanged(self) -> None:
         """Raises ModelLoadError where a file of weights is not the one any more that was read."""
-        if _marks(self.external) != self.marks:
+        try:
+            same = _marks(self.external) == self.marks
+        except OSError:  # it is not even there
+            same = False
+        if not same:
             raise ModelLoadError(f"files of {self.path.parent} changed while an engine was built from them")
 
 
