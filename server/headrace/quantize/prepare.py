@@ -31,6 +31,8 @@ _QUANTIZED = re.compile(
     r"(Dynamic)?QuantizeLinear|DequantizeLinear|QLinear\w+|QGemm|QAttention|QMoE|\w+Integer(ToFloat)?|MatMul\w*N?Bits|"
     r"MatMulBnb4|DynamicQuantize\w+|GatherBlockQuantized"
 )
+_IR_OF_CONSTANTS = 4
+"""ONNX's IR version from which on constants are no inputs; before it, every one was called an input."""
 LARGEST = 2_000_000_000
 """Octets of a model in one file; protocol buffers end at 2 GiB."""
 
@@ -125,9 +127,10 @@ def _without_defaults(model: onnx.ModelProto) -> list[str]:
     """Makes constants of inputs that need not be given; a warning if there are some."""
     constants = {one.name for one in model.graph.initializer}
     names = [one.name for one in model.graph.input if one.name in constants]
-    if not names or model.ir_version < 4:  # before it, every constant was called an input
-        return []
     drop(model.graph.input, lambda one: one.name in constants)
+    if not names or model.ir_version < _IR_OF_CONSTANTS:
+        model.ir_version = max(model.ir_version, _IR_OF_CONSTANTS)
+        return []
     return [f"inputs with a value of their own are constants in the result, and no inputs: {', '.join(names)}"]
 
 

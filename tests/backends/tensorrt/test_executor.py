@@ -260,6 +260,15 @@ def test_where_padding_costs_more_batches_run_as_they_are(load, trt, monkeypatch
     assert ran == [1, 2, 4, 4, 5, 6, 8, 8]
 
 
+def test_shapes_that_a_context_has_are_not_set_again(load, trt):
+    """Else the ways whose times are compared do not do the same."""
+    (recorded,) = load(scaled(), max_batch=1).make_instance(0)._recorded
+    found, before = recorded.context.shape(recorded.bucket.inputs), recorded.context._context.generation
+    for shapes in (recorded.bucket.inputs, list(recorded.bucket.inputs)):
+        assert recorded.context.shape(shapes) == found
+    assert recorded.context._context.generation == before
+
+
 def test_the_quickest_of_several_runs_counts_but_not_the_first():
     times = [1.0, 9.0, 5.0, 4.0, 6.0, 7.0]
     events = [SimpleNamespace(synchronize=lambda: None, milliseconds_since=lambda _: times.pop(0), close=lambda: None)]
