@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from headrace_kernels.cubins import code_for
+from headrace_kernels.cubins import KERNELS, code_for
 from headrace_kernels.interface import KernelsUnavailable, optional
 
 if TYPE_CHECKING:
@@ -48,6 +48,15 @@ class DeviceKernels:
     def stream(self, handle: int | None = None) -> Any:  # noqa: ANN401 - a cuda.core.Stream, which may be missing
         """A stream to run on: a CUstream of somebody else's, which must outlive it, or a new non-blocking one."""
         return self._device.create_stream() if handle is None else self._core.Stream.from_handle(handle)
+
+    def load(self, source: str) -> None:
+        """Loads the code of a source of kernels, as binding would. Raises KernelsUnavailable."""
+        try:
+            self._module(source).get_kernel(KERNELS[source][0])
+        except KernelsUnavailable:
+            raise
+        except Exception as error:  # of the driver, through cuda-core
+            raise KernelsUnavailable(f"the driver does not take the code of {source}.cu: {error}") from error
 
     def bind(self, operation: Operation, memory: Mapping[str, int]) -> Bound:
         """The operation on device memory at these addresses. Raises ValueError for one that is missing or unaligned."""

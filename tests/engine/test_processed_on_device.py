@@ -43,7 +43,7 @@ class LaneModel:
         self.seen = []
 
     def take_steps(self, steps):
-        if not (why := refusal([self.device])):
+        if not (why := refusal([self.device], steps)):
             self.steps = steps
         return why
 
@@ -275,6 +275,17 @@ def test_what_the_device_cannot_do_the_processor_does(caplog):
     got, _ = device.make_instance(0).run([[values.tobytes()]], [values.shape], [0, 1])
     assert got[0].tolist() == list(range(299, 99, -1))
     assert not bare.device.kernels().launched
+
+
+def test_without_their_code_the_processor_does_it(caplog):
+    config = ModelConfig.model_validate(IMAGE)
+    for source in ("images", "topk"):
+        bare = LaneModel(IMAGES, flattened)
+        bare.device.kernels().absent.add(source)
+        assert not process(bare, config).on_device
+        assert f"runs on the processor: there is no code of {source}.cu" in caplog.text
+    bare.device.kernels().absent = {"quantize"}
+    assert process(bare, config).on_device
 
 
 def test_a_model_that_is_shown_otherwise_leaves_it_to_the_processor(caplog, tmp_path):

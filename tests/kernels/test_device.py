@@ -2,6 +2,7 @@
 
 import ctypes
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -84,6 +85,23 @@ def test_says_what_is_missing(core, monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.core", None)
     with pytest.raises(KernelsUnavailable, match=r"cuda-core is not installed .*: pip install 'headrace\[gpu\]'"):
         DeviceKernels()
+
+
+def test_says_beforehand_that_there_is_no_code(core, monkeypatch):
+    kernels = DeviceKernels()
+    kernels.load("images")
+    assert repr(kernels) == "<DeviceKernels: device 0, sm_90, images loaded>"
+    core._capability = (3, 5)
+
+    def nothing(source, architecture):
+        raise KernelsUnavailable("NVRTC is missing")
+
+    monkeypatch.setattr(cubins, "compile_cubin", nothing)
+    with pytest.raises(KernelsUnavailable, match=r"holds no code of topk\.cu for sm_35, and NVRTC is missing"):
+        DeviceKernels().load("topk")
+    monkeypatch.setattr(core, "ObjectCode", SimpleNamespace(from_cubin=lambda code, name: 1 / 0))
+    with pytest.raises(KernelsUnavailable, match=r"the driver does not take the code of topk\.cu: division by zero"):
+        kernels.load("topk")
 
 
 def test_the_real_package_has_what_is_used():

@@ -118,6 +118,10 @@ class Stream(Protocol):
 class StreamKernels(Kernels[int], Protocol):
     """Kernels that run in streams, on memory at addresses."""
 
+    def load(self, source: str) -> None:
+        """Loads the code of a source of kernels beforehand. Raises `KernelsUnavailable` of that package."""
+        ...
+
     def stream(self, handle: int) -> Any:  # noqa: ANN401
         """What an operation that is bound takes for the stream of that handle, which must outlive it."""
         ...

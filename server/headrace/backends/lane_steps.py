@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -77,7 +77,9 @@ class OpenOutput(Protocol):
 
 
 class LaneInputStep(Protocol):
-    """The step of an input of a model."""
+    """The step of an input of a model. source: of its kernels."""
+
+    source: ClassVar[str]
 
     def open(self, device: Device, stream: Stream, target: Memory) -> OpenInput:
         """For a lane whose place for the model's input is `target`. Raises `InstanceLost`."""
@@ -85,7 +87,9 @@ class LaneInputStep(Protocol):
 
 
 class LaneOutputStep(Protocol):
-    """The step of an output of a model."""
+    """The step of an output of a model. source: of its kernels."""
+
+    source: ClassVar[str]
 
     def open(self, device: Device, stream: Stream, source: Memory) -> OpenOutput:
         """For a lane whose place for the model's output is `source`. Raises `InstanceLost`."""
@@ -112,11 +116,14 @@ class TakesSteps(Protocol):
         ...
 
 
-def refusal(devices: Sequence[Device]) -> str:
-    """Why kernels cannot run on these devices; empty if they can."""
+def refusal(devices: Sequence[Device], steps: LaneSteps) -> str:
+    """Why the kernels of these steps cannot run on these devices; empty if they can."""
+    sources = {step.source for step in steps.inputs.values()} | {step.source for step in steps.outputs.values()}
     try:
         for device in devices:
-            device.kernels()
+            kernels = device.kernels()
+            for source in sorted(sources):
+                kernels.load(source)
     except KernelsUnavailable as error:
         return str(error)
     return ""
@@ -170,6 +177,7 @@ class ImagesOnDevice:
     """Images of any size, resized and normalised by the device, which gets their bytes as they came."""
 
     transform: ImageTransform
+    source: ClassVar[str] = TransformImages.source
 
     def open(self, device: Device, stream: Stream, target: Memory) -> OpenInput:
         """See `LaneInputStep`."""
@@ -288,6 +296,7 @@ class QuantizedOnDevice:
     """FP32 of clients to the 8-bit integers of the model."""
 
     linear: Linear
+    source: ClassVar[str] = Quantize.source
 
     def open(self, device: Device, stream: Stream, target: Memory) -> OpenInput:
         """See `LaneInputStep`."""
@@ -309,6 +318,7 @@ class DequantizedOnDevice:
     """The 8-bit integers of the model to FP32 for clients."""
 
     linear: Linear
+    source: ClassVar[str] = Dequantize.source
 
     def open(self, device: Device, stream: Stream, source: Memory) -> OpenOutput:
         """See `LaneOutputStep`."""
@@ -334,6 +344,7 @@ class TopKOnDevice:
     softmax: bool
     classes: int
     dtype: str
+    source: ClassVar[str] = SelectTop.source
 
     def open(self, device: Device, stream: Stream, source: Memory) -> OpenOutput:
         """See `LaneOutputStep`."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headrace.backends.device import DeviceError, DeviceLost, DeviceOutOfMemory
+from headrace_kernels.interface import KernelsUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -188,11 +189,20 @@ class FakeStream:
 
 
 class FakeKernels:
-    """Operations that NumPy computes, when their stream is waited for. launched: how often each was put into one."""
+    """Operations that NumPy computes, when their stream is waited for. launched: how often each was put into one.
+
+    absent: sources whose code there is not.
+    """
 
     def __init__(self, device: FakeDevice) -> None:
         self.launched: Counter[str] = Counter()
+        self.absent: set[str] = set()
         self._device = device
+
+    def load(self, source: str) -> None:
+        """See `backends.device.StreamKernels`."""
+        if source in self.absent:
+            raise KernelsUnavailable(f"there is no code of {source}.cu, as the test wants")
 
     def stream(self, handle: int) -> FakeStream:
         """See `backends.device.StreamKernels`."""

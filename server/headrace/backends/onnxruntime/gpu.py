@@ -131,7 +131,7 @@ class GpuModel:
         """See `backends.lane_steps.TakesSteps`."""
         if not self._bindable:
             return "not all dimensions of the model are fixed, or it has texts"
-        why = refusal(self._devices)
+        why = refusal(self._devices, steps)
         if not why:
             self._steps = steps
         return why

@@ -131,7 +131,7 @@ class TensorRtModel:
         """See `backends.lane_steps.TakesSteps`."""
         if not all(placed.layout.buckets for placed in self._placed):
             return "not all dimensions of the model are fixed"
-        why = refusal([placed.engine.device for placed in self._placed])
+        why = refusal([placed.engine.device for placed in self._placed], steps)
         if not why:
             self._steps = steps
         return why
