@@ -62,6 +62,7 @@ def test_a_version_that_does_not_tell():
         ("CUDA failure 226: an exception was contained", DeviceLost),
         ("while running Exp node. Status Message: CUDA error cudaErrorTensorMemoryLeak:tensor memory", DeviceLost),
         ("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0", DeviceOutOfMemory),
+        ("CUDNN failure 4004: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED ; GPU=0", DeviceOutOfMemory),
         ("CUDA failure 900: operation not permitted when stream is capturing", None),
         ("CUDA failure 1: invalid argument", None),
         (
