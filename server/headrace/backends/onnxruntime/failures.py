@@ -41,6 +41,7 @@ _NO_MEMORY_TEXTS = (
     "Failed to allocate memory for requested buffer of size",  # the arena, when the device has refused
     "cudaErrorMemoryAllocation",
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS failure 3:",  # the same, where ONNX Runtime (1.31) has cuBLAS describe it
     "CUDNN_STATUS_ALLOC_FAILED",  # of cuDNN 8; the next of 9
     "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
     "Error Code 2: OutOfMemory",  # TensorRT
