@@ -1,8 +1,10 @@
 """A model that is asked to run on GPUs: it does, or the load fails and says why."""
 
+import fcntl
 import gc
 import logging
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -317,6 +319,32 @@ def test_gpus_of_different_kinds_have_engines_of_their_own(load_tensorrt, affine
     own = Path(gpu.calls[0].providers[0][1]["trt_engine_cache_path"])
     assert own.name == "NVIDIA-H100-80GB-HBM3-x"
     assert (own.is_dir(), own.stat().st_mode & 0o777) == (True, 0o700)
+
+
+def test_engines_are_built_by_one_at_a_time(load_tensorrt, affine, gpu, tmp_path, monkeypatch):
+    """Of all servers that use the directory."""
+    opened, path = gpu.open_session, affine()
+    load_tensorrt(path).make_instance(0).close()
+    engines = Path(gpu.calls[0].providers[0][1]["trt_engine_cache_path"])
+    builds, waits = threading.Event(), threading.Event()
+
+    def slow(*arguments):
+        builds.set()
+        waits.wait(10)
+        return opened(*arguments)
+
+    monkeypatch.setattr(gpu, "open_session", slow)
+    model = load_tensorrt(path)
+    monkeypatch.undo()
+    other = threading.Thread(target=lambda: model.make_instance(0).close())
+    other.start()
+    assert builds.wait(10)
+    with open(engines / ".lock") as lock, pytest.raises(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    waits.set()
+    other.join(10)
+    assert not (engines / ".lock").exists()
+    load_tensorrt(path, engine_cache=False).make_instance(0).close()
 
 
 def test_the_default_is_in_the_users_cache(affine, tmp_path, monkeypatch):

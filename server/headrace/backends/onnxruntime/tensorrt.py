@@ -11,7 +11,7 @@ import ctypes
 import hashlib
 import os
 import re
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -28,7 +28,7 @@ from headrace.backends.onnxruntime.gpu_options import (
     shape_profile,
     tensorrt_provider,
 )
-from headrace.backends.onnxruntime.sessions import find_file, read_options
+from headrace.backends.onnxruntime.sessions import find_file, open_session, read_options
 from headrace.backends.onnxruntime.weights import digest_of
 from headrace.backends.private import PrivateDirectory, Unsafe
 from headrace.errors import ModelLoadError
@@ -77,8 +77,18 @@ class OnnxRuntimeTensorRtBackend:
             TENSORRT,
             providers,
             more_bytes=checked.workspace_bytes,
-            **self._for_tests,
+            **(self._for_tests | {"open_session": self._open_session}),
         )
+
+    def _open_session(self, file: Path, threads: int, options: Any, providers: Any, entries: Any) -> Any:  # noqa: ANN401
+        """See `GpuModel`. One at a time where engines are kept: ONNX Runtime reads what another has half written."""
+        opened = self._for_tests.get("open_session", open_session)
+        engines = providers[0][1].get("trt_engine_cache_path")
+        if engines is None:
+            return opened(file, threads, options, providers, entries)
+        waits_for = f"another that loads or builds the engines of {file}"
+        with closing(PrivateDirectory(Path(engines))) as directory, directory.lock(".lock", waits_for):
+            return opened(file, threads, options, providers, entries)
 
 
 @cache
