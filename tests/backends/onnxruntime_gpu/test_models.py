@@ -347,6 +347,36 @@ def test_engines_are_built_by_one_at_a_time(load_tensorrt, affine, gpu, tmp_path
     load_tensorrt(path, engine_cache=False).make_instance(0).close()
 
 
+def test_engines_that_cannot_be_read_are_built_again(load_tensorrt, affine, gpu, monkeypatch, caplog):
+    opened, path = gpu.open_session, affine()
+    load_tensorrt(path).make_instance(0).close()
+    engines = Path(gpu.calls[0].providers[0][1]["trt_engine_cache_path"])
+    for name in ("a_sm90.engine", "a_sm90.profile", "TensorrtExecutionProvider_cache_sm90.timing"):
+        (engines / name).write_bytes(b"cut off")
+        (engines / name).chmod(0o600)
+
+    def refuses(*arguments):
+        for engine in engines.glob("*.engine"):
+            raise ModelLoadError(
+                f"ONNX Runtime cannot load m: TensorRT EP could not deserialize engine from cache: {engine}"
+            )
+        return opened(*arguments)
+
+    monkeypatch.setattr(gpu, "open_session", refuses)
+    load_tensorrt(path).make_instance(0).close()
+    assert [file.suffix for file in engines.iterdir()] == [".timing"]
+    assert "are not used, and built again: ONNX Runtime cannot load m" in caplog.text
+
+
+def test_other_failures_leave_the_engines(load_tensorrt, affine, gpu, monkeypatch):
+    def fails(*_):
+        raise ModelLoadError("something else")
+
+    monkeypatch.setattr(gpu, "open_session", fails)
+    with pytest.raises(ModelLoadError, match="something else"):
+        load_tensorrt(affine()).make_instance(0)
+
+
 def test_the_default_is_in_the_users_cache(affine, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     found = engine_directory(affine() / "model.onnx", TensorRtOptions(), {})

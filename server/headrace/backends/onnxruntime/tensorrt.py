@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import re
 from contextlib import closing, suppress
@@ -39,6 +40,13 @@ if TYPE_CHECKING:
     from headrace.backends.device import Device
     from headrace.backends.onnxruntime.gpu import Providers
     from headrace.messages import Signature
+
+
+log = logging.getLogger(__name__)
+
+_UNREADABLE = "could not deserialize engine from cache"
+"""What ONNX Runtime says of an engine that was cut off, as by a full disk, or that TensorRT does not take."""
+_ENGINES = (".engine", ".profile")
 
 
 class OnnxRuntimeTensorRtBackend:
@@ -88,6 +96,15 @@ class OnnxRuntimeTensorRtBackend:
             return opened(file, threads, options, providers, entries)
         waits_for = f"another that loads or builds the engines of {file}"
         with closing(PrivateDirectory(Path(engines))) as directory, directory.lock(".lock", waits_for):
+            try:
+                return opened(file, threads, options, providers, entries)
+            except ModelLoadError as error:
+                if _UNREADABLE not in str(error):
+                    raise
+                log.warning("the engines in %s are not used, and built again: %s", engines, str(error))
+            for name in directory.files():
+                if name.endswith(_ENGINES):
+                    directory.remove(name)
             return opened(file, threads, options, providers, entries)
 
 
