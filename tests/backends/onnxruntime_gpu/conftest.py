@@ -27,7 +27,7 @@ class GpuOrt:
     """What a backend takes in place of ONNX Runtime and devices.
 
     calls: what each session was opened with. takes: bytes of the device that a session has. works: providers that can
-    be set up. on_cpu: operators that the processor runs. on_host: inputs that are read in the host's memory. fail: what
+    be set up. on_cpu: operators that the processor runs. on_host: tensors that are in the host's memory. fail: what
     the next run raises; loses: and its device is lost, which the text does not say. stale: a launched graph does
     nothing; forgets: one that another was recorded after.
     runs: of bindings, by kind. gone: sessions that
@@ -119,8 +119,14 @@ class Session:
     def get_inputs(self):
         return self.real.get_inputs()
 
+    def get_outputs(self):
+        return self.real.get_outputs()
+
     def get_input_memory_infos(self):
         return [SimpleNamespace(name="Cpu" if one.name in self.gpu.on_host else "Cuda") for one in self.get_inputs()]
+
+    def get_output_memory_infos(self):
+        return [SimpleNamespace(name="Cpu" if one.name in self.gpu.on_host else "Cuda") for one in self.get_outputs()]
 
     def io_binding(self):
         return Binding(self.real.io_binding(), self.device, self.gpu.on_host)
@@ -137,12 +143,16 @@ class Session:
     def _run_freely(self, binding):
         """Outputs have a place and a shape when a run has been put into the stream, but no values."""
         names = list(binding.free)
-        binding.values = [Value(self.device, array) for array in self.real.run(names, binding.feeds())]
+        binding.values = [
+            ort.OrtValue.ortvalue_from_numpy(array) if name in self.gpu.on_host else Value(self.device, array)
+            for name, array in zip(names, self.real.run(names, binding.feeds()), strict=True)
+        ]
 
         def run():
             self.gpu.runs["free"] += 1
             for value, array in zip(binding.values, self.real.run(names, binding.feeds()), strict=True):
-                value.memory.array[:] = np.ascontiguousarray(array).view(np.uint8).ravel()
+                if isinstance(value, Value):
+                    value.memory.array[:] = np.ascontiguousarray(array).view(np.uint8).ravel()
 
         self.stream.enqueue(run)
 
@@ -203,12 +213,11 @@ class Binding:
         self.values = []
 
     def bind_input(self, name, kind, index, element, shape, pointer):
-        assert (kind, index) == (self.device.kind, self.device.index)
-        if name in self.on_host:
-            for memory in self.device.allocated:
-                if memory.pointer == pointer:
-                    self.copies.append(memory.array.copy())
-                    pointer = self.copies[-1].ctypes.data
+        there = [memory for memory in self.device.allocated if memory.pointer == pointer]
+        assert (kind, index) == ((self.device.kind, self.device.index) if there else ("cpu", 0))
+        if there and name in self.on_host:
+            self.copies.append(there[0].array.copy())
+            pointer = self.copies[-1].ctypes.data
         self.bound[name] = (tuple(shape), pointer)
         self.dtypes[name] = np.dtype(element) if isinstance(element, type) else None
         self.real.bind_input(name, kind, 0, element, shape, pointer)
@@ -226,11 +235,15 @@ class Binding:
 
     def clear_binding_outputs(self):
         for value in self.values:
-            value.memory.close()
+            if isinstance(value, Value):
+                value.memory.close()
         self.free, self.values = [], []
 
     def bind_output(self, name, kind, index, element=None, shape=None, pointer=None):
-        assert (kind, index) == (self.device.kind, self.device.index)
+        if pointer is None and name in self.on_host:
+            assert (kind, index) == ("cpu", 0), "ONNX Runtime would copy it, and not in the stream"
+        else:
+            assert (kind, index) == (self.device.kind, self.device.index)
         if pointer is None:
             self.free.append(name)
             return

@@ -262,6 +262,16 @@ def test_an_instance_is_on_each_device(load, affine, two):
         assert all(run(instance, [1, 2, 3])[0].tolist() == [[3, 5, 7]] for instance in made)
 
 
+def test_outputs_that_are_made_in_the_hosts_memory_are_left_there(load, varying, two):
+    two.on_host = ("x", "z")
+    with instances(load(varying, devices=[1]), 1) as (first,):
+        for length in (3, 1, 40000):
+            x = np.full((2, length), length, np.float32)
+            sums, found = first.run([[x.tobytes()]], [x.shape], [1, 0])
+            assert found.tolist() == (-x).tolist()
+            assert sums.tolist() == [length * length] * 2
+
+
 def test_what_a_model_takes_of_each_device_is_measured(load, affine, two):
     two.takes = 1000
     model = load(affine(), devices=[0, 1])

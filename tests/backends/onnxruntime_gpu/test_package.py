@@ -116,6 +116,18 @@ def test_runs_of_any_size_wait_for_nothing_either(drive, varying):
     assert waits(facts["run"]) == []
 
 
+def test_what_the_processor_makes_of_any_size_is_not_copied_beside_the_stream(drive, write):
+    version = write(
+        [helper.make_node("Hardmax", ["x"], ["y"]), helper.make_node("Mul", ["x", "x"], ["z"])],
+        [("x", TensorProto.FLOAT, ("N", "L"))],
+        [("y", TensorProto.FLOAT, ("N", "L")), ("z", TensorProto.FLOAT, ("N", "L"))],
+    )
+    facts = drive(version, max_cpu_nodes=1.0)
+    assert facts["nodes"] == {"CPUExecutionProvider": 1, "CUDAExecutionProvider": 1}
+    assert [call for call in facts["run"] if call == "cudaMemcpy" or ("0x1" not in call and "Memcpy" in call)] == []
+    assert waits(facts["run"]) == []
+
+
 def test_a_graph_is_recorded_at_load_and_launched_by_one_call(drive):
     facts = drive(cuda_graphs=True, batch_buckets=[1, 4])
     recorded = [call for call in facts["load"] if call.startswith("cudaStreamBeginCapture")]

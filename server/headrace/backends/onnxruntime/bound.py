@@ -24,7 +24,7 @@ from headrace.datatypes import DATATYPES
 from headrace.errors import ModelLoadError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     import onnxruntime as ort
 
@@ -62,9 +62,17 @@ def inputs_on_host(session: Any) -> frozenset[str]:  # noqa: ANN401  -- ONNX Run
     Empty where its version does not tell (1.22 and before).
     """
     tell = getattr(session, "get_input_memory_infos", None)
-    if tell is None:
-        return frozenset()
-    return frozenset(one.name for one, info in zip(session.get_inputs(), tell(), strict=True) if info.name == "Cpu")
+    return frozenset() if tell is None else _on_host(session.get_inputs(), tell())
+
+
+def outputs_on_host(session: Any) -> frozenset[str]:  # noqa: ANN401  -- ONNX Runtime is not typed
+    """Outputs that a session makes in the host's memory. Empty where its version does not tell."""
+    tell = getattr(session, "get_output_memory_infos", None)
+    return frozenset() if tell is None else _on_host(session.get_outputs(), tell())
+
+
+def _on_host(arguments: Iterable[Any], infos: Iterable[Any]) -> frozenset[str]:
+    return frozenset(one.name for one, info in zip(arguments, infos, strict=True) if info.name == "Cpu")
 
 
 def lane_bytes(signature: Signature, rows: int) -> tuple[list[int], list[int]]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from headrace.backends.base import InstanceLost
 from headrace.backends.buffers import lay
 from headrace.backends.device import DeviceOutOfMemory
-from headrace.backends.onnxruntime.bound import ASYNCHRONOUS, HOST, element_of, inputs_on_host
+from headrace.backends.onnxruntime.bound import ASYNCHRONOUS, HOST, element_of, inputs_on_host, outputs_on_host
+from headrace.backends.onnxruntime.feeds import numpy_of
 from headrace.backends.onnxruntime.sessions import run_options
 from headrace.datatypes import DATATYPES
 
@@ -97,6 +98,7 @@ class FlexibleInstance:
         self._options = made
         on_host = inputs_on_host(executor.session)
         self._inputs = [_Growing(executor.device, there=spec.name not in on_host) for spec in signature.inputs]
+        self._on_host = outputs_on_host(executor.session)
         self._outputs = [_Growing(executor.device, there=False) for _ in signature.outputs]
         executor.device.use()
         self._stream = executor.device.stream()
@@ -147,13 +149,19 @@ class FlexibleInstance:
 
     def _launch(self, outputs: Sequence[int]) -> None:
         for index in outputs:
-            self._binding.bind_output(self._signature.outputs[index].name, self.device.kind, self.device.index)
+            name = self._signature.outputs[index].name
+            # else ONNX Runtime copies it, beside our stream, to where what was computed before may still be at work
+            place = HOST if name in self._on_host else (self.device.kind, self.device.index)
+            self._binding.bind_output(name, *place)
         self._executor.session.run_with_iobinding(self._binding, self._options)
 
     def _download(self, outputs: Sequence[int]) -> list[Array]:
         """Puts copies of the outputs into the stream; they are there when it has been waited for."""
         results = []
         for index, value in zip(outputs, self._binding.get_outputs(), strict=True):
+            if self._signature.outputs[index].name in self._on_host:
+                results.append(numpy_of(value))
+                continue
             shape = tuple(value.shape())
             dtype = DATATYPES[self._signature.outputs[index].datatype].numpy
             nbytes = dtype.itemsize * prod(shape)
