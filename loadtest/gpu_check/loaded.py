@@ -26,6 +26,12 @@ def known(backend: str) -> str:
     return backend
 
 
+def options_of(context: Context, backend: str) -> dict[str, Any]:
+    """What `[backend_options]` must say for a backend to be on the GPU that is asked for."""
+    on_gpus = ("onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt")
+    return {"devices": [context.device]} if backend in on_gpus else {}
+
+
 class Loaded:
     """One instance of a model of speed_models, and one output of it. A context manager. Raises Skip as `known` does.
 
@@ -39,7 +45,7 @@ class Loaded:
         version = context.scratch / f"{backend}-{name}-{max_batch}-{len(list(context.scratch.iterdir()))}" / "1"
         version.mkdir(parents=True)
         (version / "model.onnx").symlink_to(context.model(name).resolve())
-        model = entry.load(version, max_batch=max_batch, threads=0, options=options)
+        model = entry.load(version, max_batch=max_batch, threads=0, options=options_of(context, backend) | options)
         self.platform = model.platform
         self._inputs = [spec.name for spec in model.signature.inputs]
         self._output = [spec.name for spec in model.signature.outputs].index(output)

@@ -6,6 +6,7 @@ import re
 import urllib.request
 from typing import TYPE_CHECKING
 
+from gpu_check.loaded import options_of
 from gpu_check.modules import importable
 from gpu_check.registry import Failed, check
 
@@ -31,7 +32,12 @@ def fallback(context: Context) -> Figures:
     name, output = "resnet50-fp32", "scores"
     repository = context.scratch / "repository"
     listed = ", ".join(f'"{backend}"' for backend in CHAIN)
-    serving.write_model(repository, name, context.model(name), f"backend = [{listed}]\nmax_batch = 8\n")
+    options = "".join(
+        f"[backend_options.{backend}]\n{key} = {value}\n"
+        for backend in CHAIN
+        for key, value in options_of(context, backend).items()
+    )
+    serving.write_model(repository, name, context.model(name), f"backend = [{listed}]\nmax_batch = 8\n{options}")
     feeds = context.sizes.feeds(name, 4)
     (want,) = on_cpu(context.model(name), feeds, [output])
     with serving.serving(repository, context.scratch) as server:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from gpu_check.loaded import known
+from gpu_check.loaded import known, options_of
 from gpu_check.registry import Failed, check
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ def throughput_of_backend(context: Context, backend: str, name: str, output: str
 
     batches = _batches(context)
     bare = best_of_backend(backend, name, output, context, context.seconds / len(batches), batches)
-    return compared(context, name, output, f'backend = "{backend}"', bare, share)
+    options = "".join(f"\n[backend_options]\n{key} = {value}" for key, value in options_of(context, backend).items())
+    return compared(context, name, output, f'backend = "{backend}"{options}', bare, share)
 
 
 def _batches(context: Context) -> tuple[int, ...]:

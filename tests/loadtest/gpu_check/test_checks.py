@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_check import agreement, child, client, nvidia, serving, sessions, timeline
+from gpu_check import agreement, child, client, loaded, nvidia, serving, sessions, timeline
 from gpu_check.bare import Best
 from gpu_check.checks import environment, fallback, kernels, latency, overlap, speed
 from gpu_check.checks.device import lost_after
@@ -19,6 +19,7 @@ from gpu_check.registry import Failed, Skip, checks
 from gpu_check.results import PASS
 from gpu_check.small_models import perceptron
 from gpu_check.timeline import STEPS, Span
+from headrace.backends import registry
 from headrace.backends.staging import Lane
 from headrace.rpc import inference_pb2 as pb
 from headrace.testing.device import FakeDevice, FakeStream
@@ -366,6 +367,21 @@ def test_a_backend_is_measured_with_a_server_and_without_one(models, tmp_path, m
     figures = speed.throughput_of_backend(context, "onnxruntime", "resnet50-fp16-u8", "scores", 0.85)
     assert figures["ratio"] == figures["server_rows_per_second"] / figures["bare_rows_per_second"] > 0
     assert figures["server_compared"] > 0
+
+
+def test_backends_are_on_the_gpu_that_is_asked_for(models, tmp_path, monkeypatch):
+    told = []
+
+    def load(version, *, options, **_):
+        told.append(options)
+        raise Skip("that is enough")
+
+    monkeypatch.setattr(registry, "get", lambda name: SimpleNamespace(load=load))
+    context = Context(tmp_path, models, cpu=True, device=3)
+    for backend in ("onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt", "onnxruntime"):
+        with pytest.raises(Skip, match="enough"):
+            loaded.Loaded(context, backend, "resnet50-fp32", "scores", 8, file="model.onnx")
+    assert told == [{"devices": [3], "file": "model.onnx"}] * 3 + [{"file": "model.onnx"}]
 
 
 def test_a_server_that_is_too_slow_fails_on_a_gpu_alone(models, tmp_path, monkeypatch):
