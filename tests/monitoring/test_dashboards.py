@@ -87,6 +87,9 @@ def test_the_dashboards_are_what_the_code_makes():
 def test_there_are_all_dashboards():
     assert set(DASHBOARDS) == {"overview", "model", "latency", "batching", "drift", "guard", "gpu"}
     assert len({made["uid"] for made in DASHBOARDS.values()}) == len(DASHBOARDS)
+    page = (ROOT / "docs" / "monitoring.md").read_text()
+    for made in DASHBOARDS.values():
+        assert f"\n| {made['title'].removeprefix('Headrace / ')} | " in page
     assert len(expressions()) > 60
 
 

@@ -1,10 +1,17 @@
 import json
 import re
+from collections import Counter
 from html.parser import HTMLParser
+from types import SimpleNamespace
+from typing import Any
+
+from prometheus_client import CollectorRegistry
 
 from headrace import __version__
 from headrace.transport.rest import openapi
-from headrace.transport.rest.routes import INFER_PATHS, ROUTES
+from headrace.transport.rest.app import make_app
+from headrace.transport.rest.routes import GENERATE_PATHS, INFER_PATHS, ROUTES
+from headrace.transport.service import ServiceTable
 
 DOCUMENT = openapi.document(ROUTES)
 
@@ -73,3 +80,15 @@ def test_the_page_needs_nothing_else_and_is_well_formed():
     for path in DOCUMENT["paths"]:
         assert f"<code>{path}</code>" in page
     assert "binary_data" not in page or "&" in page
+
+
+def test_it_has_every_route():
+    """But the pages themselves, and what is there only to be refused."""
+    rest: Any = SimpleNamespace(report=print, reset=print, health=None)
+    table = ServiceTable(unary={}, streams={}, infer=rest, service_names=())
+    app: Any = make_app(
+        rest, CollectorRegistry(), table, rest, Counter(), recording=rest.report, drift=rest.report, guards=rest
+    )
+    routes = {route.path for route in app.router.routes}
+    assert routes - set(DOCUMENT["paths"]) == {"/", "/docs", "/openapi.json", *GENERATE_PATHS}
+    assert set(DOCUMENT["paths"]) <= routes

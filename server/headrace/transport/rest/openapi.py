@@ -11,7 +11,7 @@ from google.protobuf.descriptor import FieldDescriptor as Field
 from headrace import __version__
 from headrace.datatypes import DATATYPES
 from headrace.transport.rest.json_messages import is_map
-from headrace.transport.rest.routes import INFER_PATHS
+from headrace.transport.rest.routes import DRIFT_PATHS, GUARD_PATHS, INFER_PATHS, RECORDING_PATHS
 from headrace.transport.service import INFERENCE
 
 if TYPE_CHECKING:
@@ -42,6 +42,15 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
         "/status.json": {"get": _operation("/status.json", "what the page at / shows", {"type": "object"})},
         "/metrics": {"get": _operation("/metrics", "Prometheus metrics", None)},
     }
+    anything: Schema = {"type": "object"}
+    for path in RECORDING_PATHS:
+        paths[path] = {"get": _operation(path, "how the last requests came and went, for headrace replay", None)}
+    for path in DRIFT_PATHS:
+        paths[path] = {"get": _operation(path, "whether what flows in and out looks as it should", anything)}
+    for path in GUARD_PATHS:
+        reset = f"{path}/reset"
+        paths[path] = {"get": _operation(path, "how a version compares with the one that is trusted", anything)}
+        paths[reset] = {"post": _operation(reset, "has the guard begin anew", anything)}
     for route in routes:
         paths.setdefault(route.path, {})[route.verb.lower()] = _of_route(route)
     for path in INFER_PATHS:
