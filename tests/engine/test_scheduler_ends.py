@@ -182,6 +182,25 @@ class TestCancelling:
         assert sum(here.observer.reasons.values()) == 2
         here.run(50)
 
+    def test_an_expiry_cancels_one_that_is_given_up_at_that_moment(self, world):
+        here = world(learn=[(1, 10 * MS), (8, 10 * MS)])
+        here.send()
+        here.run()
+        others = []
+        expired = here.send(timeout=21_500, on_end=lambda: [other.cancel() for other in others])
+        others.append(here.send(timeout=32_500))
+        patient = here.send()
+        here.model.instances[0].hold()
+        here.run(10)
+        here.loop.clock.advance(12 * MS)  # the loop is busy: no timer is served meanwhile
+        here.model.instances[0].release()
+        here.run()
+        assert type(expired.error) is QueueTimeout
+        assert not others[0].error
+        assert here.observer.reasons == {"queue_timeout": 1, "cancelled": 1}
+        here.run(10)
+        assert patient.response
+
 
 class TestFailures:
     def poison(self, inputs):

@@ -255,6 +255,8 @@ class Scheduler:
         for batch in decision.take:
             for request in batch.requests:  # before anybody is answered: an answer may cancel others
                 request.state = State.RUNNING
+        for request in decision.give_up:  # for the same reason
+            request.state = State.RUNNING
         if decision.drop:
             self._refuse_all(decision.drop, lambda request: expired(request, now))
         if decision.give_up:
