@@ -11,10 +11,12 @@ from headrace.errors import (
     DeadlineUnreachable,
     InvalidRequest,
     QueueTimeout,
+    RegionTooSmall,
     ShuttingDown,
 )
 from headrace.repository.model_config import QueueConfig
 from headrace.testing.loop import VirtualTimeLoop
+from headrace.testing.requests import FakeWriter
 
 
 @pytest.fixture
@@ -367,6 +369,21 @@ class TestSplitting:
         assert type(call.error) is BackendFailed
         assert here.observer.reasons == {"backend_failed": 1}
         assert here.scheduler.depth() == (0, 0)
+
+    def test_a_reply_that_cannot_be_written_is_an_error(self, world):
+        here = world()
+        call, other = here.send(20), here.send(3)
+
+        class Full(FakeWriter):
+            def encode(self, *_):
+                raise RegionTooSmall("too small")
+
+        call.under_way.template.reply = Full()
+        here.run(30)
+        assert type(call.error) is RegionTooSmall
+        assert other.response
+        assert here.observer.reasons == {"region_too_small": 1}
+        assert here.observer.requests == 1
 
     def test_a_piece_that_waits_to_be_run_alone_leaves_with_the_rest(self, world):
         here = world(compute=TestFailures().poison)

@@ -149,7 +149,7 @@ class Split:
             self._leave(State.ABANDONED)
 
     def arrived(self, index: int, piece: Piece) -> None:
-        """One piece is done."""
+        """One piece is done. Raises what its reply or that of the whole fails by, which `failed` is then told."""
         if self.whole.state is not State.RUNNING:
             return
         self._arrived[index] = piece
@@ -157,14 +157,20 @@ class Split:
         if self._missing:
             return
         self.whole.state = State.DONE
-        pieces = [found for found in self._arrived if found is not None]
+        try:
+            self._answer([found for found in self._arrived if found is not None], piece[2])
+        except Exception:
+            self.whole.state = State.RUNNING  # it has no answer yet, and is still to be told why
+            raise
+
+    def _answer(self, pieces: Sequence[Piece], parameters: bytes) -> None:
         outputs = [b"".join(column) for column in zip(*(found[0] for found in pieces), strict=True)]
         rows = self.whole.template.rows
         shapes = tuple((rows, *shape[1:]) for shape in pieces[0][1])
         writer = self.whole.template.reply
         if isinstance(writer, Crop):  # the pieces have been cut
             writer = writer.inner
-        self.whole.sink.reply(writer.encode(self.whole.id_field, outputs, shapes, piece[2]))
+        self.whole.sink.reply(writer.encode(self.whole.id_field, outputs, shapes, parameters))
 
     def failed(self, error: BaseException) -> None:
         """One piece has failed, and with it the whole."""
