@@ -2,6 +2,7 @@
 
 import asyncio
 
+import numpy as np
 import pytest
 from engine.scheduling import MS, World, timing, values
 
@@ -14,6 +15,7 @@ from headrace.errors import (
     RegionTooSmall,
     ShuttingDown,
 )
+from headrace.messages import Signature, TensorSpec
 from headrace.repository.model_config import QueueConfig
 from headrace.testing.loop import VirtualTimeLoop
 from headrace.testing.requests import FakeWriter
@@ -384,6 +386,19 @@ class TestSplitting:
         assert other.response
         assert here.observer.reasons == {"region_too_small": 1}
         assert here.observer.requests == 1
+
+    def test_outputs_that_make_no_tensor_together_are_an_error(self, world):
+        signature = Signature((TensorSpec("x", "FP32", (2,)),), (TensorSpec("y", "FP32", (-1,)),), 8)
+        sizes = iter((3, 4, 3))
+        here = world(signature=signature, compute=lambda inputs: [np.zeros((len(inputs[0]), next(sizes)), np.float32)])
+        call = here.send(20)
+        here.run(30)
+        assert type(call.error) is InvalidRequest
+        assert str(call.error) == (
+            "the request has 20 rows, of which at most 8 run at once: the outputs of one run and another have rows of "
+            "[[3]] and [[4]], which make no tensors together; send fewer rows at a time"
+        )
+        assert here.observer.reasons == {"invalid_request": 1}
 
     def test_a_piece_that_waits_to_be_run_alone_leaves_with_the_rest(self, world):
         here = world(compute=TestFailures().poison)

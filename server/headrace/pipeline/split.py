@@ -6,7 +6,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from headrace.datatypes import DATATYPES
-from headrace.errors import Cancelled, reason_of
+from headrace.errors import Cancelled, InvalidRequest, reason_of
 from headrace.messages import InferRequest, State, Untraced
 from headrace.pipeline import bytes_tensor
 from headrace.pipeline.cropping import Crop
@@ -164,9 +164,18 @@ class Split:
             raise
 
     def _answer(self, pieces: Sequence[Piece], parameters: bytes) -> None:
+        """Joins the pieces. Raises InvalidRequest for outputs whose sizes a run decides, each in another way."""
         outputs = [b"".join(column) for column in zip(*(found[0] for found in pieces), strict=True)]
         rows = self.whole.template.rows
-        shapes = tuple((rows, *shape[1:]) for shape in pieces[0][1])
+        dims = [tuple(shape[1:] for shape in found[1]) for found in pieces]
+        for other in dims:
+            if other != dims[0]:
+                raise InvalidRequest(
+                    f"the request has {rows} rows, of which at most {self.pieces[0].template.rows} run at once: the "
+                    f"outputs of one run and another have rows of {list(map(list, dims[0]))} and "
+                    f"{list(map(list, other))}, which make no tensors together; send fewer rows at a time"
+                )
+        shapes = tuple((rows, *shape) for shape in dims[0])
         writer = self.whole.template.reply
         if isinstance(writer, Crop):  # the pieces have been cut
             writer = writer.inner
