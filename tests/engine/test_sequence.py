@@ -7,6 +7,7 @@ from headrace.engine.sequence import SequenceScheduler
 from headrace.errors import (
     BackendFailed,
     DeadlineExceeded,
+    DeadlineUnreachable,
     InvalidRequest,
     QueueFull,
     QueueTimeout,
@@ -290,6 +291,19 @@ class TestGoneAway:
         assert under_way.finished
         assert [value(first), value(last)] == [1, 7]
         assert here.observer.reasons == {"cancelled": 1}
+
+    def test_a_refusal_cancels_one_that_expires_at_that_moment(self, world):
+        here = world()
+        others = []
+        late = here.send("a", start=True, timeout_ns=12 * MS, on_end=lambda: [other.cancel() for other in others])
+        others.append(here.send("b", start=True, timeout=1))
+        patient = [here.send("c", start=True), here.send("c", 5)]
+        here.loop.clock.advance(6 * MS)  # the loop is busy until it gets to them
+        here.run()
+        assert type(late.error) is DeadlineUnreachable
+        assert here.observer.reasons == {"deadline_unreachable": 1, "queue_timeout": 1}
+        here.run(20)
+        assert [value(call) for call in patient] == [1, 6]
 
     def test_a_sequence_that_has_not_begun_is_forgotten(self, world):
         here = world(sequence=SequenceConfig(state=STATE, max_candidate_sequences=1))

@@ -167,13 +167,13 @@ class SequenceScheduler:
                 batches.setdefault(inner.template, []).append(inner)
         if decision.expired:
             self.observer.sequences_expired(decision.expired)
+        self._refuse_all(decision.drop)  # first: what the model answers at once may cancel them
         for inners in batches.values():
             self._model.submit(inners)
             for inner in inners:
                 if inner.state is not State.DONE:  # the moments of the client's request are those that count
                     step = inner.sink  # type: ignore[assignment]
                     inner.decoded, inner.admitted = step.request.decoded, step.request.admitted
-        self._refuse_all(decision.drop)
         self._wakeup.at(decision.wake_at)
         self._quiet.check()
 
