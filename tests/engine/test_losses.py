@@ -279,6 +279,15 @@ def test_a_model_whose_instances_are_not_made_anew_refuses_at_once(world, inline
     w.run(10)
 
 
+def test_a_batch_that_was_to_run_beside_the_one_that_loses_all_is_refused_too(world):
+    w = world(instances=2, supplied=False, inline=True)
+    w.lose(0, 1, with_others=True)
+    calls = [w.send(n, rows=8) for n in range(3)]
+    w.run()
+    assert [type(call.error) for call in calls] == [ModelNotReady] * 3
+    assert w.scheduler.depth() == (0, 0)
+
+
 def test_what_is_lost_again_soon_is_not_waited_for(world):
     w = world(chain=("only",), instances=1)
     w.lose(0)

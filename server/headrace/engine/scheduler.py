@@ -238,9 +238,11 @@ class Scheduler:
             self._turn.run(self._dispatch)
 
     def _dispatch(self) -> None:
-        """Drops what has expired, and gives each idle instance a batch."""
+        """Drops what has expired, or all if no instance is there nor will be soon; gives each idle one a batch."""
         self._dispatch_due = False
         now = self._clock()
+        if self._wary and self.instances.hopeless:
+            self._refuse_all(self._pop_waiting(), lambda _: no_instance(self.name, self.version))
         if self._alone:
             self._dispatch_alone(now)
         decision = decide(
@@ -419,14 +421,11 @@ class Scheduler:
         self._dispatch_soon()
 
     def _on_instances(self) -> None:
-        """There are other instances than before. If there is none, nor any soon, whoever waits is told so."""
+        """There are other instances than before."""
         self.cost = self.instances.cost
         self._be_wary()
-        if self._closed:
-            return
-        if self.instances.hopeless:
-            self._refuse_all(self._pop_waiting(), lambda _: no_instance(self.name, self.version))
-        self._dispatch_soon()
+        if not self._closed:
+            self._dispatch_soon()
 
     def _be_wary(self) -> None:
         self._wary = self.draining or self.instances.hopeless or len(self._alone) > 0
