@@ -122,6 +122,8 @@ class ModelControl:
         await self._to_its_end(self._unload(name, dependents))
 
     async def _unload(self, name: str, dependents: bool) -> None:
+        if name not in self._engine.catalog.names():  # any client may name any number of those
+            return
         async with self._locks[name]:
             serving = self._engine.serving(name)
             for version in serving:

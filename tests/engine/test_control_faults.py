@@ -1,0 +1,31 @@
+"""What must not stop a server from following what it is told: changes while it looks, its own end, any names."""
+
+import asyncio
+
+import pytest
+from engine.test_control import Control, Repository, virtual
+
+from headrace.testing.backend import FakeBackend
+
+
+@pytest.fixture(autouse=True)
+def _nothing_loaded(monkeypatch):
+    monkeypatch.setattr(FakeBackend, "loaded", [])
+    monkeypatch.setattr(FakeBackend, "latency_ns", 5000)
+    monkeypatch.setattr(FakeBackend, "spend", None)
+
+
+@pytest.fixture
+def repository(tmp_path):
+    return Repository(tmp_path)
+
+
+@virtual
+async def test_names_that_nobody_has_heard_of_are_not_kept(repository):
+    repository.write("a")
+    world = Control(repository, "explicit", "a")
+    await world.control.start()
+    await asyncio.gather(*(world.control.unload(f"never heard of {number}") for number in range(100)))
+    assert list(world.control._locks) == ["a"]
+    await world.control.unload("a")
+    assert world.states() == {"a/1": ("UNAVAILABLE", "unloaded")}
