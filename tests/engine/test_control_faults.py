@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from engine.test_control import Control, Repository, virtual
 
+from headrace.errors import LoadFailed, ShuttingDown
 from headrace.testing.backend import FakeBackend
 
 
@@ -29,3 +30,20 @@ async def test_names_that_nobody_has_heard_of_are_not_kept(repository):
     assert list(world.control._locks) == ["a"]
     await world.control.unload("a")
     assert world.states() == {"a/1": ("UNAVAILABLE", "unloaded")}
+
+
+@virtual
+async def test_nothing_is_loaded_any_more_once_the_server_drains(repository):
+    repository.write("a")
+    world = Control(repository, "explicit", "a")
+    await world.control.start()
+    loading = asyncio.create_task(world.engine.load(world.engine.serving("a")[1]))
+    await asyncio.sleep(0)
+    assert await world.engine.drain(1)
+    assert await loading == "the server is leaving"
+    with pytest.raises(LoadFailed, match="the server is leaving"):
+        await world.control.load("a")
+    with pytest.raises(ShuttingDown):
+        await world.serves()
+    assert [instance.closed for model in FakeBackend.loaded for instance in model.instances] == [False, True]
+    world.engine.close()

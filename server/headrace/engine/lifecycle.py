@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_LEAVING = "the server is leaving"
+
 
 class Engine:
     """Loads the repository and owns what serves it.
@@ -88,7 +90,7 @@ class Engine:
         self._ensembles: dict[tuple[str, int], Found] = {}  # that are wanted, whether they serve or not
         self._leaving: dict[Served, asyncio.Task[None]] = {}
         self._one_at_a_time = asyncio.Lock()
-        self._closed = False
+        self._ends = False  # it drains, or is closed: nothing is loaded any more
 
     def __repr__(self) -> str:
         leaving = f", {len(self._leaving)} leave" if self._leaving else ""
@@ -169,6 +171,8 @@ class Engine:
         in the log too.
         """
         key = found.name, found.version
+        if self._ends:
+            return self._failed(*key, _LEAVING)
         if _is_ensemble(found):
             self._ensembles[key] = found
             return self._review(key)
@@ -186,12 +190,12 @@ class Engine:
             return self._failed(*key, str(error))
         except Exception as error:
             return self._failed(*key, "loading failed unexpectedly; the server's log says more", error)
-        if self._closed:
+        if self._ends:
             for instance in opened.instances:
                 instance.close()
             for watcher in filter(None, watchers):
                 watcher.close()
-            return self._failed(*key, "the server is leaving")
+            return self._failed(*key, _LEAVING)
         self._publish(found, opened, watchers, began)
         return ""
 
@@ -404,6 +408,7 @@ class Engine:
 
         Ensembles first: what they have accepted is still to run through others.
         """
+        self._ends = True  # what would be loaded now takes requests, which nobody waits for
         served = [*self._schedulers.values(), *self._leaving]
         end = self._clock() + int(seconds * 1e9)
         drained = True
@@ -414,7 +419,7 @@ class Engine:
 
     def close(self) -> None:
         """Fails what is left and frees the models."""
-        self._closed = True
+        self._ends = True
         for scheduler, task in list(self._leaving.items()):
             task.cancel()
             self._gone(scheduler)
