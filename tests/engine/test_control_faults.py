@@ -47,3 +47,21 @@ async def test_nothing_is_loaded_any_more_once_the_server_drains(repository):
         await world.serves()
     assert [instance.closed for model in FakeBackend.loaded for instance in model.instances] == [False, True]
     world.engine.close()
+
+
+@virtual
+async def test_a_setting_may_be_nan(repository):
+    toml = """
+        buckets.l = {sizes = [2, 4], inputs = {x = 1}, outputs = {y = 1}}
+        inputs.x.pad = nan
+        backend_options.dims = [-1]
+    """
+    repository.write("a", toml)
+    world = Control(repository, "poll")
+    await world.control.start()
+    await world.control.poll()
+    assert len(FakeBackend.loaded) == 1  # nothing has changed
+    repository.write("a", f"{toml}instances = 2\n", versions=[1, 2])
+    await world.control.poll()
+    assert len(FakeBackend.loaded) == 2
+    assert await world.serves() == "2"

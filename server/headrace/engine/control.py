@@ -164,14 +164,14 @@ class ModelControl:
             await asyncio.sleep(_SETTLE_SECONDS)
             before, seen = seen, await self._look()
             for name in changed:
-                if seen.get(name) == before.get(name):
+                if _alike(seen.get(name), before.get(name)):
                     await self._follow(name, seen.get(name, []))
 
     async def _look(self) -> dict[str, Entries]:
         return _by_name(await asyncio.to_thread(scan, self._root))
 
     def _changed(self, seen: dict[str, Entries]) -> list[str]:
-        return sorted(name for name in {*seen, *self._acted_on} if seen.get(name) != self._acted_on.get(name))
+        return sorted(name for name in {*seen, *self._acted_on} if not _alike(seen.get(name), self._acted_on.get(name)))
 
     async def _follow(self, name: str, entries: Entries) -> None:
         async with self._locks[name]:
@@ -198,7 +198,7 @@ class ModelControl:
                 failures.append(_failure(entry.version, entry.reason))
         wanted = {entry.version: entry for entry in entries if isinstance(entry, Found)}
         for version, found in wanted.items():
-            if again or engine.serving(name).get(version) != found:
+            if again or not _alike(engine.serving(name).get(version), found):
                 reason = await engine.load(found)
                 if reason:
                     failures.append(_failure(version, reason))
@@ -233,6 +233,11 @@ def _by_name(entries: Entries) -> dict[str, Entries]:
     for entry in entries:
         models.setdefault(entry.name, []).append(entry)
     return models
+
+
+def _alike(one: object, other: object) -> bool:
+    """Whether what was found is the same. NaN, which a setting such as `pad` may be, is not equal to itself."""
+    return one == other or repr(one) == repr(other)
 
 
 def _not_there(name: str) -> ModelNotInRepository:
