@@ -1,12 +1,14 @@
 """What must not stop a server from following what it is told: changes while it looks, its own end, any names."""
 
 import asyncio
+from unittest.mock import AsyncMock
 
 import pytest
 from engine.test_control import Control, Repository, virtual
 
 from headrace.errors import LoadFailed, ShuttingDown
 from headrace.testing.backend import FakeBackend
+from headrace.testing.loop import run_virtual
 
 
 @pytest.fixture(autouse=True)
@@ -65,3 +67,23 @@ async def test_a_setting_may_be_nan(repository):
     await world.control.poll()
     assert len(FakeBackend.loaded) == 2
     assert await world.serves() == "2"
+
+
+def test_polling_outlives_what_nobody_foresaw(repository, caplog):
+    async def main():
+        world = Control(repository, "poll")
+        await world.control.start()
+        look = world.control._look
+        world.control._look = failing = AsyncMock(side_effect=ZeroDivisionError)
+        watching = asyncio.create_task(world.control.watch(10))
+        await asyncio.sleep(15)
+        failing.assert_awaited_once()
+        world.control._look = look
+        repository.write("a")
+        await asyncio.sleep(15)
+        assert await world.serves() == "1"
+        watching.cancel()
+
+    run_virtual(main())
+    assert "the repository was not followed" in caplog.text
+    assert "ZeroDivisionError" in caplog.text

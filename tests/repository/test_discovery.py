@@ -104,6 +104,12 @@ def test_models_may_be_links(repository, tmp_path_factory):
     )
 
 
+def test_a_model_that_is_removed_while_others_are_looked_at(repository, monkeypatch):
+    root = repository("m/1/model.onnx")
+    monkeypatch.setattr("headrace.repository.discovery.names", lambda _: ["gone", "m"])
+    assert found(scan(root)) == [("m", 1)]
+
+
 def test_an_empty_repository_is_no_error(tmp_path):
     assert scan(tmp_path) == []
 

@@ -156,6 +156,8 @@ class ModelControl:
                 await self.poll()
             except ConfigError as error:
                 logger.error("the repository is not looked at: %s", error)
+            except Exception:  # whatever it was, what changes next is followed
+                logger.exception("the repository was not followed")
 
     async def poll(self) -> None:
         """Acts on what has changed since the last time, once it has settled. Raises ConfigError."""

@@ -109,7 +109,11 @@ def _model(directory: Path) -> Iterator[Found | Broken]:
         yield Broken(name, None, NAME_RULE)
         return
     if not directory.is_dir():
-        yield Broken(name, None, f"{directory} is a link to {directory.readlink()}, which is not there")
+        try:
+            target = directory.readlink()
+        except OSError:  # it was removed while others were looked at
+            return
+        yield Broken(name, None, f"{directory} is a link to {target}, which is not there")
         return
     try:
         configuration = read_configuration(directory)
