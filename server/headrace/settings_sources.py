@@ -104,7 +104,7 @@ def read_toml(path: Path) -> Source:
             values = tomllib.load(file)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # the latter, and a number too long, are not TOMLDecodeError
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     return Source(values, {(): f"in {path}"})
 

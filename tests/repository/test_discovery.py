@@ -110,6 +110,15 @@ def test_a_model_that_is_removed_while_others_are_looked_at(repository, monkeypa
     assert found(scan(root)) == [("m", 1)]
 
 
+def test_a_file_that_no_parser_takes_is_one_models_problem(repository):
+    root = repository("deep/1/model.onnx", "long/1/model.onnx", "m/1/model.onnx")
+    (root / "deep" / "model.toml").write_text(f"backend_options.x = {'[' * 5000}{']' * 5000}")
+    (root / "long" / "model.toml").write_text(f"max_batch = {'9' * 5000}")
+    entries = scan(root)
+    assert found(entries) == [("m", 1)]
+    assert ["not valid TOML" in entry.reason for entry in entries if isinstance(entry, Broken)] == [True, True]
+
+
 def test_an_empty_repository_is_no_error(tmp_path):
     assert scan(tmp_path) == []
 
