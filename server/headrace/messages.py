@@ -58,6 +58,10 @@ class Region:
     size: int
 
 
+LONGEST_NS = 1 << 62
+"""146 years: a longer wait is taken for one of so long, so that all moments fit in 64 bits."""
+
+
 @dataclass(frozen=True, slots=True)
 class QueuePolicy:
     """How requests of one priority level wait.
@@ -74,7 +78,8 @@ class QueuePolicy:
 
     def limit_ns(self, own: int) -> int:
         """How long a request may wait that asks for `own` ns, 0 for nothing; 0: any time."""
-        return own if own and self.override and not 0 < self.timeout_ns <= own else self.timeout_ns
+        limit = own if own and self.override and not 0 < self.timeout_ns <= own else self.timeout_ns
+        return min(limit, LONGEST_NS)
 
 
 ANY_WAIT = QueuePolicy()

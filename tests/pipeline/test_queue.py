@@ -1,8 +1,9 @@
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.messages import QueuePolicy
+from headrace.messages import LONGEST_NS, QueuePolicy
 from headrace.pipeline.queue import HORIZON_NS, PRIORITY_STEP, RequestQueue, is_over, order_of
 from headrace.testing.requests import make_request
 
@@ -249,6 +250,8 @@ def test_how_long_a_request_may_wait():
     assert [QueuePolicy(timeout_ns=5).limit_ns(own) for own in (0, 3, 7)] == [5, 3, 5]
     assert [QueuePolicy(timeout_ns=5, override=False).limit_ns(own) for own in (0, 3, 7)] == [5, 5, 5]
     assert QueuePolicy(override=False).limit_ns(3) == 0
+    for policy, own in ((QueuePolicy(), 1 << 80), (QueuePolicy(timeout_ns=1 << 80), 0)):
+        assert np.int64(policy.limit_ns(own)) == LONGEST_NS  # a moment has 64 bits, of which telemetry makes columns
 
 
 def test_what_is_ahead_by_group():

@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.errors import HeadraceError, InvalidRequest, Unimplemented
+from headrace.messages import LONGEST_NS
 from headrace.transport.rest.head import WHOLE_JSON, InferHead, Target, accepted, read_head, read_target
 
 TARGET = Target("m", "")
@@ -65,6 +66,7 @@ def test_a_path_that_is_not_utf_8():
         ("prefer", b"wait=long, await=3, waiting=3", {}),
         ("x-envoy-expected-rq-timeout-ms", b"1500", {"timeout_ns": 1500 * 10**6}),
         ("x-envoy-expected-rq-timeout-ms", b"-5", {}),
+        ("x-envoy-expected-rq-timeout-ms", b"9" * 18, {"timeout_ns": LONGEST_NS}),
         ("x-anything", b"else", {}),
     ],
 )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
 from headrace.errors import InvalidRequest, Unimplemented
+from headrace.messages import LONGEST_NS
 from headrace.transport.trace_context import PARENT, take_out
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def read_head(
             waits.append(int(float(match[1]) * 1e9))
         elif name == b"x-envoy-expected-rq-timeout-ms" and _COUNT.fullmatch(value.strip()):
             waits.append(int(value) * 10**6)
-    timeout = min((wait for wait in waits if wait), default=0)
+    timeout = min((min(wait, LONGEST_NS) for wait in waits if wait), default=0)
     head = InferHead(target, length, json_length, coding, reply_coding, keep_alive, timeout, expects)
     if traced:
         _, parent, state = take_out([(name, value.strip(b" \t")) for name, value in fields])
