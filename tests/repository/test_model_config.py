@@ -76,7 +76,9 @@ def test_bad_version_policies(load, versions):
     [
         ("max_batch = -1", "max_batch = -1 (in {file}): expected an integer from 0 to 1048576"),
         ("instances = true", "instances = true (in {file}): expected an integer from 1 to 1024"),
-        ("slo_ms = inf", "slo_ms = Infinity (in {file}): expected a number of at least 0"),
+        ("slo_ms = inf", "slo_ms = Infinity (in {file}): expected a number from 0 to 1e+18"),
+        ("slo_ms = 1e303", "slo_ms = 1e+303 (in {file}): expected a number from 0 to 1e+18"),
+        ("cache_ttl_s = 1e300", "cache_ttl_s = 1e+300 (in {file}): expected a number from 0 to 1e+18"),
         (
             "warmup = 3",
             "warmup = 3 (in {file}): expected true or false or a list that is not empty (each an integer of at "

@@ -208,7 +208,11 @@ class ModelConfig(_Table):
         "works serves",
     )
     slo_ms: float = Field(
-        0.0, ge=0, allow_inf_nan=False, description="deadline of a request that brings none, in milliseconds; 0: none"
+        0.0,
+        ge=0,
+        le=1e18,
+        allow_inf_nan=False,
+        description="deadline of a request that brings none, in milliseconds; 0: none",
     )
     versions: Literal["all"] | LatestVersions | IntegerTuple = Field(
         "latest:1", description="versions to serve: the N newest, all, or these"
@@ -251,6 +255,7 @@ class ModelConfig(_Table):
     cache_ttl_s: float = Field(
         0.0,
         ge=0,
+        le=1e18,
         allow_inf_nan=False,
         description="how long a reply is kept in the cache, in seconds; 0: while it fits",
     )

@@ -86,6 +86,7 @@ class SequenceConfig(_Table):
     idle_timeout_ms: float = Field(
         1000.0,
         gt=0,
+        le=1e18,
         allow_inf_nan=False,
         description="a sequence without a request for so long is over, in milliseconds",
     )
