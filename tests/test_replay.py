@@ -214,6 +214,23 @@ def test_with_others_it_comes_out_as_it_would_have(recording, changes):
     close(replay(found, ModelConfig.model_validate(dict(found.settings) | changes)), truth, 0.15)
 
 
+@pytest.mark.parametrize(("timeout_us", "refuses"), [(0, False), (400_000, False), (10_000, True)])
+def test_a_timeout_of_the_queue_may_be_another(recording, timeout_us, refuses):
+    found = recording(world(poisson(300, 600), ModelConfig(max_batch=4, queue={"timeout_us": 12_000})))
+    assert recorded(found).refused
+    again = replay(found, ModelConfig.model_validate(dict(found.settings) | {"queue": {"timeout_us": timeout_us}}))
+    assert bool(again.refused) == refuses
+
+
+def test_a_level_that_is_no_more_is_the_default_one(recording):
+    columns = {"priority": np.repeat([0, 1, 2], 100)}
+    found = recording(spoiled(world(poisson(300, 100), ModelConfig(max_batch=8, priority_levels=3)), **columns))
+    queue = {"levels": {"1": {"timeout_us": 1}}}  # which refuses whoever has it
+    fewer = {"priority_levels": 2, "default_priority": 1, "queue": queue}
+    again = replay(found, ModelConfig.model_validate(dict(found.settings) | fewer))
+    assert sum(again.refused.values()) == 200
+
+
 def test_who_cannot_make_it_is_refused_as_before(recording):
     found = recording(world(poisson(1200, 2500, limit=20 * MS), ModelConfig(max_batch=8)))
     happened, again = recorded(found), replay(found, ModelConfig.model_validate(found.settings))

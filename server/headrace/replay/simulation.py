@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headrace.engine.policies import cost_model
+from headrace.engine.policies import cost_model, model_view
 from headrace.engine.scheduler import Scheduler
 from headrace.engine.turn import Turn
 from headrace.engine.worker import Worker
 from headrace.errors import reason_of
 from headrace.messages import InferRequest, Signature, TensorSpec, Untraced
 from headrace.pipeline.cost import CostModel
+from headrace.repository.model_config import ModelConfig
 from headrace.telemetry.recording import NOT_QUEUED
 from headrace.testing.loop import VirtualTimeLoop
 from headrace.testing.observer import RecordingObserver
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from headrace.clock import Clock
     from headrace.engine.worker import Job
     from headrace.messages import Buffer, Cancellable, Owner, QueuePolicy
-    from headrace.repository.model_config import ModelConfig
     from headrace.telemetry.recording import Recording
 
     Array = np.ndarray[Any, Any]
@@ -255,6 +255,8 @@ class _Simulation:
             self.answered()
         order = np.argsort(columns["decoded"], kind="stable")
         order = order[~np.isin(columns["ended"][order], NOT_QUEUED)]
+        served = ModelConfig.model_validate(dict(self.recording.settings))
+        before = model_view(scheduler.name, scheduler.version, scheduler.signature, served, scheduler, {})
         looks: dict[tuple[int, ...], _Template] = {}
         requests = []
         for at in order.tolist():
@@ -262,7 +264,9 @@ class _Simulation:
             template = looks.get(look)
             if template is None:
                 rows, shape, priority, timeout = look
-                priority = min(priority, self.config.priority_levels - 1)
+                if timeout == before.policy_of(priority).timeout_ns:  # not its own, but what the settings said
+                    timeout = 0
+                priority = priority if priority < self.config.priority_levels else self.config.default_level - 1
                 policy = scheduler.view.policy_of(priority)
                 template = looks[look] = _Template(rows, shape, priority, policy, policy.limit_ns(timeout), scheduler)
             received, due = int(columns["received"][at]), int(columns["due"][at])

@@ -37,10 +37,10 @@ class Recording:
     """model, version: whose. settings: of the model, those that matter here. inline_below_us: of the server.
 
     requests: columns with an entry for each. received, decoded: when its octets were read, when it was ready to enter
-    the queue. due: its RPC's deadline, 0: none. timeout: its own, ns from receipt, 0: none. batch: its place among the
-    batches, that of the last one for a split request, -1 if it ended without success; ended: why it did. shape:
-    requests of equal ones may share a batch. batches: columns with an entry for each; see `messages.Batch`; encoded:
-    when its replies were written.
+    the queue. due: its RPC's deadline, 0: none. timeout: its own or that of the settings, ns from receipt, 0: none.
+    batch: its place among the batches, that of the last one for a split request, -1 if it ended without success; ended:
+    why it did. shape: requests of equal ones may share a batch. batches: columns with an entry for each; see
+    `messages.Batch`; encoded: when its replies were written.
     """
 
     model: str
