@@ -176,6 +176,17 @@ def test_reshapes_that_would_change_the_size(load, dims, reshape):
 
 
 @pytest.mark.parametrize(
+    "said", ["slo_ms = 50", "queue.timeout_us = 1", "response_cache = true", "queue.levels.1 = {}"]
+)
+def test_what_an_ensemble_would_not_do_is_not_asked_of_it(load, said):
+    step = 'ensemble.steps = [{model = "m", outputs = {y = "y"}}]'
+    load(step)
+    load(said)
+    with pytest.raises(ConfigError, match=rf"^{said.split(' ')[0].removesuffix('.1')} has no effect in an ensemble"):
+        load(f"{said}\n{step}")
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("inputs.x = {{reshape = [1]}}", "inputs.x: dims none and reshape [1] do not hold the same number of elements"),

@@ -322,6 +322,21 @@ class ModelConfig(_Table):
         return self
 
     @model_validator(mode="after")
+    def _models_keep_time(self) -> Self:
+        queue = self.queue
+        of_models = {
+            "slo_ms": self.slo_ms,
+            "queue.timeout_us": queue.timeout_us,
+            "queue.max_level_requests": queue.max_level_requests,
+            "queue.levels": queue.levels,
+            "response_cache": self.response_cache,
+        }
+        said = [key for key, value in of_models.items() if value]
+        if said and self.ensemble.steps:
+            raise ValueError(f"{said[0]} has no effect in an ensemble; its models may have it")
+        return self
+
+    @model_validator(mode="after")
     def _priority_exists(self) -> Self:
         unknown = [level for level in self.queue.levels if int(level) > self.priority_levels]
         if unknown:
