@@ -11,11 +11,14 @@ from headrace.drift.worker import DriftWorker
 from headrace.engine.control import ModelControl
 from headrace.engine.drifting import ModelDrift
 from headrace.engine.lifecycle import Engine
+from headrace.engine.shared_memory import Registered, SharedMemoryRegions
 from headrace.errors import ShuttingDown
+from headrace.messages import Region
 from headrace.pipeline.response_cache import ResponseCache
 from headrace.telemetry.guard import ObserverGuard
 from headrace.testing.backend import FakeBackend
-from headrace.testing.client import infer_request, output_arrays
+from headrace.testing.client import InProcessClient, infer_request, output_arrays
+from headrace.transport.infer import InferService
 
 ROW = np.array([[1, 2]], np.float32)
 CACHED = "response_cache = true\n"
@@ -88,6 +91,27 @@ async def test_another_shape_is_another_request(repository):
     assert list((await world.ask(zeros)).outputs[0].shape) == [2, 2]
     assert list((await world.ask(zeros[:1])).outputs[0].shape) == [1, 2]
     assert world.statistics().cache_hit.count == 0
+
+
+@virtual
+async def test_what_a_client_writes_to_shared_memory_meanwhile_is_not_kept_for_others(repository):
+    repository.write("a", CACHED)
+    world = Cached(repository)
+    await world.control.start()
+    (repository.root / "r").write_bytes(ROW.tobytes())
+    memory = SharedMemoryRegions(repository.root)
+    memory.register(Registered("r", "/r", 0, 8))
+    request = infer_request("a", {"x": ROW})
+    del request.raw_input_contents[:]
+    request.inputs[0].parameters["shared_memory_region"].string_param = "r"
+    request.inputs[0].parameters["shared_memory_byte_size"].int64_param = 8
+    service = InferService(world.catalog, world.engine._turn, lambda reason: None, memory)
+    call = InProcessClient(service, world.clock).send(request)
+    memory.view(Region("r", 0, 8))[:] = (ROW * 7).tobytes()
+    await asyncio.sleep(0.001)
+    assert output_arrays(call.response)["y"].tolist() == ROW.tolist()
+    assert output_arrays(await world.ask())["y"].tolist() == ROW.tolist()
+    assert world.statistics().cache_hit.count == 1
 
 
 @virtual

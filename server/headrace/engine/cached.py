@@ -95,6 +95,8 @@ class CachedModel:
                 continue
             began = self._clock()
             template = request.template
+            # what is kept for others is of the bytes that were looked up: a client may write to shared memory meanwhile
+            request.parts = [bytes(part) for part in request.parts]
             key = key_of(self, (template.rows, template.shapes, template.outputs), request.parts)
             request.decoded = request.admitted = began
             outputs = self._cache.get(key, began)
