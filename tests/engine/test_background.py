@@ -1,4 +1,5 @@
 import asyncio
+import sys
 import threading
 
 import pytest
@@ -11,6 +12,14 @@ def test_what_the_work_returns_and_raises():
         assert await in_background(lambda: threading.current_thread().daemon) is True
         with pytest.raises(ValueError, match="invalid literal"):
             await in_background(lambda: int("no"))
+
+    asyncio.run(main())
+
+
+def test_what_is_no_exception_ends_the_work_alone():
+    async def main():
+        with pytest.raises(RuntimeError, match=r"^SystemExit\('enough'\)$"):
+            await in_background(lambda: sys.exit("enough"))
 
     asyncio.run(main())
 

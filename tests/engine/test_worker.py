@@ -116,6 +116,19 @@ def test_what_is_packed_first_is_not_execution():
     assert (work.batch.started, work.batch.finished) == (130, 137)
 
 
+def test_what_is_no_exception_is_a_failure_of_the_batch_too():
+    class Panic(BaseException):
+        """As pyo3_runtime.PanicException, by which Rust's panics reach Python."""
+
+    model = FakeModel()
+    model.failures.append(Panic("index out of bounds"))
+    work = job()
+    worker_of(model).run(work)
+    assert type(work.error) is RuntimeError
+    assert str(work.error) == "Panic('index out of bounds')"
+    assert type(work.error.__cause__) is Panic
+
+
 def test_what_cannot_be_packed_fails():
     work = job()
     work.pack = lambda inputs, shapes: 1 / 0

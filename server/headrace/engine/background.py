@@ -7,7 +7,7 @@ from concurrent.futures import Executor, Future
 from threading import Thread
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from headrace.engine.worker import THREAD_NAME
+from headrace.engine.worker import THREAD_NAME, as_exception
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +29,7 @@ class _DaemonThreads(Executor):
             try:
                 result = fn(*args, **kwargs)
             except BaseException as error:
-                future.set_exception(error)
+                future.set_exception(as_exception(error))
             else:
                 future.set_result(result)
 
@@ -41,5 +41,8 @@ _THREADS = _DaemonThreads()
 
 
 async def in_background(work: Callable[[], T]) -> T:
-    """Runs `work` on a thread of its own; returns or raises what it does. Cancelled, it leaves the thread to itself."""
+    """Runs `work` on a thread of its own; returns what it does, or raises that, by `as_exception`.
+
+    Cancelled, it leaves the thread to itself.
+    """
     return await asyncio.get_running_loop().run_in_executor(_THREADS, work)

@@ -36,6 +36,15 @@ VIEW_BYTES = 32 << 10
 """From here on, a row of an output is not copied out of it: what takes it copies it anyway."""
 
 
+def as_exception(error: BaseException) -> Exception:
+    """What a backend's code has raised. A panic in Rust and SystemExit are no Exception, but end no server either."""
+    if isinstance(error, Exception):
+        return error
+    made = RuntimeError(repr(error))
+    made.__cause__ = error
+    return made
+
+
 class OutputRows:
     """One output of a batch, ready to be cut into the requests' rows. Owns its bytes.
 
@@ -162,9 +171,9 @@ class Worker:
                 OutputRows(array, spec, rows, batched=self._batched)
                 for array, spec in zip(arrays, job.specs, strict=True)
             ]
-        except Exception as error:
+        except BaseException as error:
             batch.finished = self._clock()
-            job.error = error
+            job.error = as_exception(error)
 
     def start(self, job: Job) -> None:
         """Runs a batch on the worker's thread; `done` is called on the loop."""
