@@ -47,6 +47,12 @@ class TestErrorsThatNameTheRequest:
             f"[request id: {shown}] unexpected shape for input 'x' for model 'm'. Expected [-1,4], got [4]."
         )
 
+    def test_too_many_elements_but_for_a_dimension_without_any(self, request_id, shown):
+        either = view(Signature((TensorSpec("x", "FP32", (-1, -1)),), UNBATCHED.outputs, 8))
+        assert build(message(x(1, 0, 5), id=request_id), either).total == 0
+        for shape in ((1, 0, 1 << 62), (1, 1 << 62, 0)):
+            assert f"got [{','.join(map(str, shape))}]" in refusal(message(x(*shape), id=request_id), either)
+
     def test_no_dimensions_at_all(self, request_id, shown):
         assert refusal(message(InputTensor("x", "FP32", ()), id=request_id)) == (
             f"[request id: {shown}] unexpected shape for input 'x' for model 'm'. Expected [-1,4], got [].{NOTE}"

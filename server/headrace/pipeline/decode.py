@@ -396,10 +396,11 @@ def _shapes_and_sizes(
         fits = len(dims) == len(spec.shape) and all(
             got >= 0 if want < 0 else got == want for got, want in zip(dims, spec.shape, strict=True)
         )
-        elements = 1
+        elements = most = 1
         for dim in tensor.shape if fits else ():
             elements *= dim
-            fits = fits and elements <= MAX_ELEMENTS
+            most *= dim or 1  # what has no elements for another dimension may have too many in this one
+            fits = fits and most <= MAX_ELEMENTS
         if not fits:
             raise InvalidRequest(prefix + _unexpected_shape(spec, tensor, model))
         itemsize = DATATYPES[spec.datatype].itemsize
