@@ -17,6 +17,7 @@ from headrace.errors import (
 from headrace.rpc import inference_pb2 as pb
 from headrace.testing.backend import FakeBackend
 from headrace.testing.client import infer_request, output_arrays
+from headrace.testing.loop import run_virtual
 
 ROW = np.array([[1, 2]], np.float32)
 CHAIN = """
@@ -291,3 +292,68 @@ async def test_it_is_ready_while_all_its_models_are(repository):
     assert (condition.usable, condition.note) == (1, "")
     world.control._engine.unload("b", 1)
     assert condition.usable == 0, "a model that is not there"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ('"nobody"', "a model of its steps does not serve: Request for unknown model: 'nobody' is not found"),
+        ('"e"', "its steps lead back to itself: e -> e"),
+    ],
+)
+def test_a_change_that_cannot_serve_leaves_what_does(repository, change, reason):
+    async def main():
+        world = Control(repository, "explicit", "e")
+        await world.control.start()
+        ensemble(repository, "e", CHAIN.replace('"a"', change))
+        with pytest.raises(LoadFailed, match=reason):
+            await world.control.load("e")
+        assert world.states()["e/1"] == ("READY", f"loading it again failed: {reason}")
+        await world.control.load("b")  # another look at who can serve
+        call = send(world)
+        await asyncio.sleep(1)
+        assert end(call) == ROW.tolist()
+
+    run_virtual(main())
+
+
+@virtual
+async def test_a_change_waits_for_its_models(repository):
+    world = Control(repository, "poll")
+    await world.control.start()
+    ensemble(repository, "e", CHAIN.replace('"a"', '"z"'))
+    await world.control.poll()
+    assert "'z' is not found" in world.states()["e/1"][1]
+    repository.write("z")
+    await world.control.poll()
+    assert world.states()["e/1"] == ("READY", "")
+    assert [step.model for step in world.catalog.resolve("e").graph.steps] == ["z", "b"]
+
+
+@virtual
+async def test_a_change_that_is_taken_back_is_forgotten(repository):
+    world = Control(repository, "poll")
+    await world.control.start()
+    ensemble(repository, "e", CHAIN.replace('"a"', '"z"'))
+    await world.control.poll()
+    ensemble(repository, "e", CHAIN)
+    await world.control.poll()
+    assert world.states()["e/1"] == ("READY", "")
+    repository.write("z")
+    await world.control.poll()
+    assert [step.model for step in world.catalog.resolve("e").graph.steps] == ["a", "b"]
+
+
+@virtual
+async def test_it_may_become_a_model_of_its_own_and_an_ensemble_again(repository):
+    world = Control(repository, "explicit", "e")
+    await world.control.start()
+    repository.write("e")
+    await world.control.load("e")
+    await world.control.load("a")  # another look at who can serve
+    assert (await world.serves("e"), world.states()["e/1"]) == ("1", ("READY", ""))
+    ensemble(repository, "e", CHAIN)
+    await world.control.load("e")
+    call = send(world)
+    await asyncio.sleep(1)
+    assert end(call) == ROW.tolist()

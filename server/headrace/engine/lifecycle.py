@@ -27,7 +27,7 @@ from headrace.telemetry.recorder import no_resources
 from headrace.telemetry.recording import SETTINGS, to_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from headrace.clock import Clock, Rest
@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     from headrace.engine.served import Served
     from headrace.engine.turn import Turn
     from headrace.engine.watching import Watcher, Watching
+    from headrace.pipeline.ensemble import Graph
     from headrace.pipeline.response_cache import ResponseCache
+    from headrace.pipeline.rules import Rules
     from headrace.repository.catalog import Catalog
     from headrace.telemetry.metrics import Metrics
     from headrace.telemetry.observer import Observer
@@ -88,6 +90,7 @@ class Engine:
         self._loaded: dict[tuple[str, int], Found] = {}
         self._notes: dict[tuple[str, int], str] = {}  # of what serves, for the index
         self._ensembles: dict[tuple[str, int], Found] = {}  # that are wanted, whether they serve or not
+        self._postponed: dict[tuple[str, int], Found] = {}  # that take the place of what serves once they can
         self._leaving: dict[Served, asyncio.Task[None]] = {}
         self._one_at_a_time = asyncio.Lock()
         self._ends = False  # it drains, or is closed: nothing is loaded any more
@@ -162,6 +165,7 @@ class Engine:
     def confirm(self, name: str, version: int) -> None:
         """What the repository holds is what serves: the reason why a load has failed is past."""
         key = name, version
+        self._postponed.pop(key, None)
         self.catalog.ready(*key, self._schedulers[key], self._notes.get(key, ""))
 
     async def load(self, found: Found) -> str:
@@ -174,6 +178,10 @@ class Engine:
         if self._ends:
             return self._failed(*key, _LEAVING)
         if _is_ensemble(found):
+            self._postponed.pop(key, None)
+            if self.catalog.state(*key) is State.READY and (reason := self._why_not(found)):
+                self._postponed[key] = found
+                return self._failed(*key, reason)
             self._ensembles[key] = found
             return self._review(key)
         if key not in self._schedulers:
@@ -237,6 +245,7 @@ class Engine:
         served: Served = self._cached(found, scheduler)
         if opened.plan is not None:
             served = SequenceScheduler(scheduler, opened.plan, self._clock, self._turn)
+        self._drop_ensemble((found.name, found.version))  # which it may have been
         self._serve(found, served, seconds, opened.note, opened.supply.resources)
         for (backend, rejection), following in zip(opened.passed_over.items(), found.config.chain[1:], strict=False):
             served.observer.fell_back(backend, following, rejection.reason)
@@ -284,7 +293,7 @@ class Engine:
     def unload(self, name: str, version: int) -> None:
         """Takes no more requests for a version, and frees it when those that it has accepted are answered."""
         key = name, version
-        self._ensembles.pop(key, None)
+        self._drop_ensemble(key)
         scheduler = self._schedulers.pop(key)
         del self._loaded[key]
         self.catalog.unloading(*key)
@@ -294,8 +303,8 @@ class Engine:
 
     def give_up(self, name: str) -> None:
         """Forgets an ensemble that waits for its models."""
-        for key in [key for key in self._ensembles if key[0] == name]:
-            del self._ensembles[key]
+        for key in [key for key in (*self._ensembles, *self._postponed) if key[0] == name]:
+            self._drop_ensemble(key)
 
     def _serve(
         self, found: Found, served: Served, seconds: float, note: str = "", resources: Resources = no_resources
@@ -333,43 +342,66 @@ class Engine:
         generation = -1
         while generation != self.catalog.generation:  # an ensemble may be a model of another
             generation = self.catalog.generation
+            for each in [each for each, found in self._postponed.items() if not self._why_not(found)]:
+                self._ensembles[each] = self._postponed.pop(each)
             reasons = {each: self._review_one(found) for each, found in self._ensembles.items()}
         return reasons.get(key, "") if key else ""
 
     def _review_one(self, found: Found) -> str:
         key = found.name, found.version
-        steps = found.config.ensemble.steps
         try:
-            models = [self.catalog.resolve(step.model, str(step.version) if step.version else "") for step in steps]
-            graph = build_graph(
-                steps, [model.signature for model in models], found.config.ensemble.outputs, found.config.max_batch
-            )
-            graph = replace(graph, signature=check_described(graph.signature, found.config, found.path.parent))
-            rules = version_rules(found, graph.signature)
-        except (HeadraceError, BadGraph, ModelLoadError) as error:
-            reason = f"a model of its steps does not serve: {error}" if isinstance(error, HeadraceError) else str(error)
-            if way := circle(found.name, self._members()):
-                reason = f"its steps lead back to itself: {' -> '.join(way)}"
+            graph, level, rules = self._plan(found)
+        except ModelLoadError as error:
+            reason = str(error)
             if self.catalog.state(*key) is not State.UNAVAILABLE:
                 logger.error("model %s version %d cannot be served: %s", *key, reason, extra=of_model(*key))
             self.catalog.failed(*key, reason)
             return reason
-        level = 1 + max(model.level for model in models)
         before = self._schedulers.get(key)
         if not isinstance(before, Ensemble) or before.graph != graph or self._loaded[key] != found:
             ensemble = Ensemble(
                 found.name, str(found.version), found.config, graph, level, self.catalog.resolve, self._clock, rules
             )
             self._serve(found, ensemble, 0.0)
-            names = [step.model for step in steps]
+            names = [step.model for step in graph.steps]
             logger.info("model %s version %d serves: an ensemble of %s", *key, names, extra=of_model(*key))
         elif self.catalog.state(*key) is not State.READY:
             self.catalog.ready(*key, before)
         return ""
 
+    def _plan(self, found: Found) -> tuple[Graph, int, Mapping[str, Rules]]:
+        """What an ensemble is of the models that serve now, its level and its rules. Raises ModelLoadError."""
+        steps = found.config.ensemble.steps
+        if way := circle(found.name, {**self._members(), found.name: [step.model for step in steps]}):
+            raise ModelLoadError(f"its steps lead back to itself: {' -> '.join(way)}")
+        try:
+            models = [self.catalog.resolve(step.model, str(step.version) if step.version else "") for step in steps]
+            graph = build_graph(
+                steps, [model.signature for model in models], found.config.ensemble.outputs, found.config.max_batch
+            )
+        except HeadraceError as error:
+            raise ModelLoadError(f"a model of its steps does not serve: {error}") from error
+        except BadGraph as error:
+            raise ModelLoadError(str(error)) from error
+        graph = replace(graph, signature=check_described(graph.signature, found.config, found.path.parent))
+        return graph, 1 + max(model.level for model in models), version_rules(found, graph.signature)
+
+    def _why_not(self, found: Found) -> str:
+        """Why an ensemble could not serve now; empty if it could."""
+        try:
+            self._plan(found)
+        except ModelLoadError as error:
+            return str(error)
+        return ""
+
     def _members(self) -> dict[str, list[str]]:
         """The models that each ensemble runs, by its name."""
         return {each.name: [step.model for step in each.config.ensemble.steps] for each in self._ensembles.values()}
+
+    def _drop_ensemble(self, key: tuple[str, int]) -> None:
+        """It is not wanted any more, as it serves or as it was to."""
+        self._ensembles.pop(key, None)
+        self._postponed.pop(key, None)
 
     def _users(self, served: Served) -> list[Ensemble]:
         """The ensembles whose requests may run through a model."""
