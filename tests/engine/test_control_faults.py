@@ -87,3 +87,25 @@ def test_polling_outlives_what_nobody_foresaw(repository, caplog):
     run_virtual(main())
     assert "the repository was not followed" in caplog.text
     assert "ZeroDivisionError" in caplog.text
+
+
+@virtual
+async def test_labels_stay_where_they_are_when_a_load_fails(repository):
+    repository.write("a", 'versions = "all"\nversion_labels = {stable = 1}\n')
+    world = Control(repository, "explicit", "a")
+    await world.control.start()
+    repository.write("a", "versions = [1, 2]\nversion_labels = {stable = 2}\n")
+    with pytest.raises(LoadFailed, match="asks for version 2"):
+        await world.control.load("a")
+    assert await world.serves(version="stable") == "1"
+    repository.write("a", 'versions = "all"\nversion_labels = {stable = 2}\n', versions=[2])
+    await world.control.load("a")
+    assert await world.serves(version="stable") == "2"
+
+
+@virtual
+async def test_labels_of_what_serves_though_another_version_does_not(repository):
+    repository.write("a", "versions = [1, 2]\nversion_labels = {stable = 1}\n")
+    world = Control(repository, "explicit", "a")
+    await world.control.start()
+    assert await world.serves(version="stable") == "1"

@@ -193,6 +193,7 @@ class ModelControl:
         again: loads also what serves already, unchanged.
         """
         engine = self._engine
+        served = bool(engine.serving(name))
         failures = []
         for entry in entries:
             if isinstance(entry, Broken):
@@ -206,7 +207,7 @@ class ModelControl:
                     failures.append(_failure(version, reason))
             else:
                 engine.confirm(name, version)
-        if wanted:
+        if wanted and not (served and failures):
             engine.catalog.label(name, next(iter(wanted.values())).config.version_labels)
         if not failures:
             for version in engine.serving(name).keys() - wanted.keys():
