@@ -1,5 +1,6 @@
 import asyncio
 import threading
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -187,6 +188,22 @@ def test_a_thread_of_its_own_runs_jobs_in_order_and_reports_on_the_loop():
         worker.close()
         worker._thread.join(10)
         assert model.instances[0].closed
+
+    asyncio.run(main())
+
+
+def test_without_a_thread_to_be_had_a_batch_fails_and_the_next_tries_again(monkeypatch):
+    async def main():
+        done = asyncio.Queue()
+        worker = worker_of(FakeModel(), lambda worker, work: done.put_nowait(work), asyncio.get_running_loop())
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", Mock(side_effect=RuntimeError("can't start new thread")))
+            worker.start(job())
+            failed = await done.get()
+        assert str(failed.error) == "can't start new thread"
+        worker.start(job())
+        assert (await asyncio.wait_for(done.get(), 10)).error is None
+        worker.close()
 
     asyncio.run(main())
 

@@ -176,9 +176,15 @@ class Worker:
             job.error = as_exception(error)
 
     def start(self, job: Job) -> None:
-        """Runs a batch on the worker's thread; `done` is called on the loop."""
-        self._begin()
-        self._jobs.put(job)
+        """Runs a batch on the worker's thread; `done` is called on the loop, also if there is no thread to be had."""
+        try:
+            self._begin()
+        except RuntimeError as error:
+            job.batch.started = job.batch.finished = self._clock()
+            job.error = error
+            self._loop.call_soon(self._done, self, job)
+        else:
+            self._jobs.put(job)
 
     def close(self) -> None:
         """Ends the thread, and frees the instance once no batch runs on it.
@@ -198,8 +204,9 @@ class Worker:
 
     def _begin(self) -> None:
         if self._thread is None:
-            self._thread = Thread(target=self._work, name=f"{THREAD_NAME}-{self.index}", daemon=True)
-            self._thread.start()
+            thread = Thread(target=self._work, name=f"{THREAD_NAME}-{self.index}", daemon=True)
+            thread.start()
+            self._thread = thread
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
