@@ -331,6 +331,18 @@ async def test_a_change_waits_for_its_models(repository):
 
 
 @virtual
+async def test_a_load_that_has_failed_does_not_happen_later(repository):
+    world = Control(repository, "explicit", "e")
+    await world.control.start()
+    ensemble(repository, "e", CHAIN.replace('"a"', '"z"'))
+    with pytest.raises(LoadFailed, match="'z' is not found"):
+        await world.control.load("e")
+    repository.write("z")
+    await world.control.load("z")
+    assert [step.model for step in world.catalog.resolve("e").graph.steps] == ["a", "b"]
+
+
+@virtual
 async def test_a_change_that_is_taken_back_is_forgotten(repository):
     world = Control(repository, "poll")
     await world.control.start()
@@ -357,3 +369,18 @@ async def test_it_may_become_a_model_of_its_own_and_an_ensemble_again(repository
     call = send(world)
     await asyncio.sleep(1)
     assert end(call) == ROW.tolist()
+
+
+@virtual
+async def test_its_files_are_read_when_it_is_loaded(repository):
+    ensemble(repository, "e", CHAIN + '[outputs.end]\nlabels = "labels.txt"\n')
+    labels = repository.root / "e" / "labels.txt"
+    labels.write_text("up\ndown\n")
+    world = Control(repository, "explicit", "e")
+    await world.control.start()
+    labels.unlink()
+    await world.control.load("a")
+    assert world.states()["e/1"] == ("READY", "")
+    with pytest.raises(LoadFailed, match=r"labels.txt: cannot be read"):
+        await world.control.load("e")
+    assert world.catalog.resolve("e").signature.outputs[0].labels == ("up", "down")

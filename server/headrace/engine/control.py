@@ -190,7 +190,7 @@ class ModelControl:
     async def _serve(self, name: str, entries: Entries, *, again: bool) -> list[str]:
         """Has the versions serve that were found, and no others once all of them do. Returns what went wrong.
 
-        again: loads also what serves already, unchanged.
+        again: loads also what serves already, unchanged: somebody has asked for it, now. Else it may come later.
         """
         engine = self._engine
         served = bool(engine.serving(name))
@@ -202,7 +202,7 @@ class ModelControl:
         wanted = {entry.version: entry for entry in entries if isinstance(entry, Found)}
         for version, found in wanted.items():
             if again or not _alike(engine.serving(name).get(version), found):
-                reason = await engine.load(found)
+                reason = await engine.load(found, waits=not again)
                 if reason:
                     failures.append(_failure(version, reason))
             else:

@@ -67,9 +67,9 @@ class _Condition:
 class Ensemble:
     """Runs the requests of one ensemble. Everything happens on the event loop.
 
-    graph: of its models, which are at most on level `level` - 1. resolve: the model of a name and version that serves
-    now. It is asked for each request, so that a model that is loaded again is found; raises ModelNotFound or
-    ModelNotReady.
+    graph: of its models, which are at most on level `level` - 1; drawn: as it follows from them alone. resolve: the
+    model of a name and version that serves now. It is asked for each request, so that a model that is loaded again is
+    found; raises ModelNotFound or ModelNotReady.
     """
 
     platform = "ensemble"
@@ -91,7 +91,7 @@ class Ensemble:
         self.config = config
         self.stated: mc.ModelConfig | None = None
         self.signature = graph.signature
-        self.graph = graph
+        self.graph = self.drawn = graph
         self.level = level
         self.observer: ModelObserver
         self.statistics: Callable[[], Statistics]

@@ -27,7 +27,7 @@ from headrace.telemetry.recorder import no_resources
 from headrace.telemetry.recording import SETTINGS, to_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from headrace.clock import Clock, Rest
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from headrace.engine.watching import Watcher, Watching
     from headrace.pipeline.ensemble import Graph
     from headrace.pipeline.response_cache import ResponseCache
-    from headrace.pipeline.rules import Rules
     from headrace.repository.catalog import Catalog
     from headrace.telemetry.metrics import Metrics
     from headrace.telemetry.observer import Observer
@@ -168,11 +167,12 @@ class Engine:
         self._postponed.pop(key, None)
         self.catalog.ready(*key, self._schedulers[key], self._notes.get(key, ""))
 
-    async def load(self, found: Found) -> str:
+    async def load(self, found: Found, *, waits: bool = False) -> str:
         """Loads and warms one version, then publishes it; one that serves does so until the new one is ready.
 
-        Returns the reason why it could not be loaded, empty if it could. Never raises: a failure is in the catalog and
-        in the log too.
+        waits: an ensemble that cannot take the place of what serves yet does so once its models are there. Returns the
+        reason why it could not be loaded, empty if it could. Never raises: a failure is in the catalog and in the log
+        too.
         """
         key = found.name, found.version
         if self._ends:
@@ -180,7 +180,8 @@ class Engine:
         if _is_ensemble(found):
             self._postponed.pop(key, None)
             if self.catalog.state(*key) is State.READY and (reason := self._why_not(found)):
-                self._postponed[key] = found
+                if waits:
+                    self._postponed[key] = found
                 return self._failed(*key, reason)
             self._ensembles[key] = found
             return self._review(key)
@@ -349,28 +350,28 @@ class Engine:
 
     def _review_one(self, found: Found) -> str:
         key = found.name, found.version
+        before = self._schedulers.get(key)
         try:
-            graph, level, rules = self._plan(found)
+            drawn = self._draw(found)
+            served = before if isinstance(before, Ensemble) and self._loaded[key] == found else None
+            if served is not None and (served.drawn, served.level) == drawn:
+                if self.catalog.state(*key) is not State.READY:
+                    self.catalog.ready(*key, served)
+                return ""
+            ensemble = self._ensemble(found, *drawn)
         except ModelLoadError as error:
             reason = str(error)
             if self.catalog.state(*key) is not State.UNAVAILABLE:
                 logger.error("model %s version %d cannot be served: %s", *key, reason, extra=of_model(*key))
             self.catalog.failed(*key, reason)
             return reason
-        before = self._schedulers.get(key)
-        if not isinstance(before, Ensemble) or before.graph != graph or self._loaded[key] != found:
-            ensemble = Ensemble(
-                found.name, str(found.version), found.config, graph, level, self.catalog.resolve, self._clock, rules
-            )
-            self._serve(found, ensemble, 0.0)
-            names = [step.model for step in graph.steps]
-            logger.info("model %s version %d serves: an ensemble of %s", *key, names, extra=of_model(*key))
-        elif self.catalog.state(*key) is not State.READY:
-            self.catalog.ready(*key, before)
+        self._serve(found, ensemble, 0.0)
+        names = [step.model for step in ensemble.graph.steps]
+        logger.info("model %s version %d serves: an ensemble of %s", *key, names, extra=of_model(*key))
         return ""
 
-    def _plan(self, found: Found) -> tuple[Graph, int, Mapping[str, Rules]]:
-        """What an ensemble is of the models that serve now, its level and its rules. Raises ModelLoadError."""
+    def _draw(self, found: Found) -> tuple[Graph, int]:
+        """What an ensemble is by the models that serve now, and its level. Raises ModelLoadError."""
         steps = found.config.ensemble.steps
         if way := circle(found.name, {**self._members(), found.name: [step.model for step in steps]}):
             raise ModelLoadError(f"its steps lead back to itself: {' -> '.join(way)}")
@@ -383,13 +384,21 @@ class Engine:
             raise ModelLoadError(f"a model of its steps does not serve: {error}") from error
         except BadGraph as error:
             raise ModelLoadError(str(error)) from error
-        graph = replace(graph, signature=check_described(graph.signature, found.config, found.path.parent))
-        return graph, 1 + max(model.level for model in models), version_rules(found, graph.signature)
+        return graph, 1 + max(model.level for model in models)
+
+    def _ensemble(self, found: Found, drawn: Graph, level: int) -> Ensemble:
+        """The ensemble as its files describe it: they are not read again while it serves. Raises ModelLoadError."""
+        graph = replace(drawn, signature=check_described(drawn.signature, found.config, found.path.parent))
+        rules = version_rules(found, graph.signature)
+        version, resolve = str(found.version), self.catalog.resolve
+        ensemble = Ensemble(found.name, version, found.config, graph, level, resolve, self._clock, rules)
+        ensemble.drawn = drawn
+        return ensemble
 
     def _why_not(self, found: Found) -> str:
         """Why an ensemble could not serve now; empty if it could."""
         try:
-            self._plan(found)
+            self._ensemble(found, *self._draw(found))
         except ModelLoadError as error:
             return str(error)
         return ""
