@@ -247,6 +247,14 @@ def test_an_instance_on_a_device_is_not_closed_on_the_calling_thread():
     assert closed_on == [worker._thread]
 
 
+def test_an_instance_that_cannot_be_closed_is_told_of(caplog):
+    worker = worker_of(FakeModel())
+    worker.instance.close = Mock(side_effect=OSError("device busy"))
+    worker.close()
+    assert "an instance could not be closed" in caplog.text
+    assert "device busy" in caplog.text
+
+
 def test_a_thread_outlives_the_loop_without_a_word():
     model = FakeModel()
 

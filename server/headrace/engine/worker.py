@@ -193,14 +193,18 @@ class Worker:
         model that is being loaded there.
         """
         if self._thread is None and device_of(self.instance) is None:
-            self.instance.close()
+            self._free()
         else:
             self.leave()
 
     def leave(self) -> None:
         """The same for an instance that may take its time, or be broken: on its thread, whatever comes of it."""
-        self._begin()
-        self._jobs.put(None)
+        try:
+            self._begin()
+        except RuntimeError:  # there is no thread to be had
+            self._free()
+        else:
+            self._jobs.put(None)
 
     def _begin(self) -> None:
         if self._thread is None:
@@ -215,6 +219,10 @@ class Worker:
                 self._loop.call_soon_threadsafe(self._done, self, job)
             except RuntimeError:  # the loop is closed: the server is gone, and with it whoever waited
                 break
+        self._free()
+
+    def _free(self) -> None:
+        """Closes the instance, whatever comes of it: others are still to be closed, and their callers to be told."""
         try:
             self.instance.close()
         except Exception:
