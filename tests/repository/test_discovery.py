@@ -1,5 +1,7 @@
+import errno
 import logging
 import os
+from pathlib import Path
 
 import pytest
 
@@ -102,6 +104,22 @@ def test_models_may_be_links(repository, tmp_path_factory):
     assert entries[0] == Broken(
         "dangling", None, f"{root / 'dangling'} is a link to {root / 'nowhere'}, which is not there"
     )
+
+
+def test_a_link_to_where_the_server_may_not_look_is_one_models_problem(repository, monkeypatch):
+    root = repository("m/1/model.onnx")
+    os.symlink("/secret/x", root / "x")
+    stat = Path.stat
+
+    def forbidden(path, **more):
+        if path == root / "x" and more.get("follow_symlinks", True):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return stat(path, **more)
+
+    monkeypatch.setattr(Path, "stat", forbidden)
+    entries = scan(root)
+    assert found(entries) == [("m", 1)]
+    assert entries[1] == Broken("x", None, f"{root / 'x'} cannot be read: Permission denied")
 
 
 def test_a_model_that_is_removed_while_others_are_looked_at(repository, monkeypatch):

@@ -99,7 +99,10 @@ def names(root: Path) -> list[str]:
 
 def _is_model(entry: Path) -> bool:
     """Whether it is a directory, or was meant to be one: a link that leads nowhere is reported, not passed over."""
-    there = entry.is_dir() or (entry.is_symlink() and not entry.exists())
+    try:
+        there = entry.is_dir() or (entry.is_symlink() and not entry.exists())
+    except OSError:  # a link to where the server may not look
+        there = True
     return there and not entry.name.startswith(".") and entry.name not in _NOT_MODELS
 
 
@@ -108,14 +111,10 @@ def _model(directory: Path) -> Iterator[Found | Broken]:
     if not is_name(name):
         yield Broken(name, None, NAME_RULE)
         return
-    if not directory.is_dir():
-        try:
-            target = directory.readlink()
-        except OSError:  # it was removed while others were looked at
-            return
-        yield Broken(name, None, f"{directory} is a link to {target}, which is not there")
-        return
     try:
+        if not directory.is_dir():
+            yield from _dangling(directory)
+            return
         configuration = read_configuration(directory)
         versions = _versions(directory)
     except ConfigError as error:
@@ -141,6 +140,15 @@ def _model(directory: Path) -> Iterator[Found | Broken]:
             yield _version(name, version, directory / str(version), configuration)
     else:
         yield from _guarded(directory, configuration, guard, selected, versions)
+
+
+def _dangling(directory: Path) -> list[Found | Broken]:
+    """What is said of a link that leads nowhere; nothing of what was removed while others were looked at."""
+    try:
+        target = directory.readlink()
+    except OSError:
+        return []
+    return [Broken(directory.name, None, f"{directory} is a link to {target}, which is not there")]
 
 
 def _guarded(
