@@ -238,3 +238,18 @@ def test_levels_of_urgency(world):
         here.send(8, priority=priority, on_end=lambda name=name: order.append(name))
     here.run(100)
     assert order == ["high", "low", "unnamed"]
+
+
+def test_a_batch_that_nobody_waits_for_is_described_once(world):
+    """A description is as long as the batch: one for each of its requests would hold the event loop up for seconds."""
+    here = world()
+    records = []
+    here.observer.refused = lambda *_, record, **__: records.append(record)
+    calls = [here.send() for _ in range(8)]
+    here.run(4)
+    for call in calls:
+        call.cancel()
+    here.run(6)
+    assert len(records) == 8
+    assert len(set(map(id, records))) == 1
+    assert len(records[0].requests) == 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from headrace.backends.base import InstanceLost
@@ -254,11 +255,8 @@ class Scheduler:
             instances=max(self.instances.usable, 1),
             draining=self.draining,
         )
-        for batch in decision.take:
-            for request in batch.requests:  # before anybody is answered: an answer may cancel others
-                request.state = State.RUNNING
-        for request in decision.give_up:  # for the same reason
-            request.state = State.RUNNING
+        for request in chain(decision.give_up, *[batch.requests for batch in decision.take]):
+            request.state = State.RUNNING  # before anybody is answered: an answer may cancel others
         if decision.drop:
             self._refuse_all(decision.drop, lambda request: expired(request, now))
         if decision.give_up:
@@ -337,7 +335,8 @@ class Scheduler:
         batch = job.batch
         outputs = job.outputs
         cuts = [output.cut for output in outputs]
-        lost: list[InferRequest] = []
+        lost: set[InferRequest] = set()
+        record: BatchRecord | None = None  # of all that are lost: it is as long as the batch
         template: Template | None = None
         rows = start = wasted = 0
         shapes: tuple[tuple[int, ...], ...] = ()
@@ -351,8 +350,9 @@ class Scheduler:
             stop = start + rows
             if request.state is State.ABANDONED:
                 wasted += rows
-                lost.append(request)
-                self._abandon(request, record_of(batch.requests, batch, worker.index, self._clock(), worker.cost))
+                lost.add(request)
+                record = record or record_of(batch.requests, batch, worker.index, self._clock(), worker.cost)
+                self._abandon(request, record)
             else:
                 request.state = State.DONE
                 request.parts = ()
@@ -364,9 +364,9 @@ class Scheduler:
                         raw = [cut(start, stop) for cut in cuts]
                         request.sink.reply(template.reply.encode(request.id_field, raw, shapes, parameters))
                 except Exception as error:  # whatever is wrong with this one, the others get their replies
-                    lost.append(request)
+                    lost.add(request)
                     wasted += rows if isinstance(error, Cancelled) else 0
-                    record = record_of(batch.requests, batch, worker.index, self._clock(), worker.cost)
+                    record = record or record_of(batch.requests, batch, worker.index, self._clock(), worker.cost)
                     self._refuse(request, error, record)
             start = stop
         if wasted:
