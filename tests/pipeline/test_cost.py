@@ -1,11 +1,12 @@
 import math
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.pipeline.cost import CostModel
+from headrace.pipeline.cost import CostModel, Curve
 
 MS = 1_000_000
 
@@ -238,3 +239,25 @@ def test_the_slowest_batch_by_mean_and_by_quantile():
         cost.observe(2, 50_000)
     cost.observe(1, 1)
     assert cost.slowest >= max(cost.mean(2), cost.predict(2))
+
+
+@given(st.dictionaries(st.integers(1, 40), st.integers(1, 10**9), min_size=1), st.booleans())
+def test_a_curve_is_a_line_between_what_is_known(known, rising):
+    rows = [number + 0.3 * (number % 3) for number in sorted(known)]
+    values = [float(known[number]) for number in sorted(known)]
+    sizes = np.arange(60)
+    table = np.interp(sizes, rows, values)
+    table[sizes > rows[-1]] = values[-1] * sizes[sizes > rows[-1]] / rows[-1]
+    table[0] = 0
+    if rising:
+        table = np.maximum.accumulate(table)
+    curve = Curve(rows, values, rising=rising)
+    assert [curve[size] for size in sizes.tolist()] == table.astype(np.int64).tolist()
+    assert [curve.greatest(most) for most in range(60)] == np.maximum.accumulate(table).astype(np.int64).tolist()
+
+
+def test_what_a_million_rows_would_take_is_not_kept_for_each_number_of_rows():
+    """It is made anew every now and then, on the event loop."""
+    cost = fed(CostModel(1 << 20), 4, [1000])
+    assert cost.predict(1 << 20) == cost.mean(1 << 20) == cost.slowest == 1000 << 18
+    assert len(cost._mean) + len(cost._upper) + len(cost._median) < 16

@@ -5,12 +5,10 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from headrace.pipeline.cost import CostModel, SizeRange
+from headrace.pipeline.cost import CostModel, Curve, SizeRange
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from headrace.messages import Fit
 
@@ -143,7 +141,6 @@ class _OneBucket(CostModel):
                 known[index] = SizeRange(rows, alone * gain * rows, 0)
         return known
 
-    def _tabulate(self) -> None:
-        super()._tabulate()
-        self._upper = np.maximum.accumulate(self._mean).tolist()  # a larger batch is never predicted to be quicker
-        self._slowest = self._upper[-1]
+    def _bound(self, rows: Sequence[float], buckets: Sequence[SizeRange]) -> Curve:
+        """See `CostModel`."""
+        return Curve(rows, [bucket.mean for bucket in buckets], rising=True)

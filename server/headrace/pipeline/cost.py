@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from itertools import accumulate
+from math import ceil, floor
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from headrace.messages import Fit
 
 _RATE = 0.1
 """Step of the running estimates: a change of speed is followed within some dozen batches."""
 _REFRESH = 64
-"""Batches between two looks at the buckets: predictions are tables, so that asking costs an index."""
+"""Batches between two looks at the buckets: what was asked for since is remembered, so that asking costs a lookup."""
 _TRY_AGAIN = 64
 """One batch in so many is not held to the size that pays, so that what has become wrong is noticed."""
 _BLOCKED = 10
@@ -60,6 +61,51 @@ class SizeRange:
         self.median *= 1.0 + _RATE / 2 if elapsed > self.median else 1.0 - _RATE / 2
 
 
+class Curve(dict[int, int]):
+    """Estimates by rows, of which each is made when it is asked for: there may be a million of them.
+
+    rows, values: of what is known, rows ascending. rising: no estimate is below that of fewer rows.
+    """
+
+    __slots__ = ("_ends", "_peaks", "_rows", "_values")
+
+    def __init__(self, rows: Sequence[float], values: Sequence[float], *, rising: bool = False) -> None:
+        self[0] = 0
+        self._rows = rows
+        self._values = values
+        # it is greatest at one of these, or at its end: between two of them it is a line
+        self._ends = sorted({size for known in rows for size in (floor(known), ceil(known))})
+        self._peaks = list(accumulate(map(self._estimate, self._ends), max)) if rising else None
+
+    def __missing__(self, size: int) -> int:
+        estimate = self._estimate(size)
+        if self._peaks is not None:
+            before = bisect_right(self._ends, size)
+            estimate = max(estimate, self._peaks[before - 1] if before else 0.0)
+        self[size] = whole = int(estimate)
+        return whole
+
+    def greatest(self, most: int) -> int:
+        """The greatest of the estimates for up to `most` rows."""
+        return max(self[size] for size in (*self._ends, most) if size <= most)
+
+    def _estimate(self, size: int) -> float:
+        rows, values = self._rows, self._values
+        at = bisect_right(rows, size)
+        if not at:
+            return values[0]
+        if rows[at - 1] == size:
+            return values[at - 1]
+        if at == len(rows):
+            return values[-1] * size / rows[-1]
+        slope = (values[at] - values[at - 1]) / (rows[at] - rows[at - 1])
+        return slope * (size - rows[at - 1]) + values[at - 1]
+
+
+_NOTHING = ((1.0,), (0.0,))
+"""What a curve is of while nothing was observed."""
+
+
 class CostModel:
     """Latency of a batch by its size.
 
@@ -94,7 +140,7 @@ class CostModel:
         self._inline_below_ns = inline_below_ns
         self._max_rows = max(max_rows, 1)
         self._buckets: dict[int, SizeRange] = {}
-        self._mean = self._upper = self._median = [0] * (self._max_rows + 1)
+        self._mean = self._upper = self._median = Curve(*_NOTHING)
         self._slowest = 0
         self._efficient = [self._max_rows] * (self._max_rows.bit_length() + 1)
         self._stale = False
@@ -197,12 +243,16 @@ class CostModel:
         self._stale = False
         known = self._known()
         buckets = [known[index] for index in sorted(known)]
-        self._mean = self._table([bucket.rows for bucket in buckets], [bucket.mean for bucket in buckets])
-        self._median = self._table([bucket.rows for bucket in buckets], [bucket.median for bucket in buckets])
-        upper = self._table([bucket.rows for bucket in buckets], [bucket.upper for bucket in buckets])
-        self._upper = np.maximum.accumulate(upper).tolist()  # a larger batch is never predicted to be quicker
-        self._slowest = max(self._upper[-1], *self._mean)
+        rows = [bucket.rows for bucket in buckets]
+        self._mean = Curve(rows, [bucket.mean for bucket in buckets])
+        self._median = Curve(rows, [bucket.median for bucket in buckets])
+        self._upper = self._bound(rows, buckets)  # a larger batch is never predicted to be quicker
+        self._slowest = max(self._upper[self._max_rows], self._mean.greatest(self._max_rows))
         self._efficient = self._sizes_that_pay(known)
+
+    def _bound(self, rows: Sequence[float], buckets: Sequence[SizeRange]) -> Curve:
+        """What predictions are made of."""
+        return Curve(rows, [bucket.upper for bucket in buckets], rising=True)
 
     def _known(self) -> Mapping[int, SizeRange]:
         """What there is to go by."""
@@ -222,13 +272,3 @@ class CostModel:
             unbounded = bucket is None or largest == index  # what was never tried may pay
             sizes.append(self._max_rows if unbounded else min(1 << largest, self._max_rows))
         return sizes
-
-    def _table(self, rows: list[float], values: list[float]) -> list[int]:
-        """Estimates for 0 to the most rows."""
-        sizes = np.arange(self._max_rows + 1)
-        table = np.interp(sizes, rows, values)
-        beyond = sizes > rows[-1]
-        table[beyond] = values[-1] * sizes[beyond] / rows[-1]
-        table[0] = 0
-        whole: list[int] = table.astype(np.int64).tolist()
-        return whole
