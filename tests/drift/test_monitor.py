@@ -6,6 +6,7 @@ from headrace.drift.alarms import AlarmSettings
 from headrace.drift.errors import DriftError
 from headrace.drift.fit import fit_reference, reference_of_record
 from headrace.drift.monitor import PLAN_ROWS, Monitor
+from headrace.drift.report import report
 
 KEY = "inputs.x"
 
@@ -142,6 +143,32 @@ def test_too_few_rows_say_nothing(random, reference):
     monitor = monitor_of(reference)
     assert flow(monitor, 1, lambda: normal(random, 199, shift=9)) == []
     assert flow(monitor, 1, lambda: normal(random, 1, shift=9), first=1), "the two together are enough"
+
+
+def two_tensors(random):
+    watches = watch(), watch(name="y")
+    reference = fit_reference([(each, source(normal(random, 5000))) for each in watches], SALT, "data", 0)
+    return Monitor("m", "1", watches, AlarmSettings(WINDOW_MS, 4, 1), SALT, reference)
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+def test_an_alarm_stays_while_too_little_flows_of_its_tensor_though_others_do(random, rows):
+    monitor = two_tensors(random)
+    monitor.count(0, {KEY: normal(random, 500), "inputs.y": normal(random, 500, shift=1)}, 500)
+    assert [event.state for event in monitor.tick(WINDOW_MS)] == ["alarm"]
+    for at in range(1, 12):
+        monitor.count(at * WINDOW_MS, {KEY: normal(random, 500), "inputs.y": normal(random, rows)}, 500)
+        assert monitor.tick((at + 1) * WINDOW_MS) == []
+    assert monitor.alarms.on.keys() == {("inputs.y", "0")}
+
+
+def test_a_tensor_of_too_few_rows_says_nothing_beside_one_of_enough(random):
+    monitor = two_tensors(random)
+    monitor.count(0, {KEY: normal(random, 500), "inputs.y": normal(random, 150, shift=3)}, 500)
+    assert monitor.tick(WINDOW_MS) == []
+    states = {(one.tensor, one.state) for one in report(monitor, WINDOW_MS).features}
+    assert states == {("x", "quiet"), ("y", "not judged")}
+    assert report(monitor, WINDOW_MS).state == "quiet"
 
 
 def test_every_window_is_judged_once_also_after_a_pause(random, reference):

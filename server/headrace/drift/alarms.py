@@ -42,8 +42,8 @@ class AlarmSettings:
 
     quiet_days: days between false alarms of one model version, on average at least. min_shift: the effect (share of
     values on the other side of some value, or of items of another kind) from which a distribution has changed;
-    min_share: that of missing, outside and unseen. min_rows: below them a horizon says nothing. clear_after: windows
-    without any sign after which an alarm is over. design_effect: see `assess`.
+    min_share: that of missing, outside and unseen. min_rows: of a tensor, below them a horizon says nothing of it.
+    clear_after: windows without any sign after which an alarm is over. design_effect: see `assess`.
     """
 
     window_ms: int
@@ -155,10 +155,8 @@ class Alarms:
     def step(self, at_ms: int, horizons: Sequence[Sequence[Finding]]) -> list[Event]:
         """The end of a window. horizons: the findings of each that has enough rows. Says what has changed.
 
-        Without any, nothing changes: who has seen nothing knows nothing.
+        A feature of which there are none stays as it is: who has seen nothing knows nothing.
         """
-        if not horizons:
-            return []
         level = self._settings.level
         all_findings = [finding for findings in horizons for finding in findings]
         raised: dict[Name, list[Finding]] = {}
@@ -166,7 +164,8 @@ class Alarms:
             if finding.raises(level):
                 raised.setdefault((finding.key, finding.feature), []).append(finding)
         sustained = {(one.key, one.feature) for one in all_findings if one.sustains(level)}
-        return [*self._raise(at_ms, raised), *self._clear(at_ms, sustained)]
+        seen = {(one.key, one.feature) for one in all_findings}
+        return [*self._raise(at_ms, raised), *self._clear(at_ms, seen, sustained)]
 
     def _raise(self, at_ms: int, raised: Mapping[Name, Sequence[Finding]]) -> list[Event]:
         events = []
@@ -178,9 +177,11 @@ class Alarms:
             alarm.what = sorted({*alarm.what, *(finding.what for finding in findings)})
         return events
 
-    def _clear(self, at_ms: int, sustained: set[Name]) -> list[Event]:
+    def _clear(self, at_ms: int, seen: set[Name], sustained: set[Name]) -> list[Event]:
         events = []
         for name, alarm in list(self.on.items()):
+            if name not in seen:
+                continue
             alarm.quiet = 0 if name in sustained else alarm.quiet + 1
             if alarm.quiet >= self._settings.clear_after:
                 del self.on[name]

@@ -121,8 +121,9 @@ class Monitor:
         horizons = []
         for windows in self.settings.horizons:
             merged = self.record.merged(end_ms, windows, counts_alone=True)  # tests ask for no more
-            if self._known_rows([merged]) >= self.settings.min_rows:
-                horizons.append(findings_of(self.assess(merged), self.settings, windows))
+            if enough := self._with_enough(self._known_rows([merged])):
+                findings = [one for one in self.assess(merged) if one.key in enough]
+                horizons.append(findings_of(findings, self.settings, windows))
         if horizons:
             self.latest = [finding for findings in horizons for finding in findings]
         events = self.alarms.step(end_ms, horizons)
@@ -133,18 +134,27 @@ class Monitor:
         """Why the windows that end by then, from the longest horizon, could raise no alarm; empty if they could."""
         if self.reference is None:
             return "there is no reference"
-        first = end_ms - self.settings.horizons[-1] * self.record.window_ms
-        rows = self._known_rows(window for start, window in self.record.windows.items() if first <= start < end_ms)
-        least = self.settings.min_rows
+        rows, least = max(self._rows_until(end_ms).values(), default=0), self.settings.min_rows
         return "" if rows >= least else f"{rows:,} rows to judge, expected at least {least:,} (drift.min_rows)"
 
-    def _known_rows(self, windows: Iterable[Window]) -> int:
-        """Rows of the tensor that has most, of those that the reference knows."""
+    def judged(self, end_ms: int) -> set[str]:
+        """Tensors of which the windows that end by then, from the longest horizon, could raise an alarm."""
+        return self._with_enough(self._rows_until(end_ms))
+
+    def _rows_until(self, end_ms: int) -> Mapping[str, int]:
+        first = end_ms - self.settings.horizons[-1] * self.record.window_ms
+        return self._known_rows(window for start, window in self.record.windows.items() if first <= start < end_ms)
+
+    def _known_rows(self, windows: Iterable[Window]) -> Mapping[str, int]:
+        """Rows of each tensor that the reference knows."""
         rows: Counter[str] = Counter()
         for window in windows:
             rows.update({key: tally.rows for key, tally in window.tallies.items()})
         known = () if self.reference is None else self.reference.tensors
-        return max((rows[key] for key in known), default=0)
+        return {key: rows[key] for key in known}
+
+    def _with_enough(self, rows: Mapping[str, int]) -> set[str]:
+        return {key for key, count in rows.items() if count >= self.settings.min_rows}
 
     def assess(self, window: Window) -> list[Assessment]:
         """A window's scores; none without a reference."""

@@ -72,7 +72,7 @@ class FeatureReport(_Part):
     kind: str = Field(description="what its features are, as `kind` in model.toml")
     feature: str = Field(description="name of the feature")
     state: State = Field(
-        description="alarm: its alarm is on; not judged: nothing was, or the reference has nothing of its tensor"
+        description="alarm: its alarm is on; not judged: too few rows of its tensor, or the reference has nothing of it"
     )
     since_ms: int | None = Field(None, description="when it was raised, in milliseconds since the epoch")
     reasons: tuple[str, ...] = Field((), description="the tests that raised it")
@@ -129,8 +129,9 @@ def report(monitor: Monitor, now_ms: int, windows: int | None = None, *, of_data
         start_ms=merged.start_ms, end_ms=end, windows=count, window_ms=record.window_ms,
         rows_offered=merged.offered, rows_sampled=merged.sampled,
     )  # fmt: skip
-    unjudged = monitor.unjudged(min(end, max(end - record.window_ms, monitor.judged_ms)))
-    features = sorted(_features(monitor, merged, judged=not unjudged), key=_worst_first)
+    judged_ms = min(end, max(end - record.window_ms, monitor.judged_ms))
+    unjudged = monitor.unjudged(judged_ms)
+    features = sorted(_features(monitor, merged, monitor.judged(judged_ms)), key=_worst_first)
     if any(one.state == "alarm" for one in features):
         unjudged = ""  # it stays until something is judged again
     reference = monitor.reference
@@ -153,13 +154,13 @@ def _worst_first(feature: FeatureReport) -> tuple[bool, float, float, str, str]:
     return feature.state != "alarm", -feature.severity, -(feature.psi or 0.0), feature.tensor, feature.feature
 
 
-def _features(monitor: Monitor, window: Window, *, judged: bool) -> list[FeatureReport]:
+def _features(monitor: Monitor, window: Window, judged: set[str]) -> list[FeatureReport]:
     assessed = {(one.key, one.feature): one for one in monitor.assess(window)}
     found = []
     for key, tally in window.tallies.items():
         plan, now = tally.plan, summary_of(tally)
         before = _reference_of(monitor.reference, key)
-        calm: State = "quiet" if judged and before is not None else "not judged"
+        calm: State = "quiet" if key in judged else "not judged"
         for index, name in enumerate(plan.watch.features):
             found.append(_feature(monitor, plan, name, index, assessed.get((key, name)), before, now, calm))
         if plan.items is not None:

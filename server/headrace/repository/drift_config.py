@@ -67,7 +67,7 @@ class DriftConfig(_Table):
     min_share: float = Field(
         0.01, gt=0, lt=1, description="by how much the share of missing, outside or unseen values must have risen"
     )
-    min_rows: int = Field(200, ge=10, le=_GREATEST, description="rows below which nothing is judged")
+    min_rows: int = Field(200, ge=10, le=_GREATEST, description="rows of a tensor below which nothing of it is judged")
     clear_after: int = Field(3, ge=1, le=1000, description="windows without any sign after which an alarm is over")
     design_effect: float = Field(
         1.0, ge=1, le=1e6, description="so many rows say as much as one that is independent of the others"
