@@ -181,6 +181,24 @@ def test_every_window_is_judged_once_also_after_a_pause(random, reference):
     assert monitor.latest is judged
 
 
+@pytest.mark.parametrize("keep", [1, 4])
+def test_judging_goes_on_when_a_clock_that_was_ahead_is_set_back(random, reference, keep):
+    monitor = monitor_of(reference, keep=keep)
+    assert flow(monitor, 3, lambda: normal(random, 1000), first=1000) == []
+    assert flow(monitor, 2, lambda: normal(random, 1000), first=10) == []
+    assert [event.state for event in flow(monitor, 3, lambda: normal(random, 1000, shift=1), first=12)] == ["alarm"]
+    assert report(monitor, 15 * WINDOW_MS).state == "alarm"
+
+
+def test_a_clock_that_is_set_back_a_little_judges_no_window_twice(random, reference):
+    monitor = monitor_of(reference)
+    flow(monitor, 2, lambda: normal(random, 1000))
+    judged = monitor.latest
+    assert monitor.tick(2 * WINDOW_MS - 500) == []
+    assert monitor.tick(2 * WINDOW_MS) == []
+    assert monitor.latest is judged
+
+
 def test_correlated_rows_are_fewer_than_they_look(random, reference):
     def same():
         return np.repeat(normal(random, 50), 20, axis=0)

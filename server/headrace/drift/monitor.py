@@ -110,6 +110,8 @@ class Monitor:
         events: list[Event] = []
         if self.reference is None:
             return events
+        if self.judged_ms > now_ms + self.record.window_ms:  # the clock was ahead: nothing would be judged until then
+            self.judged_ms = now_ms - now_ms % self.record.window_ms
         for start in self.record.ended(now_ms):
             end = start + self.record.window_ms
             if end > self.judged_ms:

@@ -59,7 +59,10 @@ class Window:
 
 
 class Record:
-    """The windows of one model version, the newest `keep` of them, and the plans that they are counted by."""
+    """The windows of one model version, the newest `keep` of them, and the plans that they are counted by.
+
+    A clock that was ahead and is set back leaves windows that have not been yet: they are the first to be forgotten.
+    """
 
     def __init__(self, model: str, version: str, window_ms: int, keep: int) -> None:
         self.model = model
@@ -73,12 +76,12 @@ class Record:
         return f"<Record of {self.model}/{self.version}: {len(self.windows)} of {self.keep} windows>"
 
     def at(self, now_ms: int) -> Window:
-        """The window that `now_ms` lies in; the oldest is forgotten when there are too many."""
+        """The window that `now_ms` lies in; what is farthest from it is forgotten when there are too many."""
         start = now_ms - now_ms % self.window_ms
         if start not in self.windows:
             self.windows[start] = Window(start)
-            self._trim()
-        return self.windows.get(start) or Window(start)  # what is older than all that are kept goes nowhere
+            self._trim(start)
+        return self.windows[start]
 
     def ended(self, now_ms: int) -> list[int]:
         """The starts of windows that are over, ascending."""
@@ -104,10 +107,10 @@ class Record:
                 raise DriftError(f"{key} was counted by another plan: replicas share one through their reference")
         for start, window in other.windows.items():
             self.windows.setdefault(start, Window(start)).merge(window)
-        self._trim()
+        self._trim(max(self.windows, default=0))
 
-    def _trim(self) -> None:
-        for start in sorted(self.windows)[: -self.keep]:
+    def _trim(self, now_ms: int) -> None:
+        for start in sorted(self.windows, key=lambda start: abs(start - now_ms))[self.keep :]:
             del self.windows[start]
 
     def pack(self, extra: Mapping[str, Any]) -> bytes:
