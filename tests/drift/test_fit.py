@@ -1,4 +1,6 @@
 import json
+import math
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from headrace.drift.errors import DriftError
 from headrace.drift.fit import Source, fit_reference
 from headrace.drift.readers import open_source
 from headrace.drift.reference import parse_reference, read_reference
+from headrace.drift.values import checked
 
 KEY = "inputs.x"
 
@@ -179,6 +182,36 @@ def test_parquet(tmp_path, random):
     np.testing.assert_array_equal(rows_of(open_source(tmp_path / "a.parquet", "x", (2,), ("v",))), numbers)
     text = open_source(tmp_path / "a.parquet", "x", (1,), ("t",), text=True)
     assert rows_of(text)[:2].tolist() == [[b"x"], [None]]
+
+
+@pytest.mark.parametrize(
+    ("written", "datatype", "read"),
+    [
+        (["9007199254740993", "1"], "INT64", [2**53 + 1, 1]),
+        (["-9223372036854775808", "9223372036854775807"], "INT64", [-(2**63), 2**63 - 1]),
+        (["18446744073709551615", "1"], "UINT64", [2**64 - 1, 1]),
+        (["9007199254740993", "0.5"], "FP64", [2.0**53, 0.5]),
+        (["1e300", "inf"], "FP64", [1e300, math.inf]),
+        (["-1", "100000000000000000000"], "FP64", [-1.0, 1e20]),
+        (["9007199254740993", ""], "FP64", [2.0**53, math.nan]),
+    ],
+)
+def test_integers_that_no_fp64_holds_are_read_to_their_last_digit(tmp_path, written, datatype, read):
+    (tmp_path / "a.csv").write_text("id\n" + "".join(f"{text or '?'}\n" for text in written))
+    found = rows_of(checked(open_source(tmp_path / "a.csv", "x", (1,)), datatype))
+    assert repr(found.ravel().tolist()) == repr(read)
+
+
+def test_integers_of_parquet_that_no_fp64_holds(tmp_path):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    wide, exact = [2**64 - 1, 1], [Decimal(2**53 + 1), Decimal(7)]
+    lists = pa.array([wide] * 2, pa.list_(pa.uint64()))
+    columns = {"wide": pa.array(wide, pa.uint64()), "exact": exact, "lists": lists}
+    parquet.write_table(pa.table(columns), tmp_path / "a.parquet")
+    for name, shape, values in (("wide", (1,), wide), ("exact", (1,), [2**53 + 1, 7]), ("lists", (2,), wide * 2)):
+        assert rows_of(open_source(tmp_path / "a.parquet", "x", shape, (name,))).ravel().tolist() == values
 
 
 @pytest.mark.parametrize(

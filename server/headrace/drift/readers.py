@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 CHUNK_ROWS = 4096
 CHUNK_BYTES = 64 << 20
+_EXACT = 2.0**53  # below it FP64 has all integers
 _NOTHING = {"", "na", "n/a", "nan", "null", "none", "?"}
 _BROKEN_ARRAY = (ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
@@ -210,7 +211,7 @@ def _texts(lines: list[tuple[int, list[str]]]) -> Rows:
 
 def _numbers(lines: list[tuple[int, list[str]]], names: Sequence[str], where: str) -> Rows:
     try:
-        return np.array([[_number(text) for text in line] for _, line in lines])
+        return _exact(np.array([[_number(text) for text in line] for _, line in lines]), [line for _, line in lines])
     except ValueError:
         number, name, text = next(
             (number, name, text)
@@ -219,6 +220,18 @@ def _numbers(lines: list[tuple[int, list[str]]], names: Sequence[str], where: st
             if not _is_number(text)
         )
     raise DriftError(f"{where}: line {number}, column {name!r}: {_shown(text)}, expected a number")
+
+
+def _exact(found: Rows, values: Sequence[Any]) -> Rows:
+    """Numbers, as integers where FP64 does not have all of them. values: what they were made of, texts or numbers."""
+    if found.dtype.kind != "f" or not (np.abs(found) >= _EXACT).any():
+        return found
+    try:
+        whole = np.frompyfunc(int, 1, 1)(np.array(values, object))
+        exact = np.asarray(whole.astype(np.uint64 if whole.min() >= 0 else np.int64))
+    except (ValueError, OverflowError):  # a gap, an infinity, digits after the point, more than 64 bits
+        return found
+    return exact if np.array_equal(exact.astype(np.float64), found) else found
 
 
 def _shown(text: str) -> str:
@@ -302,8 +315,10 @@ def _column(column: Any, text: bool) -> Rows:  # noqa: ANN401
         values = [[gap] * max(sizes) if value is None else [convert(each) for each in value] for value in values]
     else:
         values = [convert(value) for value in values]
-    found = np.array(values, object if text else None)
-    return found.astype(np.float64) if found.dtype == object and not text else found  # decimals
+    if text:
+        return np.array(values, object)
+    found = np.array(values)
+    return _exact(found.astype(np.float64) if found.dtype == object else found, values)  # objects are decimals
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401
