@@ -43,6 +43,7 @@ def test_kinds_by_datatype_and_shape(datatype, shape, output, labels, kind):
         ({"shape": (2, 2)}, ("0", "1", "2", "3"), ""),
         ({"shape": (4,), "columns": (3, 1)}, ("3", "1"), ""),
         ({"shape": (2,), "labels": ("age", "income")}, ("age", "income"), ""),
+        ({"shape": (2,), "labels": ("crane", "crane")}, ("0", "1"), ""),  # the bird and the machine
         ({"shape": (-1,)}, ("mean", "deviation", "minimum", "maximum", "length"), ""),
         ({"shape": (8, 8, 1)}, ("mean_0", "deviation_0", "brightness", "contrast", "sharpness"), ""),
         ({"shape": (-1, 5), "projections": 2}, ("projection_0", "projection_1", "norm"), ""),

@@ -33,7 +33,7 @@ class Watch:
     shape: without the batch; -1 is any size. bins: of a numeric feature, about. columns: of kind numeric, which
     elements of a row, flattened, are features. layout, channels: of an image. pad: of tokens, the id that is none.
     salted: whether items are kept as keyed hashes alone. projections: of embeddings. logits: whether scores of classes
-    need a softmax. labels: names, of classes, or of the elements of a row where there are as many.
+    need a softmax. labels: names, of classes, or of the elements of a row where there are as many different ones.
     """
 
     tensor: str
@@ -61,7 +61,7 @@ class Watch:
         """Names of the numeric features, in the order of their columns."""
         match self.kind:
             case "numeric":
-                named = len(self.labels) == prod(self.shape)
+                named = len(set(self.labels)) == len(self.labels) == prod(self.shape)  # labels may be there twice
                 return tuple(self.labels[column] if named else str(column) for column in self.columns)
             case "summary":
                 return _SUMMARY
