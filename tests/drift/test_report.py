@@ -185,6 +185,12 @@ def test_items_are_named_by_labels_or_as_hashes(random):
     assert found.window.distinct == pytest.approx(3, abs=0.1)
     assert found.ks is None
 
+    ids = np.array([[2**64 - 1], [1]] * 500, np.uint64)
+    monitor = monitor_of(reference_of(ids, datatype="UINT64", kind="tokens"))
+    monitor.count(0, {KEY: ids}, len(ids))
+    (tokens,) = (one for one in report(monitor, 0).features if one.feature == "tokens")
+    assert {one.label for one in tokens.histogram[:-2]} == {"18446744073709551615", "1"}
+
     names = np.array([[b"anna"], [b"bob"]] * 500, object)
     monitor = monitor_of(reference_of(names, datatype="BYTES"))
     monitor.count(0, {KEY: names}, len(names))

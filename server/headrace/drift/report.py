@@ -294,4 +294,7 @@ def item_name(plan: Plan, item: int) -> str:
     labels = plan.watch.labels
     if plan.watch.kind == "classes" and 0 <= item < len(labels):
         return labels[item]
-    return f"#{item & 0xFFFFFFFFFFFFFFFF:016x}" if plan.watch.salted else str(item)
+    unsigned = item & 0xFFFFFFFFFFFFFFFF
+    if plan.watch.salted:
+        return f"#{unsigned:016x}"
+    return str(unsigned if plan.watch.datatype == "UINT64" else item)
