@@ -126,3 +126,20 @@ def test_logits_become_confidences():
 def test_rows_of_another_tensor_are_refused():
     with pytest.raises(DriftError, match=r"x: rows of \[4\], expected \[3\]"):
         extract(np.zeros((1, 4)))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kind": "summary", "datatype": "FP64", "shape": (3,)},
+        {"kind": "image", "datatype": "FP64", "shape": (8, 8, 3)},
+        {"kind": "embedding", "datatype": "FP64", "shape": (3,)},
+        {"kind": "classes", "datatype": "FP64", "shape": (3,), "logits": True},
+    ],
+)
+@pytest.mark.parametrize("value", [np.inf, -np.inf, 1.7e308])
+def test_what_overflows_is_no_warning_on_the_servers_standard_error(options, value):
+    """Warnings are errors in these tests."""
+    rows = np.zeros((2, *options["shape"]))
+    rows[1] = value
+    assert np.isfinite(extract(rows, **options).numbers[0]).all()

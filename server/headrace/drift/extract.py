@@ -66,7 +66,8 @@ class Extractor:
             )
         if self._watch.datatype == "BF16" and rows.dtype == np.uint16:
             rows = (rows.astype(np.uint32) << 16).view(np.float32)
-        return self._of(rows)
+        with np.errstate(over="ignore", invalid="ignore"):  # infinities and NaN are counted as what they are
+            return self._of(rows)
 
     def _numeric(self, rows: Rows) -> Columns:
         flat = _flat(rows)
