@@ -4,7 +4,7 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
-from drift.conftest import SALT, reference_of, source, watch
+from drift.conftest import SALT, WINDOW_MS, monitor_of, reference_of, source, watch
 
 from headrace.drift import fit
 from headrace.drift.errors import DriftError
@@ -339,3 +339,12 @@ def test_values_whose_squares_are_beyond_all_numbers(spread, random):
     assert np.isfinite(moments.deviation).all()
     assert (moments.deviation > 0) == bool(spread)
     assert moments.mean[0] == pytest.approx(rows.mean(), rel=0.02)
+
+
+def test_values_whose_distances_are_beyond_all_numbers(random):
+    signs, sizes = random.choice([-1.0, 1.0], (500, 1)), random.uniform(1.0, 1.79, (500, 1))
+    reference = reference_of(signs * sizes * 1e308, datatype="FP64")
+    again = parse_reference(reference.text())
+    monitor = monitor_of(again)
+    monitor.count(0, {KEY: np.abs(signs * sizes) * 1e308}, 500)
+    assert [event.state for event in monitor.tick(WINDOW_MS)] == ["alarm"]

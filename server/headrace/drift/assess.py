@@ -96,7 +96,8 @@ def _moved(plan: Plan, reference: Summary, window: Summary) -> NDArray[np.float6
     """The Wasserstein distances in standard deviations of the reference; of a constant one, in steps of the grid."""
     before, now = (plan.grid.values(one.quantiles.T).T for one in (reference, window))
     deviation = reference.moments.deviation
-    return np.asarray(scores.wasserstein(before, now) / np.where(deviation > 0, deviation, plan.grid.step))
+    with np.errstate(over="ignore", invalid="ignore"):  # of values near the ends of FP64
+        return np.asarray(scores.wasserstein(before, now) / np.where(deviation > 0, deviation, plan.grid.step))
 
 
 def _items(plan: Plan, reference: Summary, window: Summary, design_effect: float) -> Assessment:

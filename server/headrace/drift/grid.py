@@ -22,6 +22,7 @@ LIMIT = float(1 << 23)
 """Cells are cut off here on either side, infinities too: FP32, which the sketches take, holds all of these exactly."""
 _CELLS_OF_A_GAP = 4
 _RANGE_CELLS = float(1 << 20)
+_LARGEST = 2.0**1022  # what is greater is taken for this: all distances are numbers then
 _PROBES = np.arange(1, 20) / 20
 
 
@@ -56,8 +57,8 @@ class Grid:
     def cells(self, numbers: NDArray[Any]) -> Cells:
         """The cells of numbers [rows, F], NaN where there is none."""
         with np.errstate(over="ignore"):
-            places = np.rint((numbers - self.origin) / self.step)
-        return np.clip(places, -LIMIT, LIMIT).astype(np.float32)
+            places = np.rint((np.clip(numbers, -_LARGEST, _LARGEST) - self.origin) / self.step)
+        return np.asarray(np.clip(places, -LIMIT, LIMIT), np.float32)
 
     def values(self, cells: NDArray[Any]) -> Floats:
         """What cells [..., F] stand for."""
@@ -95,6 +96,7 @@ def grid_of(numbers: Floats, bins: int) -> Grid:
 def _of_feature(values: Floats, bins: int) -> tuple[float, float, Floats, float, float]:
     if not len(values):
         return 0.0, 1.0, np.zeros(0), 0.0, 0.0
+    values = np.clip(values, -_LARGEST, _LARGEST)
     step = _step(values)
     origin = float(np.rint(np.median(values) / step) * step)
     cells = np.clip(np.rint((values - origin) / step), -LIMIT, LIMIT)
