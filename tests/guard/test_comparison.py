@@ -51,6 +51,21 @@ def test_what_is_not_finite_is_wrong_unless_the_reference_is_so_too():
     assert np.isfinite([*compared.error, *compared.margin]).all()
 
 
+def test_classes_that_both_have_masked_out_do_not_hide_what_the_others_are():
+    found, expected = [[-INF, -6.0, -5.0], [-INF, 1.0, 0.0]], [[-INF, -3.0, -5.0], [-INF, 1.0, 0.0]]
+    compared = classes(found, expected)
+    p, q = 1 / (1 + np.exp(-2)), 1 / (1 + np.exp(1))
+    assert compared.agreement.tolist() == [0, 1]
+    assert compared.error == pytest.approx([p - q, 0])
+    assert compared.margin[0] == pytest.approx(2 * p - 1)
+
+
+def test_one_row_that_is_not_finite_makes_no_scores_of_the_others_probabilities():
+    compared = classes([[0.5, 0.5], [NAN, 1.0], [INF, 0.0]], [[0.9, 0.1], [NAN, 1.0], [INF, 0.0]])
+    assert compared.error == pytest.approx([0.4, 0, 0])
+    assert compared.margin[0] == pytest.approx(0.8)
+
+
 @pytest.mark.parametrize("kind", ["classes", "values"])
 def test_of_what_is_not_finite_there_is_no_difference_but_a_count(kind):
     found = np.array([[NAN, 0.25], [INF, NAN], [INF, 0.5], [1.0, 0.0], [NAN, NAN]], np.float32)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     _Distance = tuple[Floats, Floats, NDArray[np.int64]]
 
 _SUMS_TO_ONE = 1e-2
+_GREATEST = 2.0**1022
+"""Of scores: an infinite one counts as this, so that it is above or below all others and distances are numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +56,11 @@ def compare(settings: GuardSettings, found: Array, expected: Array) -> Compariso
     if settings.kind == "equal":
         return _equal(found.reshape(rows, -1), expected.reshape(rows, -1))
     distance = _distance(found.astype(np.float64).reshape(rows, -1), expected.astype(np.float64).reshape(rows, -1))
-    found, expected = _finite(found, expected)
     if settings.kind == "values":
+        found, expected = _finite(found, expected)
         return _values(settings, found.reshape(rows, -1), expected.reshape(rows, -1), distance)
-    compared = _classes(found.reshape(-1, found.shape[-1]), expected.reshape(-1, found.shape[-1]))
+    found, expected = (_scores(one).reshape(-1, one.shape[-1]) for one in (found, expected))
+    compared = _classes(found, expected)
     agreement, error, margin = (of_places.reshape(rows, -1).mean(axis=1) for of_places in compared)
     sound = distance[-1] == 0
     return Comparison(agreement * sound, np.where(sound, error, 1.0), *distance, margin=margin)
@@ -70,11 +73,19 @@ def _finite(found: Array, expected: Array) -> tuple[Floats, Floats]:
     return np.where(finite & np.isfinite(found), found, 0.0), np.where(finite, expected, 0.0)
 
 
+def _scores(scores: Array) -> Floats:
+    """As doubles: classes that are masked out, by minus infinity, are below all others, and so is NaN."""
+    doubles = scores.astype(np.float64)
+    return np.clip(np.where(np.isnan(doubles), -np.inf, doubles), -_GREATEST, _GREATEST)
+
+
 def _classes(found: Floats, expected: Floats) -> tuple[Floats, Floats, Floats]:
     """Agreement, error and margin of each place; [places, classes]. Of several greatest scores, any is right."""
     places = np.arange(len(expected))
     agreement = (expected[places, found.argmax(axis=1)] == expected.max(axis=1)).astype(np.float64)
-    distributions = expected.min() >= 0 and bool((np.abs(expected.sum(axis=1) - 1) < _SUMS_TO_ONE).all())
+    sure = expected[(np.abs(expected) < _GREATEST).all(axis=1)]  # a row that is not finite says nothing of the others
+    sums_to_one = np.abs(sure.clip(-1, 2).sum(axis=1) - 1) < _SUMS_TO_ONE
+    distributions = sure.min(initial=0.0) >= 0 and len(sure) > 0 and bool(sums_to_one.all())
     p, q = (expected, found) if distributions else (_softmax(expected), _softmax(found))
     error = np.minimum(np.abs(p - q).sum(axis=1) / 2, 1.0)
     if p.shape[1] == 1:
