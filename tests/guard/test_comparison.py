@@ -146,3 +146,11 @@ def test_the_same_agrees(found, kind):
     compared = compare(settings(kind), found, found.copy())
     assert compared.agreement.tolist() == [1, 1, 1]
     assert compared.error == pytest.approx([0, 0, 0], abs=1e-12)
+
+
+@pytest.mark.parametrize("size", [1e200, 1e-170, 5e-324, 8e307])
+def test_vectors_whose_squares_no_double_holds(size):
+    compared = compare(settings("values"), np.array([[2 * size, 0.0], [0.0, size]]), np.array([[size, 0.0]] * 2))
+    assert compared.agreement.tolist() == [0, 0]
+    assert compared.error.tolist() == [1, 1]
+    assert compared.cosine.tolist() == [1, 0]

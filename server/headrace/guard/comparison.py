@@ -96,6 +96,9 @@ def _classes(found: Floats, expected: Floats) -> tuple[Floats, Floats, Floats]:
 
 def _values(settings: GuardSettings, found: Floats, expected: Floats, distance: _Distance) -> Comparison:
     """[rows, elements]."""
+    scale = np.maximum(np.abs(found).max(axis=1), np.abs(expected).max(axis=1))[:, None]
+    scale[scale == 0] = 1.0
+    found, expected = found / scale, expected / scale  # else squares may be beyond all numbers, or nothing
     off = np.linalg.norm(found - expected, axis=1)
     length, other = np.linalg.norm(expected, axis=1), np.linalg.norm(found, axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -119,7 +122,7 @@ def _equal(found: Array, expected: Array) -> Comparison:
 def _distance(found: Floats, expected: Floats) -> _Distance:
     """`absolute`, `largest` and `strange` of a comparison; [rows, elements]."""
     finite = np.isfinite(found) & np.isfinite(expected)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         off = np.abs(found - expected)
     if finite.all():
         return off.mean(axis=1), off.max(axis=1), np.zeros(len(found), np.int64)
