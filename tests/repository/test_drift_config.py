@@ -90,6 +90,10 @@ def test_the_format_of_an_input_is_the_layout_of_its_image(load):
         ("[drift.inputs.x]\nbins = 2", "drift.inputs.x.bins = 2 (in FILE): expected an integer from 4 to 64"),
         ("[drift.inputs.x]\nfeatures = []", "drift.inputs.x.features = [] (in FILE): expected"),
         ("[drift.inputs.x]\nfeatures = [-1]", "drift.inputs.x.features = [-1] (in FILE): expected"),
+        (
+            '[drift.inputs.x]\n[[ensemble.steps]]\nmodel = "a"\noutputs = {y = "y"}',
+            "an ensemble has no [drift] of its own",
+        ),
     ],
 )
 def test_problems_name_key_value_allowed_and_file(load, tmp_path, text, message):

@@ -337,6 +337,12 @@ class ModelConfig(_Table):
         return self
 
     @model_validator(mode="after")
+    def _models_are_watched(self) -> Self:
+        if self.drift is not None and self.ensemble.steps:
+            raise ValueError("an ensemble has no [drift] of its own: its models may have some")
+        return self
+
+    @model_validator(mode="after")
     def _priority_exists(self) -> Self:
         unknown = [level for level in self.queue.levels if int(level) > self.priority_levels]
         if unknown:
