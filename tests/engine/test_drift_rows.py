@@ -38,3 +38,10 @@ def test_every_datatype(datatype):
     lazy = LazyRows(TensorSpec("x", datatype, (2,)), [values[:1].tobytes(), values[1:].tobytes()], [1, 1], (2,))
     assert lazy[:2].dtype == dtype
     np.testing.assert_array_equal(lazy[:2], values)
+
+
+def test_padding_is_left_out():
+    padded = np.arange(24, dtype=np.int32).reshape(2, 3, 4)
+    lazy = LazyRows(TensorSpec("y", "INT32", (-1, -1)), [padded.tobytes()], [2], (3, 4), (2, 1))
+    np.testing.assert_array_equal(lazy[:2], padded[:, :2, :1])
+    np.testing.assert_array_equal(lazy[np.array([1])], padded[1:, :2, :1])

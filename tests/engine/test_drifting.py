@@ -8,14 +8,19 @@ import pytest
 
 from headrace.drift import sketches
 from headrace.drift.fit import Source, fit_reference
+from headrace.drift.monitor import Monitor
 from headrace.drift.watch import watch_of
 from headrace.engine import drifting
 from headrace.engine.drift_metrics import DriftMetrics
-from headrace.engine.drifting import DriftMonitoring
+from headrace.engine.drifting import DriftMonitoring, ModelDrift
 from headrace.errors import ModelLoadError
 from headrace.messages import Signature, TensorSpec
 from headrace.repository.discovery import Found
+from headrace.repository.drift_config import DriftConfig
 from headrace.repository.model_config import ModelConfig
+from headrace.testing.backend import FakeModel
+from headrace.testing.client import InProcessServer, infer_request
+from headrace.testing.loop import VirtualTimeLoop
 
 WINDOW_MS = 10_000
 SPEC = TensorSpec("x", "FP32", (2,))
@@ -125,3 +130,44 @@ def test_without_the_package_a_version_that_is_to_be_watched_is_not_served(tmp_p
     with pytest.raises(ModelLoadError, match=r"pip install 'headrace\[drift\]'"):
         DriftMonitoring(1.0, None, lambda: 0).open(found, SIGNATURE)
     assert DriftMonitoring(1.0, None, lambda: 0).open(replace(found, config=ModelConfig()), SIGNATURE) is None
+
+
+class Offered:
+    """A worker that keeps what it is offered."""
+
+    def __init__(self):
+        self.tensors = []
+
+    def skips(self, watched, rows, now_ns):
+        return False
+
+    def offer(self, watched, tensors, rows, now_ns):
+        self.tensors.append({key: tensor[:rows].tolist() for key, tensor in tensors.items()})
+
+
+@pytest.mark.parametrize("max_batch", [4, 0])
+def test_outputs_are_watched_as_clients_get_them_without_the_padding_of_their_bucket(max_batch):
+    signature = Signature((TensorSpec("ids", "INT32", (-1,)),), (TensorSpec("each", "INT32", (-1,)),), max_batch)
+    buckets = {"tokens": {"sizes": [4], "inputs": {"ids": 1}, "outputs": {"each": 1}}}
+    if not max_batch:
+        buckets["tokens"] |= {"inputs": {"ids": 0}, "outputs": {"each": 0}}
+    config = ModelConfig.model_validate({"buckets": buckets, "inputs": {"ids": {"pad": -7}}})
+    loop, offered = VirtualTimeLoop(), Offered()
+
+    async def start():
+        server = InProcessServer(loop.clock)
+        scheduler, _ = server.serve(FakeModel(signature, lambda inputs: [inputs[0] + 1]), config=config)
+        watches = [
+            watch_of(spec, output=bool(output)) for output, (spec,) in enumerate((signature.inputs, signature.outputs))
+        ]
+        monitor = Monitor("m", "1", watches, DriftConfig().alarms, bytes(16))
+        scheduler.watchers = [ModelDrift(offered, monitor, signature, loop.clock)]
+        return server
+
+    server = loop.run_until_complete(start())
+    for ids in ([1, 2], [3, 4, 5, 6], [7]):
+        server.client.send(infer_request("m", {"ids": np.array([ids] if max_batch else ids, np.int32)}))
+    loop.run_until_idle()
+    loop.close()
+    seen = sorted((one["inputs.ids"], one["outputs.each"]) for one in offered.tensors)
+    assert seen == [([[1, 2]], [[2, 3]]), ([[3, 4, 5, 6]], [[4, 5, 6, 7]]), ([[7]], [[8]])]

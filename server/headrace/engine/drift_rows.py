@@ -21,24 +21,32 @@ if TYPE_CHECKING:
 class LazyRows:
     """Rows of one tensor that lie in several buffers, for `drift.worker`: an array as far as it uses one.
 
-    parts, counts: buffers, and the rows in each. dims: of a row. Rows are taken on another thread than these were
-    made on; the buffers must not be written to meanwhile.
+    parts, counts: buffers, and the rows in each. dims: of a row. own: how much of each of them is no padding, if not
+    all. Rows are taken on another thread than these were made on; the buffers must not be written to meanwhile.
     """
 
-    __slots__ = ("_counts", "_dims", "_parts", "_spec", "nbytes")
+    __slots__ = ("_counts", "_dims", "_own", "_parts", "_spec", "nbytes")
 
-    def __init__(self, spec: TensorSpec, parts: Sequence[Buffer], counts: Sequence[int], dims: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        spec: TensorSpec,
+        parts: Sequence[Buffer],
+        counts: Sequence[int],
+        dims: tuple[int, ...],
+        own: tuple[int, ...] | None = None,
+    ) -> None:
         self._spec = spec
         self._parts = parts
         self._counts = counts
         self._dims = dims
+        self._own = (slice(None), *map(slice, dims if own is None else own))
         self.nbytes = sum(map(len, parts))
 
     def __repr__(self) -> str:
         return f"<LazyRows {self._spec.name} {sum(self._counts)} x {list(self._dims)}>"
 
     def __getitem__(self, index: slice | Array) -> Array:
-        """The rows of a slice from the beginning, or of these numbers; [rows, *dims], objects for BYTES."""
+        """The rows of a slice from the beginning, or of these numbers; [rows, *own], objects for BYTES."""
         if isinstance(index, slice):
             return np.concatenate([self._array(at) for at in range(len(self._parts))])[index]
         ends = np.cumsum(self._counts)
@@ -53,7 +61,7 @@ class LazyRows:
         part, count = self._parts[at], self._counts[at]
         datatype = DATATYPES[self._spec.datatype]
         if datatype.itemsize:
-            return np.frombuffer(part, datatype.numpy).reshape(count, *self._dims)
+            return np.frombuffer(part, datatype.numpy).reshape(count, *self._dims)[self._own]
         elements = np.empty(count * prod(self._dims), object)
         elements[:] = bytes_tensor.decode(part, len(elements))
-        return elements.reshape(count, *self._dims)
+        return elements.reshape(count, *self._dims)[self._own]

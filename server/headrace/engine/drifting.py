@@ -25,6 +25,7 @@ from headrace.drift.sketches import datasketches
 from headrace.drift.worker import DriftWorker, Watched
 from headrace.engine.drift_rows import LazyRows
 from headrace.errors import ConfigError, ModelLoadError, Unimplemented
+from headrace.pipeline.cropping import Crop
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,9 +94,10 @@ class ModelDrift:
                     tensors[key] = LazyRows(self._signature.inputs[index], parts, counts, dims)
             for index, key in self._outputs:
                 if index in indices:
-                    output = outputs[indices.index(index)]
-                    part = output.cut(start, start + rows)
-                    tensors[key] = LazyRows(self._signature.outputs[index], [part], [rows], output.dims)
+                    at_reply = indices.index(index)
+                    output = outputs[at_reply]
+                    part, own = output.cut(start, start + rows), self._own_dims(requests[0], at_reply, output.dims)
+                    tensors[key] = LazyRows(self._signature.outputs[index], [part], [rows], output.dims, own)
             if tensors:
                 self._worker.offer(self.watched, tensors, rows, now)
             start, at = start + rows, stop
@@ -119,6 +121,15 @@ class ModelDrift:
                 tensors[key] = LazyRows(self._signature.outputs[index], (outputs.raw[at],), (rows,), dims)
         if tensors:
             self._worker.offer(self.watched, tensors, rows, now)
+
+    def _own_dims(self, request: InferRequest, place: int, dims: tuple[int, ...]) -> tuple[int, ...]:
+        """Of a row of the output in this place of a reply, what is no padding."""
+        writer = request.template.reply
+        if not isinstance(writer, Crop):
+            return dims
+        if not self._signature.max_batch:
+            return writer.own_shape(place, dims)
+        return writer.own_shape(place, (request.template.rows, *dims))[1:]
 
     def close(self) -> None:
         """See `watching.Watcher`: its counts are the worker's to keep."""

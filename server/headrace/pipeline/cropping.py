@@ -70,6 +70,13 @@ class Crop:
     def opening(self, shapes: tuple[Shape, ...]) -> None:
         """See `messages.ReplyWriter`: there is none, every reply is made."""
 
+    def own_shape(self, place: int, shape: Shape) -> Shape:
+        """What is left of the output in this place, of this shape."""
+        own = list(shape)
+        for cut in self._outputs[place][1]:
+            own[cut.dim] = cut.own
+        return tuple(own)
+
     def around(self, inner: ReplyWriter) -> Crop:
         """The same before another writer."""
         return Crop(inner, [spec for spec, _ in self._outputs], [cuts for _, cuts in self._outputs])
