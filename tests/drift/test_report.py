@@ -240,6 +240,17 @@ def test_tables_have_the_distributions_and_no_rows_of_anybodys(monitor):
     assert abs(np.corrcoef(now, np.array(window[f"{KEY}.income"], float))[0, 1]) < 0.1
 
 
+def test_a_column_of_gaps_alone_leaves_the_other_columns_their_rows(random):
+    monitor = monitor_of(reference_of(normal(random, 1000)))
+    lost = normal(random, 500)
+    lost[:, 1] = np.nan
+    monitor.count(0, {KEY: lost}, len(lost))
+    _, window = tables(report(monitor, 0))
+    assert {name: len(list(filter(None, values))) for name, values in columns(window).items()} == {
+        f"{KEY}.0": 500, f"{KEY}.1": 0, f"{KEY}.2": 500,
+    }  # fmt: skip
+
+
 def test_tables_have_missing_values_and_items(random):
     options = {"datatype": "INT64", "output": True, "labels": ("no", "yes")}
     monitor = monitor_of(reference_of(classes(random, 2000, 0.3), **options))

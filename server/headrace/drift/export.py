@@ -26,11 +26,11 @@ MOST_ROWS = 5000
 def tables(report: DriftReport, seed: int = 0) -> tuple[str, str]:
     """The reference and the window as CSV, a column for each feature that has both; empty cells are missing values."""
     random = np.random.default_rng(seed)
-    features = [one for one in report.features if one.reference is not None]
+    features = [one for one in report.features if one.reference is not None and (one.window.rows or one.window.missing)]
     sides = []
     for side in ("reference", "window"):
-        count = [min(MOST_ROWS, statistics.rows) for one in features if (statistics := _side(one, side)) is not None]
-        rows = min(count, default=0)
+        counts = [statistics.rows for one in features if (statistics := _side(one, side)) is not None]
+        rows = min((min(MOST_ROWS, count) for count in counts if count), default=0)  # a column may be of gaps alone
         columns = [_column(one, side, rows, random) for one in features]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
