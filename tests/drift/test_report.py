@@ -251,6 +251,14 @@ def test_a_column_of_gaps_alone_leaves_the_other_columns_their_rows(random):
     }  # fmt: skip
 
 
+def test_tables_keep_what_tells_large_numbers_apart(random):
+    seconds = 1_764_000_000 + 600 * normal(random, 2000)
+    monitor = monitor_of(reference_of(seconds, datatype="FP64"))
+    monitor.count(0, {KEY: seconds}, len(seconds))
+    reference, _ = tables(report(monitor, 0))
+    assert np.std(np.array(columns(reference)[f"{KEY}.0"], float)) == pytest.approx(600, rel=0.15)
+
+
 def test_tables_have_missing_values_and_items(random):
     options = {"datatype": "INT64", "output": True, "labels": ("no", "yes")}
     monitor = monitor_of(reference_of(classes(random, 2000, 0.3), **options))

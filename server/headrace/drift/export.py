@@ -57,7 +57,7 @@ def _column(feature: FeatureReport, side: str, rows: int, random: np.random.Gene
     else:
         within = (ranks - (ends - shares / shares.sum())[place]) / np.maximum(shares[place] / shares.sum(), 1e-12)
         low, high = _ends(feature.histogram, statistics)
-        values = [f"{value:.6g}" for value in low[place] + within * (high - low)[place]]
+        values = [f"{value:.15g}" for value in low[place] + within * (high - low)[place]]
     order = random.permutation(rows)
     lost = round(statistics.missing * rows)
     return ["" if at < lost else values[index] for at, index in enumerate(order)]
