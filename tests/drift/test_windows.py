@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -154,6 +155,21 @@ def test_a_file_is_replaced_at_once_or_not_at_all(tmp_path, monkeypatch):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_no_file_is_written_to(tmp_path):
+    """Such as /dev/stdout, which root could replace by a file, for everybody."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDWR)
+    try:
+        write_atomically(path, b"new")
+        assert os.read(reader, 10) == b"new"
+    finally:
+        os.close(reader)
+    assert path.is_fifo()
+    with pytest.raises(IsADirectoryError):
+        write_atomically(tmp_path, b"new")
 
 
 def test_who_reads_while_it_is_written_sees_all_of_one(tmp_path):

@@ -70,7 +70,13 @@ def _digest(body: bytes | memoryview) -> bytes:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Puts `data` at `path`, so that who reads sees what was there or all of it, after a crash too. Raises OSError."""
+    """Puts `data` at `path`, so that who reads sees what was there or all of it, after a crash too. Raises OSError.
+
+    What is there and no file, such as /dev/stdout, is written to, not replaced.
+    """
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
