@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from drift.conftest import SALT, WINDOW_MS, monitor_of, watch
 
 from headrace.drift.errors import DriftError
-from headrace.drift.fit import Source
+from headrace.drift.fit import Source, fit_reference
 from headrace.drift.values import checked
 
 
@@ -15,10 +16,7 @@ def read(datatype, *chunks, names=()):
 @pytest.mark.parametrize(
     ("datatype", "rows"),
     [
-        ("FP32", np.array([[np.nan, np.inf, 1e-300, 3e38]])),
-        ("FP16", np.array([[65504, -65504]], np.int32)),
         ("FP64", np.array([[1e300]])),
-        ("BF16", np.array([[3.38e38]])),
         ("BF16", np.array([[0xFFFF]], np.uint16)),
         ("INT8", np.array([[-128.0, 127.0]])),
         ("INT64", np.array([[-(2.0**63), 2.0**63 - 1024]])),
@@ -30,6 +28,30 @@ def read(datatype, *chunks, names=()):
 )
 def test_what_the_datatype_has(datatype, rows):
     assert read(datatype, rows)[0] is rows
+
+
+@pytest.mark.parametrize(
+    ("datatype", "rows", "held"),
+    [
+        ("FP32", [np.nan, np.inf, 1e-300, 3e38, 2.0**24 + 1], [np.nan, np.inf, 0, np.float32(3e38), 2.0**24]),
+        ("FP16", np.array([65504, -65504, 1001], np.int32), [65504, -65504, 1001]),
+        ("FP16", [1000.1, 1000.3], [1000, 1000.5]),
+        ("BF16", [3.38e38, 257, 259, -np.inf, np.nan, True], [3.37624e38, 256, 260, -np.inf, np.nan, 1]),
+    ],
+)
+def test_floating_point_is_rounded_as_in_a_request(datatype, rows, held):
+    found = read(datatype, np.array([rows]))[0][0]
+    np.testing.assert_allclose(found.astype(np.float64), held, rtol=1e-5 if datatype == "BF16" else 0)
+
+
+def test_a_reference_of_unrounded_data_raises_no_alarm_of_rounding():
+    """Thousands in FP16 are rounded to halves: the same numbers, and other places of the distribution."""
+    random = np.random.default_rng(7)
+    data = Source("a.csv", lambda: iter([random.normal(1000, 1, (5000, 1))]), 5000)
+    spec = watch((1,), "FP16")
+    monitor = monitor_of(fit_reference([(spec, checked(data, "FP16"))], SALT, "a.csv", 0))
+    monitor.count(0, {spec.key: random.normal(1000, 1, (1000, 1)).astype(np.float16)}, 1000)
+    assert monitor.tick(WINDOW_MS) == []
 
 
 @pytest.mark.parametrize(

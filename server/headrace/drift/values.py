@@ -25,9 +25,10 @@ _BEYOND_BF16 = float(np.uint32(0x7F7F8000).view(np.float32))
 
 
 def checked(source: Source, datatype: str) -> Source:
-    """The same rows. Reading them raises DriftError, which names the place, for a value that the datatype has not.
+    """The same rows, as a request would bring them.
 
-    Floating point rounds what it takes, and has NaN and the infinities; an integer must be exact.
+    Reading them raises DriftError, which names the place, for a value that the datatype has not. Floating point rounds
+    what it takes, and has NaN and the infinities; an integer must be exact.
     """
     if datatype == "BYTES":
         return source
@@ -45,7 +46,7 @@ def checked(source: Source, datatype: str) -> Source:
                     f"{source.name}: row {done + place[0] + 1:,}, {at}: {value}, expected {_expected(datatype)}"
                 )
             done += len(rows)
-            yield rows
+            yield _held(rows, datatype)
 
     return replace(source, chunks=chunks)
 
@@ -67,6 +68,17 @@ def _wrong(rows: Rows, datatype: str) -> Mask | None:
         whole = (rows >= float(least)) & (rows < float(most + 1)) & (np.rint(rows) == rows)
         return np.asarray(~whole)
     return np.asarray((rows < least) | (rows > most))
+
+
+def _held(rows: Rows, datatype: str) -> Rows:
+    """As the datatype holds them, BF16 as FP32: what is not rounded yet has another distribution than what is."""
+    dtype = DATATYPES[datatype].numpy
+    if datatype == "BF16" and rows.dtype != dtype:
+        single = rows.astype(np.float32)
+        bits = single.view(np.uint32)
+        rounded = ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32)  # to the nearest, or even
+        return np.where(np.isnan(single), single, rounded)
+    return rows.astype(dtype, copy=False) if dtype.kind == "f" else rows
 
 
 def _expected(datatype: str) -> str:
