@@ -229,6 +229,19 @@ def columns(text):
     return {name: [row[at] for row in rows] for at, name in enumerate(header)}
 
 
+def test_findings_are_gone_through_once_however_many_features_there_are(monitor):
+    class Once(list):
+        times = 0
+
+        def __iter__(self):
+            self.times += 1
+            return super().__iter__()
+
+    monitor.latest = Once(monitor.latest)
+    assert all(one.tests for one in report(monitor, 2 * WINDOW_MS).features)
+    assert monitor.latest.times == 1
+
+
 def test_tables_have_the_distributions_and_no_rows_of_anybodys(monitor):
     reference, window = (columns(text) for text in tables(report(monitor, 2 * WINDOW_MS)))
     assert set(reference) == set(window) == {f"{KEY}.{name}" for name in NAMES}

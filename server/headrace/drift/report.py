@@ -11,7 +11,9 @@ from headrace.drift.summary import RANKS, summary_of
 from headrace.drift.tally import Tally
 
 if TYPE_CHECKING:
-    from headrace.drift.alarms import Finding
+    from collections.abc import Iterable, Mapping
+
+    from headrace.drift.alarms import Finding, Name
     from headrace.drift.assess import Assessment
     from headrace.drift.monitor import Monitor
     from headrace.drift.plan import Plan
@@ -156,20 +158,30 @@ def _worst_first(feature: FeatureReport) -> tuple[bool, float, float, str, str]:
 
 def _features(monitor: Monitor, window: Window, judged: set[str]) -> list[FeatureReport]:
     assessed = {(one.key, one.feature): one for one in monitor.assess(window)}
+    findings = _by_feature(monitor.latest)
     found = []
     for key, tally in window.tallies.items():
         plan, now = tally.plan, summary_of(tally)
         before = _reference_of(monitor.reference, key)
         calm: State = "quiet" if key in judged else "not judged"
         for index, name in enumerate(plan.watch.features):
-            found.append(_feature(monitor, plan, name, index, assessed.get((key, name)), before, now, calm))
+            scores, tests = assessed.get((key, name)), findings.get((key, name), [])
+            found.append(_feature(monitor, plan, name, index, scores, tests, before, now, calm))
         if plan.items is not None:
             name = plan.watch.items
-            found.append(_feature(monitor, plan, name, None, assessed.get((key, name)), before, now, calm))
-    return [*found, *_without_rows(monitor, window)]
+            scores, tests = assessed.get((key, name)), findings.get((key, name), [])
+            found.append(_feature(monitor, plan, name, None, scores, tests, before, now, calm))
+    return [*found, *_without_rows(monitor, window, findings)]
 
 
-def _without_rows(monitor: Monitor, window: Window) -> list[FeatureReport]:
+def _by_feature(findings: Iterable[Finding]) -> dict[Name, list[Finding]]:
+    found: dict[Name, list[Finding]] = {}
+    for one in findings:
+        found.setdefault((one.key, one.feature), []).append(one)
+    return found
+
+
+def _without_rows(monitor: Monitor, window: Window, findings: Mapping[Name, list[Finding]]) -> list[FeatureReport]:
     """Of tensors that the window has no rows of, the features whose alarm is on: it stays until it is over."""
     found = []
     for key, name in monitor.alarms.on:
@@ -180,7 +192,8 @@ def _without_rows(monitor: Monitor, window: Window) -> list[FeatureReport]:
         index = names.index(name) if name in names else None
         if index is not None or name == plan.watch.items:
             before, nothing = _reference_of(monitor.reference, key), summary_of(Tally(plan))
-            found.append(_feature(monitor, plan, name, index, None, before, nothing, "not judged"))
+            tests = findings.get((key, name), [])
+            found.append(_feature(monitor, plan, name, index, None, tests, before, nothing, "not judged"))
     return found
 
 
@@ -194,6 +207,7 @@ def _feature(
     name: str,
     index: int | None,
     scores: Assessment | None,
+    findings: list[Finding],
     before: Summary | None,
     now: Summary,
     calm: State,
@@ -201,7 +215,6 @@ def _feature(
     """calm: its state without an alarm."""
     watch = plan.watch
     alarm = monitor.alarms.on.get((watch.key, name))
-    tests = _strongest([one for one in monitor.latest if (one.key, one.feature) == (watch.key, name)])
     least = {test.what: monitor.settings.least(test.what) for test in scores.tests} if scores else {}
     bins = _item_bins(plan, before, now) if index is None else _number_bins(plan, index, before, now)
     return FeatureReport(
@@ -219,7 +232,7 @@ def _feature(
         js=None if scores is None else scores.jensen_shannon,
         tv=None if scores is None else scores.total_variation,
         wasserstein=None if scores is None else scores.wasserstein,
-        tests=tests,
+        tests=_strongest(findings),
         reference=None if before is None else _statistics(plan, index, before),
         window=_statistics(plan, index, now),
         histogram=bins,
