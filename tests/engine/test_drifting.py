@@ -132,6 +132,40 @@ def test_without_the_package_a_version_that_is_to_be_watched_is_not_served(tmp_p
     assert DriftMonitoring(1.0, None, lambda: 0).open(replace(found, config=ModelConfig()), SIGNATURE) is None
 
 
+def test_what_is_told_takes_no_more_than_its_part_of_the_share(tmp_path, found, now, monkeypatch):
+    """Of many features a report takes longer than the share of a look: then there was nothing left for rows."""
+    clock, cpu, made = [0], [0], []
+
+    def report(monitor, *more):
+        cpu[0] += 10**9  # a second of the processor's
+        made.append(clock[0])
+        return drift_report(monitor, *more)
+
+    drift_report = drifting.report
+    monkeypatch.setattr(drifting, "report", report)
+
+    async def scenario():
+        monitoring = DriftMonitoring(0.5, None, lambda: clock[0], lambda: cpu[0])
+        drift = monitoring.open(found, SIGNATURE)
+        monitoring.add("m", "1", drift)
+        drift.watched.monitor.count(now[0], {KEY: rows()}, 400)
+        for seconds in range(0, 20, 2):
+            clock[0] = seconds * 10**9
+            await monitoring.look()
+        assert made == [0, 6 * 10**9, 12 * 10**9, 18 * 10**9]  # half a core, a third of it: six seconds for one
+        now[0] += WINDOW_MS
+        await monitoring.look()
+        assert len(made) == 4
+        drift.watched.monitor.count(now[0], {KEY: rows(3.0)}, 400)
+        now[0] += WINDOW_MS
+        await monitoring.look()
+        assert len(made) == 5  # an alarm is told at once
+        assert alarms(monitoring)["1"] == 1
+        await monitoring.close()
+
+    asyncio.run(scenario())
+
+
 class Offered:
     """A worker that keeps what it is offered."""
 

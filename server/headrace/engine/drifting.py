@@ -46,6 +46,8 @@ SAVE_SECONDS = 60.0
 STOP_SECONDS = 2.0
 _MOST_LEFT = 64
 """Versions that were unloaded and not saved, whose windows are kept in memory."""
+_TELLING = 1 / 3
+"""What metrics are of may take this part of the share: the rest is for rows, and for judging windows."""
 LATEST_WINDOWS = 2
 """What metrics are of: the window that is not over, and the one before it."""
 
@@ -138,14 +140,24 @@ class ModelDrift:
 class DriftMonitoring:
     """All monitors of a server. share: of a core, for all of them. directory: where windows are kept, None: nowhere."""
 
-    def __init__(self, share: float, directory: Path | None, clock: Clock = monotonic_ns) -> None:
+    def __init__(
+        self,
+        share: float,
+        directory: Path | None,
+        clock: Clock = monotonic_ns,
+        cpu_clock: Clock = time.thread_time_ns,
+    ) -> None:
         self.models: dict[tuple[str, str], ModelDrift] = {}
         self._directory = directory
         self._clock = clock
-        self._worker = DriftWorker(share, clock, time.thread_time_ns, wall_ms)
+        self._cpu_clock = cpu_clock
+        self._share = share
+        self._worker = DriftWorker(share, clock, cpu_clock, wall_ms)
         self._left: dict[tuple[str, str], ModelDrift] = {}
         self._task: asyncio.Task[None] | None = None
         self._saved_at = 0
+        self._telling_ns = 0  # processor time of the worker's, in the last look at all models
+        self._tell_at = 0  # when that is paid for
 
     def __repr__(self) -> str:
         return f"<DriftMonitoring of {len(self.models)} model versions, {self._worker!r}>"
@@ -233,14 +245,23 @@ class DriftMonitoring:
         """Judges the windows that are over, and saves what has news; every `SAVE_SECONDS`, everything."""
         look, submit = self._look, self._worker.submit
         served = list(self.models.values())
-        news = [drift for drift in served if await asyncio.wrap_future(submit(look, drift))]
+        now = self._clock()
+        tell = now >= self._tell_at
+        if tell:
+            self._telling_ns = 0
+        news = [drift for drift in served if await asyncio.wrap_future(submit(look, drift, tell))]
+        if tell:
+            self._tell_at = now + int(self._telling_ns / (self._share * _TELLING))
         if self._clock() - self._saved_at > SAVE_SECONDS * 1e9:
             await self._save()
         elif news:
             await self._save(news)
 
-    def _look(self, drift: ModelDrift) -> bool:
-        """Whether a window is over, or an alarm has changed, since the last look. On the worker's thread."""
+    def _look(self, drift: ModelDrift, tell: bool) -> bool:
+        """Whether a window is over, or an alarm has changed, since the last look. On the worker's thread.
+
+        tell: whether the report is due; it is made anyway where an alarm has changed.
+        """
         monitor = drift.watched.monitor
         events = self._worker.tick(drift.watched)
         for event in events:
@@ -250,7 +271,10 @@ class DriftMonitoring:
             else:
                 logger.info("a feature is as it was", extra=fields)
         now = wall_ms()
-        drift.latest = report(monitor, now, LATEST_WINDOWS)
+        if tell or events or drift.latest is None:
+            begun = self._cpu_clock()
+            drift.latest = report(monitor, now, LATEST_WINDOWS)
+            self._telling_ns += self._cpu_clock() - begun
         ended, before = max(monitor.record.ended(now), default=-1), drift.ended_ms
         drift.ended_ms = ended
         return bool(events) or ended > before
