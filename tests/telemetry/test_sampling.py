@@ -303,6 +303,14 @@ def test_exemplars_are_the_last_traced_of_each_bucket():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("cause", ["head", "slow"])
+@pytest.mark.parametrize("per_second", [0.25, 1.0, 1.5, 2.0])
+def test_a_budget_of_less_than_two_a_second_is_spent_too(per_second, cause):
+    budget = Budget(per_second)
+    taken = sum(budget.take(second * 10**9, cause) for second in range(400))
+    assert taken == pytest.approx(400 * min(per_second, 1), abs=2)
+
+
 @given(
     st.lists(
         st.lists(

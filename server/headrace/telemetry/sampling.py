@@ -128,13 +128,14 @@ class Exemplar(NamedTuple):
 
 
 class Budget:
-    """Requests that may be traced: so many a second, and as many at once. Slow ones leave half of that to others."""
+    """Requests that may be traced: so many a second, and as many at once, or one. Slow ones leave half to others."""
 
-    __slots__ = ("_left", "_rate", "_since", "dropped")
+    __slots__ = ("_kept", "_left", "_most", "_rate", "_since", "dropped")
 
     def __init__(self, per_second: float) -> None:
         self._rate = per_second
-        self._left = per_second
+        self._left = self._most = max(per_second, 1.0)
+        self._kept = min(per_second / 2, self._most - 1)  # from slow ones, who may have one too
         self._since = 0
         self.dropped: Counter[str] = Counter(dict.fromkeys(DROPS, 0))
 
@@ -144,9 +145,9 @@ class Budget:
     def take(self, now: int, cause: str) -> bool:
         """Whether one more may be traced. now: monotonic ns."""
         if now > self._since:
-            self._left = min(self._rate, self._left + (now - self._since) * self._rate / 1e9)
+            self._left = min(self._most, self._left + (now - self._since) * self._rate / 1e9)
             self._since = now
-        if self._left - 1 < (self._rate / 2 if cause == SLOW else 0):
+        if self._left - 1 < (self._kept if cause == SLOW else 0):
             self.dropped["rate"] += 1
             return False
         self._left -= 1
