@@ -118,6 +118,25 @@ def test_classes_by_score_and_by_label():
     assert (one.items.tolist(), one.numbers[:, 0].tolist()) == ([0, 0], pytest.approx([0.9, 0.2]))
 
 
+def test_classes_of_several_places_are_told_of_each():
+    """Tokens of a text, say, each with scores for its own class."""
+    scores = np.array([[[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]], [[0.6, 0.4], [0.6, 0.4], [0.6, 0.4]]], np.float32)
+    options = {"shape": (3, 2), "kind": "classes", "labels": ("no", "yes")}
+    found = extract(scores, **options)
+    assert found.items.tolist() == [1, 0, 1, 0, 0, 0]
+    assert found.numbers[:, 0].tolist() == pytest.approx([0.8, 0.6])
+    logits = extract(np.log(scores / (1 - scores)), logits=True, **options)
+    assert logits.items.tolist() == found.items.tolist()
+    assert logits.numbers[1, 0] == pytest.approx(1 / (1 + (0.4 / 0.6) ** 2))
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 1), (1, 3)])
+def test_classes_of_one_place_whatever_dimensions_of_one_there_are(shape):
+    labels = ("a", "b", "c")
+    found = extract(np.array([[0.1, 0.2, 0.7]]).reshape(1, *shape), shape=shape, kind="classes", labels=labels)
+    assert found.items.tolist() == [2]
+
+
 def test_logits_become_confidences():
     found = extract(np.array([[1000.0, 1000.0], [0.0, np.log(3)]]), shape=(2,), kind="classes", logits=True)
     assert found.numbers[:, 0].tolist() == pytest.approx([0.5, 0.75])

@@ -124,12 +124,13 @@ class Extractor:
         flat = _flat(rows)
         if self._watch.is_label:
             return Columns(np.zeros((len(rows), 0)), flat[:, 0].astype(np.int64))
-        scores = flat.astype(np.float64)
+        places = flat.shape[1] // max(self._watch.classes, 1)  # tokens of a text, say
+        scores = flat.astype(np.float64).reshape(len(rows) * places, self._watch.classes)
         best = np.where(np.isnan(scores), -np.inf, scores).argmax(axis=1)
         confidence = scores[np.arange(len(scores)), best]
         if self._watch.logits:  # the softmax of the best: 1 / sum(exp(other - best))
             confidence = 1 / np.exp(scores - confidence[:, None]).sum(axis=1)
-        return Columns(_column(confidence), best.astype(np.int64))
+        return Columns(_column(confidence.reshape(len(rows), places).mean(axis=1)), best.astype(np.int64))
 
     def _hash(self, value: bytes) -> int:
         return int.from_bytes(blake2b(value, digest_size=8, key=self._salt).digest(), signed=True)

@@ -90,6 +90,13 @@ class Watch:
         """Of kind classes: whether the tensor holds the class itself, not a score for each."""
         return prod(self.shape) == 1 and self.datatype in _INTEGERS
 
+    @property
+    def classes(self) -> int:
+        """Of kind classes, scores of a place: those of the last dimension, or all if it is 1 or labels name as many."""
+        elements = prod(self.shape)
+        whole = not self.shape or self.shape[-1] == 1 or len(self.labels) == elements
+        return elements if whole else self.shape[-1]
+
 
 def watch_of(
     spec: TensorSpec,
