@@ -16,6 +16,8 @@ from headrace.drift.watch import MAX_FEATURES, default_kind, spread, watch_of
         ("BOOL", (2, 2), False, (), "numeric"),
         ("FP32", (257,), False, (), "embedding"),
         ("FP32", (-1, 64), False, (), "embedding"),
+        ("FP32", (300, 1), False, (), "summary"),
+        ("FP32", (1000, 1, 1), True, (), "summary"),
         ("FP32", (-1,), False, (), "summary"),
         ("INT64", (-1,), False, (), "tokens"),
         ("INT16", (-1,), False, (), "summary"),

@@ -148,8 +148,9 @@ def default_kind(spec: TensorSpec, output: bool) -> Kind:
     if not spec.fixed:
         if spec.datatype in ("INT32", "INT64", "UINT32", "UINT64"):
             return "tokens"
-        return "embedding" if spec.shape[-1] > 1 else "summary"
-    return "numeric" if prod(spec.shape) <= MAX_FEATURES else "embedding"
+    elif prod(spec.shape) <= MAX_FEATURES:
+        return "numeric"
+    return "embedding" if spec.shape[-1] > 1 else "summary"
 
 
 def spread(elements: int, most: int) -> tuple[int, ...]:
