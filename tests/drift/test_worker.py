@@ -90,6 +90,18 @@ def test_octets_that_wait_are_bounded(made, monkeypatch):
     assert watched.skipped == 20
 
 
+def test_one_batch_may_have_more_octets_than_may_wait(made, monkeypatch):
+    """Else of a model whose batches are large nothing would ever be looked at."""
+    worker, watched, clock, _ = made
+    monkeypatch.setattr("headrace.drift.worker.MAX_BYTES", 12 * 25)
+    for _ in range(2):
+        worker.offer(watched, batch(30), 30, clock())
+    assert watched.skipped == 30
+    worker.run_waiting()
+    worker.offer(watched, batch(30), 30, clock())
+    assert watched.skipped == watched.passed_over + 30
+
+
 def test_the_budget_holds(made):
     """Of 100 batches of 1000 rows in a second, at 20 us a row, 3 % of a core see 1500 rows, and what was saved."""
     worker, watched, clock, cpu = made

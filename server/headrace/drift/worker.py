@@ -36,7 +36,7 @@ DEFAULT_SHARE = 0.03
 MAX_BATCHES = 16
 """Batches that wait at most: each keeps its tensors in memory."""
 MAX_BYTES = 64 << 20
-"""Octets of tensors that wait at most."""
+"""Octets of tensors that wait at most, or one batch that has more."""
 
 
 class Watched:
@@ -116,7 +116,8 @@ class DriftWorker:
         size = 0
         for tensor in tensors.values():
             size += tensor.nbytes
-        if self._bytes_in - self._bytes_out + size > MAX_BYTES:
+        waiting = self._bytes_in - self._bytes_out
+        if waiting and waiting + size > MAX_BYTES:
             watched.refused += rows
             return
         self._batches_in += 1
