@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from headrace.guard.comparison import compare
+from headrace.guard.record import Record
 from headrace.guard.settings import GuardSettings
 
 NAN, INF = float("nan"), float("inf")
@@ -154,3 +155,18 @@ def test_vectors_whose_squares_no_double_holds(size):
     assert compared.agreement.tolist() == [0, 0]
     assert compared.error.tolist() == [1, 1]
     assert compared.cosine.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("kind", ["classes", "values"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_what_overflows_is_no_warning_on_the_servers_standard_error(kind, dtype):
+    """Warnings are errors in these tests."""
+    most = float(np.finfo(dtype).max)
+    found, expected = (
+        np.array([[most, -most, INF], [NAN] * 3], dtype),
+        np.array([[-most, most, -INF], [1, 2, 3]], dtype),
+    )
+    compared = compare(settings(kind), found, expected)
+    assert compared.agreement.tolist() == [0, 0]
+    assert compared.error.tolist() == [1, 1]
+    Record(settings(kind)).add(compared, [1, 1])

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     _Distance = tuple[Floats, Floats, NDArray[np.int64]]
 
 _SUMS_TO_ONE = 1e-2
-_GREATEST = 2.0**1022
+_GREATEST = 2.0**1000
 """Of scores: an infinite one counts as this, so that it is above or below all others and distances are numbers."""
 
 
@@ -43,6 +43,7 @@ class Comparison:
     cosine: Floats | None = None
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def compare(settings: GuardSettings, found: Array, expected: Array) -> Comparison:
     """found, expected: [rows, ...], of one dtype: numbers, or objects for kind equal.
 
@@ -101,7 +102,7 @@ def _values(settings: GuardSettings, found: Floats, expected: Floats, distance: 
     found, expected = found / scale, expected / scale  # else squares may be beyond all numbers, or nothing
     off = np.linalg.norm(found - expected, axis=1)
     length, other = np.linalg.norm(expected, axis=1), np.linalg.norm(found, axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore"):
         relative = np.where(off == 0, 0.0, off / length)
         cosine = np.where(length * other > 0, (found * expected).sum(axis=1) / (length * other), 1.0 * (off == 0))
     sound = distance[-1] == 0
@@ -122,8 +123,7 @@ def _equal(found: Array, expected: Array) -> Comparison:
 def _distance(found: Floats, expected: Floats) -> _Distance:
     """`absolute`, `largest` and `strange` of a comparison; [rows, elements]."""
     finite = np.isfinite(found) & np.isfinite(expected)
-    with np.errstate(invalid="ignore", over="ignore"):
-        off = np.abs(found - expected)
+    off = np.abs(found - expected)
     if finite.all():
         return off.mean(axis=1), off.max(axis=1), np.zeros(len(found), np.int64)
     same = finite | (found == expected) | (np.isnan(found) & np.isnan(expected))

@@ -56,6 +56,7 @@ class Record:
     def __repr__(self) -> str:
         return f"<Record of {self._rows} rows, {self._evidence!r}>"
 
+    @np.errstate(over="ignore")
     def add(self, compared: Comparison, counts: Sequence[int]) -> Finding | None:
         """Requests, of so many rows each. What they prove, the first time that anything is proved."""
         rows = sum(counts)
