@@ -3,6 +3,9 @@
 import asyncio
 from dataclasses import replace
 
+
+from threading import Event
+
 import numpy as np
 import pytest
 
@@ -130,6 +133,37 @@ def test_without_the_package_a_version_that_is_to_be_watched_is_not_served(tmp_p
     with pytest.raises(ModelLoadError, match=r"pip install 'headrace\[drift\]'"):
         DriftMonitoring(1.0, None, lambda: 0).open(found, SIGNATURE)
     assert DriftMonitoring(1.0, None, lambda: 0).open(replace(found, config=ModelConfig()), SIGNATURE) is None
+
+
+def test_the_last_save_waits_for_one_that_is_under_way(tmp_path, found, now, monkeypatch):
+    """Of one file there is one part at a time: on a slow disk the last two would have written to the same."""
+    begun, go, steps = Event(), Event(), []
+
+    def slow(file, data):
+        steps.append("begin")
+        begun.set()
+        assert go.wait(10)
+        write_atomically(file, data)
+        steps.append("end")
+
+    write_atomically = drifting.write_atomically
+    monkeypatch.setattr(drifting, "write_atomically", slow)
+
+    async def scenario():
+        monitoring, drift = serving(tmp_path, found)
+        drift.watched.monitor.count(now[0], {KEY: rows()}, 400)
+        now[0] += WINDOW_MS
+        looking = asyncio.create_task(monitoring.look())
+        await asyncio.to_thread(begun.wait, 10)
+        looking.cancel()
+        closing = asyncio.create_task(monitoring.close())
+        await asyncio.to_thread(monitoring._worker.submit(int).result, 10)
+        await asyncio.to_thread(int)
+        go.set()
+        await closing
+
+    asyncio.run(scenario())
+    assert steps == ["begin", "end"] * 2
 
 
 def test_what_is_told_takes_no_more_than_its_part_of_the_share(tmp_path, found, now, monkeypatch):

@@ -13,6 +13,7 @@ import time
 from contextlib import suppress
 from itertools import groupby
 from mmap import mmap
+from threading import Lock
 from typing import TYPE_CHECKING, Any, cast
 
 from headrace.clock import monotonic_ns, wall_ms
@@ -156,6 +157,7 @@ class DriftMonitoring:
         self._left: dict[tuple[str, str], ModelDrift] = {}
         self._task: asyncio.Task[None] | None = None
         self._saved_at = 0
+        self._writing = Lock()
         self._telling_ns = 0  # processor time of the worker's, in the last look at all models
         self._tell_at = 0  # when that is paid for
 
@@ -289,11 +291,16 @@ class DriftMonitoring:
                 continue
             try:
                 data = await asyncio.wrap_future(self._worker.submit(drift.watched.monitor.pack))
-                await asyncio.to_thread(_write, file, data)
+                await asyncio.to_thread(self._write, file, data)
                 if self._left.get((name, version)) is drift:
                     del self._left[name, version]
             except OSError as error:
                 logger.warning("windows of drift cannot be kept in %s: %s", file, error.strerror or error)
+
+    def _write(self, file: Path, data: bytes) -> None:
+        with self._writing:  # who was to wait for one that is under way may have been cancelled, at the end
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, data)
 
     def _state_file(self, name: str, version: str) -> Path | None:
         return None if self._directory is None else self._directory / f"{name}.{version}.drift"
@@ -310,11 +317,6 @@ def _carry_over(before: ModelDrift, drift: ModelDrift) -> None:
         logger.warning("model %s version %s: windows of drift begin anew: %s", record.model, record.version, error)
     except Exception:
         logger.exception("windows of drift could not be carried over to a model that was loaded again")
-
-
-def _write(file: Path, data: bytes) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, data)
 
 
 def in_shared_memory(part: Buffer) -> bool:
