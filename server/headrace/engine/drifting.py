@@ -188,10 +188,12 @@ class DriftMonitoring:
             raise ModelLoadError(f"{file}: {error}") from error
         drift = ModelDrift(self._worker, monitor, signature, self._clock)
         state = self._state_file(found.name, str(found.version))
-        if state is not None and state.exists():
+        if state is not None:
             try:
                 monitor.restore(read_bounded(state))
                 drift.latest = report(monitor, wall_ms(), LATEST_WINDOWS)  # an alarm that is on is on at once
+            except FileNotFoundError:
+                pass
             except (DriftError, OSError) as error:
                 logger.warning("model %s version %d: windows of drift begin anew: %s", found.name, found.version, error)
         return drift
