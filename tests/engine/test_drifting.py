@@ -2,9 +2,6 @@
 
 import asyncio
 from dataclasses import replace
-
-
-import dataclasses
 from threading import Event
 
 import numpy as np
@@ -139,7 +136,7 @@ def test_without_the_package_a_version_that_is_to_be_watched_is_not_served(tmp_p
 def test_a_model_whose_windows_no_file_can_hold_is_watched_all_the_same(tmp_path, found, caplog):
     monitoring = DriftMonitoring(1.0, tmp_path / "state", lambda: 0)
     (tmp_path / "state").mkdir()
-    drift = monitoring.open(dataclasses.replace(found, name="m" * 250), SIGNATURE)
+    drift = monitoring.open(replace(found, name="m" * 250), SIGNATURE)
     assert drift.watched.monitor.reference is not None
     assert "windows of drift begin anew" in caplog.text
 
