@@ -115,6 +115,26 @@ def test_an_error_ends_a_stream_that_asks_for_it(bench, client):
     assert client.status() == (3, "wrong")
 
 
+def test_nothing_is_kept_of_what_waited_behind_such_an_error(bench, client):
+    asks = grpc_head(INFER_STREAM, 1, ("triton_grpc_error", "true"))
+    client.send(asks + data(1, message(b"abc") * (infer_stream.MAX_IN_FLIGHT + 5)))
+    assert client.peer.buffered > 0
+    bench.infer.calls[0].finished = True
+    bench.loop.call_soon(bench.infer.calls[0].sink.fail, InvalidRequest("wrong"))
+    client.lines()
+    assert (client.status(), client.peer.buffered) == ((3, "wrong"), 0)
+    assert client.connection.lingering == bench.infer.calls[1:]  # they count as streams until they have ended
+
+
+def test_nothing_is_begun_behind_such_an_error(bench, client):
+    client.send(grpc_head(INFER_STREAM, 1, ("triton_grpc_error", "true")) + data(1, message(b"a")))
+    bench.infer.calls[0].finished = True
+    bench.loop.call_soon(bench.infer.calls[0].sink.fail, InvalidRequest("wrong"))
+    bench.infer.answer = echo
+    client.send(data(1, message(b"b")))  # in the same turn
+    assert (len(bench.infer.calls), replies(client), client.status()) == (1, [], (3, "wrong"))
+
+
 def test_so_many_are_at_work_and_then_the_client_waits(bench, client):
     count = 3 * infer_stream.MAX_IN_FLIGHT
     window = client.connection.limits.initial_window

@@ -118,6 +118,8 @@ def test_the_first_error_ends_a_stream_that_asks_for_it():
     world.answer(0, "a")
     assert (world.stream.error, world.ids()) == (error, ["a"])
     assert last.under_way is None  # cancelled
+    assert len(world.stream.cancel()) == 1  # and not over yet
+    assert world.stream.cancel() == []
 
 
 def test_so_many_are_at_work_and_the_others_wait(world, monkeypatch):

@@ -91,12 +91,13 @@ class InferStream:
     none. breaks: the first error ends the call with its status, as the header `triton_grpc_error` asks for: `error`.
     ready: serialised ModelStreamInferResponses that may be sent; whoever sends them empties the list.
     waiting_octets: what requests take that are not at work yet. held: no more are to be at work, for the client does
-    not read the answers.
+    not read the answers, or the call is about to end.
     """
 
     __slots__ = (
         "_in_flight",
         "_infer",
+        "_lingering",
         "_waiting",
         "_wake",
         "breaks",
@@ -121,6 +122,7 @@ class InferStream:
         self.held = False
         self._in_flight: deque[StreamedRequest] = deque()
         self._waiting: deque[tuple[Buffer, int]] = deque()
+        self._lingering: list[Cancellable] = []
 
     def __repr__(self) -> str:
         return f"<InferStream {len(self._in_flight)} under way, {len(self._waiting)} wait, {len(self.ready)} ready>"
@@ -154,7 +156,8 @@ class InferStream:
             first = in_flight.popleft()
             if first.error is not None and self.breaks:
                 self.error = first.error
-                self.cancel()
+                self.held = True
+                self._abandon()
                 break
             self.ready.append(response)
         self._wake()
@@ -167,7 +170,12 @@ class InferStream:
     def cancel(self) -> list[Cancellable]:
         """Nobody waits any more for what has not been answered. Returns what is still at work all the same."""
         self.forget_waiting()
-        lingering = []
+        self._abandon()
+        lingering, self._lingering = self._lingering, []
+        return lingering
+
+    def _abandon(self) -> None:
+        """Cancels what is at work."""
         in_flight, self._in_flight = self._in_flight, deque()
         for request in in_flight:
             request.request = None
@@ -175,8 +183,7 @@ class InferStream:
             if under_way is not None:
                 under_way.cancel()
                 if not under_way.finished:
-                    lingering.append(under_way)
-        return lingering
+                    self._lingering.append(under_way)
 
     def _start(self, message: Buffer, received: int) -> None:
         request = StreamedRequest(self, message, received)
