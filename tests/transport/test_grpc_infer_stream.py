@@ -231,6 +231,15 @@ def test_broken_framing_ends_the_call(client, octets, code, text):
     assert (status, says.startswith(text)) == (code, True)
 
 
+def test_a_message_too_large_behind_some_that_wait():
+    with benches.bench(max_message=100) as bench:
+        client = bench.connect()
+        some = message(b"abc") * (infer_stream.MAX_IN_FLIGHT + 5)
+        client.send(grpc_head(INFER_STREAM) + data(1, some + message(b"x" * 101)))
+        assert client.status() == (8, "Received message larger than max (101 vs. 100)")
+        assert client.peer.buffered == 0
+
+
 def test_a_call_with_everything_at_once(bench, client):
     bench.infer.answer = echo
     client.send(grpc_call(INFER_STREAM, b"a"))

@@ -98,10 +98,8 @@ class InferStreamCall(Call):
         while stop - start >= grpc_messages.PREFIX_SIZE:
             flag, size = _read_prefix(data, start)
             after = start + grpc_messages.PREFIX_SIZE + size
-            if flag or after > stop:  # for the reader
+            if flag or after > stop or size > most:  # for the reader
                 break
-            if size > most:
-                raise grpc_messages.too_large(size, most)
             if not self._leaving:
                 requests.take(bytes(data[start + grpc_messages.PREFIX_SIZE : after]), now)
             start = after
