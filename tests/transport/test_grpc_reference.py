@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -20,7 +21,7 @@ from headrace.transport.grpc_reference import ReferenceTransport
 from headrace.transport.health import Health
 from headrace.transport.repository import RepositoryAdmin
 from headrace.transport.runtime_settings import RuntimeSettings
-from headrace.transport.service import INFER_PATH, service_table
+from headrace.transport.service import INFER_PATH, INFER_STREAM_PATH, service_table
 from headrace.transport.shared_memory import SharedMemoryAdmin
 
 NOW = 5_000_000_000
@@ -187,6 +188,25 @@ async def test_a_call_past_its_deadline_cancels_the_request(server):
     error = await failure(server.call(b"", timeout=0.05))
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert await server.infer.cancelled.get()
+
+
+@scenario
+async def test_what_was_answered_before_the_error_that_ends_a_stream_is_sent(server):
+    """However far the handler has come with the replies before."""
+    for turns in range(8):
+        stream = server.channel.stream_stream(INFER_STREAM_PATH)(metadata=[("triton_grpc_error", "true")])
+        for _ in range(3):
+            await stream.write(b"")
+        sinks = [(await server.infer.calls.get())[1] for _ in range(3)]
+        for sink in sinks:
+            sink.under_way = SimpleNamespace(template=SimpleNamespace(final=False), cancel=list, finished=True)
+        sinks[0].reply(b"1")
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        sinks[1].reply(b"2")
+        sinks[2].fail(InvalidRequest("wrong"))
+        assert [await stream.read(), await stream.read()] == [b"\x12\x011", b"\x12\x012"]
+        assert await stream.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
 @scenario

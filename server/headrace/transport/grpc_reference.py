@@ -190,7 +190,8 @@ class ReferenceTransport:
         reading = asyncio.create_task(read())
         self._infer_streams.add(changed)
         try:
-            while stream.error is None and not (stream.idle and (reading.done() or self._draining)):
+            # what was answered before the error is sent, too
+            while stream.ready or (stream.error is None and not (stream.idle and (reading.done() or self._draining))):
                 await changed.wait()
                 changed.clear()
                 ready, stream.ready = stream.ready, []
