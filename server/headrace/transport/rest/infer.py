@@ -169,9 +169,9 @@ class RestInfer(Intake[RestCall]):
             described = describe(request, request_id, *target)
             look = _Look(self._template(described), described.inputs)
             self._remember(target, form, look)
-        if not look.parsed and at <= _LEAD:
-            self._remember(target, _recognisable(text, request_id), look)
         raw = look.raw(message, at, data)
+        if not look.parsed and at <= _LEAD:  # and no input has elements beside its octets
+            self._remember(target, _recognisable(text, request_id), look)
         return (*look.template.bound(raw, id_field), id_field)
 
     def _template(self, described: Described) -> RequestTemplate:
