@@ -40,6 +40,34 @@ def test_a_head_below_the_limit_behind_a_long_body():
         assert client.ask(b"P/1.1\r\nhost: x\r\n\r\n")[0].body == b"GET /b "
 
 
+@pytest.mark.parametrize(
+    "around", [b"1\r\nx\r\n0\r\n" + b"a: b\r\n" * 1000, b"0\r\na: %s" % (b"b" * 6000), b"1;%s" % (b"c" * 6000)]
+)
+def test_what_stands_around_chunks_without_end(around):
+    with World(max_head_bytes=4096) as world:
+        head = request(content_length=None, transfer_encoding="chunked")
+        answer = refused(world, head + around, 1000)
+        assert (answer.status, "larger than 4096 octets" in answer.json["error"]) == (431, True)
+
+
+def test_chunks_that_arrive_in_pieces():
+    with World(max_head_bytes=1024) as world:
+        client = world.client()
+        client.ask(request(path="/a", content_length=None, transfer_encoding="chunked"))
+        for _ in range(1000):
+            assert client.ask(b"5\r\n") == client.ask(b"abcde") == client.ask(b"\r\n") == []
+        assert client.ask(b"0\r\n\r\n")[0].status == 200
+
+
+def test_a_head_behind_the_rest_of_a_long_body_in_chunks():
+    with World(max_head_bytes=4096) as world:
+        client = world.client()
+        assert client.ask(request(path="/a", content_length=None, transfer_encoding="chunked") + b"1388\r\n") == []
+        first = client.ask(b"x" * 5000 + b"\r\n0\r\n\r\n" + b"GET /b HTT")
+        assert [answer.status for answer in first] == [200]
+        assert client.ask(b"P/1.1\r\nhost: x\r\n\r\n")[0].body == b"GET /b "
+
+
 @pytest.mark.parametrize("piece", [100, 1 << 20])
 def test_a_body_in_chunks_without_end(piece):
     with World(max_message_bytes=2000) as world:

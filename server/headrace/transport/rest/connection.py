@@ -66,6 +66,7 @@ class Connection(asyncio.BufferedProtocol):
         self._stalled_since = 0
         self._between = True  # the octets that come next begin a request
         self._opened = 0  # requests of the present read
+        self._brought = False  # the present read has octets of a body
         self._head_octets = 0
         self._head: InferHead | None = None  # the last one
         self._url = b""
@@ -156,7 +157,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _parse(self, data: bytes) -> None:
         between = self._between
-        self._opened = 0
+        self._opened, self._brought = 0, False
         try:
             self._feed(data)
         except httptools.HttpParserCallbackError as error:  # a bug of ours
@@ -165,7 +166,7 @@ class Connection(asyncio.BufferedProtocol):
             self._refuse(HttpError(400, f"this is not a valid HTTP/1.1 request: {error}"))
         if self._deaf:
             return
-        if self._phase is Phase.HEAD and not self._opened:
+        if self._phase is not Phase.IDLE and not (self._opened or self._brought):  # of a head, or around chunks
             self._head_octets += len(data)
             if self._head_octets > self.server.settings.max_head_bytes:
                 self._refuse(self._head_too_large())
@@ -228,6 +229,8 @@ class Connection(asyncio.BufferedProtocol):
         if exchange is None or self._deaf:
             return
         self._expects = False
+        self._brought = True
+        self._head_octets = 0
         body = cast("Body", exchange.body)
         try:
             body.feed(chunk)
@@ -255,7 +258,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _head_too_large(self) -> HttpError:
         limit = self.server.settings.max_head_bytes
-        return HttpError(431, f"the request's head is larger than {limit} octets (http.max_head_bytes)")
+        return HttpError(431, f"the request's head or trailer is larger than {limit} octets (http.max_head_bytes)")
 
     def _open(self) -> Exchange:
         """The exchange of the head that is complete. Raises HeadraceError, HttpError."""
@@ -420,8 +423,7 @@ class Connection(asyncio.BufferedProtocol):
         exchange.cancel()
 
     def _cancel_all(self) -> None:
-        self._receiving = None
-        self._room = None
+        self._receiving = self._room = None
         self._deaf = True
         exchanges, self._exchanges = self._exchanges, deque()
         self._begun = 0
@@ -461,8 +463,7 @@ class Connection(asyncio.BufferedProtocol):
         for exchange in [exchange for exchange in self._exchanges if not exchange.complete]:
             self._exchanges.remove(exchange)
             self._drop(exchange)
-        self._receiving = None
-        self._room = None
+        self._receiving = self._room = None
         self._deaf = True
         if not self._exchanges:
             self.transport.close()
