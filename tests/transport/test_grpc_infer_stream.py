@@ -240,6 +240,19 @@ def test_a_message_too_large_behind_some_that_wait():
         assert client.peer.buffered == 0
 
 
+def test_what_comes_behind_the_end_in_a_run_of_frames_is_an_error_of_that_stream(bench, client):
+    """As it is anywhere else: the frames before it are the inside of another stream's message."""
+    octets = message(b"y" * 90_000)
+    pieces = [octets[at : at + 15_001] for at in range(0, 90_000, 15_001)]
+    client.send(grpc_head(INFER_STREAM, 1) + grpc_head(INFER_STREAM, 3), *(data(1, piece) for piece in pieces[:-1]))
+    client.send(data(1, pieces[-1], end=True))
+    lines = client.send(data(3, pieces[0]), data(3, pieces[1]) + data(1, pieces[2]) + data(3, pieces[2]))
+    assert "RST_STREAM 1 STREAM_CLOSED" in lines
+    bench.infer.answer = echo
+    client.send(*(data(3, piece) for piece in pieces[3:]), data(3, end=True))
+    assert (len(replies(client, 3)), client.status(3)) == (1, OK)
+
+
 def test_a_call_with_everything_at_once(bench, client):
     bench.infer.answer = echo
     client.send(grpc_call(INFER_STREAM, b"a"))

@@ -98,7 +98,7 @@ class MessageReader(Inside):
     def _complete(self, message: memoryview) -> Buffer:
         self._within = False
         self.buffer = NOTHING.buffer
-        self.filled = 0
+        self.filled = self.limit = 0
         if self._compressed:
             return self._inflate(message)
         return bytes(message) if len(message) <= _SMALL else message
