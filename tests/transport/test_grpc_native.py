@@ -174,6 +174,30 @@ def test_keepalive():
         assert client.socket.lost
 
 
+def test_who_reads_slowly_is_there():
+    """Nothing is read of it meanwhile, and no PING can go out: its silence says nothing."""
+    with benches.bench(keepalive_s=60, keepalive_timeout_s=20) as made:
+        client = made.connect()
+        made.wait(50)
+        client.socket.unsent = 10_000_000
+        client.stop_reading()
+        for _ in range(300):
+            made.wait(1)
+            client.socket.unsent -= 1000
+        assert not client.socket.lost
+        client.go_on_reading()
+        made.wait(2)
+        assert client.lines()[-1].startswith("PING keep-hr")
+        made.wait(15)
+        client.stop_reading()  # before its answer has been read
+        made.wait(10)
+        client.go_on_reading()
+        made.wait(1)
+        assert not client.socket.lost
+        made.wait(25)
+        assert client.socket.lost
+
+
 def test_a_reader_that_has_stopped(bench):
     client = bench.connect()
     client.stop_reading()

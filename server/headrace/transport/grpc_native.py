@@ -448,6 +448,9 @@ class Peer(asyncio.BufferedProtocol):
 
     def _keep_alive(self, now: int, settings: Http2Settings) -> None:
         """Pings a peer that has been silent, and drops it if it stays so (gRFC A8)."""
+        if self._paused is not None:  # nothing is read of it, and no PING goes out; `_moves` sees whether it reads
+            self._pinged_at = 0
+            return
         if self._last_read > self._pinged_at:
             self._pinged_at = 0
         if self._pinged_at and now - self._pinged_at > settings.keepalive_timeout_s * 1e9:
