@@ -56,6 +56,17 @@ def test_blocks_that_repeat_are_told_from_the_last(table_size, huffman):
     assert coders.repeated > (290 if table_size == 300 else 470)
 
 
+@pytest.mark.parametrize("before", [(), ((":path", "/a"),)])
+@pytest.mark.parametrize("behind", [(), ((":scheme", "http"),), (("c", "d"),)])
+def test_static_fields_are_never_evicted(before, behind):
+    encoder, coders = hpack.Encoder(), Repeating()
+    fields = ((":method", "POST"), *before, ("t", None), *behind)
+    for block in timed(encoder, *map(str, range(1_000_000, 1_000_500)), fields=fields):
+        assert isinstance(coders.decode(block), list)
+    static = all(name == ":scheme" for name, _ in (*before, *behind))
+    assert coders.repeated > (497 if static else 470)
+
+
 def test_a_value_may_have_a_code_of_its_own():
     coders = Repeating()
     """Coded or not, long or short; and none that is good but for its end."""

@@ -101,7 +101,7 @@ class Decoder:
         self._expected: bytes | None = None  # what the next block begins with if it is like the last
         self._expected_end = b""  # and what it ends with
         self._expected_name = b""
-        self._highest = self._highest_end = 0  # of the indices in each
+        self._highest = self._highest_end = 0  # of the dynamic indices in each; 0: there is none
 
     def __repr__(self) -> str:
         entries = len(self._table) - _FIRST_DYNAMIC
@@ -249,10 +249,12 @@ class Decoder:
 
     def _move_expected(self, expected: bytes) -> None:
         """An entry was inserted: moves the dynamic indices, and expects nothing if an entry has been evicted."""
-        self._highest += 1
+        if self._highest:
+            self._highest += 1
         if self._expected_end:
             self._expected_end = _moved(self._expected_end)
-            self._highest_end += 1
+            if self._highest_end:
+                self._highest_end += 1
         self._expected = _moved(expected) if _BASE + self._highest < len(self._table) else None
 
     def _check_list(self, fields: list[Field], literal_size: int) -> None:
@@ -365,11 +367,12 @@ def _literal_end(block: bytes, position: int, mask: int) -> int:
 
 
 def _indexed_run(block: bytes, position: int) -> tuple[int, int]:
-    """The position after the indexed fields that begin at `position`, and the highest of their indices."""
+    """The position after the indexed fields that begin at `position`, and the highest dynamic index, 0 for none."""
     highest = 0
     while position < len(block) and block[position] >= _INDEXED:
         index, position = _integer(block, position, _INDEX_MASK)
-        highest = max(highest, index)
+        if index > len(_STATIC_FIELDS):
+            highest = max(highest, index)
     return position, highest
 
 
