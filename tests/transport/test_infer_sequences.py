@@ -7,7 +7,7 @@ from transport.inferring import World
 from headrace.errors import InvalidRequest
 from headrace.messages import SequenceFlags
 from headrace.pipeline.decode import build_template
-from headrace.pipeline.wire import field_text
+from headrace.pipeline.wire import field_text, length_prefixed
 from headrace.rpc import inference_pb2 as pb
 from headrace.testing.client import infer_request
 from headrace.transport import infer as infer_module
@@ -74,6 +74,21 @@ class TestSequences:
         world.service._forget()
         after, *_ = world.opened(message)
         assert after is not before
+
+    @pytest.mark.parametrize("known", [False, True])
+    def test_of_two_keys_of_a_parameter_the_last_one_counts(self, world, known):
+        """No library writes two; to a parser they are one field, which comes again."""
+        if known:
+            world.opened(self.message(5))
+        value = length_prefixed(2, pb.InferParameter(int64_param=1).SerializeToString())
+        keys = length_prefixed(1, b"sequence_id") + length_prefixed(1, b"headrace_mine")
+        request = infer_request("m", {"x": np.zeros((1, 2), np.float32)}).SerializeToString()
+        name = pb.ModelInferRequest(model_name="m").SerializeToString()
+        message = name + length_prefixed(4, keys + value) + request.removeprefix(name)
+        assert pb.ModelInferRequest.FromString(message).parameters["headrace_mine"].int64_param == 1
+        for _ in range(2):
+            template, *_ = world.opened(message)
+            assert template.sequence is None
 
     def test_bad_parameters_are_refused_known_look_or_not(self, world):
         good = self.message(5)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from google.protobuf.message import DecodeError
 
 from headrace.errors import InvalidRequest
-from headrace.pipeline.decode import build_template, read_sequence
+from headrace.pipeline.decode import SEQUENCE_PARAMETERS, build_template, read_sequence
 from headrace.pipeline.encode import ReplyEncoder
 from headrace.pipeline.wire import Malformed, length_prefixed, read_varint, skip_field, varint
 from headrace.rpc import inference_pb2 as pb
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from headrace.engine.served import Served
     from headrace.engine.turn import Turn
-    from headrace.messages import Buffer, SequenceFlags, SharedMemory
+    from headrace.messages import Buffer, ParameterValue, SequenceFlags, SharedMemory
     from headrace.pipeline.decode import RequestTemplate
     from headrace.repository.catalog import Catalog
 
@@ -131,19 +131,20 @@ class InferService(Intake[InferCall]):
         try:
             head, id_end, look_end = _split(message)
             raw = _cut_raw(message, look_end)
+            prefix = bytes(message[:look_end])
+            look = prefix[id_end:]
+            rest, cut = cut_sequence(look)
+            flags = _flags(cut)
         except (IndexError, Malformed):
             parsed = _parsed(bytes(message))
             id_field = length_prefixed(3, parsed.id.encode()) if parsed.id else b""
             return self._build(parsed), list(parsed.raw_input_contents), id_field
-        prefix = bytes(message[:look_end])
-        look = prefix[id_end:]
-        rest, cut = cut_sequence(look)
         template = self._build(_parsed(prefix[:id_end] + rest))
         fits = head + _LONGEST_ID + len(look) <= _LEAD and template.contents is None
         if fits:
             self._remember(prefix[:head], rest, template)
         if cut:
-            template = template.of_sequence(_sequence(cut))
+            template = template.of_sequence(_sequence(flags))
             if fits:
                 self._remember_sequence(self._heads[prefix[:head]], look, template)
         return template, raw, prefix[head:id_end]
@@ -153,7 +154,7 @@ class InferService(Intake[InferCall]):
         rest, cut = cut_sequence(look)
         if not cut:
             raise KeyError(look)
-        template = looks.templates[rest].of_sequence(_sequence(cut))
+        template = looks.templates[rest].of_sequence(_sequence(_flags(cut)))
         self._remember_sequence(looks, look, template)
         return template
 
@@ -194,9 +195,17 @@ def _parsed(message: bytes) -> pb.ModelInferRequest:
         raise InvalidRequest("the request is not a valid inference.ModelInferRequest message") from None
 
 
-def _sequence(cut: bytes) -> SequenceFlags:
-    """What the parameters that `cut_sequence` has cut out say. Raises InvalidRequest."""
-    sequence = read_sequence(parameters_of(_parsed(cut).parameters))
+def _flags(cut: bytes) -> dict[str, ParameterValue]:
+    """The parameters that `cut_sequence` has cut out. Raises Malformed where one is another by a second key."""
+    parameters = parameters_of(_parsed(cut).parameters)
+    if not parameters.keys() <= set(SEQUENCE_PARAMETERS):
+        raise Malformed("a parameter has two keys")
+    return parameters
+
+
+def _sequence(flags: dict[str, ParameterValue]) -> SequenceFlags:
+    """What the parameters say, of which there is one at least. Raises InvalidRequest."""
+    sequence = read_sequence(flags)
     assert sequence is not None
     return sequence
 
