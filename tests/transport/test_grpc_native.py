@@ -43,6 +43,26 @@ def test_an_error_is_told_before_the_end(bench):
     assert bench.counts.protocol_errors == {"PROTOCOL_ERROR": 1}
 
 
+def test_who_takes_the_last_reply_slowly_gets_all_of_it(bench):
+    client = bench.connect()
+    client.socket.unsent = 60_000
+    client.send(wire.window_update(0, 0))
+    while client.socket.unsent:
+        client.socket.unsent -= 20_000
+        bench.loop.run_for(SECOND)
+        assert not client.socket.lost
+    bench.loop.run_for(SECOND)
+    assert client.socket.lost
+
+
+def test_who_takes_no_more_is_not_waited_for(bench):
+    client = bench.connect()
+    client.socket.unsent = 60_000
+    client.send(wire.window_update(0, 0))
+    bench.loop.run_for(SECOND)
+    assert client.socket.lost
+
+
 def test_a_client_that_closes_in_time_is_not_waited_for(bench):
     client = bench.connect()
     client.send(wire.window_update(0, 0))

@@ -23,6 +23,7 @@ from headrace.transport.http2.limits import Limit, Limits
 from headrace.transport.http2.traced_heads import TracedHeadReader
 from headrace.transport.pace import IN, OUT, Pace
 from headrace.transport.status import grpc_status
+from headrace.transport.unsent import unsent
 
 if TYPE_CHECKING:
     from headrace.config import Http2Settings
@@ -47,7 +48,7 @@ _DRAIN_PING_NS = 5 * 10**9
 _SURPLUS = 64
 """So many connections beyond the limit are told so, call by call; the next one is closed without a word to a call."""
 _LINGER_SECONDS = 1.0
-"""After the last octets, the client gets this long to close: closing first may destroy what it has not yet read."""
+"""After the last octets, the client gets this long to close: closing first may destroy what it has not yet got."""
 
 
 class NativeTransport:
@@ -478,9 +479,21 @@ class Peer(asyncio.BufferedProtocol):
     def _end(self) -> None:
         """The connection is over by our doing: sends the rest and lets the client close. What it sends is dropped."""
         if self._ending is None and not self._transport.is_closing():
-            self._ending = self._loop.call_later(_LINGER_SECONDS, self._transport.abort)
             self._write()
             self._transport.write_eof()
+            self._linger(unsent(self._transport))
+
+    def _linger(self, left: int) -> None:
+        """Leaves the client time to close, as long as it goes on to take what is left: the last reply may be long."""
+
+        def look() -> None:
+            now = unsent(self._transport)
+            if now < left:
+                self._linger(now)
+            else:
+                self.abort()
+
+        self._ending = self._loop.call_later(_LINGER_SECONDS, look)
 
     def abort(self) -> None:
         """Closes at once."""
