@@ -156,7 +156,10 @@ async def serve(settings: Settings, severities: Severities) -> int:
         parts.set_ready(False)
         await _linger(settings.drain_delay_seconds, stop.second)
         http.drain()
+        end = monotonic_ns() + int(settings.drain_seconds * 1e9)
         drained = await _drain(grpc, parts.engine, settings.drain_seconds, stop.second)
+        if drained:
+            drained = await _hand_over(http, (end - monotonic_ns()) / 1e9, stop.second)
         logger.info("stopped%s", "" if drained else ": some requests were cut off")
     return 0 if drained else 1
 
@@ -330,6 +333,17 @@ async def _drain(grpc: GrpcTransport, engine: Engine, seconds: float, stop: asyn
         task.cancel()
     await asyncio.wait(tasks)
     return drained and not leaving.cancelled()
+
+
+async def _hand_over(http: HttpServer, seconds: float, stop: asyncio.Event) -> bool:
+    """Lets HTTP's clients take the replies that are on their way, as `HttpServer.close` says. `stop` ends it."""
+    closing = asyncio.create_task(http.close(seconds))
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait((closing, stopped), return_when=asyncio.FIRST_COMPLETED)
+    for task in (closing, stopped):
+        task.cancel()
+    await asyncio.wait((closing, stopped))
+    return not closing.cancelled() and closing.result()
 
 
 def _new_event_loop() -> asyncio.AbstractEventLoop:

@@ -4,7 +4,7 @@ import gc
 import weakref
 
 import pytest
-from transport.rest.inferences import Slow, get, infer, value
+from transport.rest.inferences import SECOND, Slow, get, infer, value
 from transport.rest.world import World
 
 from headrace.testing.backend import FakeModel
@@ -94,6 +94,44 @@ def test_shutdown_answers_what_has_begun(world, held):
     assert (value(first), second.fields["connection"]) == (2, "close")
     assert busy.wire.state == "closed"
     assert world.http.buffered == 0
+
+
+def closing(world, seconds):
+    """The server closes, while one client has still to take 6 MB; the client, and a task with what it comes to."""
+    client = world.client()
+    client.ask(infer(1))
+    client.wire.unsent = 6_000_000
+    task = world.loop.create_task(world.http.close(seconds))
+    world.loop.run_until_idle()
+    assert client.wire.state == "closed"
+    return client, task
+
+
+def test_who_takes_a_long_reply_slowly_gets_all_of_it(world):
+    client, task = closing(world, 30)
+    for _ in range(6):
+        assert not task.done()
+        client.wire.take(1_000_000)
+        world.loop.run_for(2 * SECOND)
+    assert (task.done(), task.result(), client.wire.state) == (True, True, "closed")
+
+
+def test_who_takes_no_more_of_it_is_cut_off(world):
+    client, task = closing(world, 30)
+    client.wire.take(1_000_000)
+    world.loop.run_for(2 * SECOND)
+    assert not task.done()
+    world.loop.run_for(2 * SECOND)
+    assert (task.done(), task.result(), client.wire.state) == (True, False, "aborted")
+
+
+def test_there_is_an_end_to_it(world):
+    client, task = closing(world, 5)
+    for _ in range(3):
+        assert not task.done()
+        client.wire.take(1_000_000)
+        world.loop.run_for(2 * SECOND)
+    assert (task.done(), task.result(), client.wire.state) == (True, False, "aborted")
 
 
 def test_drain_closes_connections_behind_their_next_reply(world):

@@ -18,12 +18,13 @@ from headrace.transport.rest.server import HttpServer
 
 
 class Wire(asyncio.Transport):
-    """A socket's transport that remembers what is done to it."""
+    """A socket's transport that remembers what is done to it. unsent: octets that the client has not taken."""
 
     def __init__(self, loop):
         super().__init__()
         self.sent = bytearray()
         self.reading = True
+        self.unsent = 0
         self.state = "open"
         self.protocol = None
         self._loop = loop
@@ -51,15 +52,24 @@ class Wire(asyncio.Transport):
     def is_closing(self):
         return self.state in ("closed", "aborted")
 
+    def get_write_buffer_size(self):
+        return self.unsent
+
+    def take(self, octets):
+        """The client takes so many of what is unsent."""
+        self.unsent -= octets
+        if self.state == "closed" and not self.unsent:
+            self._loop.call_soon(self.protocol.connection_lost, None)
+
     def close(self):
         if not self.is_closing():
             self.state = "closed"
-            self._loop.call_soon(self.protocol.connection_lost, None)
+            self.take(0)
 
     def abort(self):
         if self.state != "aborted":
             before, self.state = self.state, "aborted"
-            if before != "closed":
+            if before != "closed" or self.unsent:
                 self._loop.call_soon(self.protocol.connection_lost, None)
 
 
@@ -154,6 +164,16 @@ def make_server(app, sock, infer=None, max_message_bytes=64 << 20, tls=None, **s
     )
 
 
+class Listening:
+    """What a server listens with, as far as it asks."""
+
+    def close(self):
+        pass
+
+    async def wait_closed(self):
+        pass
+
+
 class World:
     """Everything, on a loop that is stepped by hand."""
 
@@ -165,7 +185,7 @@ class World:
         self._limits = limits or JsonLimits(self._settings.max_json_depth, self._settings.max_json_elements)
         self._memory = memory or NoSharedMemory()
         self.loop.run_until_complete(self._start(app, max_message_bytes))
-        self.http._server = self  # it listens, as far as connections know
+        self.http._server = Listening()
 
     async def _start(self, app, max_message_bytes):
         self.models = InProcessServer(self.loop.clock, self._memory)

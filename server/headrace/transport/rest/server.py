@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from headrace.transport.tls.layer import TlsPort
 
 DRAIN_SECONDS = 2
-"""How long `HttpServer.close` waits for requests that are being answered."""
+"""How long `HttpServer.close` waits for requests that are being answered, and for replies that do not move."""
 
 _TICK_SECONDS = 1.0
 _READ_BUFFER = 256 << 10
@@ -101,10 +101,13 @@ class HttpServer:
         """Has connections closed behind their next reply, so that clients look elsewhere. New ones are still taken."""
         self.leaving = True
 
-    async def close(self) -> None:
-        """Stops listening, finishes what is being answered within `DRAIN_SECONDS`, and cuts off the rest."""
+    async def close(self, seconds: float = DRAIN_SECONDS) -> bool:
+        """Stops listening, finishes what is being answered within `DRAIN_SECONDS`, and cuts off the rest: False then.
+
+        Replies that clients are still taking get as long as they move, and no longer than `seconds`.
+        """
         if self._server is None:
-            return
+            return True
         server, self._server = self._server, None
         self.leaving = True
         server.close()
@@ -113,20 +116,39 @@ class HttpServer:
         for connection in list(self._connections):
             connection.shutdown()
         try:
-            async with asyncio.timeout(DRAIN_SECONDS):
-                while self._connections:
-                    self._empty.clear()
-                    await self._empty.wait()
-        except TimeoutError:
-            for connection in list(self._connections):
+            await self._emptied(seconds)
+        finally:
+            cut_off = list(self._connections)
+            for connection in cut_off:
                 connection.transport.abort()
-        if self._ticker is not None:
-            self._ticker.cancel()
-        for task in self._tasks:
-            task.cancel()
+            if self._ticker is not None:
+                self._ticker.cancel()
+            for task in self._tasks:
+                task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
         await server.wait_closed()
+        return not cut_off
+
+    async def _emptied(self, seconds: float) -> None:
+        """Returns when no connection is left, or when they are not to be waited for any longer."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        left = self._unsent()
+        while self._connections:
+            try:
+                async with asyncio.timeout(DRAIN_SECONDS):
+                    while self._connections:
+                        self._empty.clear()
+                        await self._empty.wait()
+            except TimeoutError:
+                before, left = left, self._unsent()
+                if left >= before or loop.time() >= end:
+                    return
+
+    def _unsent(self) -> int:
+        """Octets of replies that clients have still to take."""
+        return sum(connection.transport.get_write_buffer_size() for connection in self._connections)
 
     # --- for connections ----------------------------------------------------------------------------------------------
 
