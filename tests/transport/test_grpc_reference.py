@@ -161,6 +161,15 @@ async def test_a_failure_carries_its_status_and_metadata(server):
 
 
 @scenario
+async def test_a_long_failure_is_cut_to_what_clients_take(server):
+    server.infer.answer = lambda sink: sink.fail(InvalidRequest("100 % ä \n" + "模" * 4000))
+    error = await failure(server.call(b"", timeout=TIMEOUT))
+    assert (error.code(), error.details()[:13]) == (grpc.StatusCode.INVALID_ARGUMENT, "100 % ä \n模模模模")
+    assert 100 < len(error.details()) < 1000
+    assert error.details().endswith("模...")
+
+
+@scenario
 async def test_an_unforeseen_failure_tells_nothing(server):
     call = server.call(b"", timeout=TIMEOUT)
     _, sink, _, _ = await server.infer.calls.get()

@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import math
 from typing import TYPE_CHECKING, NoReturn
+from urllib.parse import unquote
 
 import grpc
 from grpc import aio
 
 from headrace.clock import Clock, monotonic_ns
 from headrace.errors import ShuttingDown
+from headrace.transport.grpc_head import percent_encode
 from headrace.transport.infer_stream import InferStream
 from headrace.transport.service import INFER_PATH, INFER_STREAM_PATH, ServiceTable, StreamHandler, UnaryHandler
 from headrace.transport.status import grpc_status
@@ -310,6 +312,7 @@ def _unary(handler: UnaryHandler) -> UnaryBehaviour:
 
 
 async def _abort(context: Context, error: BaseException) -> NoReturn:
-    """Ends the call with the status of the error."""
+    """Ends the call with the status of the error, its message no longer than clients take it."""
     status = grpc_status(error)
-    await context.abort(CODES[status.code], status.message, status.trailers)
+    message = unquote(percent_encode(status.message).decode())
+    await context.abort(CODES[status.code], message, status.trailers)
