@@ -3,7 +3,7 @@
 import pytest
 from transport.http2 import bench as benches
 from transport.http2 import wire
-from transport.http2.bench import CHAT, ECHO, FIRST, INFER, INFER_STREAM
+from transport.http2.bench import CHAT, COUNT, ECHO, FIRST, INFER, INFER_STREAM
 from transport.http2.wire import grpc_call, grpc_head, ping, rst
 
 from headrace.transport.http2.limits import Limit
@@ -47,6 +47,32 @@ def test_a_slow_reader_is_not_too_slow(bench):
         bench.wait(1)
         client.send(wire.window_update(1, 100))
     assert client.messages() == [bytes(90_000)]
+    assert bench.counts.http2_limits["slow_reader"] == 0
+
+
+def test_a_slow_reader_of_replies_that_go_on_to_come_is_not_too_slow(bench):
+    client = bench.connect()
+    client.send(wire.settings((wire.INITIAL_WINDOW, 5)), grpc_head(INFER_STREAM))
+    client.send(wire.data(1, wire.message(b"m") * 70, end=True))
+    for work in bench.infer.calls:  # a second each, for one of which the client needs ten
+        bench.loop.call_soon(work.sink.reply, bytes(2000))
+        bench.wait(1)
+        client.send(wire.window_update(1, 200))
+    while 1 in client.connection.streams:
+        bench.wait(1)
+        client.send(wire.window_update(1, 200))
+    assert (len(client.messages()), client.status()) == (70, (0, ""))
+    assert bench.counts.http2_limits["slow_reader"] == 0
+
+
+def test_a_slow_reader_of_one_message_after_another_is_not_too_slow(bench):
+    """What waits is now less and now more."""
+    client = bench.connect()
+    client.send(wire.settings((wire.INITIAL_WINDOW, 5)), grpc_call(COUNT, bytes(70)))
+    for _ in range(700):
+        bench.wait(1)
+        client.send(wire.window_update(1, 130))
+    assert (len(client.messages()), client.status()) == (70, (0, ""))
     assert bench.counts.http2_limits["slow_reader"] == 0
 
 

@@ -233,6 +233,11 @@ class Call(Stream):
         """Whether something of the request is still to come, without which nothing can be done."""
         return not (self._ended or self.remote_closed)
 
+    @property
+    def octets_taken(self) -> int:
+        """Grows as the client takes what waits for it: by as many octets of DATA."""
+        return -self.connection.outbound.waiting(self)
+
     def too_slow(self) -> None:
         """Ends the call: what is still to come does not, or next to nothing of it."""
         self.peer.server.limited(Limit.SLOW_REQUEST)
@@ -276,7 +281,7 @@ class Call(Stream):
 class StreamCall(Call):
     """A call that streams in either direction: a task that runs its handler, off the hot path."""
 
-    __slots__ = ("_answered", "_handler", "_incoming", "_task", "_unblocked", "_waiting")
+    __slots__ = ("_answered", "_handler", "_incoming", "_sent", "_task", "_unblocked", "_waiting")
 
     def __init__(self, peer: Peer, stream_id: int, head: RequestHead, handler: StreamHandler) -> None:
         super().__init__(peer, stream_id, head)
@@ -284,6 +289,7 @@ class StreamCall(Call):
         self._incoming: asyncio.Queue[Buffer | None] = asyncio.Queue()
         self._waiting = 0
         self._answered = False
+        self._sent = 0  # octets of DATA, with those that wait
         self._unblocked = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -329,6 +335,11 @@ class StreamCall(Call):
         """See `Call`: between messages a client may take its time, and while the handler has enough it has to wait."""
         begun = self._reader is not None and self._reader.within
         return begun and super().receiving and self._waiting * 2 < self.connection.limits.initial_window
+
+    @property
+    def octets_taken(self) -> int:
+        """See `Call`."""
+        return self._sent + super().octets_taken
 
     def shut_down(self) -> None:
         """The server leaves: ends the call."""
@@ -381,6 +392,7 @@ class StreamCall(Call):
         if not self._answered:
             self._answered = True
             outbound.headers(self, REPLY_HEAD)
+        self._sent += grpc_messages.PREFIX_SIZE + len(message)
         outbound.data(self, _prefix(len(message)) + message)
 
     async def _writable(self) -> None:

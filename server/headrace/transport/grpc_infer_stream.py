@@ -28,7 +28,7 @@ class InferStreamCall(Call):
     The client waits when `infer_stream.MAX_IN_FLIGHT` requests are at work, or when it does not read its replies.
     """
 
-    __slots__ = ("_answered", "_asked", "_leaving", "_requests", "_timer")
+    __slots__ = ("_answered", "_asked", "_leaving", "_requests", "_sent", "_timer")
 
     def __init__(self, peer: Peer, stream_id: int, head: RequestHead) -> None:
         super().__init__(peer, stream_id, head)
@@ -37,6 +37,7 @@ class InferStreamCall(Call):
         self._answered = False
         self._asked = False  # whether the client has sent all
         self._leaving = False
+        self._sent = 0  # octets of DATA, with those that wait
         self._timer: asyncio.TimerHandle | None = None
 
     # --- from the connection ------------------------------------------------------------------------------------------
@@ -159,7 +160,14 @@ class InferStreamCall(Call):
             outbound.headers(self, REPLY_HEAD)
         # clients open their windows for each message, however many of them a frame holds (see `limits.SmallFrames`)
         outbound.sent += len(messages) - 1
-        outbound.data(self, b"".join([part for message in messages for part in (_prefix(len(message)), message)]))
+        octets = b"".join([part for message in messages for part in (_prefix(len(message)), message)])
+        self._sent += len(octets)
+        outbound.data(self, octets)
+
+    @property
+    def octets_taken(self) -> int:
+        """See `Call`."""
+        return self._sent + super().octets_taken
 
     # --- the end ------------------------------------------------------------------------------------------------------
 

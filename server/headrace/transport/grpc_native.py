@@ -444,7 +444,7 @@ class Peer(asyncio.BufferedProtocol):
             if cast("Call", stream).receiving:
                 moved[stream.id, IN] = stream.octets_received
             if stream.pending is not None:
-                moved[stream.id, OUT] = -connection.outbound.waiting(stream)
+                moved[stream.id, OUT] = cast("Call", stream).octets_taken
         return moved
 
     def _keep_alive(self, now: int, settings: Http2Settings) -> None:
