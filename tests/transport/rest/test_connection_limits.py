@@ -238,6 +238,24 @@ def test_a_client_that_does_not_read(world):
     assert client.wire.state == "aborted"
 
 
+def test_a_client_that_reads_slowly(world):
+    client = world.client()
+    client.ask(infer(1))
+    client.wire.unsent = 6_000 * 100
+    client.connection.pause_writing()
+    for _ in range(90):
+        client.wire.take(6_000)
+        tick(world, 60)
+    client.connection.resume_writing()
+    client.wire.unsent = 6_000 * 200  # more than before, and all that was there has been taken
+    client.connection.pause_writing()
+    tick(world, 59)
+    assert client.wire.state == "open"
+    client.wire.take(5_999)
+    tick(world, 1)
+    assert client.wire.state == "aborted"
+
+
 def test_an_application_waits_for_a_client_that_does_not_read():
     sent = []
 

@@ -6,7 +6,7 @@ from headrace.transport.rest.flow import Flow
 
 def test_reading():
     transport = Mock()
-    flow = Flow(transport)
+    flow = Flow(transport, 60)
     for _ in range(2):
         flow.pause_reads()
         flow.resume_reading()  # uvicorn's, without effect
@@ -18,7 +18,7 @@ def test_reading():
 
 def test_writing():
     async def main():
-        flow = Flow(Mock())
+        flow = Flow(Mock(), 60)
         await flow.drain()
         flow.pause_writing()
         waiting = asyncio.create_task(flow.drain())

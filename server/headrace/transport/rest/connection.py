@@ -63,7 +63,6 @@ class Connection(asyncio.BufferedProtocol):
         self._phase = Phase.HEAD
         self._since = 0  # when the head or body that is awaited began
         self._idle_since = 0  # 0: not known to be idle
-        self._stalled_since = 0
         self._between = True  # the octets that come next begin a request
         self._opened = 0  # requests of the present read
         self._brought = False  # the present read has octets of a body
@@ -93,7 +92,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio.BufferedProtocol."""
         self.transport = cast("asyncio.Transport", transport)  # uvloop's does not derive from asyncio's
-        self.flow = Flow(self.transport)
+        self.flow = Flow(self.transport, self.server.settings.stalled_timeout_s)
         self.now = self._since = self._clock()
         self._surplus = not self.server.admit(self)
 
@@ -121,14 +120,14 @@ class Connection(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         """See asyncio.BufferedProtocol: the client does not read. Nothing more is taken from it until it does."""
-        self._stalled_since = self._clock()
         self.flow.pause_writing()
+        self.flow.stalled(self._clock())
         self._regulate()
 
     def resume_writing(self) -> None:
         """See asyncio.BufferedProtocol."""
-        self._stalled_since = 0
         self.flow.resume_writing()
+        self.flow.stalled(self._clock())
         self._regulate()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -473,10 +472,9 @@ class Connection(asyncio.BufferedProtocol):
     def tick(self, now: int) -> None:
         """Once a second: does the client behave? now: monotonic ns."""
         settings = self.server.settings
-        if self._stalled_since:
-            if now - self._stalled_since > settings.stalled_timeout_s * 1e9:
-                self.transport.abort()
-        elif self._deaf:
+        if self.flow.stalled(now):
+            self.transport.abort()
+        elif self.flow.write_paused or self._deaf:
             return
         elif self._expects or not self.flow.reading:  # it waits for us
             self._since = now

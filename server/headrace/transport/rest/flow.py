@@ -5,17 +5,27 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from headrace.transport.pace import OUT, Pace
+
 if TYPE_CHECKING:
     from asyncio import Transport
 
 
+_LEAST_PACE = 100
+"""Octets a second that a client has to take of its replies, to be none that does not read."""
+
+
 class Flow:
-    """The state of both directions, in the place of uvicorn's `FlowControl`: reading is not the application's."""
+    """The state of both directions, in the place of uvicorn's `FlowControl`: reading is not the application's.
 
-    __slots__ = ("_transport", "_writable", "reading", "write_paused")
+    stalled_s: for how long a client may leave its replies alone.
+    """
 
-    def __init__(self, transport: Transport) -> None:
+    __slots__ = ("_pace", "_transport", "_writable", "reading", "write_paused")
+
+    def __init__(self, transport: Transport, stalled_s: float) -> None:
         self._transport = transport
+        self._pace = Pace(int(stalled_s * 1e9), max(1, int(stalled_s * _LEAST_PACE)))
         self.reading = True
         self._writable = asyncio.Event()
         self._writable.set()
@@ -45,6 +55,14 @@ class Flow:
         """It does."""
         self.write_paused = False
         self._writable.set()
+
+    def stalled(self, now: int) -> bool:
+        """Whether the client has taken next to nothing for too long; asked with each pause, its end, and now and then.
+
+        now: monotonic ns.
+        """
+        unsent = {(0, OUT): -self._transport.get_write_buffer_size()} if self.write_paused else {}
+        return bool(self._pace.stalled(unsent, now))
 
     async def drain(self) -> None:
         """Of uvicorn's: returns once the client reads."""
