@@ -233,6 +233,17 @@ def test_a_reader_that_has_stopped(bench):
     assert client.socket.lost
 
 
+def test_a_reader_that_has_always_some_left_has_not_stopped(bench):
+    """What it leaves is now more and now less, as replies come; in between it has taken nearly all."""
+    client = bench.connect()
+    for second in range(200):
+        client.socket.unsent = 100_000 + 1_000 * second
+        client.stop_reading()
+        bench.wait(1)
+        client.go_on_reading()
+    assert not client.socket.lost
+
+
 # --- draining ---------------------------------------------------------------------------------------------------------
 
 

@@ -32,3 +32,11 @@ def test_what_is_not_due_any_more_is_forgotten():
     pace.stalled({}, 9 * SECOND)
     assert pace.stalled({(1, IN): 0}, 10 * SECOND) == []
     assert repr(pace) == "<Pace of 1 flows>"
+
+
+def test_one_flow_may_be_forgotten():
+    pace = Pace(10 * SECOND, 100)
+    pace.stalled({(1, IN): 0, (3, IN): 0}, 0)
+    pace.forget((1, IN))
+    pace.forget((5, IN))
+    assert pace.stalled({(1, IN): 0, (3, IN): 0}, 10 * SECOND) == [(3, IN)]

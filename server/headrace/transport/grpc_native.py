@@ -287,6 +287,7 @@ class Peer(asyncio.BufferedProtocol):
         if self._paused is not None:
             self._paused.set()
             self._paused = None
+        self._pace.forget((0, OUT))
         if not self._transport.is_closing():
             self._transport.resume_reading()
         if self.connection.outbound.out or self._answering:
@@ -481,19 +482,15 @@ class Peer(asyncio.BufferedProtocol):
         if self._ending is None and not self._transport.is_closing():
             self._write()
             self._transport.write_eof()
-            self._linger(unsent(self._transport))
+            self._linger()
 
-    def _linger(self, left: int) -> None:
+    def _linger(self, before: int | None = None) -> None:
         """Leaves the client time to close, as long as it goes on to take what is left: the last reply may be long."""
-
-        def look() -> None:
-            now = unsent(self._transport)
-            if now < left:
-                self._linger(now)
-            else:
-                self.abort()
-
-        self._ending = self._loop.call_later(_LINGER_SECONDS, look)
+        left = unsent(self._transport)
+        if before is None or left < before:
+            self._ending = self._loop.call_later(_LINGER_SECONDS, self._linger, left)
+        else:
+            self.abort()
 
     def abort(self) -> None:
         """Closes at once."""

@@ -29,6 +29,10 @@ class Pace:
     def __repr__(self) -> str:
         return f"<Pace of {len(self._marks)} flows>"
 
+    def forget(self, flow: Flow) -> None:
+        """The flow has come to its end; another one may begin under its name."""
+        self._marks.pop(flow, None)
+
     def stalled(self, moved: Mapping[Flow, int], now: int) -> list[Flow]:
         """What has moved too little; moved: octets so far of all that has to move now, the rest is forgotten."""
         marks: dict[Flow, tuple[int, int]] = {}
