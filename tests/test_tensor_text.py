@@ -21,11 +21,17 @@ def test_values_are_read_from_files_or_the_text_itself(tmp_path):
 def test_what_cannot_be_read_is_said(tmp_path):
     (tmp_path / "bad.npy").write_bytes(b"not numpy at all")
     np.save(tmp_path / "pickled.npy", np.array([{}], dtype=object))
+    (tmp_path / "empty.npy").touch()
+    with (tmp_path / "several.npy").open("wb") as file:
+        np.savez(file, a=np.arange(3))
     for text, message in [
         (f"{tmp_path}/absent.npy", "input 'x': cannot read .*absent.npy: No such file"),
         (f"{tmp_path}/absent.json", "input 'x': cannot read .*absent.json: No such file"),
         (f"{tmp_path}/bad.npy", "is no .npy file, .json file or JSON"),
         (f"{tmp_path}/pickled.npy", "is no .npy file, .json file or JSON"),
+        (f"{tmp_path}/empty.npy", "is no .npy file, .json file or JSON"),
+        (f"{tmp_path}/several.npy", "is no .npy file, .json file or JSON"),
+        ("[" * 100_000, "is no .npy file, .json file or JSON"),
         ("[1", "input 'x': '\\[1' is no .npy file, .json file or JSON"),
     ]:
         with pytest.raises(UsageError, match=message):

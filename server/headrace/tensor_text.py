@@ -29,11 +29,12 @@ def read(name: str, text: str) -> object:
     """
     try:
         if text.endswith(".npy"):
-            return np.load(text, allow_pickle=False)
+            with Path(text).open("rb") as file:
+                return np.lib.format.read_array(file, allow_pickle=False)
         return json.loads(Path(text).read_bytes() if text.endswith(".json") else text)
     except OSError as error:
         raise UsageError(f"input {name!r}: cannot read {text}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"input {name!r}: {text[:60]!r} is no .npy file, .json file or JSON: {error}") from error
 
 
