@@ -138,6 +138,29 @@ def test_settings_of_model_toml_in_tritons_terms():
     assert (first.inputs["x"].input_data_file, list(first.inputs["x"].dims)) == ("f", [4])
 
 
+def test_settings_too_large_for_their_field_are_the_largest_that_it_holds():
+    """As people write who want no limit."""
+    huge = 10**20
+    config = ModelConfig(
+        versions=f"latest:{huge}",
+        slo_ms=1e308,
+        priority_levels=huge,
+        batching={"policy": "delay", "delay_us": huge},
+        queue={"max_requests": huge, "max_level_requests": huge, "levels": {"1": {"timeout_us": huge}}},
+        warmup_data=[{"rows": huge, "runs": huge}],
+    )
+    told = describe_model(Served(config=config))
+    most, widest = (1 << 32) - 1, (1 << 64) - 1
+    dynamic = told.dynamic_batching
+    assert told.version_policy.latest.num_versions == most
+    assert (dynamic.max_queue_delay_microseconds, dynamic.priority_levels) == (widest, widest)
+    policy = dynamic.default_queue_policy
+    assert (policy.max_queue_size, policy.default_timeout_microseconds) == (most, widest)
+    assert dynamic.priority_queue_policy[1].max_queue_size == most
+    assert dynamic.priority_queue_policy[1].default_timeout_microseconds == widest
+    assert (told.model_warmup[0].batch_size, told.model_warmup[0].count) == (most, most)
+
+
 def test_of_a_chain_the_backend_that_runs_it_is_told():
     options = {"fast": {"file": "fast.onnx"}, "safe": {"file": "safe.onnx", "graph_optimization_level": "basic"}}
     config = ModelConfig(backend=("fast", "safe"), backend_options=options)

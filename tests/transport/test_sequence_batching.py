@@ -71,6 +71,7 @@ def test_strategies(policy):
     delay = 500 if policy == "delay" else 0
     oldest = described(batching=batching, max_candidate_sequences=5, idle_timeout_ms=2.5)
     assert oldest.max_sequence_idle_microseconds == 2500
+    assert described(idle_timeout_ms=1e18).max_sequence_idle_microseconds == 2**64 - 1  # as good as never
     assert oldest.WhichOneof("strategy_choice") == "oldest"
     assert oldest.oldest == mc.ModelSequenceBatching.StrategyOldest(
         max_candidate_sequences=5, preferred_batch_size=[2, 4], max_queue_delay_microseconds=delay

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 from headrace.rpc import model_config_pb2 as mc
-from headrace.transport.sequence_batching import data_type, sequence_batching
+from headrace.transport.sequence_batching import UINT64, data_type, sequence_batching
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -23,6 +23,9 @@ GPU_BACKENDS = frozenset({"onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt"
 """Whose option `devices` names GPUs, the first by default."""
 GRAPH_LEVELS = {"basic": -1, "all": 0, "extended": 1, "disabled": 2}
 """Triton's numbers for ONNX Runtime's levels of optimisation."""
+
+_UINT32 = (1 << 32) - 1
+"""See `UINT64`."""
 
 
 class Configured(Protocol):
@@ -179,7 +182,8 @@ def _version_policy(config: ModelConfig) -> mc.ModelVersionPolicy:
     if config.versions == "all":
         return policy(all=policy.All())
     if isinstance(config.versions, str):
-        return policy(latest=policy.Latest(num_versions=int(config.versions.removeprefix("latest:"))))
+        newest = int(config.versions.removeprefix("latest:"))
+        return policy(latest=policy.Latest(num_versions=min(newest, _UINT32)))
     return policy(specific=policy.Specific(versions=config.versions))
 
 
@@ -197,9 +201,9 @@ def _dynamic_batching(config: ModelConfig) -> mc.ModelDynamicBatching | None:
     prioritised = config.priority_levels > 1 or bool(config.queue.levels)
     return mc.ModelDynamicBatching(
         preferred_batch_size=config.batching.preferred_sizes or (),
-        max_queue_delay_microseconds=config.batching.delay_us if delays else 0,
-        priority_levels=config.priority_levels if prioritised else 0,
-        default_priority_level=config.default_level if prioritised else 0,
+        max_queue_delay_microseconds=min(config.batching.delay_us, UINT64) if delays else 0,
+        priority_levels=min(config.priority_levels, UINT64) if prioritised else 0,
+        default_priority_level=min(config.default_level, UINT64) if prioritised else 0,
         default_queue_policy=_default_policy(config, prioritised=prioritised),
         priority_queue_policy=dict(_level_policies(config.queue)) if prioritised else None,
     )
@@ -209,9 +213,9 @@ def _default_policy(config: ModelConfig, *, prioritised: bool) -> mc.ModelQueueP
     queue = config.queue
     return mc.ModelQueuePolicy(
         timeout_action=queue.on_timeout.upper(),
-        default_timeout_microseconds=queue.timeout_us or round(config.slo_ms * 1000),
+        default_timeout_microseconds=round(min(queue.timeout_us or config.slo_ms * 1000, UINT64)),
         allow_timeout_override=queue.timeout_override,
-        max_queue_size=(queue.max_level_requests if prioritised else 0) or queue.max_requests,
+        max_queue_size=min((queue.max_level_requests if prioritised else 0) or queue.max_requests, _UINT32),
     )
 
 
@@ -222,16 +226,19 @@ def _level_policies(queue: QueueConfig) -> Iterator[tuple[int, mc.ModelQueuePoli
 
 def _level_policy(queue: QueueConfig, own: LevelConfig) -> mc.ModelQueuePolicy:
     override = queue.timeout_override if own.timeout_override is None else own.timeout_override
+    timeout_us = queue.timeout_us if own.timeout_us is None else own.timeout_us
+    most = queue.max_level_requests if own.max_level_requests is None else own.max_level_requests
     return mc.ModelQueuePolicy(
         timeout_action=(own.on_timeout or queue.on_timeout).upper(),
-        default_timeout_microseconds=queue.timeout_us if own.timeout_us is None else own.timeout_us,
+        default_timeout_microseconds=min(timeout_us, UINT64),
         allow_timeout_override=override,
-        max_queue_size=queue.max_level_requests if own.max_level_requests is None else own.max_level_requests,
+        max_queue_size=min(most, _UINT32),
     )
 
 
 def _warmup(data: WarmupData) -> mc.ModelWarmup:
-    made = mc.ModelWarmup(name=data.name, batch_size=data.rows, count=data.runs if data.runs > 1 else 0)
+    runs = data.runs if data.runs > 1 else 0
+    made = mc.ModelWarmup(name=data.name, batch_size=min(data.rows, _UINT32), count=min(runs, _UINT32))
     for name, given in data.inputs.items():
         target = made.inputs[name]
         if given.datatype:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 _Sequences = mc.ModelSequenceBatching
 
+UINT64 = (1 << 64) - 1
+"""What such a field holds at most: our settings have no bounds, and may be larger."""
+
 
 def data_type(datatype: str) -> str:
     """Triton's name of a datatype."""
@@ -41,7 +44,7 @@ def sequence_batching(model: ModelConfig, plan: SequencePlan) -> mc.ModelSequenc
         control = _Sequences.Control(kind=kind, data_type=data_type(plan.id_input.datatype))
         inputs.append(_Sequences.ControlInput(name=plan.id_input.name, control=[control]))
     return _Sequences(
-        max_sequence_idle_microseconds=round(config.idle_timeout_ms * 1000),
+        max_sequence_idle_microseconds=round(min(config.idle_timeout_ms * 1000, UINT64)),
         control_input=inputs,
         direct=_direct(model.batching) if config.strategy == "direct" else None,
         oldest=_oldest(model.batching, config) if config.strategy == "oldest" else None,
@@ -52,14 +55,16 @@ def sequence_batching(model: ModelConfig, plan: SequencePlan) -> mc.ModelSequenc
 def _direct(batching: BatchingConfig) -> mc.ModelSequenceBatching.StrategyDirect:
     if batching.policy != "delay":
         return _Sequences.StrategyDirect()
-    return _Sequences.StrategyDirect(max_queue_delay_microseconds=batching.delay_us, minimum_slot_utilization=1)
+    return _Sequences.StrategyDirect(
+        max_queue_delay_microseconds=min(batching.delay_us, UINT64), minimum_slot_utilization=1
+    )
 
 
 def _oldest(batching: BatchingConfig, config: SequenceConfig) -> mc.ModelSequenceBatching.StrategyOldest:
     return _Sequences.StrategyOldest(
         max_candidate_sequences=config.max_candidate_sequences,
         preferred_batch_size=batching.preferred_sizes or (),
-        max_queue_delay_microseconds=batching.delay_us if batching.policy == "delay" else 0,
+        max_queue_delay_microseconds=min(batching.delay_us, UINT64) if batching.policy == "delay" else 0,
     )
 
 
