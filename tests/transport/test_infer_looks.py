@@ -4,14 +4,15 @@ import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transport.inferring import World
+from transport.inferring import World, one
 
 from headrace.engine.shared_memory import NoSharedMemory
-from headrace.errors import HeadraceError
+from headrace.errors import HeadraceError, InvalidRequest
 from headrace.pipeline.decode import build_template
 from headrace.pipeline.encode import ReplyEncoder
 from headrace.pipeline.wire import field_text, length_prefixed, varint
 from headrace.rpc import inference_pb2 as pb
+from headrace.transport import infer as infer_module
 from headrace.transport.infer_message import infer_message
 
 
@@ -170,3 +171,19 @@ def test_mutated_messages_only_ever_give_errors_of_ours(parts, data):
 def test_random_bytes_only_ever_give_errors_of_ours(data):
     sink = shared_world().infer(data)
     assert isinstance(sink.error, HeadraceError)
+
+
+@pytest.mark.parametrize("behind", [b"", b"\x32\x00"], ids=["as libraries write", "in another order"])
+@pytest.mark.parametrize("field", [b"\x22\x00", b"\x2a\x00", b"\x3a\x00", b"\x98\x06\x01"])
+@pytest.mark.parametrize("known", [False, True])
+def test_more_fields_than_any_request_has_are_not_made_into_objects(world, monkeypatch, field, behind, known):
+    """Of two octets each, 8 MiB held the server up for 5 s and took most of a GB."""
+    message = one().SerializeToString()
+    if known:
+        world.opened(message)
+    message += field * (infer_module._MOST_FIELDS + 1) + behind
+    monkeypatch.setattr(infer_module, "_parsed", None)
+    for octets in (message, memoryview(message)):
+        error = world.infer(octets).error
+        assert isinstance(error, InvalidRequest)
+        assert str(error) == "the request has more inputs, outputs, parameters or tensors than 65536"

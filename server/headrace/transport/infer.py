@@ -18,7 +18,7 @@ from headrace.pipeline.decode import SEQUENCE_PARAMETERS, build_template, read_s
 from headrace.pipeline.encode import ReplyEncoder
 from headrace.pipeline.wire import Malformed, length_prefixed, read_varint, skip_field, varint
 from headrace.rpc import inference_pb2 as pb
-from headrace.transport.infer_message import infer_message, parameters_of
+from headrace.transport.infer_message import MAX_TENSORS, infer_message, parameters_of
 from headrace.transport.intake import Intake
 from headrace.transport.sequence_look import cut_sequence
 from headrace.transport.service import InferCall
@@ -37,6 +37,8 @@ _LEAD = 4096
 """How much of a message is searched for its head, id and look."""
 _LONGEST_ID = 2 + 0x7F
 """What the id field of a recognised message may take of it."""
+_MOST_FIELDS = 4 * MAX_TENSORS
+"""Fields that a message is searched through: what has more than that has more tensors or parameters than are taken."""
 _LOOKS = 1024
 """Looks that are kept, a few kilobytes each; with one more all are forgotten, so that nobody can fill the memory."""
 _SEQUENCE_LOOKS = 4096
@@ -136,6 +138,7 @@ class InferService(Intake[InferCall]):
             rest, cut = cut_sequence(look)
             flags = _flags(cut)
         except (IndexError, Malformed):
+            _check_fields(message)
             parsed = _parsed(bytes(message))
             id_field = length_prefixed(3, parsed.id.encode()) if parsed.id else b""
             return self._build(parsed), list(parsed.raw_input_contents), id_field
@@ -213,14 +216,33 @@ def _sequence(flags: dict[str, ParameterValue]) -> SequenceFlags:
 def _end_of_look(lead: Buffer, at: int) -> int:
     """Where the raw tensors begin: the first field 7 from `at` on, or the end. Raises Malformed on other order."""
     end = len(lead)
-    while at < end:
+    for _ in range(_MOST_FIELDS):
+        if at >= end:
+            return at
         tag = lead[at]
         if tag == RAW_TAG:
             return at
         if tag & 7 != 2 or not ID_TAG < tag < RAW_TAG:
             raise Malformed("fields are not in the usual order")
         at = skip_field(lead, at + 1, 2)
-    return at
+    raise _too_many()
+
+
+def _check_fields(message: Buffer) -> None:
+    """Raises InvalidRequest if there are so many fields that parsing them would take the memory of the server."""
+    end = len(message)
+    at = 0
+    with suppress(Malformed):  # for the parser, which says so of all that it cannot read
+        for _ in range(_MOST_FIELDS):
+            if at >= end:
+                return
+            tag, at = read_varint(message, at)
+            at = skip_field(message, at, tag & 7)
+        raise _too_many()
+
+
+def _too_many() -> InvalidRequest:
+    return InvalidRequest(f"the request has more inputs, outputs, parameters or tensors than {MAX_TENSORS}")
 
 
 def _split(message: Buffer) -> tuple[int, int, int]:
@@ -253,6 +275,8 @@ def _cut_raw(message: Buffer, at: int) -> list[Buffer]:
                 at += 1
             else:
                 size, at = read_varint(message, at - 1)
+        elif len(raw) > MAX_TENSORS:  # of larger ones there is no room for as many
+            raise _too_many()
         stop = at + size
         if stop > end:
             raise Malformed("message ends inside a tensor")
