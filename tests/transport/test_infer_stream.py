@@ -86,6 +86,16 @@ def test_a_failure_stays_inside_the_stream(world):
     assert (second.error_message, second.infer_response.id) == ("", "after")
 
 
+@pytest.mark.parametrize("fields", [0, 100, infer_stream._SEARCHED])
+def test_the_id_of_a_failure_is_looked_for_among_so_many_fields(world, fields):
+    """They are not made into objects for it."""
+    message = pb.ModelInferRequest(inputs=[{}] * fields).SerializeToString()
+    world.take(memoryview(message + pb.ModelInferRequest(id="seven").SerializeToString()))
+    world.infer.requests[0].fail(InvalidRequest("wrong"))
+    (response,) = world.sent()
+    assert response.infer_response.id == ("seven" if fields < infer_stream._SEARCHED else "")
+
+
 def test_an_error_of_ours_does_not_leak(world):
     world.take(b"\xff")  # whose id cannot be read
     world.infer.requests[0].fail(ZeroDivisionError("secret"))

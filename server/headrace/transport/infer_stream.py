@@ -7,12 +7,13 @@ infer_response=2; a request that fails is answered inside the stream, which goes
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
 
 from headrace.errors import reason_of
-from headrace.pipeline.wire import length_prefixed, varint
+from headrace.pipeline.wire import Malformed, length_prefixed, read_varint, skip_field, varint
 from headrace.rpc import inference_pb2 as pb
 from headrace.transport.status import client_message
 
@@ -31,6 +32,10 @@ ENABLE_FINAL, FINAL = "triton_enable_empty_final_response", "triton_final_respon
 # Fields of a message may come in any order: this one follows a response that is whole already.
 _FINAL_PARAMETER = pb.ModelInferResponse(parameters={FINAL: pb.InferParameter(bool_param=True)}).SerializeToString()
 _RESPONSE_TAG = b"\x12"
+_DESCRIBING = (0x1A, 0x22)
+"""Tags of the id and the parameters of a ModelInferRequest."""
+_SEARCHED = 1024
+"""Fields of a request that failed which are searched for those."""
 
 
 class StreamedRequest:
@@ -195,13 +200,26 @@ def _error_response(message: Buffer, error: BaseException) -> bytes:
     """The answer to a request that failed, with the id that it gave, if that can be read."""
     response = pb.ModelInferResponse()
     response.parameters["headrace_reason"].string_param = reason_of(error)
-    try:
-        request = pb.ModelInferRequest.FromString(bytes(message))
-    except DecodeError:
-        pass
-    else:
+    with suppress(DecodeError):
+        request = pb.ModelInferRequest.FromString(_described(message))
         response.id = request.id
         if request.parameters[ENABLE_FINAL].bool_param:
             response.parameters[FINAL].bool_param = True
     text = client_message(error).encode(errors="replace")
     return length_prefixed(1, text) + length_prefixed(2, response.SerializeToString())
+
+
+def _described(message: Buffer) -> bytes:
+    """Id and parameters of a ModelInferRequest, as they lie in it: what else it has may be much, and is not read."""
+    found: list[Buffer] = []
+    at = 0
+    with suppress(Malformed):
+        for _ in range(_SEARCHED):
+            if at >= len(message):
+                break
+            tag, start = read_varint(message, at)
+            end = skip_field(message, start, tag & 7)
+            if tag in _DESCRIBING:
+                found.append(message[at:end])
+            at = end
+    return b"".join(found)
