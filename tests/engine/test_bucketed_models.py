@@ -4,8 +4,8 @@ import asyncio
 
 import numpy as np
 import pytest
+from engine.controlling import Control, Repository, virtual
 from engine.test_cached import Cached
-from engine.test_control import Control, Repository, virtual
 
 from headrace.errors import InvalidRequest
 from headrace.testing.backend import FakeBackend

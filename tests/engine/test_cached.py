@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from engine.test_control import Repository, virtual
+from engine.controlling import Repository, virtual
 from engine.test_lifecycle import World
 
 from headrace.backends.base import InstanceLost

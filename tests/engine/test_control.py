@@ -1,20 +1,14 @@
 import asyncio
 import contextlib
-import os
 
-import numpy as np
 import pytest
-from engine.test_lifecycle import FAKE, World
+from engine.controlling import BROKEN, ROW, Control, Repository, virtual
 
-from headrace.engine.control import ModelControl
-from headrace.errors import ConfigError, LoadFailed, ModelControlDisabled, ModelNotFound, ModelNotInRepository
+from headrace.errors import LoadFailed, ModelControlDisabled, ModelNotFound, ModelNotInRepository
 from headrace.messages import State as RequestState
 from headrace.testing.backend import FakeBackend
 from headrace.testing.client import infer_request
 from headrace.testing.loop import run_virtual
-
-ROW = np.array([[1, 2]], np.float32)
-BROKEN = 'backend_options = {refuse = "no such operator"}\n'
 
 
 @pytest.fixture(autouse=True)
@@ -24,52 +18,9 @@ def _nothing_loaded(monkeypatch):
     monkeypatch.setattr(FakeBackend, "spend", None)
 
 
-class Repository:
-    def __init__(self, root):
-        self.root = root
-
-    def write(self, name, toml="", versions=(1,)):
-        for version in versions:
-            (self.root / name / str(version)).mkdir(parents=True, exist_ok=True)
-            (self.root / name / str(version) / "model.fake").touch()
-        (self.root / name / "model.toml").write_text(FAKE + toml)
-
-    def remove(self, name, *versions):
-        for path in sorted((self.root / name).rglob("*"), reverse=True):
-            if not versions or str(path.relative_to(self.root / name)).split("/")[0] in map(str, versions):
-                path.rmdir() if path.is_dir() else path.unlink()
-        if not versions:
-            (self.root / name).rmdir()
-
-
 @pytest.fixture
 def repository(tmp_path):
     return Repository(tmp_path)
-
-
-class Control(World):
-    """An engine with its control."""
-
-    def __init__(self, repository, mode, *startup):
-        super().__init__()
-        self.control = ModelControl(repository.root, mode, self.engine, startup)
-
-    async def serves(self, name="a", version=""):
-        call = self.client.send(infer_request(name, {"x": ROW}, version=version))
-        await asyncio.sleep(1)
-        if call.error is not None:
-            raise call.error
-        return call.response.model_version
-
-
-def virtual(scenario):
-    """Runs an async test in virtual time."""
-
-    def test(repository):
-        run_virtual(scenario(repository))
-
-    test.__name__ = scenario.__name__
-    return test
 
 
 @virtual
@@ -323,118 +274,6 @@ async def test_loads_of_one_model_follow_one_another(repository):
     assert len(FakeBackend.loaded) == 3
     await asyncio.gather(world.control.load("a"), world.control.unload("a"), world.control.load("a"))
     assert world.states() == {"a/1": ("READY", "")}
-
-
-@virtual
-async def test_polling_follows_the_repository(repository):
-    repository.write("a")
-    world = Control(repository, "poll")
-    await world.control.start()
-    with pytest.raises(
-        ModelControlDisabled, match=r"^explicit model load / unload is not allowed if polling is enabled$"
-    ):
-        await world.control.load("a")
-    watching = asyncio.create_task(world.control.watch(10))
-    await asyncio.sleep(25)
-    assert len(FakeBackend.loaded) == 1  # nothing has changed
-
-    repository.write("b")
-    await asyncio.sleep(25)
-    assert await world.serves("b") == "1"
-    repository.write("a", versions=[2])
-    await asyncio.sleep(25)
-    assert await world.serves("a") == "2"
-    repository.write("a", 'versions = "all"\n')
-    await asyncio.sleep(25)
-    assert world.states() == {"a/1": ("READY", ""), "a/2": ("READY", ""), "b/1": ("READY", "")}
-    repository.remove("a", 2)
-    await asyncio.sleep(25)
-    assert await world.serves("a") == "1"
-    repository.remove("b")
-    await asyncio.sleep(25)
-    with pytest.raises(ModelNotFound):
-        await world.serves("b")
-    assert not watching.done()
-    watching.cancel()
-
-
-@virtual
-async def test_only_the_version_whose_files_changed_is_loaded_again(repository):
-    repository.write("a", 'versions = "all"\n', versions=[1, 2])
-    world = Control(repository, "poll")
-    await world.control.start()
-    file = repository.root / "a" / "2" / "model.fake"
-    os.utime(file, ns=(1, 1))
-    await world.control.poll()
-    assert len(FakeBackend.loaded) == 3
-    assert [world.engine.serving("a")[version].stamp[0][3] == 1 for version in (1, 2)] == [False, True]
-    await world.control.poll()
-    assert len(FakeBackend.loaded) == 3
-
-
-@virtual
-async def test_a_file_that_is_still_being_written_is_not_read(repository):
-    repository.write("a")
-    world = Control(repository, "poll")
-    await world.control.start()
-    file = repository.root / "a" / "1" / "model.fake"
-    looks = []
-    look = world.control._look
-
-    async def writing():
-        found = await look()
-        looks.append(len(FakeBackend.loaded))
-        if len(looks) <= 4:
-            file.write_text("x" * len(looks))
-        return found
-
-    world.control._look = writing
-    file.write_text("begun")
-    await world.control.poll()
-    assert looks == [1] * 6 + [2] * (len(looks) - 6)
-    assert len(FakeBackend.loaded) == 2
-
-
-@virtual
-async def test_a_broken_change_is_tried_once_and_what_served_still_does(repository):
-    repository.write("a")
-    world = Control(repository, "poll")
-    await world.control.start()
-    repository.write("a", BROKEN)
-    await world.control.poll()
-    await world.control.poll()
-    assert world.states() == {"a/1": ("READY", "loading it again failed: no such operator")}
-    assert await world.serves() == "1"
-    repository.write("a")
-    await world.control.poll()
-    assert world.states() == {"a/1": ("READY", "")}
-
-
-def test_a_repository_that_cannot_be_read_for_a_while(repository, caplog):
-    async def main():
-        repository.write("a")
-        world = Control(repository, "poll")
-        await world.control.start()
-        watching = asyncio.create_task(world.control.watch(10))
-        repository.root.rename(repository.root.with_name("elsewhere"))
-        await asyncio.sleep(15)
-        assert await world.serves() == "1"
-        repository.root.with_name("elsewhere").rename(repository.root)
-        repository.write("b")
-        await asyncio.sleep(15)
-        assert await world.serves("b") == "1"
-        watching.cancel()
-
-    run_virtual(main())
-    assert "the repository is not looked at: model_repository" in caplog.text
-
-
-@virtual
-async def test_a_repository_that_was_never_there(repository):
-    for mode in ("none", "poll", "explicit"):
-        world = Control(Repository(repository.root / "missing"), mode)
-        with pytest.raises(ConfigError, match="not a readable directory"):
-            await world.control.start()
 
 
 @virtual

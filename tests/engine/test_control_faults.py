@@ -4,7 +4,7 @@ import asyncio
 from unittest.mock import AsyncMock
 
 import pytest
-from engine.test_control import Control, Repository, virtual
+from engine.controlling import Control, Repository, virtual
 
 from headrace.errors import LoadFailed, ShuttingDown
 from headrace.testing.backend import FakeBackend

@@ -2,7 +2,7 @@ import asyncio
 
 import numpy as np
 import pytest
-from engine.test_control import Control, Repository, virtual
+from engine.controlling import Control, Repository, virtual
 
 from headrace.backends.base import InstanceLost
 from headrace.errors import (
