@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 IN_PLACE_BYTES = 192 << 10
 """From here on, copying the input of a single request costs more than binding it anew."""
 MAX_BINDINGS = 512
-"""IOBindings kept by an instance; there is one for each number of rows and choice of outputs."""
+"""IOBindings kept by an instance; there is one for each number of rows, choice of outputs and way to run."""
 
 
 class Options(SessionSettings):
@@ -132,7 +132,7 @@ class OnnxInstance:
         self, inputs: Sequence[Sequence[Buffer]], shapes: Sequence[tuple[int, ...]], outputs: Sequence[int]
     ) -> Sequence[Array]:
         """All requests in one run, copied into the instance's buffers."""
-        binding = self._binding(0, shapes, outputs)
+        binding = self._binding(False, 0, shapes, outputs)
         for view, parts in zip(binding.inputs, inputs, strict=True):
             lay(view, parts)
         self._session.run_with_iobinding(binding.binding, self._run_options)
@@ -148,7 +148,7 @@ class OnnxInstance:
         for parts in zip(*inputs, strict=True):
             rows = len(parts[self._widest]) // first_row
             own = [(rows, *shape[1:]) for shape in shapes]
-            binding = self._binding(start, own, outputs).binding
+            binding = self._binding(True, start, own, outputs).binding
             for spec, part, shape in zip(specs, parts, own, strict=True):
                 binding.bind_ortvalue_input(spec.name, ort_value_of(array_of(spec, part, shape), spec))
             self._session.run_with_iobinding(binding, self._run_options)
@@ -170,9 +170,12 @@ class OnnxInstance:
         state = "closed" if self._session is None else "bound" if self._bindable else "by name"
         return f"<OnnxInstance {state}, {len(self._bindings)} bindings>"
 
-    def _binding(self, start: int, shapes: Sequence[tuple[int, ...]], outputs: Sequence[int]) -> _Binding:
-        """A binding of the instance's buffers from row `start` on. Raises ValueError for shapes that do not fit."""
-        key = (start, shapes[0], *outputs)  # the batch of one input is that of all
+    def _binding(self, each: bool, start: int, shapes: Sequence[tuple[int, ...]], outputs: Sequence[int]) -> _Binding:
+        """A binding of the instance's buffers from row `start` on. Raises ValueError for shapes that do not fit.
+
+        each: it is for `_run_each`, which leaves it without inputs.
+        """
+        key = (each, start, shapes[0], *outputs)  # the batch of one input is that of all
         binding = self._bindings.get(key)
         if binding is None:
             if len(self._bindings) >= MAX_BINDINGS:
