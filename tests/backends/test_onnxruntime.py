@@ -220,6 +220,16 @@ def test_models_without_a_batch_dimension(identity, shape):
     np.testing.assert_array_equal(y, x)
 
 
+@pytest.mark.parametrize("shape", [("N", 2), (2, 2)])
+def test_an_output_that_is_an_input_as_it_came(load, shape):
+    ports = [("x", TensorProto.FLOAT, shape)], [("y", TensorProto.FLOAT, shape), ("x", TensorProto.FLOAT, shape)]
+    instance = load([helper.make_node("Neg", ["x"], ["y"])], *ports).make_instance(0)
+    for x in np.random.default_rng(0).random((2, 2, 2), np.float32):
+        y, same = instance.run([[x.tobytes()]], [x.shape], [0, 1])
+        np.testing.assert_array_equal(y, -x)
+        np.testing.assert_array_equal(same, x)
+
+
 def test_variable_dimensions(identity):
     instance = identity(TensorProto.FLOAT, ["N", "M"]).make_instance(0)
     for shape in [(1, 3), (2, 5), (2, 0)]:

@@ -62,6 +62,17 @@ def test_more_rows_than_fit(load, affine):
         first.run([[bytes(12 * 9)]], [(9, 3)], [0])
 
 
+def test_an_output_that_is_an_input_as_it_came_has_no_buffer(load, write):
+    ports = (
+        [("x", TensorProto.FLOAT, ("N", 3))],
+        [("y", TensorProto.FLOAT, ("N", 3)), ("x", TensorProto.FLOAT, ("N", 3))],
+    )
+    with instances(load(write([helper.make_node("Neg", ["x"], ["y"])], *ports))) as (first, _):
+        assert repr(first).startswith("<FlexibleInstance")
+        y, x = run(first, [1, 2, 3], outputs=(0, 1))
+        assert (y.tolist(), x.tolist()) == ([[-1, -2, -3]], [[1, 2, 3]])
+
+
 def test_other_shapes_than_the_signatures(load, affine):
     with instances(load(affine())) as (first, _), pytest.raises(ValueError, match=r"'x' has shape \[1, 4\], expected"):
         first.run([[bytes(16)]], [(1, 4)], [0])

@@ -49,12 +49,6 @@ _TOLERANCE = 0.01
 differ by far less, one that did not see its inputs by far more."""
 
 
-def bindable(signature: Signature) -> bool:
-    """Whether its tensors can have buffers: all dimensions are known but the batch's."""
-    specs = (*signature.inputs, *signature.outputs)
-    return bool(signature.inputs) and all(spec.fixed and spec.datatype != "BYTES" for spec in specs)
-
-
 def inputs_on_host(session: Any) -> frozenset[str]:  # noqa: ANN401  -- ONNX Runtime is not typed
     """Inputs that a session reads in the host's memory: of nodes on the processor, or as a shape, a size, a `k`.
 

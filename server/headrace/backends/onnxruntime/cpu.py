@@ -15,7 +15,7 @@ from pydantic import Field
 from headrace.backends.buffers import aligned_bytes, lay, row_bytes, typed
 from headrace.backends.onnxruntime.feeds import array_of, ort_value_of, run_by_name
 from headrace.backends.onnxruntime.sessions import SessionSettings, find_file, open_session, read_options, run_options
-from headrace.backends.onnxruntime.signature import session_signature
+from headrace.backends.onnxruntime.signature import bindable, session_signature
 from headrace.backends.quicker import Quicker
 from headrace.clock import monotonic_ns
 from headrace.errors import ModelLoadError
@@ -99,8 +99,7 @@ class OnnxInstance:
         self._quicker = Quicker(2)
         self._inputs: list[Array] = []
         self._outputs: list[Array] = []
-        specs = (*signature.inputs, *signature.outputs)
-        self._bindable = bool(signature.inputs) and all(s.fixed and s.datatype != "BYTES" for s in specs)
+        self._bindable = bindable(signature)
         if self._bindable:
             # For the largest batch; the system provides memory only for what is touched.
             rows = max(signature.max_batch, 1)

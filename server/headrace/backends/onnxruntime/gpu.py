@@ -22,7 +22,7 @@ from headrace.backends.base import InstanceLost
 from headrace.backends.device import DeviceError, open_device
 from headrace.backends.footprint import label_of, ledger_of
 from headrace.backends.lane_steps import NO_STEPS, refusal
-from headrace.backends.onnxruntime.bound import BoundInstance, NamedInstance, bindable, lane_bytes
+from headrace.backends.onnxruntime.bound import BoundInstance, NamedInstance, lane_bytes
 from headrace.backends.onnxruntime.executor import Executor
 from headrace.backends.onnxruntime.flexible import FlexibleInstance
 from headrace.backends.onnxruntime.gpu_options import CudaOptions, batch_buckets
@@ -34,7 +34,7 @@ from headrace.backends.onnxruntime.placement import (
     session_placement,
 )
 from headrace.backends.onnxruntime.sessions import log_through_python, open_session, session_options
-from headrace.backends.onnxruntime.signature import file_signature
+from headrace.backends.onnxruntime.signature import bindable, file_signature
 from headrace.backends.onnxruntime.weights import read_weights
 from headrace.errors import ModelLoadError
 
@@ -60,6 +60,7 @@ _ENTRIES = {
     "session.use_device_allocator_for_initializers": "1",
 }
 _NO_CPU = {"session.disable_cpu_ep_fallback": "1"}
+_NOT_BOUND = "not all dimensions of the model are fixed, or it has texts, or an output that is one of its inputs"
 
 
 class GpuModel:
@@ -101,7 +102,7 @@ class GpuModel:
         self._bindable = bindable(self.signature)
         self._graphs = isinstance(options, CudaOptions) and options.cuda_graphs
         if self._graphs and not self._bindable:
-            raise ModelLoadError("cuda_graphs = true, but not all dimensions of the model are fixed, or it has texts")
+            raise ModelLoadError(f"cuda_graphs = true, but {_NOT_BOUND}")
         self._providers = providers(self.signature, self._buckets)
         self._expected = self._expected_bytes(more_bytes)
         self._steps = NO_STEPS
@@ -130,7 +131,7 @@ class GpuModel:
     def take_steps(self, steps: LaneSteps) -> str:
         """See `backends.lane_steps.TakesSteps`."""
         if not self._bindable:
-            return "not all dimensions of the model are fixed, or it has texts"
+            return _NOT_BOUND
         why = refusal(self._devices, steps)
         if not why:
             self._steps = steps

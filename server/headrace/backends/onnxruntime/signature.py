@@ -77,6 +77,17 @@ def make_signature(
     return Signature(tuple(inputs), tuple(outputs), max_batch)
 
 
+def bindable(signature: Signature) -> bool:
+    """Whether its tensors can have buffers: all dimensions are known but the batch's, and none is a text.
+
+    An output that is an input as it came is not written into a buffer: ONNX Runtime gives back the input itself.
+    """
+    specs = (*signature.inputs, *signature.outputs)
+    as_it_came = {spec.name for spec in signature.inputs}.intersection(spec.name for spec in signature.outputs)
+    known = all(spec.fixed and spec.datatype != "BYTES" for spec in specs)
+    return bool(signature.inputs) and known and not as_it_came
+
+
 def _spec(kind: str, argument: ort.NodeArg) -> TensorSpec:
     datatype = _DATATYPES.get(argument.type)
     if datatype is None:
