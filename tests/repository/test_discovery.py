@@ -1,12 +1,13 @@
 import errno
 import logging
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from headrace.errors import ConfigError
-from headrace.repository.discovery import Broken, Found, names, scan, scan_model
+from headrace.repository.discovery import Broken, Found, names, scan, scan_model, shown
 
 
 @pytest.fixture
@@ -135,6 +136,16 @@ def test_a_file_that_no_parser_takes_is_one_models_problem(repository):
     entries = scan(root)
     assert found(entries) == [("m", 1)]
     assert ["not valid TOML" in entry.reason for entry in entries if isinstance(entry, Broken)] == [True, True]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems take UTF-8 alone")
+def test_a_name_that_is_not_utf_8_can_be_told(repository):
+    root = repository("m/1/model.onnx")
+    os.mkdir(os.fsencode(root) + b"/caf\xe9")
+    entries = scan(root)
+    assert found(entries) == [("m", 1)]
+    assert entries[0].name == r"caf\xe9"
+    assert [shown(name) for name in names(root)] == [r"caf\xe9", "m"]
 
 
 def test_an_empty_repository_is_no_error(tmp_path):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from headrace.errors import ConfigError, LoadFailed, ModelControlDisabled, ModelNotInRepository
 from headrace.repository.catalog import NOT_LOADED
 from headrace.repository.configuration import PBTXT_FILE
-from headrace.repository.discovery import NAME_RULE, Broken, Found, is_name, names, scan, scan_model
+from headrace.repository.discovery import NAME_RULE, Broken, Found, is_name, names, scan, scan_model, shown
 from headrace.repository.overrides import stage
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class ModelControl:
         if self._mode != "explicit":
             return
         known = set(self._engine.catalog.names())
-        found = await asyncio.to_thread(names, self._root)
+        found = [shown(name) for name in await asyncio.to_thread(names, self._root)]
         for name in found:
             if name not in known:
                 self._engine.catalog.failed(name, None, NOT_LOADED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -106,10 +107,15 @@ def _is_model(entry: Path) -> bool:
     return there and not entry.name.startswith(".") and entry.name not in _NOT_MODELS
 
 
+def shown(name: str) -> str:
+    """A name as it can be told: of one that is not UTF-8, the octets that are not, in hexadecimal."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def _model(directory: Path) -> Iterator[Found | Broken]:
     name = directory.name
     if not is_name(name):
-        yield Broken(name, None, NAME_RULE)
+        yield Broken(shown(name), None, NAME_RULE)
         return
     try:
         if not directory.is_dir():
