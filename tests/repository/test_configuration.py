@@ -1,5 +1,6 @@
 import pytest
 
+from headrace.errors import ConfigError
 from headrace.repository.configuration import read_configuration
 from headrace.repository.discovery import Broken, scan
 from headrace.repository.model_config import ModelConfig
@@ -38,6 +39,13 @@ def test_model_toml_is_read_where_there_are_both(model):
     found = read_configuration(model)
     assert (found.settings.max_batch, found.stated) == (3, None)
     assert found.warnings == ("config.pbtxt is not read: there is a model.toml",)
+
+
+@pytest.mark.parametrize("name", ["model.toml", "config.pbtxt"])
+def test_a_file_that_is_a_link_to_nowhere_does_not_stand_for_the_defaults(model, name):
+    (model / name).symlink_to(model / "nowhere")
+    with pytest.raises(ConfigError, match=f"{name}: cannot be read: No such file"):
+        read_configuration(model)
 
 
 def test_the_backend_is_told_by_the_files_of_a_version(model):

@@ -43,12 +43,17 @@ class Configuration:
 def read_configuration(directory: Path) -> Configuration:
     """Of the model in `directory`: model.toml, else config.pbtxt, else the defaults. Raises ConfigError, OSError."""
     toml, pbtxt = directory / CONFIG_FILE, directory / PBTXT_FILE
-    if toml.exists():
+    if _is_meant(toml):
         shadowed = (f"{PBTXT_FILE} is not read: there is a {CONFIG_FILE}",) if pbtxt.exists() else ()
         return Configuration(load_model_config(toml), CONFIG_FILE, None, shadowed)
-    if pbtxt.exists():
+    if _is_meant(pbtxt):
         return read_triton_configuration(directory)
     return Configuration(ModelConfig())
+
+
+def _is_meant(file: Path) -> bool:
+    """Whether it is there, or was meant to be: of a link that leads nowhere, the defaults are not what was wanted."""
+    return file.exists() or file.is_symlink()
 
 
 def read_triton_configuration(directory: Path) -> Configuration:
