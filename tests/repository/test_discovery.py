@@ -107,6 +107,18 @@ def test_models_may_be_links(repository, tmp_path_factory):
     )
 
 
+def test_a_version_or_its_file_that_is_a_link_to_nowhere(repository):
+    root = repository("file/1/weights", "version/README.md", "file/model.toml")
+    links = {"file": root / "file" / "1" / "model.onnx", "version": root / "version" / "2"}
+    for name, link in links.items():
+        link.symlink_to(root / name / "nowhere")
+    versions = {"file": 1, "version": 2}
+    assert scan(root) == [
+        Broken(name, version, f"{links[name]} is a link to {root / name / 'nowhere'}, which is not there")
+        for name, version in versions.items()
+    ]
+
+
 def test_a_link_to_where_the_server_may_not_look_is_one_models_problem(repository, monkeypatch):
     root = repository("m/1/model.onnx")
     os.symlink("/secret/x", root / "x")

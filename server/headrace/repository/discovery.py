@@ -6,6 +6,7 @@ import logging
 import os
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headrace.errors import ConfigError
@@ -13,7 +14,6 @@ from headrace.repository.configuration import Configuration, read_configuration
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator
-    from pathlib import Path
 
     from headrace.repository.guard_config import GuardConfig
     from headrace.repository.model_config import ModelConfig
@@ -112,6 +112,10 @@ def shown(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
+def _leads_nowhere(link: Path) -> str:
+    return f"{link} is a link to {link.readlink()}, which is not there"
+
+
 def _model(directory: Path) -> Iterator[Found | Broken]:
     name = directory.name
     if not is_name(name):
@@ -151,10 +155,9 @@ def _model(directory: Path) -> Iterator[Found | Broken]:
 def _dangling(directory: Path) -> list[Found | Broken]:
     """What is said of a link that leads nowhere; nothing of what was removed while others were looked at."""
     try:
-        target = directory.readlink()
+        return [Broken(directory.name, None, _leads_nowhere(directory))]
     except OSError:
         return []
-    return [Broken(directory.name, None, f"{directory} is a link to {target}, which is not there")]
 
 
 def _guarded(
@@ -191,7 +194,7 @@ def _guarded(
 def _versions(directory: Path) -> list[int]:
     versions = []
     for entry in directory.iterdir():
-        if not entry.is_dir() or not _is_model(entry):
+        if not _is_model(entry):
             continue
         if _VERSION.fullmatch(entry.name):
             versions.append(int(entry.name))
@@ -219,9 +222,12 @@ def _version(name: str, version: int, path: Path, configuration: Configuration) 
         if stamp or configuration.settings.ensemble.steps:
             beside = _stamp_of(path.parent, configuration.named_files)
             return Found(name, version, path, configuration.settings, stamp + beside, configuration)
-    except FileNotFoundError:
-        return Broken(name, version, f"{configuration.file} asks for version {version}, but there is no {path}")
     except OSError as error:
+        missing = Path(error.filename or path)
+        if isinstance(error, FileNotFoundError) and missing.is_symlink():
+            return Broken(name, version, _leads_nowhere(missing))
+        if configuration.file and missing == path and isinstance(error, FileNotFoundError):
+            return Broken(name, version, f"{configuration.file} asks for version {version}, but there is no {path}")
         return Broken(name, version, f"{path} cannot be read: {error.strerror or error}")
     return Broken(name, version, f"no model file in {path}")
 
