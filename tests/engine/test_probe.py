@@ -76,6 +76,18 @@ def test_a_backend_that_computes_the_same_passes(found):
     assert len(np.unique(run.inputs[0])) == 6, "that rows are mixed up would not show"
 
 
+def test_an_input_without_elements_stays_so(found):
+    signature = Signature((*PAIR.inputs, TensorSpec("past", "FP32", (0, 4))), PAIR.outputs, 8)
+    file = onnx_bytes(
+        [helper.make_node("Mul", ["x", "two"], ["y"])],
+        [value("x", "N", 2), value("past", "N", 0, 4)],
+        [value("y", "N", 2)],
+        [("two", np.array(2, FP32))],
+    )
+    (run,) = check(probe_of(found(file), signature), lambda inputs: [inputs[0] * 2], signature)
+    assert [tensor.shape for tensor in run.inputs] == [(3, 2), (3, 0, 4)]
+
+
 def test_it_is_always_the_same_batch(found):
     first, second = (check(probe_of(found()), lambda inputs: [inputs[0] * 2])[0].inputs[0] for _ in range(2))
     assert first.tolist() == second.tolist()

@@ -38,6 +38,11 @@ def test_zeros_have_1_for_what_may_be_of_any_size():
     assert zeros(Signature((TensorSpec("x", "FP32", (2,)),), (), 0)).certain
 
 
+def test_zeros_of_a_dimension_that_is_0_are_none():
+    row = zeros(Signature((TensorSpec("past", "FP32", (4, 0, 2)), TensorSpec("x", "FP32", (2,))), (), 8))
+    assert (row.dims, row.parts, row.certain) == (((4, 0, 2), (2,)), (b"", bytes(8)), True)
+
+
 def test_a_sample_from_files(read):
     x = np.array([[1, 2], [3, 4]], np.float32).tobytes()
     s = b"".join(struct.pack("<I", len(text)) + text for text in (b"a", b"bcd"))

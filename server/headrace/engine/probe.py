@@ -200,7 +200,7 @@ def _batches(
     rng = np.random.default_rng(0)
     if buckets is not None:
         return [_bucket_batch(config, signature, buckets, rng)]
-    dims = [tuple(max(dim, 1) for dim in spec.shape) for spec in signature.inputs]
+    dims = [tuple(dim if dim >= 0 else 1 for dim in spec.shape) for spec in signature.inputs]
     row_bytes = sum(_bytes(spec, shape) for spec, shape in zip(signature.inputs, dims, strict=True))
     rows = max(min(ROWS, signature.max_batch or 1, WARM_BYTES // max(row_bytes, 1)), 1)
     inputs = [

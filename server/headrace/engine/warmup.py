@@ -63,7 +63,7 @@ class Sample:
 
 def zeros(signature: Signature) -> Sample:
     """A row of zeros, with 1 for dimensions of any size; it need not run where there are such."""
-    dims = tuple(tuple(max(dim, 1) for dim in spec.shape) for spec in signature.inputs)
+    dims = tuple(tuple(dim if dim >= 0 else 1 for dim in spec.shape) for spec in signature.inputs)
     parts = tuple(_zeros(spec, prod(shape)) for spec, shape in zip(signature.inputs, dims, strict=True))
     return Sample("zeros", parts, dims, certain=all(spec.fixed for spec in signature.inputs))
 
