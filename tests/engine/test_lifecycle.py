@@ -113,7 +113,10 @@ def test_a_broken_model_leaves_the_others_serving(repository, caplog):
         reasons = {name: reason for name, (_, reason) in states.items()}
         assert reasons["refused/1"] == "no such operator"
         assert reasons["crashed/1"] == "loading failed unexpectedly; the server's log says more"
-        assert reasons["failing/1"] == "a first run on zeros, batch size 1, failed: bad weights"
+        assert reasons["failing/1"] == (
+            "a first run on zeros, batch size 1, failed: bad weights; a model that cannot run zeros needs a warm-up "
+            "request, or warmup = false, and max_batch = 0 if its first dimensions are none of a batch"
+        )
         assert reasons["checked/1"] == (
             f"{root / 'checked/model.toml'}: the configuration speaks of input ['q'], "
             "but the inputs of the model are ['x']"

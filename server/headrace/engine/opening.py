@@ -338,7 +338,8 @@ def _warm(
                 instance.run([part[:rows] for part in parts], shapes, range(len(signature.outputs)))
             except Exception as error:
                 if row.certain:
-                    raise ModelLoadError(f"a first run on {row.name}, batch size {rows}, failed: {error}") from error
+                    failure = f"a first run on {row.name}, batch size {rows}, failed: {error}"
+                    raise ModelLoadError(failure + _way_out(found.config, signature)) from error
                 said = "model %s is not warmed: %s of %s failed: %s"
                 fields = of_model(found.name, found.version)
                 logger.warning(said, found.name, row.name, shapes, error, extra=fields)
@@ -348,3 +349,12 @@ def _warm(
         cost.observe(rows, max(elapsed, 1))
         if clock() > end:
             return
+
+
+def _way_out(config: ModelConfig, signature: Signature) -> str:
+    """What a configuration can say where nothing is wrong with a model that fails to run zeros; empty if it has."""
+    if config.warmup_data:
+        return ""
+    guessed = signature.max_batch and config.max_batch is None
+    no_batch = ", and max_batch = 0 if its first dimensions are none of a batch" if guessed else ""
+    return f"; a model that cannot run zeros needs a warm-up request, or warmup = false{no_batch}"
