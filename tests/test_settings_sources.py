@@ -114,6 +114,11 @@ def test_kubernetes_service_links_are_not_settings():
     assert read_environment(Tree, {"T_PORT": "8001"}, "T_").problems
 
 
+def test_a_byte_order_mark_is_passed_over(tmp_path):
+    (tmp_path / "m.toml").write_bytes(b"\xef\xbb\xbfa = 1\r\nb = 2\r\n")
+    assert read_toml(tmp_path / "m.toml").values == {"a": 1, "b": 2}
+
+
 def test_files_that_cannot_be_read_or_parsed(tmp_path):
     with pytest.raises(ConfigError, match=r"absent.toml: cannot be read: No such file"):
         read_toml(tmp_path / "absent.toml")

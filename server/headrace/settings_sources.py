@@ -100,8 +100,8 @@ def leaves(model: type[BaseModel]) -> list[Setting]:
 def read_toml(path: Path) -> Source:
     """The values of a TOML file. Raises ConfigError when it cannot be read or is not TOML."""
     try:
-        with path.open("rb") as file:
-            values = tomllib.load(file)
+        with path.open(encoding="utf-8-sig", newline="") as file:  # editors of Windows begin with a byte order mark
+            values = tomllib.loads(file.read())
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:  # the latter, and a number too long, are not TOMLDecodeError

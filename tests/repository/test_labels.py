@@ -11,6 +11,7 @@ from headrace.repository.labels import read_labels
         (b"cat\r\ndog", ("cat", "dog")),
         (b"cat\n\ndog", ("cat", "", "dog")),
         ("Käse\u2028x".encode(), ("Käse\u2028x",)),
+        (b"\xef\xbb\xbfcat\r\n", ("cat",)),
         (b"", ()),
     ],
 )

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def read_labels(path: Path) -> tuple[str, ...]:
     """The names in a file; the first is class 0. Raises ModelLoadError when it cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ModelLoadError(f"labels in {path}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:

@@ -46,6 +46,11 @@ def test_errors_name_file_line_and_column(file, text, line, column, what):
     assert what in str(raised.value)
 
 
+def test_a_byte_order_mark_is_passed_over(file):
+    file.write_bytes(b'\xef\xbb\xbfname: "m"\r\n')
+    assert read_pbtxt(file).name == "m"
+
+
 def test_a_file_that_cannot_be_read(file):
     with pytest.raises(ConfigError, match=r"config\.pbtxt: cannot be read: No such file"):
         read_pbtxt(file)

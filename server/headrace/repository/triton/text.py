@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def read_pbtxt(path: Path) -> mc.ModelConfig:
     """The message in the file `path`. Raises ConfigError with file, line and column."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
