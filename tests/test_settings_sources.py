@@ -68,6 +68,11 @@ def test_building_leaves_the_sources_alone():
         ({"ratio": 0.1}, "unknown key 'ratio' (in t.toml); did you mean 'inner.ratio'?"),
         ({"inner": {"x": 1}}, "unknown key 'inner.x' (in t.toml); known: ratio, verbose"),
         ({"checks": {"q": {"ratoi": 1}}}, "unknown key 'checks.q.ratoi' (in t.toml); did you mean 'ratio'?"),
+        ({"inner": {"[key]": 1}}, "unknown key 'inner.[key]' (in t.toml); known: ratio, verbose"),
+        (
+            {"size_bytes": 1, "[key]": 1},
+            "unknown key '[key]' (in t.toml); known: checks, inner, inner.ratio, inner.verbose, mode, size_bytes",
+        ),
         ({"size_bytes": "7"}, 'size_bytes = "7" (in t.toml): expected an integer of at least 1'),
         ({"size_bytes": True}, "size_bytes = true (in t.toml): expected an integer of at least 1"),
         ({"mode": "c"}, 'mode = "c" (in t.toml): expected one of "a", "b"'),

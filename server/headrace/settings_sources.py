@@ -261,7 +261,7 @@ def _explain(root: Schema, error: ValidationError, source: Source) -> Iterator[s
     """One line for each of pydantic's errors; the branches of a union make one line together."""
     for problem in error.errors(include_url=False):
         loc = tuple(str(part) for part in problem["loc"])
-        if loc[-1:] == ("[key]",) and problem["type"] != "value_error":
+        if loc[-1:] == ("[key]",) and problem["type"] not in ("value_error", "extra_forbidden"):
             _, path, node = _locate(root, loc[:-2])
             allowed = describe(node.get("propertyNames", {}))
             yield f"{'.'.join(path)} has the key {loc[-2]!r}{_origin(source, path)}: expected {allowed}"
