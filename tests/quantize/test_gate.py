@@ -31,6 +31,15 @@ def test_where_no_row_differs_the_interval_is_what_so_few_rows_leave_open():
     assert (found.low, found.relative, found.high) == (pytest.approx(0.97), 1.0, pytest.approx(1.03))
 
 
+def test_where_the_source_is_right_about_half_of_the_rows_one_row_is_twice_as_much():
+    found = of([1, 0] * 50, [1, 0] * 50)
+    assert (found.low, found.high) == (pytest.approx(0.94), pytest.approx(1.06))
+    assert of([1, 0] * 50, [1, 0] * 49 + [0, 0]).relative == pytest.approx(0.98)
+    assert "give 200 or more" in coarse("accuracy", 0.5, 199, 0.99)
+    assert "give 134 or more" in coarse("accuracy", 0.75, 133, 0.99)
+    assert not coarse("accuracy", 0.75, 134, 0.99)
+
+
 @pytest.mark.parametrize("source", [[0, 0], [-1, 0.5]])
 def test_a_source_that_is_worth_nothing_is_no_measure(source):
     with pytest.raises(QuantizeError, match="nothing to hold a result against"):
@@ -50,10 +59,10 @@ def test_agreement_is_never_called_accuracy():
 
 
 def test_too_few_rows_to_tell_are_told():
-    assert "100" in coarse("accuracy", 99, 0.99)
-    assert not coarse("accuracy", 100, 0.99)
-    assert not coarse("cosine", 20, 0.99)
-    assert not coarse("accuracy", 5, 1.0)
+    assert "100" in coarse("accuracy", 1.0, 99, 0.99)
+    assert not coarse("accuracy", 1.0, 100, 0.99)
+    assert not coarse("cosine", 1.0, 20, 0.99)
+    assert not coarse("accuracy", 1.0, 5, 1.0)
 
 
 def test_accuracy_by_chance_is_told():

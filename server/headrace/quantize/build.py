@@ -327,7 +327,7 @@ def _warnings(
     if known.task.metric == "accuracy" and found.outcome.measure:
         _, counts = np.unique(known.truth, return_counts=True)
         said.append(chance(found.outcome.measure, float(counts.max() / counts.sum())))
-    said.append(coarse(known.task.metric, known.data.rows, request.gate))
+    said.append(coarse(known.task.metric, float(known.source.mean()), known.data.rows, request.gate))
     if found.passed and found.kept:
         said.append(
             f"the rows for evaluation have chosen how many layers stay in float ({len(found.tries)} tries): "

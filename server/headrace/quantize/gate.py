@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import sqrt
+from math import ceil, sqrt
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 DEFAULT_GATE = 0.99
 """MLPerf Inference's rule for most tasks: 99 % of what the FP32 reference reaches."""
 _NORMAL = 1.96
+_ROUNDING = 1e-6
+"""By which a number of rows may be off that is computed in floating point: 1 / (1 - 0.99) is above 100."""
 _NAMES = {"accuracy": "accuracy", "r2": "R2", "top1_agreement": "top-1 agreement", "cosine": "cosine similarity"}
 
 
@@ -25,7 +27,8 @@ def measured(metric: Metric, labelled: bool, output: str, source: Scores, result
     """The measure of FP64 [rows] scores of the same rows, which the metric is the mean of.
 
     The interval is that of a ratio of means of pairs, by the delta method. Where no row differs it is what that leaves
-    open, 3 of as many rows (the rule of three). Raises QuantizeError for a source that is worth nothing itself.
+    open: of all such rows, 3 of as many may (the rule of three). Raises QuantizeError for a source that is itself worth
+    nothing.
     """
     rows = len(source)
     base, reached = float(source.mean()), float(result.mean())
@@ -37,7 +40,7 @@ def measured(metric: Metric, labelled: bool, output: str, source: Scores, result
     relative = reached / base
     differences = result - relative * source
     deviation = sqrt(float(np.square(differences).sum()) / max(1, rows - 1) / rows) / base
-    margin = _NORMAL * deviation if np.any(result != source) else 3 / rows
+    margin = _NORMAL * deviation if np.any(result != source) else 3 / rows / base
     return Measure(metric, labelled, rows, base, reached, relative, relative - margin, relative + margin, output)
 
 
@@ -67,9 +70,10 @@ def chance(measure: Measure, commonest: float) -> str:
     )
 
 
-def coarse(metric: Metric, rows: int, gate: float) -> str:
-    """A warning where so few rows cannot tell the gate from a miss by one row; else empty."""
-    least = round(1 / (1 - gate)) if gate < 1 and metric in ("accuracy", "top1_agreement") else 0
+def coarse(metric: Metric, source: float, rows: int, gate: float) -> str:
+    """A warning where so few rows cannot tell the gate from a miss by one row; else empty. source: its own mean."""
+    by_rows = gate < 1 and metric in ("accuracy", "top1_agreement")
+    least = ceil(1 / ((1 - gate) * source) - _ROUNDING) if by_rows else 0
     if rows >= least:
         return ""
     return f"{rows} rows for evaluation: one row is more than the gate allows; give {least:,} or more"
