@@ -47,6 +47,18 @@ def test_an_old_opset_is_raised(prepared):
     assert [one.version for one in prepared(perceptron(opset=11)).model.opset_import if not one.domain] == [13]
 
 
+@pytest.mark.parametrize("recipe", ["int8", "fp16"])
+def test_constants_that_an_old_version_of_onnx_called_inputs_are_none(prepared, recipe):
+    model = perceptron(opset=8)
+    model.ir_version = 3
+    model.graph.input.extend(tensor(one.name, *one.dims) for one in model.graph.initializer)
+    found = prepared(model, recipe)
+    assert [one.name for one in found.model.graph.input] == ["x"]
+    assert found.model.ir_version >= 4
+    assert not found.warnings
+    onnx.checker.check_model(found.model, full_check=True)
+
+
 def test_what_cannot_be_quantized_is_said(prepared):
     """Weights that are computed; a product of doubles; a product of two activations is fine for 8 bits."""
     nodes = [
