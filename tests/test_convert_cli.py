@@ -1,4 +1,8 @@
+import errno
+import io
+import os
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -52,6 +56,27 @@ def test_all_models_of_a_repository_are_written(repository, capsys):
     assert second.startswith(f"headrace: {root / 'c' / 'config.pbtxt'}:1:1: ")
     assert load_model_config(root / "b" / "model.toml").max_batch == 3
     assert not (root / "broken" / "model.toml").exists()
+
+
+def test_a_model_toml_that_cannot_be_written_whole_is_none(repository, capsys, monkeypatch):
+    root = repository(a="max_batch_size: 8")
+
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    real = Path.open
+
+    def opened(path, mode="r", *others, **more):
+        if mode != "x":
+            return real(path, mode, *others, **more)
+        path.touch(exist_ok=False)
+        return Full()
+
+    monkeypatch.setattr(Path, "open", opened)
+    assert convert(root, "--write") == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert not (root / "a" / "model.toml").exists()
 
 
 def test_a_model_toml_that_is_there_stays(repository, capsys):

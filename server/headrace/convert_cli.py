@@ -90,7 +90,12 @@ def _text(configuration: Configuration) -> str:
 
 def _write(path: Path, text: str) -> None:
     try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
+        file = path.open("x", encoding="utf-8")
     except FileExistsError:
         raise ConfigError(f"{path}: is there already, and stays as it is") from None
+    try:
+        with file:
+            file.write(text)
+    except BaseException:
+        path.unlink()  # part of it would be served in the place of config.pbtxt
+        raise
