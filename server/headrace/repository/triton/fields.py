@@ -81,7 +81,9 @@ DECISIONS: dict[str, Decision] = {
         "a ragged batch; without it, requests whose dimensions differ run in batches of their own, or padded in common "
         "ones by `buckets` of a model.toml"
     ),
-    "ModelInput.optional": Refused("optional inputs; leave it out, and have clients send the default"),
+    "ModelInput.optional": Refused(
+        "optional inputs; leave the whole input out where the model file has a value for it, which then holds"
+    ),
     "ModelInput.is_non_linear_format_io": Refused(f"a non-linear format: {TENSORRT_ONLY}"),
     "ModelOutput.name": TAKEN,
     "ModelOutput.data_type": TAKEN,
