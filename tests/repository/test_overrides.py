@@ -81,3 +81,17 @@ def test_no_client_brings_a_plan(root, into, suffix):
 def test_what_is_no_configuration(root, into, config, text):
     with pytest.raises(InvalidRequest, match=text):
         stage(root, "m", config, {"1/model.onnx": b""}, into)
+
+
+@pytest.mark.parametrize(
+    ("paths", "text"),
+    [
+        (["1/a", "1/a/b"], "parameter 'file:1/a/b': a file and a directory of one name"),
+        (["1/a/b", "1/a"], "parameter 'file:1/a': a file and a directory of one name"),
+        (["1/" + "a" * 300], "parameter 'file:1/a*': the name is too long"),
+        (["1/" + "a/" * 5000 + "b"], "parameter 'file:1/[a/]*': the name is too long"),
+    ],
+)
+def test_files_that_cannot_be_laid_out(root, into, paths, text):
+    with pytest.raises(InvalidRequest, match=text):
+        stage(root, "m", CONFIG, dict.fromkeys(paths, b""), into)

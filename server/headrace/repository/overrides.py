@@ -5,6 +5,7 @@ Source: Triton's model repository extension, the parameters `config` and `file:<
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FILE_PREFIX = "file:"
+_NAMES = frozenset({errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR})
+"""Errors that the names of files are to blame for, and not the server's disk."""
 PLANS = frozenset({".plan", ".engine"})
 """What the tensorrt backend takes for plans, by their suffix: code that runs as the server."""
 
@@ -39,14 +42,23 @@ def stage(root: Path, name: str, config: str, files: Mapping[str, bytes], into: 
     directory.mkdir()
     if files:
         for path, content in files.items():
-            file = directory / _checked(path)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(content)
+            _write(directory / _checked(path), content, path)
     elif (root / name).is_dir():
         for entry in (root / name).iterdir():
             if entry.name not in (CONFIG_FILE, PBTXT_FILE):
                 (directory / entry.name).symlink_to(entry.resolve())
     (directory / PBTXT_FILE).write_text(text_format.MessageToString(message), encoding="utf-8")
+
+
+def _write(file: Path, content: bytes, path: str) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    except OSError as error:
+        if error.errno not in _NAMES:
+            raise
+        what = "the name is too long" if error.errno == errno.ENAMETOOLONG else "a file and a directory of one name"
+        raise InvalidRequest(f"parameter '{FILE_PREFIX}{path[:200]}': {what}") from None
 
 
 def _message(name: str, config: str) -> mc.ModelConfig:
