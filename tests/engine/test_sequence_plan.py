@@ -75,6 +75,16 @@ def test_initial_states_from_files(tmp_path):
     assert made.initial == Kept(((1, 2, 4), (1, 2)), (numbers, words), 32 + len(words))
 
 
+def test_an_initial_state_may_be_behind_a_link(tmp_path):
+    """As a load with a configuration of its own has the model's files."""
+    (tmp_path / "m" / "initial_state").mkdir(parents=True)
+    (tmp_path / "m" / "initial_state" / "hidden").write_bytes(bytes(range(32)))
+    (tmp_path / "staged").mkdir()
+    (tmp_path / "staged" / "initial_state").symlink_to(tmp_path / "m" / "initial_state")
+    made = plan(tmp_path / "staged", state=[HIDDEN.model_copy(update={"initial": "initial_state/hidden"})])
+    assert made.initial.data == (bytes(range(32)),)
+
+
 def test_files_that_will_not_do(tmp_path):
     def error(content, state=HIDDEN, name="file"):
         if content is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -222,8 +223,8 @@ def _initial_bytes(state: SequenceState, spec: TensorSpec, elements: int, direct
     itemsize = DATATYPES[spec.datatype].itemsize
     if state.initial == "zero":
         return bytes(elements * (itemsize or 4))  # of BYTES: elements of no length
-    path = (directory / state.initial).resolve()
-    if not path.is_relative_to(directory.resolve()):
+    inside, path = PurePosixPath(state.initial), directory / state.initial
+    if inside.is_absolute() or ".." in inside.parts:  # links are the operator's: a load with a configuration has some
         raise ModelLoadError(f"sequence.state: initial = '{state.initial}' is not in the model's directory")
     try:
         data = path.read_bytes()
