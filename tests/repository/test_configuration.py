@@ -57,14 +57,18 @@ def test_the_backend_is_told_by_the_files_of_a_version(model):
 
 def test_a_change_of_a_file_that_is_named_is_a_change_of_the_model(model, tmp_path):
     (model / "model.toml").write_text(
-        'outputs.y.labels = "l.txt"\n[[warmup_data]]\ninputs.x = {file = "x"}\ninputs.z = {file = "absent"}'
+        'outputs.y.labels = "l.txt"\n[[warmup_data]]\ninputs.x = {file = "x"}\ninputs.z = {file = "absent"}\n'
+        '[[sequence.state]]\ninput = "s"\noutput = "t"\ninitial = "initial_state/s"\n'
+        '[[sequence.state]]\ninput = "u"\noutput = "v"'
     )
     (model / "l.txt").write_text("cat")
     (model / "warmup").mkdir()
     (model / "warmup" / "x").write_text("1")
+    (model / "initial_state").mkdir()
+    (model / "initial_state" / "s").write_text("1")
     before = scan(tmp_path)
     assert scan(tmp_path) == before
-    for file in ("l.txt", "warmup/x"):
+    for file in ("l.txt", "warmup/x", "initial_state/s"):
         (model / file).write_text("something longer")
         after = scan(tmp_path)
         assert after != before

@@ -37,7 +37,9 @@ class Configuration:
         settings = self.settings
         labels = [output.labels for output in settings.outputs.values() if output.labels]
         data = [given.file for sample in settings.warmup_data for given in sample.inputs.values() if given.file]
-        return [*labels, *(f"{WARMUP_DIRECTORY}/{name}" for name in data)]
+        states = settings.sequence.state if settings.sequence else ()
+        initial = [state.initial for state in states if state.initial != "zero"]
+        return [*labels, *(f"{WARMUP_DIRECTORY}/{name}" for name in data), *initial]
 
 
 def read_configuration(directory: Path) -> Configuration:
