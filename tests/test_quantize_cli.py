@@ -169,3 +169,11 @@ def test_a_version_that_the_configuration_does_not_choose_is_told(repository, da
     assert quantize(repository / "m", "--recipe", "int8", *data) == 0
     told = "headrace: version 2 will not be served: `versions` in the model's configuration chooses 1\n"
     assert (told in capsys.readouterr().err) == said
+
+
+def test_a_name_that_no_server_takes_is_told(repository, data, capsys):
+    (repository / "m").rename(repository / "my model")
+    assert quantize(repository / "my model", "--recipe", "int8", *data) == 0
+    said = capsys.readouterr().err
+    assert "headrace: my model will not be served: a model's name is letters, digits" in said
+    assert "chooses" not in said

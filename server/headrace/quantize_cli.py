@@ -172,9 +172,12 @@ def _quantize(arguments: argparse.Namespace) -> int:
 
 
 def _tell_if_not_served(directory: Path) -> None:
-    from headrace.repository.discovery import scan_model
+    from headrace.repository.discovery import NAME_RULE, is_name, scan_model
 
     model = directory.parent
+    if not is_name(model.name):
+        print(f"headrace: {model.name} will not be served: {NAME_RULE}", file=sys.stderr)
+        return
     found = [one.version for one in scan_model(model.parent, model.name)]
     if None not in found and int(directory.name) not in found:
         served = ", ".join(map(str, found))
