@@ -180,7 +180,7 @@ class Context:
 
     def shape(self, shapes: Sequence[Shape]) -> list[Shape]:
         """Sets the shapes of the inputs. Returns those of the outputs. Raises ValueError."""
-        if self._shapes != shapes:
+        if self._shapes != [*shapes]:
             self._shapes = []  # unknown, should any of them be refused
             self._results = infer(self._api, self._context, self._inputs, shapes, self._outputs)
             self._shapes = list(shapes)
