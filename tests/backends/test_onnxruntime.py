@@ -309,21 +309,6 @@ def test_large_requests_give_the_same_together_and_one_by_one(pair, sizes, outpu
     assert set(instance._quicker._costs) == {0, 1}
 
 
-def test_rows_run_together_after_as_many_of_one_request_were_run_by_themselves(pair, monkeypatch):
-    monkeypatch.setattr(backend, "IN_PLACE_BYTES", 8)
-    instance = pair(max_batch=8).make_instance(0)
-    for way, sizes in (
-        (instance._run_joined, (1, 1)),
-        (instance._run_each, (2, 1)),
-        (instance._run_joined, (1, 1)),
-        (instance._run_each, (2, 1)),
-    ):
-        a, b = np.random.default_rng(0).random((2, sum(sizes), 2), np.float32)
-        total, difference = way([parts_of(a, sizes), parts_of(b, sizes)], [a.shape, b.shape], (0, 1))
-        np.testing.assert_array_equal(total, a + b)
-        np.testing.assert_array_equal(difference, a - b)
-
-
 def test_large_requests_leave_nothing_behind(identity, monkeypatch):
     """A binding would keep the memory of the last request that it was used for."""
     monkeypatch.setattr(backend, "IN_PLACE_BYTES", 8)

@@ -148,8 +148,10 @@ class OnnxInstance:
             rows = len(parts[self._widest]) // first_row
             own = [(rows, *shape[1:]) for shape in shapes]
             binding = self._binding(True, start, own, outputs).binding
-            for spec, part, shape in zip(specs, parts, own, strict=True):
-                binding.bind_ortvalue_input(spec.name, ort_value_of(array_of(spec, part, shape), spec))
+            # kept until the run is over: before ONNX Runtime 1.30, a binding does not keep the copies made here
+            values = [ort_value_of(array_of(*given), given[0]) for given in zip(specs, parts, own, strict=True)]
+            for spec, value in zip(specs, values, strict=True):
+                binding.bind_ortvalue_input(spec.name, value)
             self._session.run_with_iobinding(binding, self._run_options)
             binding.clear_binding_inputs()  # it would keep the request's memory
             start += rows
