@@ -74,5 +74,6 @@ def numpy_of(value: ort.OrtValue) -> Array:
     if value.element_type() != BFLOAT16:
         numbers: Array = value.numpy()
         return numbers
-    data = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
-    return np.frombuffer(data, np.uint16).reshape(value.shape())
+    shape = tuple(value.shape())
+    data = ctypes.string_at(value.data_ptr(), math.prod(shape) * DATATYPES["BF16"].itemsize)
+    return np.frombuffer(data, np.uint16).reshape(shape)
