@@ -93,6 +93,11 @@ def test_index_and_names(catalog):
     )
 
 
+def test_a_reason_that_names_a_path_which_is_not_utf_8_can_be_told(catalog):
+    catalog.failed("n", 1, "there is no /mnt/caf\udce9")
+    assert catalog.index()[-1].reason == r"there is no /mnt/caf\udce9"
+
+
 def test_an_operator_is_told_what_is_wrong_from_what_is_wanted(catalog):
     catalog.failed("m", 2, "no such operator")
     catalog.failed("m", 3, UNLOADED)

@@ -154,10 +154,12 @@ def test_a_file_that_no_parser_takes_is_one_models_problem(repository):
 def test_a_name_that_is_not_utf_8_can_be_told(repository):
     root = repository("m/1/model.onnx")
     os.mkdir(os.fsencode(root) + b"/caf\xe9")
+    os.symlink(b"nowhere\xe9", os.fsencode(root) + b"/link")
     entries = scan(root)
     assert found(entries) == [("m", 1)]
     assert entries[0].name == r"caf\xe9"
-    assert [shown(name) for name in names(root)] == [r"caf\xe9", "m"]
+    assert entries[1] == Broken("link", None, rf"{root / 'link'} is a link to nowhere\xe9, which is not there")
+    assert [shown(name) for name in names(root)] == [r"caf\xe9", "link", "m"]
 
 
 def test_an_empty_repository_is_no_error(tmp_path):

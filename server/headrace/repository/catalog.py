@@ -154,6 +154,7 @@ class Catalog(Generic[T]):
 
     def _set(self, name: str, version: int | None, state: State, reason: str = "", model: T | None = None) -> None:
         versions = self._models.setdefault(name, {})
+        reason = reason.encode(errors="backslashreplace").decode()  # of a path that is not UTF-8
         versions[version] = IndexEntry(name, version, state, reason)
         if version is None:
             return

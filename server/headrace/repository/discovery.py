@@ -113,7 +113,7 @@ def shown(name: str) -> str:
 
 
 def _leads_nowhere(link: Path) -> str:
-    return f"{link} is a link to {link.readlink()}, which is not there"
+    return f"{link} is a link to {shown(str(link.readlink()))}, which is not there"
 
 
 def _model(directory: Path) -> Iterator[Found | Broken]:
