@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -101,12 +102,18 @@ def read_toml(path: Path) -> Source:
     """The values of a TOML file. Raises ConfigError when it cannot be read or is not TOML."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:  # editors of Windows begin with a byte order mark
-            values = tomllib.loads(file.read())
+            values = tomllib.loads(file.read(), parse_float=_number)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:  # the latter, and a number too long, are not TOMLDecodeError
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     return Source(values, {(): f"in {path}"})
+
+
+def _number(text: str) -> float:
+    """A float; NaN as one object, which is found equal to itself where values are compared within others."""
+    number = float(text)
+    return math.nan if math.isnan(number) else number
 
 
 # Kubernetes puts a variable for each port of each service of the namespace into every pod. A service called

@@ -185,6 +185,15 @@ def test_a_stamp_changes_with_the_files_of_the_version(repository):
     assert [one == other for one, other in zip(before, changed, strict=True)] == [False, True]
 
 
+def test_nan_in_a_configuration_is_no_change(repository):
+    root = repository("m/1/model.onnx")
+    (root / "m" / "model.toml").write_text("backend_options.fill = -nan\ninputs.x.pad = nan")
+    (before,) = scan(root)
+    assert isinstance(before, Found)
+    assert before.config.inputs["x"].pad != before.config.inputs["x"].pad
+    assert scan(root) == [before]
+
+
 def test_one_model(repository):
     root = repository("m/1/model.onnx", "n/1/model.onnx", "n/2/.hidden")
     assert names(root) == ["m", "n"]
