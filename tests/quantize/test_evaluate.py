@@ -52,6 +52,15 @@ def test_what_is_measured_is_what_fits(outputs, labels, found):
     assert (task.metric, task.labelled, task.output, task.classes) == found
 
 
+def test_labels_in_the_order_of_their_classes_are_classes():
+    """The rows that are looked at are all of the first one."""
+    first = np.zeros(3, np.int64)
+    assert choose_task({"p": SCORES}, first, None, "", np.array([0, 0, 0, 1, 2])).metric == "accuracy"
+    for every in ([0, 0, 0, 3], [0, 0, 0, -1], [0, 0, 0, 0.5]):
+        with pytest.raises(QuantizeError, match="no output fits"):
+            choose_task({"p": SCORES}, first, None, "", np.array(every))
+
+
 def test_a_user_knows_better():
     assert choose_task({"p": SCORES}, None, "top1_agreement", "").metric == "top1_agreement"
     assert choose_task({"p": SCORES, "q": SCORES}, None, None, "q").output == "q"

@@ -233,7 +233,8 @@ def _known(session: ort.InferenceSession, data: Dataset, request: Request) -> Ev
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in outputs.items())
         raise QuantizeError(f"no output has a row of numbers for each of the inputs: {shapes} for {first.rows} rows")
     sampled = None if first.labels is None or data.labels is None else first.labels
-    known = prepare_evaluation(session, data, choose_task(whole, sampled, request.metric, request.output))
+    task = choose_task(whole, sampled, request.metric, request.output, data.labels)
+    known = prepare_evaluation(session, data, task)
     measured(known.task.metric, known.task.labelled, known.task.output, known.source, known.source)
     return known
 

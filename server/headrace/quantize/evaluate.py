@@ -34,12 +34,19 @@ class Task:
     classes: bool
 
 
-def choose_task(outputs: Mapping[str, Array], labels: Array | None, metric: Metric | None, output: str) -> Task:
+def choose_task(
+    outputs: Mapping[str, Array],
+    labels: Array | None,
+    metric: Metric | None,
+    output: str,
+    every: Array | None = None,
+) -> Task:
     """What is measured by these outputs of the source, [rows, ...], and labels of the same rows.
 
-    metric: None for what fits; output: "" for the first that does. With labels it is accuracy where they are classes
-    of a score or of an integer output, else R2; without, top-1 agreement where outputs are probabilities or classes,
-    else the cosine of an output and the source's, or R2 of it where a row is a single number. Raises QuantizeError if
+    metric: None for what fits; output: "" for the first that does. every: the labels of all rows, if these are some:
+    data in the order of their classes begin with rows of one. With labels it is accuracy where they are classes of a
+    score or of an integer output, else R2; without, top-1 agreement where outputs are probabilities or classes, else
+    the cosine of an output and the source's, or R2 of it where a row is a single number. Raises QuantizeError if
     nothing fits.
     """
     if output and output not in outputs:
@@ -53,7 +60,9 @@ def choose_task(outputs: Mapping[str, Array], labels: Array | None, metric: Metr
     for kind in (metric,) if metric else ("accuracy", "r2") if labelled else ("top1_agreement", "cosine", "r2"):
         for name, array in wanted.items():
             if labels is not None:
-                fits = _fits_classes(array, labels) if kind == "accuracy" else _fits_numbers(array, labels)
+                all_of_them = labels if every is None else every
+                of_classes = kind == "accuracy" and _fits_classes(array, labels, all_of_them)
+                fits = of_classes or (kind == "r2" and _fits_numbers(array, labels))
             elif kind == "top1_agreement":
                 fits = _tells_classes(array, outputs) or (metric is not None and _classes(array))
             else:
@@ -65,13 +74,13 @@ def choose_task(outputs: Mapping[str, Array], labels: Array | None, metric: Metr
     raise QuantizeError(f"no output fits{f' {metric}' if metric else ''}{of}: there are {shapes}")
 
 
-def _fits_classes(array: Array, labels: Array) -> bool:
-    """Whether labels are among the classes that an output is of, or has scores for."""
+def _fits_classes(array: Array, labels: Array, every: Array) -> bool:
+    """Whether labels are among the classes that an output is of, or has scores for. every: those of all rows."""
     labels = _squeezed(labels, array)
-    if not np.array_equal(labels, np.floor(labels)) or labels.min() < 0:
+    if not np.array_equal(every, np.floor(every)) or every.min() < 0:
         return False
     if array.dtype.kind == "f":
-        return array.ndim == labels.ndim + 1 and array.shape[:-1] == labels.shape and array.shape[-1] > labels.max() > 0
+        return array.ndim == labels.ndim + 1 and array.shape[:-1] == labels.shape and array.shape[-1] > every.max() > 0
     return array.dtype.kind in "iub" and array.shape == labels.shape
 
 
