@@ -185,6 +185,17 @@ def test_a_stamp_changes_with_the_files_of_the_version(repository):
     assert [one == other for one, other in zip(before, changed, strict=True)] == [False, True]
 
 
+def test_what_nobody_foresaw_in_a_configuration_leaves_the_others(repository, caplog):
+    root = repository("m/1/model.onnx", "odd/1/model.onnx")
+    (root / "odd" / "model.toml").write_text(f"[inputs.x]\nmin = 1{'0' * 400}\nmax = 1")
+    entries = scan(root)
+    assert found(entries) == [("m", 1)]
+    assert entries[1] == Broken(
+        "odd", None, "reading its configuration failed unexpectedly; the server's log says more"
+    )
+    assert "OverflowError" in caplog.text
+
+
 def test_nan_in_a_configuration_is_no_change(repository):
     root = repository("m/1/model.onnx")
     (root / "m" / "model.toml").write_text("backend_options.fill = -nan\ninputs.x.pad = nan")

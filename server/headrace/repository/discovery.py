@@ -133,6 +133,10 @@ def _model(directory: Path) -> Iterator[Found | Broken]:
     except OSError as error:
         yield Broken(name, None, f"{directory} cannot be read: {error.strerror or error}")
         return
+    except Exception:  # that nobody foresaw; the others are to serve all the same
+        log.exception("%s: reading its configuration failed unexpectedly", directory)
+        yield Broken(name, None, "reading its configuration failed unexpectedly; the server's log says more")
+        return
     if not versions and configuration.settings.built_by:
         yield Broken(name, None, f"not built yet; to build it: {configuration.settings.built_by}", expected=True)
         return
