@@ -31,8 +31,8 @@ import numpy as np
 
 from compare.machine import host
 from headrace.clock import monotonic_ns
+from headrace.processor import this_processor
 from headrace.quantize import speed
-from headrace.quantize.processor import this_processor
 from peers import make_models
 from speed_models import store
 

@@ -71,7 +71,7 @@ class Server:
         test = self
 
         class Signals:
-            def __init__(self):
+            def __init__(self, *, reloads):
                 self.first, self.second = asyncio.Event(), asyncio.Event()
                 test.signals = test.signals or self
                 test.started.set()

@@ -50,9 +50,9 @@ def test_a_run_from_end_to_end(tmp_path):
     assert told["machine"]["cores"] >= 1
     (speed,) = told["speed"]
     assert [one["recipe"] for one in speed["quantized"]] == ["int8", "int8", "int8-dynamic", "int4"]
-    assert speed["quantized"][0]["passed"]
+    assert speed["quantized"][1]["passed"]  # for the processor it is so with VNNI, and not everywhere with 7 bits
     assert speed["batches"][0]["batch"] == 1
-    for side in ("fp32", "int8 cpu"):
+    for side in ("fp32", "int8 portable"):
         assert speed["batches"][0][side]["rows_per_second"] > 0
         assert speed["best"][side]["rows_per_second"] >= speed["batches"][0][side]["rows_per_second"]
 

@@ -143,7 +143,7 @@ def test_settings_too_large_for_their_field_are_the_largest_that_it_holds():
     huge = 10**20
     config = ModelConfig(
         versions=f"latest:{huge}",
-        slo_ms=1e308,
+        slo_ms=1e18,
         priority_levels=huge,
         batching={"policy": "delay", "delay_us": huge},
         queue={"max_requests": huge, "max_level_requests": huge, "levels": {"1": {"timeout_us": huge}}},

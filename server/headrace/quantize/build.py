@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from headrace.processor import this_processor
 from headrace.quantize.apply import overflowing, types_of, writer
 from headrace.quantize.calibration import calibrate, endless
 from headrace.quantize.data import overlap, read_dataset
@@ -27,7 +28,6 @@ from headrace.quantize.models import (
 )
 from headrace.quantize.page import page
 from headrace.quantize.prepare import prepare
-from headrace.quantize.processor import this_processor
 from headrace.quantize.pruning import WHAT_IT_BRINGS
 from headrace.quantize.recipes import Options, choose_recipe
 from headrace.quantize.report import (
@@ -50,11 +50,11 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
     from headrace.clock import Clock
+    from headrace.processor import Processor
     from headrace.quantize.data import Dataset, InputSpec
     from headrace.quantize.evaluate import Evaluation
     from headrace.quantize.models import Source
     from headrace.quantize.prepare import Prepared
-    from headrace.quantize.processor import Processor
     from headrace.quantize.recipes import Name, Recipe, Target
     from headrace.quantize.report import Metric
     from headrace.quantize.search import Found

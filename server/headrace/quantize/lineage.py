@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from headrace.quantize.report import Lineage
 
 if TYPE_CHECKING:
+    from headrace.processor import Processor
     from headrace.quantize.data import Dataset
-    from headrace.quantize.processor import Processor
 
 _TOOLS = ("headrace", "onnx", "onnxruntime", "onnxruntime-gpu", "onnx-ir", "numpy")
 

@@ -18,6 +18,7 @@ import onnxruntime as ort
 
 from headrace.backends.onnxruntime.weights import external_files
 from headrace.errors import ModelLoadError
+from headrace.processor import exact_products
 from headrace.quantize.data import InputSpec
 from headrace.quantize.errors import QuantizeError, VersionTaken
 from headrace.quantize.report import PAGE_FILE, REPORT_FILE
@@ -218,6 +219,8 @@ def open_session(file: Path, threads: int = 0, *, optimized: bool = True) -> ort
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
+    for key, value in exact_products().items():  # as the server has it
+        options.add_session_config_entry(key, value)
     try:
         return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions have no common base

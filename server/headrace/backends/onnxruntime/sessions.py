@@ -13,6 +13,7 @@ from headrace import settings_sources as sources
 from headrace.backends.onnxruntime.placement import CPU, NOT_FOR_GPUS
 from headrace.clock import monotonic_ns
 from headrace.errors import ConfigError, ModelLoadError
+from headrace.processor import exact_products
 from headrace.sparing import Sparing
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def session_options(
     configured.logid = f"{file.parent.parent.name}/{file.parent.name}"
     # Idle threads that spin take a full core between requests; 500 us of it keep most of the latency it buys.
     serving = {"session.intra_op.allow_spinning": "0"} if threads == 1 else {"session.intra_op.spin_duration_us": "500"}
-    for key, value in (serving | dict(entries or {}) | options.session).items():
+    for key, value in (serving | exact_products() | dict(entries or {}) | options.session).items():
         configured.add_session_config_entry(key, value)
     for library in options.op_libraries:
         configured.register_custom_ops_library(library)

@@ -1,6 +1,7 @@
 import pytest
 
-from headrace.quantize.processor import Processor, parse, this_processor
+from headrace import processor
+from headrace.processor import Processor, exact_products, parse, this_processor
 
 XEON = "processor\t: 0\nflags\t\t: fpu avx2 avx512f avx512_vnni amx_int8\nvmx flags\t: ept\n"
 HASWELL = "processor\t: 0\nflags\t\t: fpu avx2 fma\n"
@@ -46,3 +47,12 @@ def test_a_processor_says_what_it_is():
     assert repr(parse("x86_64", XEON)) == "<Processor x86_64, for INT8: avx512_vnni, amx_int8>"
     assert repr(Processor("x86_64", ())) == "<Processor x86_64, for INT8: none>"
     assert repr(Processor("arm64", None)) == "<Processor arm64, for INT8: unknown>"
+
+
+@pytest.mark.parametrize(
+    ("machine", "text", "asked"),
+    [("x86_64", XEON, False), ("x86_64", HASWELL, True), ("x86_64", "", True), ("aarch64", PI, False)],
+)
+def test_kernels_that_saturate_are_not_asked_for(monkeypatch, machine, text, asked):
+    monkeypatch.setattr(processor, "_this", lambda: parse(machine, text))
+    assert exact_products() == ({"session.x64quantprecision": "1"} if asked else {})

@@ -1,14 +1,17 @@
-"""What this machine's processor has for INT8, and what a quantization must do where something is missing.
+"""What this machine's processor has for INT8, and what has to be done where something is missing.
 
 Without VNNI, ONNX Runtime's kernels for x86 multiply U8 by S8 with VPMADDUBSW, which adds two products in 16 bits and
 saturates: 2 x 255 x 127 is beyond 32767. With weights of 7 bits, 2 x 255 x 64, it does not happen. VNNI, AMX and ARM
-add in 32 bits (onnxruntime.ai, "Quantize ONNX Models": when to use reduce-range).
+add in 32 bits (onnxruntime.ai, "Quantize ONNX Models": when to use reduce-range). Models with weights of 8 bits are
+right on any x86 with other kernels, U8 by U8, which are slower: ONNX Runtime takes them if it is asked to, and then for
+these models alone (`exact_products`).
 """
 
 from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -52,12 +55,15 @@ class Processor:
             return (
                 f"it cannot be told whether this processor ({self.architecture}) has instructions for INT8"
                 + (f" ({wanted})" if wanted else "")
-                + "; weights take 8 bits, which saturate on an x86 without VNNI"
+                + "; weights take 8 bits, with which INT8 gains less on an x86 without VNNI"
             )
         if self.instructions:
             return ""
         if self.family == "x86":
-            return f"this processor has no VNNI ({wanted}): weights take 7 bits (reduce_range), and INT8 gains little"
+            return (
+                f"this processor has no VNNI ({wanted}): INT8 gains less, and more with weights of 7 bits "
+                "(--reduce-range yes, the default here) than of 8"
+            )
         return f"this processor has no dot products ({wanted}): INT8 gains little here"
 
 
@@ -73,6 +79,18 @@ def parse(architecture: str, cpuinfo: str) -> Processor:
         return Processor(architecture, None)
     common = set.intersection(*cores)
     return Processor(architecture, tuple(name for name in _DOT_PRODUCTS[family] if name in common))
+
+
+def exact_products() -> dict[str, str]:
+    """The entry of a session's configuration with which INT8 does not saturate; none where it cannot."""
+    processor = _this()
+    saturates = processor.family == "x86" and not processor.instructions
+    return {"session.x64quantprecision": "1"} if saturates else {}
+
+
+@cache
+def _this() -> Processor:
+    return this_processor()
 
 
 def this_processor(cpuinfo: Path = CPUINFO) -> Processor:
