@@ -97,6 +97,16 @@ def test_infer_sends_what_was_typed(infer, server):
     assert request.parameters["headrace_timing"].bool_param
 
 
+def test_infer_sends_parameters(infer, server):
+    typed = {"sequence_id": "7", "sequence_start": "true", "half": "0.5", "who": "me", "number": '"8"', "empty": ""}
+    flags = [part for name, value in typed.items() for part in ("--parameter", f"{name}={value}")]
+    assert infer("--input", "x=[1, 2]", *flags) == 0
+    sent = server.requests[0].parameters
+    assert (sent["sequence_id"].int64_param, sent["sequence_start"].bool_param) == (7, True)
+    assert sent["half"].double_param == 0.5
+    assert [sent[name].string_param for name in ("who", "number", "empty")] == ["me", "8", ""]
+
+
 def test_infer_prints_outputs_and_timing(infer, capsys):
     assert infer("--input", "x=[1, 2.5]") == 0
     assert (
@@ -213,6 +223,16 @@ def test_files_that_are_no_good(capsys, tmp_path):
         (["--input", "x=[1,2]", "--input", "x=[1,2]"], "--input x is given twice"),
         (["--input", "z=[1,2]"], "model 'double' has no input 'z'; it has x, t"),
         (["--input", 'x=["a"]'], "input 'x' is FP32: expected numbers, in lists of equal lengths"),
+        (["--input", "x=[1,2]", "--parameter", "p"], "--parameter p: expected NAME=VALUE"),
+        (["--input", "x=[1,2]", "--parameter", "p=1", "--parameter", "p=2"], "--parameter p is given twice"),
+        (
+            ["--input", "x=[1,2]", "--parameter", f"p={1 << 63}"],
+            f"--parameter p={1 << 63}: expected an integer of 64 bits, a number, true, false or text",
+        ),
+        (
+            ["--input", "x=[1,2]", "--parameter", "p=[1]"],
+            "--parameter p=[1]: expected an integer of 64 bits, a number, true, false or text",
+        ),
         (["--input", "x=nowhere.npy"], "input 'x': cannot read nowhere.npy: No such file or directory"),
     ],
 )

@@ -55,6 +55,10 @@ def add_commands(commands: Subparsers) -> None:
     infer.add_argument("model", metavar="MODEL", help="name of the model")
     infer.add_argument("--input", metavar="NAME=VALUE", action="append", default=[], help="an input; once for each")
     infer.add_argument("--version", dest="model_version", metavar="N", default="", help="version (default: the newest)")
+    infer.add_argument(
+        "--parameter", metavar="NAME=VALUE", action="append", default=[],
+        help="a parameter of the request, such as sequence_id=7; once for each",
+    )  # fmt: skip
     infer.add_argument("--outputs", metavar="A,B", default="", help="outputs to compute (default: all)")
     _add_common(infer)
     infer.set_defaults(command=_infer, parser=infer)
@@ -193,6 +197,8 @@ def _infer(arguments: argparse.Namespace, server: _Server) -> None:
         array = tensor_text.convert(name, value, tensor.datatype, tuple(tensor.shape))
         request.inputs.add(name=name, datatype=tensor.datatype, shape=array.shape)
         request.raw_input_contents.append(tensor_text.to_wire(array, tensor.datatype))
+    for name, parameter in _read_parameters(arguments.parameter).items():
+        request.parameters[name].CopyFrom(parameter)
     for name in filter(None, arguments.outputs.split(",")):
         request.outputs.add(name=name.strip())
     response = server.call("ModelInfer", request, pb.ModelInferResponse)
@@ -206,6 +212,29 @@ def _infer(arguments: argparse.Namespace, server: _Server) -> None:
         if key.startswith(_TIMING)
     }
     (_print_reply_json if arguments.json else _print_reply)(response, outputs, timing)
+
+
+def _read_parameters(parameters: Sequence[str]) -> dict[str, pb.InferParameter]:
+    """Numbers, true and false are read as JSON, anything else is text."""
+    fields = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}
+    read = {}
+    for text in parameters:
+        name, separator, value = text.partition("=")
+        if not (name and separator):
+            raise UsageError(f"--parameter {text}: expected NAME=VALUE")
+        if name in read:
+            raise UsageError(f"--parameter {name} is given twice")
+        try:
+            found = json.loads(value)
+        except ValueError:
+            found = value
+        try:
+            read[name] = pb.InferParameter(**{fields.get(type(found), "string_param"): found})
+        except (TypeError, ValueError):
+            raise UsageError(
+                f"--parameter {text}: expected an integer of 64 bits, a number, true, false or text"
+            ) from None
+    return read
 
 
 def _read_inputs(inputs: Sequence[str]) -> dict[str, object]:

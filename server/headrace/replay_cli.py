@@ -71,6 +71,8 @@ def add_commands(commands: Subparsers) -> None:
         help="the server's HTTP port, host:port or with http:// or https:// before it (default: %(default)s)",
     )  # fmt: skip
     record.add_argument("--ca", metavar="FILE", help="PEM file of who has signed the server's certificate")
+    record.add_argument("--certificate", metavar="FILE", help="PEM file of a client certificate and its chain")
+    record.add_argument("--key", metavar="FILE", help="PEM file of its private key (default: the certificate's file)")
     record.set_defaults(command=_record, parser=record)
     replay = commands.add_parser(
         "replay",
@@ -95,7 +97,7 @@ def _record(arguments: argparse.Namespace) -> int:
     server = arguments.url if "://" in arguments.url else f"http://{arguments.url}"
     url = f"{server.rstrip('/')}/v2/models/{quoted}{version}/recording"
     try:
-        context = ssl.create_default_context(cafile=arguments.ca) if url.startswith("https:") else None
+        context = _tls(arguments) if url.startswith("https:") else None
         with urllib.request.urlopen(url, timeout=_TIMEOUT_S, context=context) as reply:
             body = reply.read()
     except urllib.error.HTTPError as error:
@@ -113,6 +115,20 @@ def _record(arguments: argparse.Namespace) -> int:
         raise UsageError(f"{arguments.output}: cannot be written: {error.strerror or error}") from error
     print(f"{arguments.output}: {requests} requests")
     return 0
+
+
+def _tls(arguments: argparse.Namespace) -> ssl.SSLContext:
+    """Raises UsageError for a certificate that cannot be shown, OSError."""
+    context = ssl.create_default_context(cafile=arguments.ca)
+    if arguments.certificate:
+        try:
+            context.load_cert_chain(arguments.certificate, arguments.key)
+        except OSError as error:  # ssl.SSLError is one too
+            files = f"{arguments.certificate}{f', {arguments.key}' if arguments.key else ''}"
+            raise UsageError(f"{files}: no certificate with its key: {error.strerror or error}") from error
+    elif arguments.key:
+        raise UsageError("--key goes with --certificate")
+    return context
 
 
 def _requests(body: bytes, url: str) -> int:

@@ -113,6 +113,24 @@ def test_the_command_line(mutual, files, shown):
     code, _, err = command(HEADRACE, "models", "--url", mutual.address, "--timeout-ms", 3000)
     assert code == 1
     assert "headrace: UNAVAILABLE: " in err
+    record = (
+        HEADRACE,
+        "record",
+        "one",
+        "--url",
+        mutual.http,
+        "--output",
+        files.key.with_name("r.npz"),
+        "--ca",
+        files.ca,
+    )
+    code, _, err = command(*record)
+    assert code == 2
+    assert "certificate" in err.lower()
+    assert works(stub(mutual.address, files, shown))
+    assert command(*record, "--certificate", shown.chain, "--key", shown.key)[0] == 0
+    for flags in (("--key", shown.key), ("--certificate", files.chain, "--key", shown.key)):
+        assert command(*record, *flags)[0] == 2
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")
