@@ -280,7 +280,11 @@ class Settings(_Settings):
     allow_file_override: bool = Field(
         False, description="let clients bring the files of a model with a load: they decide what runs"
     )
-    host: str = Field("127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0: all of this machine's")
+    host: str = Field(
+        "127.0.0.1",
+        min_length=1,
+        description="address to listen on; 0.0.0.0: all IPv4 addresses of this machine; '::' its IPv6 ones",
+    )
     grpc_port: int = Field(8001, ge=0, le=65_535, description="port of the gRPC service; 0: any free one")
     http_port: int = Field(
         8000, ge=0, le=65_535, description="port of the HTTP service, health and metrics; 0: any free one"

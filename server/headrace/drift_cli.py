@@ -48,7 +48,7 @@ examples:
   headrace drift fit models/digits/1 --input pixels=train.npy
   headrace drift fit models/credit/3 --input x=train.parquet:age,income,debt --output score=scores.csv
   headrace drift fit models/credit/3 --input x=train.parquet:age,income,debt --schema
-  headrace drift fit models/credit/3 --windows state/credit-3.drift
+  headrace drift fit models/credit/3 --windows state/credit.3.drift
 """
 
 _REPORT = """\
@@ -129,9 +129,12 @@ def _guarded(command: Callable[[argparse.Namespace], int], failed: int) -> Calla
 
         try:
             return command(arguments)
-        except (DriftError, ModelLoadError, OSError) as error:
+        except (DriftError, ModelLoadError) as error:
             print(f"headrace: {error}", file=sys.stderr)
-            return failed
+        except OSError as error:
+            said = f"{error.filename}: {error.strerror}" if error.filename else error
+            print(f"headrace: {said}", file=sys.stderr)
+        return failed
 
     return run
 

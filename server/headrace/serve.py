@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import gc
 import logging
 import os
@@ -405,7 +406,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return _bound(host, port)
     except OSError as error:
-        raise ConfigError(f"http_port = {port}: cannot listen on {host}: {error}") from error
+        raise ConfigError(_said(host, "http_port", port, error)) from error
 
 
 def _check_grpc_port(settings: Settings) -> None:
@@ -429,7 +430,18 @@ def _writable(key: str, directory: str) -> Path:
 
 
 def _no_grpc_port(settings: Settings, error: OSError) -> ConfigError:
-    return ConfigError(f"grpc_port = {settings.grpc_port}: cannot listen on {settings.host}: {error}")
+    if settings.grpc_port == settings.http_port:
+        return ConfigError(f"grpc_port and http_port are both {settings.grpc_port}: expected a port for each")
+    return ConfigError(_said(settings.host, "grpc_port", settings.grpc_port, error))
+
+
+def _said(host: str, key: str, port: int, error: OSError) -> str:
+    """What is said of an address that cannot be listened on: it may be the host's fault."""
+    why = str(error.strerror or error).partition(" (while attempting")[0]  # the address is said already
+    number = error.errno or 0
+    if number < 0 or number == errno.EADDRNOTAVAIL:  # below 0: of getaddrinfo
+        return f"host = {host}: cannot be listened on: {why}"
+    return f"{key} = {port}: cannot listen on {host}: {why}"
 
 
 def _bound(host: str, port: int) -> socket.socket:

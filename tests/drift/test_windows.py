@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 
@@ -187,3 +188,14 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path):
     assert read_bounded(path, 5) == b"12345"
     with pytest.raises(DriftError, match="larger than 4 octets"):
         read_bounded(path, 4)
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    file = tmp_path / "drift.json"
+    with pytest.raises(OSError, match=f"cannot be written: No space left on device: '{file}'"):
+        write_atomically(file, b"data")
+    assert list(tmp_path.iterdir()) == []

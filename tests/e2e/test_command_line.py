@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -204,6 +205,25 @@ def test_a_port_that_is_taken(server, tmp_path, port):
     assert code == 2
     assert f"headrace: {port}_port = {taken}: cannot listen on 127.0.0.1" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--host", "300.1.1.1"), "host = 300.1.1.1: cannot be listened on: "),
+        (("--host", "192.0.2.1"), "host = 192.0.2.1: cannot be listened on: "),
+        (("--grpc-port", "{}", "--http-port", "{}"), "grpc_port and http_port are both {}: expected a port for each"),
+    ],
+)
+def test_an_address_that_there_is_not(tmp_path, flags, said):
+    write(tmp_path, "one", scale(1, "N", 1))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        free = taken.getsockname()[1]
+    ports = () if "--grpc-port" in flags else ("--grpc-port", 0, "--http-port", 0)
+    code, _, err = headrace("serve", "--model-repository", tmp_path, *(flag.format(free) for flag in flags), *ports)
+    assert code == 2
+    assert f"headrace: {said.format(free)}" in err
+    assert err.count("\n") == 1
 
 
 def test_a_file_and_the_environment_configure_it(tmp_path):

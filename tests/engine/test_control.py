@@ -64,11 +64,11 @@ def test_a_model_that_has_yet_to_be_built_is_no_error(repository, mode, caplog):
             await world.control.start()
         (line,) = [record for record in caplog.records if "model a" in record.message]
         assert (line.levelname, line.message) == (
-            "INFO", "model a is not served: not built yet; to build it: make a"
+            "INFO", "model a is not served: not built yet; to build it, run 'make a'"
         )  # fmt: skip
         assert world.states() == {"a/None": ("UNAVAILABLE", "not built yet")}
         if mode == "explicit":
-            with pytest.raises(LoadFailed, match="load failed for model 'a': not built yet; to build it: make a"):
+            with pytest.raises(LoadFailed, match="load failed for model 'a': not built yet; to build it, run 'make a'"):
                 await world.control.load("a")
         repository.write("a", 'built_by = "make a"\n')
         if mode == "none":
@@ -287,6 +287,18 @@ async def test_labels(repository):
     assert await world.serves("a", "stable") == "2"
 
 
+def test_a_label_of_a_version_that_is_not_served_is_told_of(repository, caplog):
+    async def main():
+        repository.write("a", "version_labels = {stable = 1, canary = 7}\n")
+        world = Control(repository, "explicit", "a")
+        await world.control.start()
+        assert await world.serves("a", "stable") == "1"
+
+    run_virtual(main())
+    assert "model a: label canary is of version 7, which is not served" in caplog.text
+    assert "label stable" not in caplog.text
+
+
 @virtual
 async def test_a_load_goes_on_when_whoever_asked_for_it_has_gone_away(repository):
     repository.write("a")
@@ -358,3 +370,19 @@ async def test_what_is_wrong_with_a_configuration_that_a_client_brings(repositor
         assert "/tmp" not in world.states().get("a/1", ("", ""))[1]
     with pytest.raises(ModelNotInRepository, match="a model's name is letters, digits"):
         await world.control.load("no name")
+
+
+@pytest.mark.parametrize("mode", ["none", "explicit"])
+def test_a_repository_that_is_none_is_told_of(repository, caplog, mode):
+    async def main():
+        await Control(repository, mode).control.start()
+        assert f"{repository.root} holds no models: expected directories such as NAME/1" in caplog.text
+        repository.write("a")
+        caplog.clear()
+        await Control(repository, mode).control.start()
+        assert caplog.text == ""
+        await Control(Repository(repository.root / "a"), mode).control.start()
+
+    with caplog.at_level("WARNING"):
+        run_virtual(main())
+    assert f"{repository.root / 'a'} has the configuration of a model: is it a model's directory" in caplog.text

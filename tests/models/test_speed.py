@@ -50,4 +50,4 @@ def test_without_a_version_it_is_left_out_and_no_error(name, built):
     (built / "1").rmdir()
     (entry,) = scan_model(built.parent, name)
     assert entry.expected
-    assert entry.reason == "not built yet; to build it: make models"
+    assert entry.reason == "not built yet; to build it, run 'make models'"

@@ -188,6 +188,8 @@ def test_labels_stand_for_versions():
     catalog.label("m", {"stable": 1, "next": 3})
     assert catalog.generation == generation + 1
     assert catalog.resolve("m", "stable") == "one"
+    with pytest.raises(InvalidRequest, match=r"'stabel' .*, version should be .* > 0, or a label: next, stable$"):
+        catalog.resolve("m", "stabel")
     with pytest.raises(ModelNotReady, match="'m' version 3, labelled 'next', is not at ready state"):
         catalog.resolve("m", "next")
     catalog.ready("m", 3, "three")

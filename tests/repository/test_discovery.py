@@ -74,7 +74,7 @@ def test_a_model_that_has_yet_to_be_built(repository):
     for name in "mn":
         toml(root, name, 'built_by = "make models"')
     unbuilt, built = scan(root)
-    assert unbuilt == Broken("m", None, "not built yet; to build it: make models", expected=True)
+    assert unbuilt == Broken("m", None, "not built yet; to build it, run 'make models'", expected=True)
     assert found([built]) == [("n", 2)]
     toml(root, "n", 'built_by = "make models"\nversions = [3]')
     assert not scan(root)[1].expected

@@ -84,6 +84,8 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
+    except OSError as error:  # which may name the part, or nothing
+        raise OSError(error.errno, f"cannot be written: {error.strerror}", str(path)) from error
     finally:
         part.unlink(missing_ok=True)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from headrace.errors import ConfigError, LoadFailed, ModelControlDisabled, ModelNotInRepository
 from headrace.repository.catalog import NOT_LOADED
 from headrace.repository.configuration import PBTXT_FILE
-from headrace.repository.discovery import NAME_RULE, Broken, Found, is_name, names, scan, scan_model, shown
+from headrace.repository.discovery import NAME_RULE, Broken, Found, doubt, is_name, names, scan, scan_model, shown
 from headrace.repository.overrides import stage
 
 if TYPE_CHECKING:
@@ -55,8 +55,13 @@ class ModelControl:
             logger.warning("load_models has no effect: model_control_mode is '%s', expected 'explicit'", self._mode)
         if self._mode != "explicit" or "*" in self._startup:
             self._acted_on = _by_name(await self._engine.load_all(self._root))
+        else:
+            await self.index()
+        with suppress(OSError):
+            if said := await asyncio.to_thread(doubt, self._root):
+                logger.warning("%s", said)
+        if self._mode != "explicit" or "*" in self._startup:
             return
-        await self.index()
         for name in self._startup:
             try:
                 await self.load(name)
@@ -150,12 +155,16 @@ class ModelControl:
 
     async def watch(self, seconds: float) -> None:
         """In mode `poll`, follows the changes of the repository, for ever. seconds: between two looks."""
+        said = ""
         while self._mode == "poll":
             await asyncio.sleep(seconds)
             try:
                 await self.poll()
+                said = ""
             except ConfigError as error:
-                logger.error("the repository is not looked at: %s", error)
+                if said != str(error):  # once, however often it is seen
+                    logger.error("the repository is not looked at: %s", error)
+                said = str(error)
             except Exception:  # whatever it was, what changes next is followed
                 logger.exception("the repository was not followed")
 
@@ -166,14 +175,14 @@ class ModelControl:
             await asyncio.sleep(_SETTLE_SECONDS)
             before, seen = seen, await self._look()
             for name in changed:
-                if _alike(seen.get(name), before.get(name)):
+                if seen.get(name) == before.get(name):
                     await self._follow(name, seen.get(name, []))
 
     async def _look(self) -> dict[str, Entries]:
         return _by_name(await asyncio.to_thread(scan, self._root))
 
     def _changed(self, seen: dict[str, Entries]) -> list[str]:
-        return sorted(name for name in {*seen, *self._acted_on} if not _alike(seen.get(name), self._acted_on.get(name)))
+        return sorted(name for name in {*seen, *self._acted_on} if seen.get(name) != self._acted_on.get(name))
 
     async def _follow(self, name: str, entries: Entries) -> None:
         async with self._locks[name]:
@@ -201,14 +210,17 @@ class ModelControl:
                 failures.append(_failure(entry.version, entry.reason))
         wanted = {entry.version: entry for entry in entries if isinstance(entry, Found)}
         for version, found in wanted.items():
-            if again or not _alike(engine.serving(name).get(version), found):
+            if again or engine.serving(name).get(version) != found:
                 reason = await engine.load(found, waits=not again)
                 if reason:
                     failures.append(_failure(version, reason))
             else:
                 engine.confirm(name, version)
         if wanted and not (served and failures):
-            engine.catalog.label(name, next(iter(wanted.values())).config.version_labels)
+            labels = next(iter(wanted.values())).config.version_labels
+            engine.catalog.label(name, labels)
+            for label in sorted(label for label, version in labels.items() if version not in wanted):
+                logger.warning("model %s: label %s is of version %d, which is not served", name, label, labels[label])
         if not failures:
             for version in engine.serving(name).keys() - wanted.keys():
                 engine.unload(name, version)
@@ -236,11 +248,6 @@ def _by_name(entries: Entries) -> dict[str, Entries]:
     for entry in entries:
         models.setdefault(entry.name, []).append(entry)
     return models
-
-
-def _alike(one: object, other: object) -> bool:
-    """Whether what was found is the same. NaN, which a setting such as `pad` may be, is not equal to itself."""
-    return one == other or repr(one) == repr(other)
 
 
 def _not_there(name: str) -> ModelNotInRepository:

@@ -187,7 +187,7 @@ class Catalog(Generic[T]):
             raise ModelNotReady(
                 f"Request for unknown model: '{name}' version {number}, labelled '{version}', is not at ready state"
             )
-        number = _parse_version(version) if version else None
+        number = _parse_version(version, self._labels.get(name, ())) if version else None
         if number is not None and (name, number) in self._ready:
             return self._ready[name, number]
         versions = self._models.get(name)
@@ -200,7 +200,7 @@ class Catalog(Generic[T]):
         raise ModelNotReady(f"Request for unknown model: '{name}' version {number} is not at ready state")
 
 
-def _parse_version(text: str) -> int:
+def _parse_version(text: str, labels: Collection[str]) -> int:
     if not _INTEGER.fullmatch(text):
         problem = "not an integer"
     elif len(text) > 20 or int(text) > _MAX_INT64:
@@ -211,7 +211,7 @@ def _parse_version(text: str) -> int:
         return int(text)
     raise InvalidRequest(
         f"failed to get model version from specified version string '{text[:40]}' (details: {problem}), "
-        "version should be an integral value > 0"
+        f"version should be an integral value > 0{', or a label: ' if labels else ''}{', '.join(sorted(labels))}"
     )
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headrace.errors import ConfigError
-from headrace.repository.configuration import Configuration, read_configuration
+from headrace.repository.configuration import PBTXT_FILE, Configuration, read_configuration
+from headrace.repository.model_config import CONFIG_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator
@@ -98,6 +99,15 @@ def names(root: Path) -> list[str]:
         ) from error
 
 
+def doubt(root: Path) -> str:
+    """What is odd about a repository as a whole, which may be meant so; empty if nothing is. Raises OSError."""
+    if any((root / file).is_file() for file in (CONFIG_FILE, PBTXT_FILE)):
+        return f"{root} has the configuration of a model: is it a model's directory, and the repository the one above?"
+    if not any(_is_model(entry) for entry in root.iterdir()):
+        return f"{root} holds no models: expected directories such as NAME/1 with the model file"
+    return ""
+
+
 def _is_model(entry: Path) -> bool:
     """Whether it is a directory, or was meant to be one: a link that leads nowhere is reported, not passed over."""
     try:
@@ -138,7 +148,7 @@ def _model(directory: Path) -> Iterator[Found | Broken]:
         yield Broken(name, None, "reading its configuration failed unexpectedly; the server's log says more")
         return
     if not versions and configuration.settings.built_by:
-        yield Broken(name, None, f"not built yet; to build it: {configuration.settings.built_by}", expected=True)
+        yield Broken(name, None, f"not built yet; to build it, run '{configuration.settings.built_by}'", expected=True)
         return
     if not versions:
         yield Broken(

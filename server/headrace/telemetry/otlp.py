@@ -74,6 +74,7 @@ class TraceExport:
 
     def start(self) -> None:
         """Starts the thread."""
+        logger.info("traces are exported to %s", self._where)
         self._thread.start()
 
     def offer(self, batch: BatchTrace | None, requests: Sequence[RequestTrace]) -> bool:

@@ -43,6 +43,11 @@ def test_what_is_not_http(world, octets):
     assert world.counts.http_requests == {("none", 400): 1}
 
 
+def test_a_client_of_grpc_is_told_that_there_is_another_port(world):
+    answer = refused(world, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+    assert "it is HTTP/2, and gRPC has another port (grpc_port)" in answer.json["error"]
+
+
 @pytest.mark.parametrize(
     ("octets", "status", "text"),
     [

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Answer = bytes | tuple[bytes, bytes]
 """The octets of a reply, in one piece or two."""
 
+_HTTP_2 = b"PRI * HTTP/2.0"  # how a client of it begins: RFC 9113, 3.4
 _PIPELINED = 32
 """With so many requests of a connection unanswered nothing more is read from it."""
 
@@ -162,7 +163,8 @@ class Connection(asyncio.BufferedProtocol):
         except httptools.HttpParserCallbackError as error:  # a bug of ours
             self._refuse(error.__context__ or error)
         except httptools.HttpParserError as error:
-            self._refuse(HttpError(400, f"this is not a valid HTTP/1.1 request: {error}"))
+            said = "it is HTTP/2, and gRPC has another port (grpc_port)" if data.startswith(_HTTP_2) else error
+            self._refuse(HttpError(400, f"this is not a valid HTTP/1.1 request: {said}"))
         if self._deaf:
             return
         if self._phase is not Phase.IDLE and not (self._opened or self._brought):  # of a head, or around chunks
