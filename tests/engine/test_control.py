@@ -287,6 +287,19 @@ async def test_labels(repository):
     assert await world.serves("a", "stable") == "2"
 
 
+@virtual
+async def test_the_newest_version_is_there_first(repository):
+    """Else who asks for none would find an old one for a while."""
+    repository.write("a", 'versions = "all"\n', versions=[1, 2, 3])
+    world = Control(repository, "explicit")
+    await world.control.start()
+    loading, load = [], world.engine.load
+    world.engine.load = lambda found, **more: loading.append(found.version) or load(found, **more)
+    await world.control.load("a")
+    assert loading == [3, 2, 1]
+    assert await world.serves() == "3"
+
+
 def test_a_label_of_a_version_that_is_not_served_is_told_of(repository, caplog):
     async def main():
         repository.write("a", "version_labels = {stable = 1, canary = 7}\n")

@@ -209,7 +209,7 @@ class ModelControl:
                 engine.broken(entry)
                 failures.append(_failure(entry.version, entry.reason))
         wanted = {entry.version: entry for entry in entries if isinstance(entry, Found)}
-        for version, found in wanted.items():
+        for version, found in sorted(wanted.items(), reverse=True):  # whoever asks for none finds the newest at once
             if again or engine.serving(name).get(version) != found:
                 reason = await engine.load(found, waits=not again)
                 if reason:

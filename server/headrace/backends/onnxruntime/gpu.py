@@ -268,7 +268,7 @@ def _check_available(provider: str, available: Sequence[str]) -> None:
     if provider not in available:
         raise ModelLoadError(
             f"onnxruntime {ort.__version__} was built without {provider}: `pip uninstall onnxruntime`, then "
-            "`pip install onnxruntime-gpu`; both install the same module"
+            "`pip install onnxruntime-gpu[cuda,cudnn] nvidia-cublas cuda-bindings`; both install the same module"
         )
 
 
