@@ -15,6 +15,7 @@ from quantize.conftest import WIDTH, normal, perceptron
 from tritonclient.grpc import InferenceServerClient
 
 from headrace.cli import main
+from headrace.quantize.models import open_session
 from headrace.quantize.report import read_report
 
 
@@ -130,7 +131,7 @@ def test_what_is_made_is_served(repository, data, recipe, target):
     options = ["--recipe", recipe, "--target", target, "--min-relative-accuracy", "0.9"]
     assert quantize(repository / "m", *options, *data) == 0
     x = normal(3, WIDTH)
-    session = ort.InferenceSession(repository / "m" / "2" / "model.onnx", providers=["CPUExecutionProvider"])
+    session = open_session(repository / "m" / "2" / "model.onnx")
     with Server(repository) as server, InferenceServerClient(server.address) as client:
         reply = client.infer("m", [infer_input("x", x)], client_timeout=20)
         assert reply.get_response().model_version == "2"
