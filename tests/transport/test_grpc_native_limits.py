@@ -273,6 +273,18 @@ def test_limits_are_counted(bench, octets, limit):
     assert +bench.counts.http2_limits == {limit: 1}
 
 
+def test_a_client_that_gives_up_every_other_call_is_served(bench):
+    """Its deadlines pass, or it asks another server too: however many calls it makes, in no time at all."""
+    client = bench.connect()
+    for n in range(3000):
+        answered, given_up = 1 + 4 * n, 3 + 4 * n
+        client.send(wire.grpc_call(ECHO, b"m", answered) + wire.grpc_call(INFER, b"m", given_up))
+        client.send(rst(given_up))
+        bench.infer.calls.pop().finished = True  # it stops when it is told to
+    assert not client.connection.closing
+    assert client.messages(answered) == [b"m"]
+
+
 def test_timeouts_are_counted():
     with benches.bench(idle_timeout_s=40, keepalive_s=5, keepalive_timeout_s=5) as made:
         made.connect(b"")

@@ -43,7 +43,7 @@ def test_settings_announce_the_limits():
     ("step", "burst", "limit"),
     [
         (lambda glitches, now: glitches.glitch(now, Limit.PRIORITY), 3, Limit.PRIORITY),
-        (lambda glitches, now: glitches.reset(now), 4, Limit.RAPID_RESET),
+        (lambda glitches, now: glitches.reset(now, 0), 4, Limit.RAPID_RESET),
     ],
 )
 def test_patience_ends(step, burst, limit):
@@ -67,7 +67,7 @@ def test_glitches_of_all_kinds_share_a_bucket_that_names_the_last():
 
 def test_resets_do_not_count_as_errors():
     glitches = Glitches(Limits(glitches=1, resets=1))
-    glitches.reset(NOW)
+    glitches.reset(NOW, 0)
     glitches.glitch(NOW, Limit.STREAM_ERRORS)
 
 

@@ -67,7 +67,8 @@ class Controls:
         connection.ids.check_used(stream_id, "RST_STREAM")
         if len(payload) != 4:
             raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "RST_STREAM is not 4 octets")
-        connection.glitches.reset(connection.now)
+        outbound = connection.outbound
+        connection.glitches.reset(connection.now, outbound.sent - outbound.dribbles)
         stream = connection.streams.pop(stream_id, None)
         if stream is not None:
             connection.ids.reset(stream_id, ours=False)

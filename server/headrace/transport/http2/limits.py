@@ -61,10 +61,11 @@ class Limits:
     max_streams: streams open, and calls at work for streams that were reset (CVE-2023-44487). initial_window,
     connection_window: what may be received before it is credited. max_header_list: fields as RFC 9113, 6.5.2 counts
     them. max_fields: of a header list (CVE-2026-49975). max_block, max_continuations: of an encoded field block
-    (VU#421644). resets: RST_STREAM frames in a burst, then resets_per_second; glitches: streams refused, reset for an
-    error, empty frames and other things that no client does often, in a burst, then glitches_per_second.
-    window_updates, small_frames: what may come in a burst, then by the second, beyond what is paid for (`SmallFrames`).
-    max_unsent: octets of replies that may wait for the peer to open its windows, before new streams are refused.
+    (VU#421644). resets: RST_STREAM frames in a burst, then resets_per_second, beyond one for each reply; glitches:
+    streams refused, reset for an error, empty frames and other things that no client does often, in a burst, then
+    glitches_per_second. window_updates, small_frames: what may come in a burst, then by the second, beyond what is paid
+    for (`SmallFrames`). max_unsent: octets of replies that may wait for the peer to open its windows, before new
+    streams are refused.
     """
 
     max_streams: int = 256
@@ -116,26 +117,6 @@ class Bucket:
         return True
 
 
-class Glitches:
-    """Counts what a well-behaved peer does rarely; raises LimitReached when it is too much."""
-
-    __slots__ = ("_glitches", "_resets")
-
-    def __init__(self, limits: Limits) -> None:
-        self._glitches = Bucket(limits.glitches, limits.glitches_per_second)
-        self._resets = Bucket(limits.resets, limits.resets_per_second)
-
-    def glitch(self, now: int, limit: Limit) -> None:
-        """A stream that was refused or reset for an error, a frame without use. All kinds share one bucket."""
-        if not self._glitches.take(now):
-            raise LimitReached(limit)
-
-    def reset(self, now: int) -> None:
-        """The peer has reset a stream (CVE-2023-44487)."""
-        if not self._resets.take(now):
-            raise LimitReached(Limit.RAPID_RESET)
-
-
 class Budget:
     """Frames that are no fault, and cost more than they carry: paid for by what they go along with, else by a bucket.
 
@@ -158,6 +139,30 @@ class Budget:
             self._credit -= 1
             return True
         return self._bucket.take(now)
+
+
+class Glitches:
+    """Counts what a well-behaved peer does rarely; raises LimitReached when it is too much."""
+
+    __slots__ = ("_glitches", "_resets")
+
+    def __init__(self, limits: Limits) -> None:
+        self._glitches = Bucket(limits.glitches, limits.glitches_per_second)
+        self._resets = Budget(limits.resets, limits.resets_per_second)
+
+    def glitch(self, now: int, limit: Limit) -> None:
+        """A stream that was refused or reset for an error, a frame without use. All kinds share one bucket."""
+        if not self._glitches.take(now):
+            raise LimitReached(limit)
+
+    def reset(self, now: int, replies: int) -> None:
+        """The peer has reset a stream (CVE-2023-44487). replies: as for `SmallFrames`.
+
+        A reply pays for one: a client of many calls gives up those whose deadline has passed, or that it has sent to
+        another server too. Who only opens and resets gets none.
+        """
+        if not self._resets.take(now, replies):
+            raise LimitReached(Limit.RAPID_RESET)
 
 
 class SmallFrames:
