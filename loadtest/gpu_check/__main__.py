@@ -69,10 +69,14 @@ def arguments() -> argparse.Namespace:
     return args
 
 
-def facts(environ: dict[str, str]) -> dict[str, object]:
-    """Those of the machine, in the environment of the checks."""
+def facts(environ: dict[str, str], device: int) -> dict[str, object]:
+    """Those of the machine, in the environment of the checks. device: the GPU that is checked."""
     done = subprocess.run(
-        [sys.executable, "-m", "gpu_check.facts"], env=environ, stdout=subprocess.PIPE, timeout=120, check=True
+        [sys.executable, "-m", "gpu_check.facts", str(device)],
+        env=environ,
+        stdout=subprocess.PIPE,
+        timeout=120,
+        check=True,
     )
     known: dict[str, object] = json.loads(done.stdout)
     return known
@@ -95,7 +99,7 @@ def main() -> int:
     except BadPack as error:
         say(f"{args.packs}: {error}; --packs names another directory, which need not exist")
         return 2
-    machine = {"date": datetime.now().astimezone().isoformat("T", "seconds"), **facts(environ)}
+    machine = {"date": datetime.now().astimezone().isoformat("T", "seconds"), **facts(environ, args.device)}
     machine["revision"] = machine.get("revision") or args.revision
     gpu = machine["gpu"]
     say(f"{gpu or 'no NVIDIA GPU'}; driver {machine['driver']}, CUDA {machine['driver_cuda']}")
@@ -105,7 +109,13 @@ def main() -> int:
         path = results.free_path(args.results or ROOT / "loadtest/results/gpu", name)
     if not args.cpu:
         nvidia.keep_awake(args.device)
-    settings = {"seconds": args.seconds, "measure": args.measure, "cpu": args.cpu, "only": args.only}
+    settings = {
+        "seconds": args.seconds,
+        "measure": args.measure,
+        "cpu": args.cpu,
+        "device": args.device,
+        "only": args.only,
+    }
     with tempfile.TemporaryDirectory(prefix="headrace-gpu-check-") as scratch:
 
         def keep(outcomes: list[results.Outcome]) -> None:

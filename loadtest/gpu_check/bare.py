@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from statistics import median, quantiles
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,7 +11,7 @@ from gpu_check.loaded import Loaded
 from gpu_check.sessions import Bound, as_served, opened
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     import numpy as np
 
@@ -46,16 +47,26 @@ def best(name: str, output: str, context: Context, seconds: float, batches: Iter
 def best_of_backend(
     backend: str, name: str, output: str, context: Context, seconds: float, batches: Iterable[int] = BATCHES
 ) -> Best:
-    """The model on one instance of a backend of the server's, from the host's memory to the host's: both rates are."""
+    """The model on one instance of a backend of the server's, from the host's memory to the host's: both rates are.
+
+    As many batches are in flight as it can have, as the server has.
+    """
     batches = list(batches)
     rates = {}
     with Loaded(context, backend, name, output, max(batches)) as model:
         for batch in batches:
-            run = model.prepared(context.sizes.feeds(name, batch), [1] * batch)
-            rates[batch] = batch * per_second(run, seconds)
+            feeds = context.sizes.feeds(name, batch)
+            runs = [model.prepared(feeds, [1] * batch, lane) for lane in model.lanes]
+            rates[batch] = batch * together(runs, seconds)
             context.say(f"{name}, {backend}, batch {batch}: {rates[batch]:.0f} rows/s")
     batch = max(rates, key=rates.__getitem__)
     return Best(batch, rates[batch], rates[batch], rates)
+
+
+def together(runs: Sequence[Callable[[], object]], seconds: float) -> float:
+    """Runs each second, of all of them on a thread each."""
+    with ThreadPoolExecutor(len(runs)) as pool:
+        return sum(pool.map(lambda run: per_second(run, seconds), runs))
 
 
 def per_second(run: Callable[[], object], seconds: float) -> float:

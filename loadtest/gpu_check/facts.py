@@ -1,11 +1,12 @@
 """Where a run was made: GPU, driver, CUDA, packages, revision. Neither a host's name nor a path.
 
-python -m gpu_check.facts      prints them as JSON; run in the environment of the checks
+python -m gpu_check.facts DEVICE      prints them as JSON, with that GPU's name; run in the environment of the checks
 """
 
 from __future__ import annotations
 
 import json
+import sys
 
 from compare import machine
 from gpu_check import nvidia
@@ -30,12 +31,13 @@ PACKAGES = (
 )
 
 
-def facts() -> dict[str, object]:
-    """Everything that a reader needs to judge the figures."""
+def facts(device: int) -> dict[str, object]:
+    """Everything that a reader needs to judge the figures. device: the GPU that they are of."""
     found = nvidia.gpus()
+    gpu = found[device] if device < len(found) else None
     return {
-        "gpu": found[0]["name"] if found else nvidia.driver_name(),
-        "driver": found[0]["driver_version"] if found else None,
+        "gpu": gpu["name"] if gpu else nvidia.driver_name(),
+        "driver": gpu["driver_version"] if gpu else None,
         "driver_cuda": nvidia.driver_cuda(),
         "gpus": found,
         **machine.host(PACKAGES),
@@ -43,4 +45,4 @@ def facts() -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(facts()))
+    print(json.dumps(facts(int(sys.argv[1]))))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
 from gpu_check.registry import Skip
@@ -35,7 +35,7 @@ def options_of(context: Context, backend: str) -> dict[str, Any]:
 class Loaded:
     """One instance of a model of speed_models, and one output of it. A context manager. Raises Skip as `known` does.
 
-    options: of the backend, as `[backend_options]` has them.
+    options: of the backend, as `[backend_options]` has them. lanes: the batches that the instance can have in flight.
     """
 
     def __init__(self, context: Context, backend: str, name: str, output: str, max_batch: int, **options: Any) -> None:  # noqa: ANN401
@@ -49,16 +49,22 @@ class Loaded:
         self.platform = model.platform
         self._inputs = [spec.name for spec in model.signature.inputs]
         self._output = [spec.name for spec in model.signature.outputs].index(output)
-        self._instance = model.make_instance(0)
+        self._instances = [model.make_instance(lane) for lane in range(model.executors_per_instance)]
+
+    @property
+    def lanes(self) -> range:
+        """By their numbers."""
+        return range(len(self._instances))
 
     def __enter__(self) -> Loaded:
         return self
 
     def __exit__(self, *error: object) -> None:
-        with closing(self._instance):
-            pass
+        with ExitStack() as stack:
+            for instance in self._instances:
+                stack.enter_context(closing(instance))
 
-    def prepared(self, feeds: Mapping[str, Array], requests: Sequence[int] = ()) -> Callable[[], Array]:
+    def prepared(self, feeds: Mapping[str, Array], requests: Sequence[int] = (), lane: int = 0) -> Callable[[], Array]:
         """What runs the first rows of `feeds`, as requests of so many rows each; by default all in one request."""
         requests = requests or [len(feeds[self._inputs[0]])]
         rows = sum(requests)
@@ -68,7 +74,7 @@ class Loaded:
             for name in self._inputs
         ]
         shapes = [(rows, *feeds[name].shape[1:]) for name in self._inputs]
-        return lambda: self._instance.run(parts, shapes, [self._output])[0]
+        return lambda: self._instances[lane].run(parts, shapes, [self._output])[0]
 
     def run(self, feeds: Mapping[str, Array], requests: Sequence[int] = ()) -> Array:
         """The output for these rows. It holds good until the next run."""

@@ -91,7 +91,7 @@ def test_packs_that_cannot_be_used_end_the_run(tmp_path):
 )
 def test_the_exit_status_says_failures(monkeypatch, capsys, tmp_path, statuses, status, said):
     monkeypatch.setattr(Runner, "run", lambda runner, checks: [Outcome("it", each) for each in statuses])
-    monkeypatch.setattr(command, "facts", lambda environ: {"gpu": None, "driver": None, "driver_cuda": None})
+    monkeypatch.setattr(command, "facts", lambda environ, device: {"gpu": None, "driver": None, "driver_cuda": None})
     monkeypatch.setattr(command.signal, "signal", lambda *_: None)
     monkeypatch.setattr("sys.argv", ["gpu_check", "--packs", str(tmp_path)])
     assert command.main() == status
