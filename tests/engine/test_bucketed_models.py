@@ -4,7 +4,7 @@ import asyncio
 
 import numpy as np
 import pytest
-from engine.controlling import Control, Repository, virtual
+from engine.controlling import Control, virtual
 from engine.test_cached import Cached
 
 from headrace.errors import InvalidRequest
@@ -15,18 +15,6 @@ from headrace.testing.loop import run_virtual
 BUCKETS = "[buckets.n]\nsizes = [2, 4]\ninputs.x = 1\noutputs.y = 1\n"
 FREE = "backend_options = {dims = [-1]}\n"
 ROW = np.array([[1, 2, 3]], np.float32)
-
-
-@pytest.fixture(autouse=True)
-def _nothing_loaded(monkeypatch):
-    monkeypatch.setattr(FakeBackend, "loaded", [])
-    monkeypatch.setattr(FakeBackend, "latency_ns", 5000)
-    monkeypatch.setattr(FakeBackend, "spend", None)
-
-
-@pytest.fixture
-def repository(tmp_path):
-    return Repository(tmp_path)
 
 
 def shapes(since=0):

@@ -2,8 +2,7 @@ import asyncio
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
-from engine.controlling import Repository, virtual
+from engine.controlling import virtual
 from engine.test_lifecycle import World
 
 from headrace.backends.base import InstanceLost
@@ -22,18 +21,6 @@ from headrace.transport.infer import InferService
 
 ROW = np.array([[1, 2]], np.float32)
 CACHED = "response_cache = true\n"
-
-
-@pytest.fixture(autouse=True)
-def _nothing_loaded(monkeypatch):
-    monkeypatch.setattr(FakeBackend, "loaded", [])
-    monkeypatch.setattr(FakeBackend, "latency_ns", 5000)
-    monkeypatch.setattr(FakeBackend, "spend", None)
-
-
-@pytest.fixture
-def repository(tmp_path):
-    return Repository(tmp_path)
 
 
 class Cached(World):

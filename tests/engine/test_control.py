@@ -11,18 +11,6 @@ from headrace.testing.client import infer_request
 from headrace.testing.loop import run_virtual
 
 
-@pytest.fixture(autouse=True)
-def _nothing_loaded(monkeypatch):
-    monkeypatch.setattr(FakeBackend, "loaded", [])
-    monkeypatch.setattr(FakeBackend, "latency_ns", 5000)
-    monkeypatch.setattr(FakeBackend, "spend", None)
-
-
-@pytest.fixture
-def repository(tmp_path):
-    return Repository(tmp_path)
-
-
 @virtual
 async def test_without_control_what_is_there_is_served_and_nothing_else(repository):
     repository.write("a")

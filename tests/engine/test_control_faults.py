@@ -4,23 +4,11 @@ import asyncio
 from unittest.mock import AsyncMock
 
 import pytest
-from engine.controlling import Control, Repository, virtual
+from engine.controlling import Control, virtual
 
 from headrace.errors import LoadFailed, ShuttingDown
 from headrace.testing.backend import FakeBackend
 from headrace.testing.loop import run_virtual
-
-
-@pytest.fixture(autouse=True)
-def _nothing_loaded(monkeypatch):
-    monkeypatch.setattr(FakeBackend, "loaded", [])
-    monkeypatch.setattr(FakeBackend, "latency_ns", 5000)
-    monkeypatch.setattr(FakeBackend, "spend", None)
-
-
-@pytest.fixture
-def repository(tmp_path):
-    return Repository(tmp_path)
 
 
 @virtual

@@ -11,18 +11,6 @@ from headrace.testing.backend import FakeBackend
 from headrace.testing.loop import run_virtual
 
 
-@pytest.fixture(autouse=True)
-def _nothing_loaded(monkeypatch):
-    monkeypatch.setattr(FakeBackend, "loaded", [])
-    monkeypatch.setattr(FakeBackend, "latency_ns", 5000)
-    monkeypatch.setattr(FakeBackend, "spend", None)
-
-
-@pytest.fixture
-def repository(tmp_path):
-    return Repository(tmp_path)
-
-
 @virtual
 async def test_polling_follows_the_repository(repository):
     repository.write("a")

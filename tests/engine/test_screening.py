@@ -4,7 +4,7 @@ import asyncio
 
 import numpy as np
 import pytest
-from engine.controlling import Control, Repository, virtual
+from engine.controlling import Control, virtual
 from engine.test_cached import Cached
 from engine.test_ensemble import CHAIN, ensemble
 
@@ -29,18 +29,6 @@ RULES = {
     "policy": {"finite": "clip"},
 }
 NAN = np.nan
-
-
-@pytest.fixture(autouse=True)
-def _nothing_loaded(monkeypatch):
-    monkeypatch.setattr(FakeBackend, "loaded", [])
-    monkeypatch.setattr(FakeBackend, "latency_ns", 5000)
-    monkeypatch.setattr(FakeBackend, "spend", None)
-
-
-@pytest.fixture
-def repository(tmp_path):
-    return Repository(tmp_path)
 
 
 def rows(*values):
