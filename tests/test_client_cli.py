@@ -230,6 +230,10 @@ def test_files_that_are_no_good(capsys, tmp_path):
             f"--parameter p={1 << 63}: expected an integer of 64 bits, a number, true, false or text",
         ),
         (
+            ["--input", "x=[1,2]", "--parameter", "p=null"],
+            "--parameter p=null: expected an integer of 64 bits, a number, true, false or text",
+        ),
+        (
             ["--input", "x=[1,2]", "--parameter", "p=[1]"],
             "--parameter p=[1]: expected an integer of 64 bits, a number, true, false or text",
         ),

@@ -218,21 +218,16 @@ def _read_parameters(parameters: Sequence[str]) -> dict[str, pb.InferParameter]:
     """Numbers, true and false are read as JSON, anything else is text."""
     fields = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}
     read = {}
-    for text in parameters:
-        name, separator, value = text.partition("=")
-        if not (name and separator):
-            raise UsageError(f"--parameter {text}: expected NAME=VALUE")
-        if name in read:
-            raise UsageError(f"--parameter {name} is given twice")
+    for name, value in _named("--parameter", parameters).items():
         try:
             found = json.loads(value)
         except ValueError:
             found = value
         try:
-            read[name] = pb.InferParameter(**{fields.get(type(found), "string_param"): found})
-        except (TypeError, ValueError):
+            read[name] = pb.InferParameter(**{fields[type(found)]: found})
+        except (KeyError, ValueError):
             raise UsageError(
-                f"--parameter {text}: expected an integer of 64 bits, a number, true, false or text"
+                f"--parameter {name}={value}: expected an integer of 64 bits, a number, true, false or text"
             ) from None
     return read
 
@@ -240,14 +235,19 @@ def _read_parameters(parameters: Sequence[str]) -> dict[str, pb.InferParameter]:
 def _read_inputs(inputs: Sequence[str]) -> dict[str, object]:
     if not inputs:
         raise UsageError("no input given; use --input NAME=VALUE")
-    values: dict[str, object] = {}
-    for text in inputs:
+    return {name: tensor_text.read(name, value) for name, value in _named("--input", inputs).items()}
+
+
+def _named(flag: str, texts: Sequence[str]) -> dict[str, str]:
+    """What a flag that may be repeated has been given. Raises UsageError."""
+    values: dict[str, str] = {}
+    for text in texts:
         name, separator, value = text.partition("=")
         if not (name and separator):
-            raise UsageError(f"--input {text}: expected NAME=VALUE")
+            raise UsageError(f"{flag} {text}: expected NAME=VALUE")
         if name in values:
-            raise UsageError(f"--input {name} is given twice")
-        values[name] = tensor_text.read(name, value)
+            raise UsageError(f"{flag} {name} is given twice")
+        values[name] = value
     return values
 
 

@@ -53,16 +53,15 @@ class ModelControl:
         """Loads what is served from the start. Raises ConfigError when the repository cannot be read."""
         if self._startup and self._mode != "explicit":
             logger.warning("load_models has no effect: model_control_mode is '%s', expected 'explicit'", self._mode)
-        if self._mode != "explicit" or "*" in self._startup:
+        everything = self._mode != "explicit" or "*" in self._startup
+        if everything:
             self._acted_on = _by_name(await self._engine.load_all(self._root))
         else:
             await self.index()
         with suppress(OSError):
             if said := await asyncio.to_thread(doubt, self._root):
                 logger.warning("%s", said)
-        if self._mode != "explicit" or "*" in self._startup:
-            return
-        for name in self._startup:
+        for name in () if everything else self._startup:
             try:
                 await self.load(name)
             except (ModelNotInRepository, LoadFailed) as error:
