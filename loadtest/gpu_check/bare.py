@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-BATCHES = (8, 16, 32, 64, 128)
+BATCHES = (8, 16, 32, 64, 128, 256)
 
 
 class Best(NamedTuple):
@@ -31,14 +31,19 @@ class Best(NamedTuple):
     rates: dict[int, float]
 
 
-def best(name: str, output: str, context: Context, seconds: float, batches: Iterable[int] = BATCHES) -> Best:
-    """The model on one session, with the options that the server has, each batch size for `seconds`."""
-    session = opened(context.model(name), context, **as_served(context))
+def best(
+    name: str, output: str, context: Context, seconds: float, batches: Iterable[int] = BATCHES, layout: str = ""
+) -> Best:
+    """The model on one session, with the options that the server has, each batch size for `seconds`.
+
+    layout: of images within ONNX Runtime, NHWC or its own.
+    """
+    session = opened(context.model(name), context, **as_served(context, nhwc=layout == "NHWC"))
     rates = {}
     for batch in batches:
         bound = Bound(session, context.sizes.feeds(name, batch), output, context)
         rates[batch] = batch * per_second(bound.run, seconds)
-        context.say(f"{name}, bare, batch {batch}: {rates[batch]:.0f} rows/s")
+        context.say(f"{' '.join((name, layout))}, bare, batch {batch}: {rates[batch]:.0f} rows/s")
     batch = max(rates, key=rates.__getitem__)
     feeds = context.sizes.feeds(name, batch)
     return Best(batch, rates[batch], batch * per_second(lambda: session.run([output], feeds), seconds), rates)

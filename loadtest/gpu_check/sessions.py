@@ -58,11 +58,11 @@ def opened(model: Path | bytes, context: Context, **options: str) -> ort.Inferen
     return session
 
 
-def as_served(context: Context) -> dict[str, str]:
+def as_served(context: Context, *, nhwc: bool = False) -> dict[str, str]:
     """Options of the CUDA provider as the server's backend has them where nobody asks for others, its stream apart."""
     from headrace.backends.onnxruntime.gpu_options import CudaOptions, cuda_provider
 
-    options = cuda_provider(CudaOptions(), context.device, stream=0)
+    options = cuda_provider(CudaOptions(prefer_nhwc=nhwc), context.device, stream=0)
     del options["user_compute_stream"]
     return options
 
