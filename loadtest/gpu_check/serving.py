@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from gpu_check.context import Context
+
     Array = np.ndarray[Any, Any]
 
 READY_SECONDS = 120
@@ -69,12 +71,25 @@ def write_model(repository: Path, name: str, model: Path, configuration: str) ->
     (version.parent / "model.toml").write_text(configuration)
 
 
+def payloads_of(context: Context, name: str, output: str, count: int = 16) -> Payloads:
+    """Requests of one row each to a model of speed_models, and the rows of that output by FP32 on the processor."""
+    from gpu_check.agreement import BOUNDS
+    from gpu_check.sessions import on_cpu
+
+    feeds = context.sizes.feeds(name, count)
+    rows = [{key: array[at : at + 1] for key, array in feeds.items()} for at in range(count)]
+    reference = name.replace("fp16", "fp32")  # of which the processor is quicker, and exact
+    (want,) = on_cpu(context.model(reference), feeds, [output])
+    bound = BOUNDS["int8" if "int8" in name else "fp16"]
+    return write_payloads(context.scratch / "payloads", [request(name, row, (output,)) for row in rows], want, bound)
+
+
 @contextmanager
 def serving(repository: Path, scratch: Path) -> Iterator[Running]:
     """Runs the server for the length of the block.
 
-    Raises Failed, with the end of its log, if it does not get ready, or a model of the repository was not loaded; and
-    has a Failed of the block's own end with that too.
+    Raises Failed, with the end of its log, if it does not get ready, a model of the repository was not loaded, or it
+    does not end with 0 when it is asked to stop; and has a Failed of the block's own end with that too.
     """
     grpc_port, http_port = free_ports(2)
     log = scratch / "server.log"
@@ -91,7 +106,7 @@ def serving(repository: Path, scratch: Path) -> Iterator[Running]:
         running = Running(f"127.0.0.1:{grpc_port}", f"http://127.0.0.1:{http_port}", process.pid, log)
         _await_ready(process, running)
         for model in repository.iterdir():
-            if not _is_ready(f"{running.http}/v2/models/{model.name}/ready"):
+            if not is_ready(running, model.name):
                 raise Failed(f"{model.name} was not loaded:\n{_end_of(log)}")
         try:
             yield running
@@ -106,6 +121,8 @@ def serving(repository: Path, scratch: Path) -> Iterator[Running]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+    if process.returncode:
+        raise Failed(f"asked to stop, the server ended with {process.returncode}:\n{_end_of(log)}")
 
 
 def _await_ready(process: subprocess.Popen[bytes], server: Running) -> None:
@@ -116,6 +133,11 @@ def _await_ready(process: subprocess.Popen[bytes], server: Running) -> None:
         if time.monotonic() > deadline:
             raise Failed(f"the server was not ready within {READY_SECONDS} s:\n{_end_of(server.log)}")
         time.sleep(0.1)
+
+
+def is_ready(server: Running, model: str) -> bool:
+    """Whether the server says that it serves the model."""
+    return _is_ready(f"{server.http}/v2/models/{model}/ready")
 
 
 def _is_ready(url: str) -> bool:
@@ -148,6 +170,13 @@ def ask(address: str, message: bytes) -> Array:
     with grpc.insecure_channel(address, options=OPTIONS) as channel:
         reply = pb.ModelInferResponse.FromString(channel.unary_unary(METHOD, bytes, bytes)(message, timeout=60))
     return np.frombuffer(reply.raw_output_contents[0], np.float32).reshape(reply.outputs[0].shape)
+
+
+def metrics(http: str) -> str:
+    """What /metrics says."""
+    with urllib.request.urlopen(f"{http}/metrics", timeout=10) as reply:
+        text: str = reply.read().decode()
+    return text
 
 
 def successes(http: str, model: str) -> int:

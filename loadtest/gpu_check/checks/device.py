@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
@@ -197,31 +196,13 @@ def device_memory(context: Context) -> Figures:
     return figures
 
 
-FAULT = b"""
-.version 7.0
-.target sm_52
-.address_size 64
-.visible .entry fault() { trap; }
-"""
-"""A kernel that faults, as PTX, which the driver compiles."""
-
-
 @check("device-lost", needs=("numpy", "cuda.bindings"), seconds=5)
 def device_lost(context: Context) -> Figures:
     """After a kernel has faulted, in this process alone, whatever is asked of the device raises DeviceLost."""
-    from cuda.bindings import driver
-
-    from headrace.backends.cuda import checked
+    from gpu_check.faulting import fault
 
     device = context.open_device()
     device.use()
-    source = ctypes.create_string_buffer(FAULT)
-
-    def fault(stream: Stream) -> None:
-        module = checked(driver.cuModuleLoadData(ctypes.addressof(source)))
-        kernel = checked(driver.cuModuleGetFunction(module, b"fault"))
-        checked(driver.cuLaunchKernel(kernel, 1, 1, 1, 1, 1, 1, 0, stream.handle, 0, 0))
-
     return lost_after(device, fault)
 
 

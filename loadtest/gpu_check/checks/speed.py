@@ -22,7 +22,6 @@ SHARE_RESNET, SHARE_BERT = 0.85, 0.9
 """What the server has to reach of the model's own rows per second, at its best batch size, without a server."""
 IN_FLIGHT = 4
 """Batches of requests that callers keep under way: those that the device has, and as many that wait behind them."""
-PAYLOADS = 16
 LAYOUTS = ("NCHW", "NHWC")
 """Of images within ONNX Runtime, its own first. With the other one version 1.31 cannot run the model in INT8."""
 FEWER = (1, 8, 32)
@@ -128,18 +127,10 @@ def compared(context: Context, name: str, output: str, how: str, bare: Best, sha
 def _served(context: Context, name: str, output: str, how: str, bare: Best) -> dict[str, float]:
     """Rows/s and latency of the server with requests of one row each; some replies are compared with the CPU's."""
     from gpu_check import serving
-    from gpu_check.agreement import BOUNDS
-    from gpu_check.sessions import on_cpu
 
     repository = context.scratch / "repository"
     serving.write_model(repository, name, context.model(name), f"max_batch = {bare.batch}\n{how}\n")
-    feeds = context.sizes.feeds(name, PAYLOADS)
-    rows = [{key: array[at : at + 1] for key, array in feeds.items()} for at in range(PAYLOADS)]
-    messages = [serving.request(name, row, (output,)) for row in rows]
-    reference = name.replace("fp16", "fp32")  # of which the processor is quicker, and exact
-    (want,) = on_cpu(context.model(reference), feeds, [output])
-    bound = BOUNDS["int8" if "int8" in name else "fp16"]
-    payloads = serving.write_payloads(context.scratch / "payloads", messages, want, bound)
+    payloads = serving.payloads_of(context, name, output)
     with serving.serving(repository, context.scratch) as server:
         processes = max(1, min(8, (os.cpu_count() or 1) // 2))
         shape = {"processes": processes, "in_flight": IN_FLIGHT * bare.batch}
