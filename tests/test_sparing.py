@@ -29,4 +29,4 @@ def test_any_number_of_kinds_takes_no_more_memory():
     log = Sparing(Clock())
     for kind in range(1000):
         log.left_out(kind)
-    assert len(log._kinds) <= sparing._KINDS
+    assert len(log._kinds) <= sparing.KINDS

@@ -31,6 +31,7 @@ CONFIG_VARIABLE = "HEADRACE_CONFIG"
 
 MIB = 1 << 20
 MAX_INT32 = (1 << 31) - 1
+MAX_SECONDS = 10**6
 
 
 def _usable_cores() -> int:
@@ -295,11 +296,16 @@ class Settings(_Settings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severity that is logged")
     log_format: Literal["text", "json"] = Field("text", description="lines for people, or a JSON object in each")
     drain_seconds: float = Field(
-        30.0, ge=0, allow_inf_nan=False, description="time to finish accepted requests after SIGTERM, in seconds"
+        30.0,
+        ge=0,
+        le=MAX_SECONDS,
+        allow_inf_nan=False,
+        description="time to finish accepted requests after SIGTERM, in seconds",
     )
     drain_delay_seconds: float = Field(
         0.0,
         ge=0,
+        le=MAX_SECONDS,
         allow_inf_nan=False,
         description="time after SIGTERM in which the server says that it is not ready and serves on, until load "
         "balancers have noticed, in seconds",

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from headrace.clock import Clock
 
 _EVERY_NS = 10**9
-_KINDS = 256
+KINDS = 256
 """Kinds that are known at a time; with one more all are forgotten, so that nobody can fill the memory."""
 
 
@@ -31,7 +31,7 @@ class Sparing:
         if known is not None and now - known[0] < _EVERY_NS:
             self._kinds[kind] = known[0], known[1] + 1
             return None
-        if known is None and len(self._kinds) >= _KINDS:
+        if known is None and len(self._kinds) >= KINDS:
             self._kinds.clear()
         self._kinds[kind] = now, 0
         return 0 if known is None else known[1]

@@ -95,6 +95,17 @@ def test_too_long():
     )
 
 
+def test_a_row_of_no_octets_does_not_take_all_memory():
+    free = Signature((TensorSpec("x", "FP32", (-1, -1)),), (TensorSpec("y", "FP32", (1,)),), 4)
+    buckets = make({"length": {"sizes": [4, 8], "inputs": {"x": 1}}}, free)
+    assert buckets.fit([(0, 1 << 26)], "m")[1] == ((4, 1 << 26),)
+    assert refusal(buckets, (0, (1 << 26) + 1)) == (
+        "input 'x' for model 'm' has rows of [0, 67108865], [4, 67108865] in their bucket: expected at most 268435456 "
+        "elements there"
+    )
+    assert buckets.fit([(8, 1 << 26)], "m")[1] == ((8, 1 << 26),), "what was sent is not more for being in a bucket"
+
+
 @pytest.mark.parametrize("shapes", [((3,), (4, 3), None, None, (1,)), ((3,), (3, 3), (4,), None, (1,))])
 def test_inputs_of_one_length_agree(shapes):
     name = "types" if shapes[2] is None else "mask"

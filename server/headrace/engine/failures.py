@@ -7,7 +7,7 @@ import secrets
 from typing import TYPE_CHECKING
 
 from headrace.errors import BackendFailed
-from headrace.sparing import Sparing
+from headrace.sparing import KINDS, Sparing
 from headrace.telemetry.logs import of_model
 
 if TYPE_CHECKING:
@@ -17,27 +17,36 @@ logger = logging.getLogger(__name__)
 
 
 class FailureLog:
-    """Of one model version: one line a second for each class of error, for any caller may cause any number of them."""
+    """Of one model version: one line a second for each class of error, for any caller may cause any number of them.
+
+    Those that no line tells of have the correlation id of the last that one does: who looks for it finds their like.
+    """
 
     def __init__(self, model: str, version: str, clock: Clock) -> None:
         self._model = model
         self._version = version
         self._fields = of_model(model, version)
         self._sparing = Sparing(clock)
+        self._told: dict[str, str] = {}  # class of error -> the id of the last that was logged
 
     def request(self, error: Exception, trace_id: str) -> BackendFailed:
         """The error of a request that was run alone and failed, told in the log with its traceback."""
+        kind = type(error).__name__
+        left_out = self._sparing.left_out(kind)
+        if left_out is None:
+            return could_not_run(self._model, error, trace_id, self._told.get(kind, ""))[0]
         failure, ids = could_not_run(self._model, error, trace_id)
-        left_out = self._sparing.left_out(type(error).__name__)
-        if left_out is not None:
-            logger.error(
-                "version %s of %s%s",
-                self._version,
-                failure,
-                _more(left_out),
-                exc_info=error,
-                extra={**self._fields, **ids},
-            )
+        if kind not in self._told and len(self._told) >= KINDS:
+            self._told.clear()
+        self._told[kind] = ids["correlation_id"]
+        logger.error(
+            "version %s of %s%s",
+            self._version,
+            failure,
+            _more(left_out),
+            exc_info=error,
+            extra={**self._fields, **ids},
+        )
         return failure
 
     def batch(self, error: Exception, requests: int) -> None:
@@ -55,9 +64,14 @@ class FailureLog:
             )
 
 
-def could_not_run(model: str, error: Exception, trace_id: str = "") -> tuple[BackendFailed, dict[str, str]]:
-    """The error of a request that a model has failed, and the ids for the log: one that its text has; of its trace."""
-    ids = {"correlation_id": secrets.token_hex(8)}
+def could_not_run(
+    model: str, error: Exception, trace_id: str = "", correlation_id: str = ""
+) -> tuple[BackendFailed, dict[str, str]]:
+    """The error of a request that a model has failed, and the ids for the log: one that its text has; of its trace.
+
+    correlation_id: a new one by default.
+    """
+    ids = {"correlation_id": correlation_id or secrets.token_hex(8)}
     text = f"model '{model}' could not run this request, correlation id {ids['correlation_id']}"
     return BackendFailed(text, str(error)), {**ids, "trace_id": trace_id} if trace_id else ids
 

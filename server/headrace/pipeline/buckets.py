@@ -31,6 +31,11 @@ if TYPE_CHECKING:
     Member = tuple[Fit, int]  # of a batch: how a request lies in its bucket, and its rows
 
 
+_MOST = 1 << 28
+"""Elements that an input of a row is padded to, at most: a length of 0 beside another dimension of any size takes no
+octet of a request, and would take all memory in its bucket."""
+
+
 class Buckets:
     """The buckets of one model version. Raises ModelLoadError where the rules and the model contradict one another.
 
@@ -81,6 +86,11 @@ class Buckets:
                 raise InvalidRequest(f"input '{spec.name}' for model '{model}' has rows of {list(own)}: {why}")
             shape = padding.shape(own, sizes)
             bucket.append(shape)
+            if own is not None and padding.axes and prod(shape) > max(_MOST, prod(own)):
+                raise InvalidRequest(
+                    f"input '{spec.name}' for model '{model}' has rows of {list(own)}, {list(shape)} in their bucket: "
+                    f"expected at most {_MOST} elements there"
+                )
             if own is not None and padding.axes and padding.filling is None:
                 elements += prod(own)
                 padded += prod(shape)
