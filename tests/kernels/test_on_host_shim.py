@@ -50,6 +50,16 @@ def test_images(transform, sizes, rng, backwards):
     assert_agrees(cases.images(rng, sizes, transform, rows=2), backwards)
 
 
+@often
+@given(transforms(), st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=3), generators)
+def test_images_of_many_pixels(transform, sizes, rng):
+    """Whose threads make several, also of images that keep their size."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("headrace_kernels.operations.images.MANY", 1)
+        sizes = [*sizes, (transform.height, transform.width)]
+        assert_agrees(cases.images(rng, sizes, transform, rows=2), False)
+
+
 items = st.lists(st.integers(0, 5), max_size=2).map(tuple)
 elements = st.sampled_from(["bool", "uint8", "int16", "float16", "int32", "float32", "int64"])
 lengths = st.lists(st.integers(0, 40), max_size=20)
