@@ -100,6 +100,16 @@ def test_rows_of_eights_and_what_is_left_of_them(kind, shape, axis):
     assert_agrees(cases.quantize(rng, kind(shape, axis, "float16", "uint8", zero_point=True)), False, align=16)
 
 
+@pytest.mark.parametrize("kind", [Quantize, Dequantize])
+@pytest.mark.parametrize("real", ["float32", "float16"])
+@pytest.mark.parametrize("rows", [8, 9, 100])
+def test_several_rows_of_eights_of_a_thread(kind, real, rows, monkeypatch):
+    monkeypatch.setattr("headrace_kernels.operations.quantize.BLOCKS", 1)
+    operation = kind((rows, 256), 1, real, "int8", zero_point=True)
+    assert operation.launches()[0].grid == (1, 1, 1)
+    assert_agrees(cases.quantize(np.random.default_rng(0), operation), False, align=16)
+
+
 @pytest.mark.parametrize("scale", [1e-30, 2.0**-60, 0.1, 3.0, 1.01, 1e30])
 def test_quotients_are_those_of_a_division(scale):
     """Beside every boundary between two integers, and where a product with the reciprocal over- or underflows."""
