@@ -137,6 +137,28 @@ def test_top_k(rows, classes, k, softmax, dtype, ties, odd, rng, backwards):
     assert_agrees(cases.top(rng, operation, ties=ties, odd=odd), backwards)
 
 
+@pytest.mark.parametrize("classes", [1024, 1028])
+@pytest.mark.parametrize("found", [0, 3])
+def test_a_row_of_which_most_are_no_numbers(classes, found):
+    """What lanes have found is fewer than k: the others come in the order of their indices."""
+    logits = np.full((2, classes), np.nan, np.float32)
+    logits[:, 700 : 700 + found] = -1
+    case = cases.Case(SelectTop(2, classes, 12), {"logits": logits})
+    assert_agrees(case, backwards=False)
+
+
+@pytest.mark.parametrize("k", [1, 5, 32, 33])
+@pytest.mark.parametrize("classes", [1000, 2000])
+def test_the_greatest_may_all_be_of_one_thread(classes, k):
+    """Of which two are known, and the others are looked for; or they may come after the bound has been set."""
+    logits = np.random.default_rng(0).standard_normal((2, classes), np.float32)
+    logits[0, 4:12] += 10
+    logits[0, 132:136] += 10
+    logits[1] = np.arange(classes)
+    case = cases.Case(SelectTop(2, classes, k), {"logits": logits})
+    assert_agrees(case, backwards=False)
+
+
 @often
 @given(
     st.integers(0, 700), st.integers(0, 40), st.integers(1, 40) | st.just(256), reals,
