@@ -6,7 +6,7 @@
 #include "common.cuh"
 
 constexpr int LINES = 16;  // threads that share the rows of a feature
-constexpr int AHEAD = 8;   // values that a thread loads before it looks at the first
+constexpr int AHEAD = 16;  // values that a thread loads before it looks at the first
 
 // Sums of the distances from `shift`, which is the first of the values: Chan, Golub and LeVeque, Algorithms for Computing
 // the Sample Variance, 1983, "shifted data". No division for each value; and as the shift is one of the values, the sum
@@ -175,7 +175,7 @@ extern "C" __global__ void feature_merge(const Partial* __restrict__ partials, i
 }
 
 #define FEATURE_PARTIALS(name, In)                                                                                    \
-  extern "C" __global__ void __launch_bounds__(512, 3) name(                                                          \
+  extern "C" __global__ void __launch_bounds__(512, 2) name(                                                          \
       const In* x, const float* low, const float* high, const float* factor, u64* histogram, Partial* partials,       \
       int rows, int features, int rows_of_block, int bins) {                                                          \
     feature_partials(x, low, high, factor, histogram, partials, rows, features, rows_of_block, bins);                 \

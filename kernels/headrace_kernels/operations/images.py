@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from headrace_kernels.images import ImageTransform
 
 BLOCK = (32, 8, 1)
-TOGETHER = 4  # pixels of a thread, if there are many
+TOGETHER = 8  # pixels of a thread, if there are many: two groups
 MANY = 1 << 22  # pixels: a large GPU has threads for a sixteenth of them
 
 

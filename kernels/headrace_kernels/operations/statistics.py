@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 BLOCK = (32, 16, 1)
 ROWS_OF_BLOCK = 256  # at least: fewer are not worth a block
-BLOCKS = 396  # that occupy a large GPU; more would only leave more to merge
+BLOCKS = 264  # that occupy a large GPU; more would only leave more to merge
 MERGED = 8  # features of a block that merges
 PARTIAL = 7  # words of 4 bytes: struct Partial
 REAL = {"float32": "f32", "float16": "f16"}
