@@ -50,6 +50,16 @@ def test_images(transform, sizes, rng, backwards):
     assert_agrees(cases.images(rng, sizes, transform, rows=2), backwards)
 
 
+@often
+@given(transforms(), st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=3), generators)
+def test_images_of_many_pixels(transform, sizes, rng):
+    """Whose threads make several, also of images that keep their size."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("headrace_kernels.operations.images.MANY", 1)
+        sizes = [*sizes, (transform.height, transform.width)]
+        assert_agrees(cases.images(rng, sizes, transform, rows=2), False)
+
+
 items = st.lists(st.integers(0, 5), max_size=2).map(tuple)
 elements = st.sampled_from(["bool", "uint8", "int16", "float16", "int32", "float32", "int64"])
 lengths = st.lists(st.integers(0, 40), max_size=20)
@@ -90,6 +100,16 @@ def test_rows_of_eights_and_what_is_left_of_them(kind, shape, axis):
     assert_agrees(cases.quantize(rng, kind(shape, axis, "float16", "uint8", zero_point=True)), False, align=16)
 
 
+@pytest.mark.parametrize("kind", [Quantize, Dequantize])
+@pytest.mark.parametrize("real", ["float32", "float16"])
+@pytest.mark.parametrize("rows", [8, 9, 100])
+def test_several_rows_of_eights_of_a_thread(kind, real, rows, monkeypatch):
+    monkeypatch.setattr("headrace_kernels.operations.quantize.BLOCKS", 1)
+    operation = kind((rows, 256), 1, real, "int8", zero_point=True)
+    assert operation.launches()[0].grid == (1, 1, 1)
+    assert_agrees(cases.quantize(np.random.default_rng(0), operation), False, align=16)
+
+
 @pytest.mark.parametrize("scale", [1e-30, 2.0**-60, 0.1, 3.0, 1.01, 1e30])
 def test_quotients_are_those_of_a_division(scale):
     """Beside every boundary between two integers, and where a product with the reciprocal over- or underflows."""
@@ -115,6 +135,28 @@ def test_quotients_are_those_of_a_division(scale):
 def test_top_k(rows, classes, k, softmax, dtype, ties, odd, rng, backwards):
     operation = SelectTop(min(rows, 3) if classes > 1000 else rows, classes, min(k, classes), softmax, dtype)
     assert_agrees(cases.top(rng, operation, ties=ties, odd=odd), backwards)
+
+
+@pytest.mark.parametrize("classes", [1024, 1028])
+@pytest.mark.parametrize("found", [0, 3])
+def test_a_row_of_which_most_are_no_numbers(classes, found):
+    """What lanes have found is fewer than k: the others come in the order of their indices."""
+    logits = np.full((2, classes), np.nan, np.float32)
+    logits[:, 700 : 700 + found] = -1
+    case = cases.Case(SelectTop(2, classes, 12), {"logits": logits})
+    assert_agrees(case, backwards=False)
+
+
+@pytest.mark.parametrize("k", [1, 5, 32, 33])
+@pytest.mark.parametrize("classes", [1000, 2000])
+def test_the_greatest_may_all_be_of_one_thread(classes, k):
+    """Of which two are known, and the others are looked for; or they may come after the bound has been set."""
+    logits = np.random.default_rng(0).standard_normal((2, classes), np.float32)
+    logits[0, 4:12] += 10
+    logits[0, 132:136] += 10
+    logits[1] = np.arange(classes)
+    case = cases.Case(SelectTop(2, classes, k), {"logits": logits})
+    assert_agrees(case, backwards=False)
 
 
 @often

@@ -117,5 +117,5 @@ def test_statistics_have_enough_blocks_and_no_more():
         rows: UpdateStatistics(rows, 64, 10).launches()[0].grid
         for rows in (1, 256, 257, 1 << 17, (1 << 17) + 1, 1 << 20)
     }
-    assert [grid[1] for grid in grids.values()] == [1, 1, 2, 512, 511, 512]
+    assert [grid[1] for grid in grids.values()] == [1, 1, 2, 132, 132, 132]
     assert {grid[0] for grid in grids.values()} == {2}

@@ -1,7 +1,7 @@
 // UINT8 images [height, width, channels] of differing sizes -> a normalised batch [N, channels, height, width].
 //
-// One thread makes all channels of one output pixel, in one pass over the image: it weighs the window of the image that
-// the triangle filter covers. A row of the table says where an image lies, and where it goes (headrace_kernels.images).
+// A thread makes all channels of an output pixel, in one pass over the image: it weighs the window of the image that the
+// triangle filter covers. A row of the table says where an image lies, and where it goes (headrace_kernels.images).
 #include "common.cuh"
 
 struct Placement {
@@ -41,50 +41,89 @@ struct Window {
   }
 };
 
+// An image that keeps its size is moved in groups of so many pixels, for that is bound by memory: one that is resized
+// is not, and has a thread for each pixel at a time.
+constexpr int TOGETHER = 4;
+
 template <class Out, int CHANNELS>
 __device__ inline void image_batch(const u8* __restrict__ pixels, const Placement* __restrict__ table,
                                    Out* __restrict__ out, int height, int width, int antialias, int swap, float pad,
                                    const float (&factor)[3], const float (&shift)[3]) {
-  const int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y * blockDim.y + threadIdx.y;
-  if (x >= width || y >= height) return;
+  const int y = blockIdx.y * blockDim.y + threadIdx.y;
+  if (y >= height) return;
   const Placement place = table[blockIdx.z];
   const i64 plane = i64(height) * width;
-  Out* const target = out + blockIdx.z * (CHANNELS * plane) + i64(y) * width + x;
-  const i64 row = y - place.top, column = x - place.left;
-  const bool inside = place.height > 0 && place.width > 0 && row >= 0 && row < place.resized_height && column >= 0 &&
-                      column < place.resized_width;
-  if (!inside) {
+  Out* const line = out + blockIdx.z * (CHANNELS * plane) + i64(y) * width;
+  const i64 row = y - place.top;
+  const bool beside = place.height <= 0 || place.width <= 0 || row < 0 || row >= place.resized_height;
+
+  const auto weigh = [&](int x) {
+    const i64 column = x - place.left;
+    if (beside || column < 0 || column >= place.resized_width) {
 #pragma unroll
-    for (int c = 0; c < CHANNELS; ++c) store(target + c * plane, pad * factor[c] + shift[c]);
-    return;
-  }
-  if (place.height == place.resized_height && place.width == place.resized_width) {  // this pixel alone, weighed with 1
-    const u8* source = pixels + place.offset + (row * place.width + column) * CHANNELS;
-#pragma unroll
-    for (int c = 0; c < CHANNELS; ++c)
-      store(target + c * plane, float(source[swap ? CHANNELS - 1 - c : c]) * factor[c] + shift[c]);
-    return;
-  }
-  const Window down(int(place.height), int(place.resized_height), int(row), antialias);
-  const Window across(int(place.width), int(place.resized_width), int(column), antialias);
-  float sum[CHANNELS] = {};
-  for (int v = down.start; v < down.stop; ++v) {
-    const u8* source = pixels + place.offset + (v * place.width + across.start) * CHANNELS;
-    float line[CHANNELS] = {};
-    for (int u = across.start; u < across.stop; ++u, source += CHANNELS) {
-      const float weight = across.weight(u);
-#pragma unroll
-      for (int c = 0; c < CHANNELS; ++c) line[c] += weight * float(source[c]);
+      for (int c = 0; c < CHANNELS; ++c) store(line + c * plane + x, pad * factor[c] + shift[c]);
+      return;
     }
-    const float weight = down.weight(v);
+    const Window down(int(place.height), int(place.resized_height), int(row), antialias);
+    const Window across(int(place.width), int(place.resized_width), int(column), antialias);
+    float sum[CHANNELS] = {};
+    for (int v = down.start; v < down.stop; ++v) {
+      const u8* source = pixels + place.offset + (v * place.width + across.start) * CHANNELS;
+      float part[CHANNELS] = {};
+      for (int u = across.start; u < across.stop; ++u, source += CHANNELS) {
+        const float weight = across.weight(u);
 #pragma unroll
-    for (int c = 0; c < CHANNELS; ++c) sum[c] += weight * line[c];
-  }
-  const float to_mean = 1.f / (down.total() * across.total());
+        for (int c = 0; c < CHANNELS; ++c) part[c] += weight * float(source[c]);
+      }
+      const float weight = down.weight(v);
 #pragma unroll
-  for (int c = 0; c < CHANNELS; ++c) {
-    const float value = (swap ? sum[CHANNELS - 1 - c] : sum[c]) * to_mean;
-    store(target + c * plane, value * factor[c] + shift[c]);
+      for (int c = 0; c < CHANNELS; ++c) sum[c] += weight * part[c];
+    }
+    const float to_mean = 1.f / (down.total() * across.total());
+#pragma unroll
+    for (int c = 0; c < CHANNELS; ++c) {
+      const float value = (swap ? sum[CHANNELS - 1 - c] : sum[c]) * to_mean;
+      store(line + c * plane + x, value * factor[c] + shift[c]);
+    }
+  };
+
+  const auto move = [&](int x) {  // TOGETHER pixels from x on, all of them of the image
+    const u8* source = pixels + place.offset + (row * place.width + x - place.left) * CHANNELS;
+    Together<u8, TOGETHER> read[CHANNELS];
+    if (aligned_for<TOGETHER>(source)) {
+#pragma unroll
+      for (int i = 0; i < CHANNELS; ++i) read[i] = reinterpret_cast<const Together<u8, TOGETHER>*>(source)[i];
+    } else {
+#pragma unroll
+      for (int i = 0; i < CHANNELS * TOGETHER; ++i) read[i / TOGETHER].of[i % TOGETHER] = source[i];
+    }
+#pragma unroll
+    for (int c = 0; c < CHANNELS; ++c) {  // of the image
+      const float by = swap ? factor[CHANNELS - 1 - c] : factor[c], plus = swap ? shift[CHANNELS - 1 - c] : shift[c];
+      Out* const target = line + (swap ? CHANNELS - 1 - c : c) * plane + x;
+      Together<Out, TOGETHER> made;
+#pragma unroll
+      for (int i = 0; i < TOGETHER; ++i) {
+        const int at = i * CHANNELS + c;
+        store(&made.of[i], float(read[at / TOGETHER].of[at % TOGETHER]) * by + plus);
+      }
+      if (aligned_for<TOGETHER>(target)) {
+        *reinterpret_cast<Together<Out, TOGETHER>*>(target) = made;
+      } else {
+#pragma unroll
+        for (int i = 0; i < TOGETHER; ++i) target[i] = made.of[i];
+      }
+    }
+  };
+
+  const bool same = !beside && place.height == place.resized_height && place.width == place.resized_width;
+  const int together = same ? TOGETHER : 1, step = together * gridDim.x * blockDim.x;
+  for (int x = together * (blockIdx.x * blockDim.x + threadIdx.x); x < width; x += step) {
+    if (same && x >= place.left && x + TOGETHER <= place.left + place.width && x + TOGETHER <= width) {
+      move(x);
+    } else {
+      for (int i = x; i < x + together && i < width; ++i) weigh(i);
+    }
   }
 }
 

@@ -5,8 +5,8 @@
 // always in the same order, so that results do not depend on which block came first.
 #include "common.cuh"
 
-constexpr int LINES = 8;  // threads that share the rows of a feature
-constexpr int AHEAD = 4;  // values that a thread loads before it looks at the first
+constexpr int LINES = 16;  // threads that share the rows of a feature
+constexpr int AHEAD = 16;  // values that a thread loads before it looks at the first
 
 // Sums of the distances from `shift`, which is the first of the values: Chan, Golub and LeVeque, Algorithms for Computing
 // the Sample Variance, 1983, "shifted data". No division for each value; and as the shift is one of the values, the sum
@@ -70,15 +70,19 @@ __device__ inline void feature_partials(const In* __restrict__ x, const float* _
   Partial mine = {0, 0, 0.f, 0.f, 0.f, INFINITE, -INFINITE};
   if (here) {
     const float from = low[feature], to = high[feature], by = factor[feature];
+    u32* const first_bin = counted + WARP + lane;  // behind what is below
+    const auto count = [&](float value) {
+      int bin = int(fminf((value - from) * by, float(bins - 1)));
+      bin = value >= from ? bin : -1;
+      bin = value > to ? bins : bin;
+      atomicAdd(&first_bin[bin * WARP], 1u);
+    };
     const auto look_at = [&](float value) {
       if (value != value) {
         ++mine.missing;
         return;
       }
-      int slot = 1 + int(fminf((value - from) * by, float(bins - 1)));
-      slot = value >= from ? slot : 0;
-      slot = value > to ? bins + 1 : slot;
-      atomicAdd(&counted[slot * WARP + lane], 1u);
+      count(value);
       if (fabsf(value) < INFINITE) add(mine, value);
     };
     const int first = blockIdx.y * rows_of_block;
@@ -86,12 +90,33 @@ __device__ inline void feature_partials(const In* __restrict__ x, const float* _
     const In* next = x + i64(first + line) * features + feature;
     const i64 step = i64(LINES) * features;
     int row = first + line;
-    for (; row + (AHEAD - 1) * LINES < last; row += AHEAD * LINES, next += AHEAD * step) {
+    for (; row + (AHEAD - 1) * LINES < last; row += AHEAD * LINES) {
       In ahead[AHEAD];
 #pragma unroll
-      for (int i = 0; i < AHEAD; ++i) ahead[i] = next[i * step];
+      for (int i = 0; i < AHEAD; ++i, next += step) ahead[i] = *next;
+      // As in `add`, but for all together: where one is no number or infinite, so is the sum.
+      if (!mine.count) mine.shift = to_float(ahead[0]);
+      float sum = 0.f, squares = 0.f, minimum = INFINITE, maximum = -INFINITE;
 #pragma unroll
-      for (int i = 0; i < AHEAD; ++i) look_at(to_float(ahead[i]));
+      for (int i = 0; i < AHEAD; ++i) {
+        const float value = to_float(ahead[i]), distance = value - mine.shift;
+        sum += distance;
+        squares += distance * distance;
+        minimum = fminf(minimum, value);
+        maximum = fmaxf(maximum, value);
+      }
+      if (fabsf(sum) < INFINITE) {
+        mine.count += AHEAD;
+        mine.sum += sum;
+        mine.squares += squares;
+        mine.minimum = fminf(mine.minimum, minimum);
+        mine.maximum = fmaxf(mine.maximum, maximum);
+#pragma unroll
+        for (int i = 0; i < AHEAD; ++i) count(to_float(ahead[i]));
+      } else {
+#pragma unroll 1
+        for (int i = AHEAD; i; --i) look_at(to_float(next[-i * step]));
+      }
     }
     for (; row < last; row += LINES, next += step) look_at(to_float(*next));
   }
@@ -150,7 +175,7 @@ extern "C" __global__ void feature_merge(const Partial* __restrict__ partials, i
 }
 
 #define FEATURE_PARTIALS(name, In)                                                                                    \
-  extern "C" __global__ void __launch_bounds__(256) name(                                                             \
+  extern "C" __global__ void __launch_bounds__(512, 2) name(                                                          \
       const In* x, const float* low, const float* high, const float* factor, u64* histogram, Partial* partials,       \
       int rows, int features, int rows_of_block, int bins) {                                                          \
     feature_partials(x, low, high, factor, histogram, partials, rows, features, rows_of_block, bins);                 \

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from headrace_kernels.images import ImageTransform
 
 BLOCK = (32, 8, 1)
+TOGETHER = 8  # pixels of a thread, if there are many: two groups
+MANY = 1 << 22  # pixels: a large GPU has threads for a sixteenth of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +51,13 @@ class TransformImages(Operation):
         )
 
     def launches(self) -> tuple[Launch, ...]:
-        """One thread for each output pixel."""
+        """A thread for each output pixel, or for a few of a line."""
         if not self.images:
             return ()
         to = self.transform
         kernel = f"image_batch_c{to.channels}_{'f16' if to.dtype == 'float16' else 'f32'}"
-        grid = (ceil_div(to.width, BLOCK[0]), ceil_div(to.height, BLOCK[1]), self.images)
+        across = BLOCK[0] * (TOGETHER if self.images * to.height * to.width >= MANY else 1)
+        grid = (ceil_div(to.width, across), ceil_div(to.height, BLOCK[1]), self.images)
         factor, shift = (np.resize(values, 3) for values in to.factors())
         numbers = (i32(to.height), i32(to.width), i32(to.antialias), i32(to.swap), np.float32(to.pad))
         return (Launch(kernel, grid, BLOCK, 0, ("pixels", "table", "out", *numbers, *factor, *shift)),)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 BLOCK = (32, 8, 1)
 TOGETHER = 8  # elements that a thread converts at once
 LEAST_ROW = 256  # so that a warp has no idle lanes
-BLOCKS = 4096  # that fill a large GPU several times; more would only find channels more often
+BLOCKS = 2112  # that fill a large GPU a few times; more would only find channels more often
 REAL = {"float32": "f32", "float16": "f16"}
 INTEGER = {"int8": "i8", "uint8": "u8"}
 

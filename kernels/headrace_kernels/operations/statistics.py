@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-BLOCK = (32, 8, 1)
+BLOCK = (32, 16, 1)
 ROWS_OF_BLOCK = 256  # at least: fewer are not worth a block
-BLOCKS = 1024  # that occupy a large GPU; more would only leave more to merge
+BLOCKS = 264  # that occupy a large GPU; more would only leave more to merge
+MERGED = 8  # features of a block that merges
 PARTIAL = 7  # words of 4 bytes: struct Partial
 REAL = {"float32": "f32", "float16": "f16"}
 
@@ -81,8 +82,8 @@ class UpdateStatistics(Operation):
             ),
             Launch(
                 "feature_merge",
-                (ceil_div(self.features, BLOCK[1]), 1, 1),
-                BLOCK,
+                (ceil_div(self.features, MERGED), 1, 1),
+                (BLOCK[0], MERGED, 1),
                 0,
                 ("partials", *state, i32(pieces), i32(self.features)),
             ),
