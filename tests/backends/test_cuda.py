@@ -129,6 +129,35 @@ def test_a_batch_goes_there_and_back(fake):
     lane.close()  # once is enough
 
 
+def test_a_stream_is_waited_for_as_was_asked(fake):
+    for busy, wait in ((False, "cuStreamSynchronize"), (True, "cuEventSynchronize")):
+        lane = Lane(open_device(0), [8], [8], busy_wait=busy)
+        fake.calls.clear()
+        lane.stream.synchronize()
+        assert fake.calls[-1] == wait
+        fake.calls.clear()
+        lane.close()
+        assert ("cuEventDestroy" in fake.calls) is busy
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_stream_that_cannot_be_made_leaves_nothing(fake, busy):
+    device = open_device(0)
+    fake.fail["cuStreamCreate"] = driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY
+    with pytest.raises(DeviceOutOfMemory):
+        device.stream(busy_wait=busy)
+    assert fake.calls.count("cuEventCreate") == fake.calls.count("cuEventDestroy") == busy
+
+
+def test_events_that_are_waited_for_on_a_core_do_not_block(fake, monkeypatch):
+    made = []
+    monkeypatch.setattr(fake, "_cuEventCreate", lambda flags: (made.append(flags) or 1,), raising=False)
+    stream = open_device(0).stream(busy_wait=True)
+    stream.record().close()
+    untimed, blocking = driver.CUevent_flags.CU_EVENT_DISABLE_TIMING, driver.CUevent_flags.CU_EVENT_BLOCKING_SYNC
+    assert made == [untimed, untimed | blocking]
+
+
 def test_events_and_graphs(fake):
     stream = open_device(0).stream()
     start, end = stream.record(timed=True), stream.record(timed=True)

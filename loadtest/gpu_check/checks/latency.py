@@ -30,7 +30,10 @@ def latency_bert_fp16(context: Context) -> Figures:
 
 @check("latency-backend-resnet50-fp16", needs=BACKEND, seconds=20, on_cpu=True)
 def latency_backend_resnet50_fp16(context: Context) -> Figures:
-    """One row of ResNet-50 in FP16 through the server's backend, host to host, with and without a CUDA graph."""
+    """One row of ResNet-50 in FP16 through the server's backend, host to host, with and without a CUDA graph.
+
+    And with one that is waited for on a core of its own.
+    """
     from gpu_check.agreement import checked
     from gpu_check.bare import latency_us
     from gpu_check.loaded import Loaded
@@ -41,7 +44,8 @@ def latency_backend_resnet50_fp16(context: Context) -> Figures:
     (want,) = on_cpu(context.model(name), fresh, [output])
     backend = "onnxruntime" if context.cpu else "onnxruntime-cuda"
     ways: dict[str, dict[str, bool]] = {"plain": {}} if context.cpu else {
-        "plain": {"cuda_graphs": False}, "graph": {"cuda_graphs": True}}  # fmt: skip
+        "plain": {"cuda_graphs": False}, "graph": {"cuda_graphs": True},
+        "graph_busy_wait": {"cuda_graphs": True, "busy_wait": True}}  # fmt: skip
     figures: dict[str, object] = {}
     for way, options in ways.items():
         with Loaded(context, backend, name, output, 1, **options) as model:

@@ -1,8 +1,8 @@
 """A GPU behind `backends.device`, by the CUDA driver's API (cuda-bindings).
 
 Each device's primary context is used, which is the one that ONNX Runtime, TensorRT and cuda-core work in. Waiting
-blocks instead of spinning: a thread that spins would take a core for each batch in flight. The bindings let go of the
-interpreter lock during calls. Nothing here has an effect before `open_device`.
+blocks instead of spinning, unless a stream is asked to: a thread that spins takes a core for each batch in flight. The
+bindings let go of the interpreter lock during calls. Nothing here has an effect before `open_device`.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ class _HostMemory(_Owned):
 
 
 class _Event(_Owned):
-    def __init__(self, *, timed: bool) -> None:
-        flags = driver.CUevent_flags.CU_EVENT_BLOCKING_SYNC
+    def __init__(self, *, timed: bool, busy_wait: bool = False) -> None:
+        flags = driver.CUevent_flags.CU_EVENT_DEFAULT if busy_wait else driver.CUevent_flags.CU_EVENT_BLOCKING_SYNC
         if not timed:
             flags |= driver.CUevent_flags.CU_EVENT_DISABLE_TIMING
         super().__init__(int(checked(driver.cuEventCreate(flags))), driver.cuEventDestroy)
@@ -104,9 +104,23 @@ class _Graph(_Owned):
 
 
 class _Stream(_Owned):
-    def __init__(self) -> None:
+    def __init__(self, *, busy_wait: bool) -> None:
         flags = driver.CUstream_flags.CU_STREAM_NON_BLOCKING
-        super().__init__(int(checked(driver.cuStreamCreate(flags))), driver.cuStreamDestroy)
+        # the wait for an event is as the event says, that for a stream as the context does, which all share
+        self._end = _Event(timed=False, busy_wait=True) if busy_wait else None
+        try:
+            super().__init__(int(checked(driver.cuStreamCreate(flags))), driver.cuStreamDestroy)
+        except BaseException:
+            self._close_event()
+            raise
+
+    def close(self) -> None:
+        super().close()
+        self._close_event()
+
+    def _close_event(self) -> None:
+        if self._end is not None:
+            self._end.close()
 
     def upload(self, target: _Memory, source: _HostMemory, nbytes: int) -> None:
         checked(driver.cuMemcpyHtoDAsync(target.pointer, source.pointer, nbytes, self.handle))
@@ -123,7 +137,11 @@ class _Stream(_Owned):
         checked(driver.cuStreamWaitEvent(self.handle, event.handle, 0))
 
     def synchronize(self) -> None:
-        checked(driver.cuStreamSynchronize(self.handle))
+        if self._end is None:
+            checked(driver.cuStreamSynchronize(self.handle))
+        else:
+            checked(driver.cuEventRecord(self._end.handle, self.handle))
+            self._end.synchronize()
 
     def capture(self, work: Callable[[], None]) -> _Graph:
         # thread-local: what other threads allocate meanwhile does not end the capture
@@ -185,10 +203,10 @@ class CudaDevice:
         self.use()
         return _HostMemory(int(checked(driver.cuMemHostAlloc(max(nbytes, 1), 0))), nbytes)
 
-    def stream(self) -> _Stream:
+    def stream(self, *, busy_wait: bool = False) -> _Stream:
         """See `backends.device.Device`."""
         self.use()
-        return _Stream()
+        return _Stream(busy_wait=busy_wait)
 
     @cached_property
     def _kernels(self) -> DeviceKernels:

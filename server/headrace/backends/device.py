@@ -156,8 +156,11 @@ class Device(Protocol):
         """Memory of the host that the device copies from and to by itself."""
         ...
 
-    def stream(self) -> Stream:
-        """A stream that does not wait for the default one."""
+    def stream(self, *, busy_wait: bool = False) -> Stream:
+        """A stream that does not wait for the default one.
+
+        busy_wait: whether `Stream.synchronize` asks again and again, on a core of its own, instead of being woken.
+        """
         ...
 
     def kernels(self) -> StreamKernels:

@@ -23,4 +23,8 @@ def _ascending(buckets: tuple[int, ...]) -> tuple[int, ...]:
 Devices = Annotated[
     tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1), AfterValidator(_different)
 ]
+BusyWait = Annotated[
+    bool,
+    Field(description="wait for the GPU on a core of its own for each batch in flight: replies come a little sooner"),
+]
 BatchBuckets = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False), AfterValidator(_ascending)]

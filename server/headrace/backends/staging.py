@@ -28,16 +28,23 @@ class Lane:
 
     inputs, outputs: bytes that each tensor takes at most; as attributes, their places on the device until `close`.
     laid: of each input, the page-locked memory that its rows are laid into. steps: of the model, see `lane_steps`.
+    busy_wait: of its stream, see `Device.stream`.
     Raises `InstanceLost` where there is no memory for them.
     """
 
     def __init__(
-        self, device: Device, inputs: Sequence[int], outputs: Sequence[int], steps: LaneSteps = NO_STEPS
+        self,
+        device: Device,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        steps: LaneSteps = NO_STEPS,
+        *,
+        busy_wait: bool = False,
     ) -> None:
         self.device = device
         with ExitStack() as opened:
             device.use()
-            self.stream = device.stream()
+            self.stream = device.stream(busy_wait=busy_wait)
             opened.callback(self.stream.close)
             self.inputs = _all(device.allocate, inputs, opened)
             self.outputs = _all(device.allocate, outputs, opened)

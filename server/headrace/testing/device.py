@@ -98,10 +98,11 @@ class FakeGraph:
 
 
 class FakeStream:
-    """Work that is done when somebody waits for it."""
+    """Work that is done when somebody waits for it. busy_wait: as was asked for."""
 
-    def __init__(self, device: FakeDevice, handle: int) -> None:
+    def __init__(self, device: FakeDevice, handle: int, *, busy_wait: bool = False) -> None:
         self.handle = handle
+        self.busy_wait = busy_wait
         self.open = True
         self._device = device
         self._pending: deque[Callable[[], None]] = deque()
@@ -277,10 +278,10 @@ class FakeDevice:
         self.check()
         return FakeMemory(self, nbytes)
 
-    def stream(self) -> FakeStream:
+    def stream(self, *, busy_wait: bool = False) -> FakeStream:
         """See `backends.device.Device`."""
         self.check()
-        stream = FakeStream(self, handle=1 + len(self.streams))
+        stream = FakeStream(self, handle=1 + len(self.streams), busy_wait=busy_wait)
         self.streams.append(stream)
         return stream
 

@@ -233,6 +233,19 @@ def test_batches_in_flight_share_a_session_and_have_streams_and_buffers_of_their
         ]  # fmt: skip
 
 
+@pytest.mark.parametrize("busy", [False, True])
+def test_batches_are_waited_for_as_model_toml_says(load, affine, write, gpu, busy):
+    varying = ([("x", TensorProto.FLOAT, ("N", "M"))], [("y", TensorProto.FLOAT, ("N", "M"))])
+    with instances(load(write([helper.make_node("Neg", ["x"], ["y"])], *varying), busy_wait=busy)) as (first, _):
+        assert repr(first).startswith("<FlexibleInstance")
+        assert [stream.busy_wait for stream in gpu.devices[0].streams] == [False, busy, busy]
+    gpu.devices[0].streams.clear()
+    with instances(load(affine(), busy_wait=busy)):
+        computing, *lanes = gpu.devices[0].streams
+        assert not computing.busy_wait, "nobody waits for it but after an error"
+        assert [stream.busy_wait for stream in lanes] == [busy] * 2
+
+
 def test_copies_of_one_batch_do_not_wait_for_another_to_compute(load, affine):
     with instances(load(affine())) as (first, second):
         computing = first._executor.stream

@@ -317,7 +317,7 @@ def test_and_nothing_else():
 
 def test_every_option_is_decided_upon():
     """An option that is added is either in the name or one of these, which change no engine."""
-    others = {"file", "devices", "in_flight", "cuda_graphs"}
+    others = {"file", "devices", "in_flight", "busy_wait", "cuda_graphs"}
     assert set(options.Options.model_fields) == set(keys._BUILT_INTO) | others | {"plugins"}
 
 

@@ -315,6 +315,12 @@ def test_two_batches_are_in_flight(load, devices, monkeypatch):
     np.testing.assert_array_equal(results[0], floats(3, 4, seed=1) * 3)
 
 
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_lane_is_waited_for_as_model_toml_says(load, devices, busy):
+    load(scaled(), max_batch=4, busy_wait=busy).make_instance(0)
+    assert devices[0].streams[-1].busy_wait is busy
+
+
 def test_contexts_of_a_lane_share_memory_and_those_of_others_do_not(load, trt):
     model = load(scaled(), max_batch=8)
     places, instances = [], []

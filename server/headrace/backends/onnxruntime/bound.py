@@ -117,7 +117,7 @@ class BoundInstance:
                 )
         self._bound: dict[int, _Bound] = {}
         launched: dict[int, list[list[Array]]] = {}
-        self._lane = Lane(executor.device, *lane_bytes(signature, buckets[-1]), steps)
+        self._lane = Lane(executor.device, *lane_bytes(signature, buckets[-1]), steps, busy_wait=options.busy_wait)
         try:
             runs = True
             for at, rows in reversed([*enumerate(buckets)]):  # the largest first: the arena grows once

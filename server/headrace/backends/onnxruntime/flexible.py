@@ -101,7 +101,7 @@ class FlexibleInstance:
         self._on_host = outputs_on_host(executor.session)
         self._outputs = [_Growing(executor.device, there=False) for _ in signature.outputs]
         executor.device.use()
-        self._stream = executor.device.stream()
+        self._stream = executor.device.stream(busy_wait=options.busy_wait)
         self._binding: ort.IOBinding = executor.session.io_binding()
 
     def __repr__(self) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from headrace.backends.gpu_fields import BatchBuckets, Devices  # noqa: TC001 - pydantic reads the annotations
+from headrace.backends.gpu_fields import BatchBuckets, BusyWait, Devices  # noqa: TC001 - pydantic reads the annotations
 from headrace.backends.onnxruntime.sessions import SessionSettings
 from headrace.backends.shape_range import ShapeRange  # noqa: TC001 - pydantic reads the annotation
 from headrace.errors import ModelLoadError
@@ -45,6 +45,7 @@ class GpuOptions(SessionSettings):
     max_cpu_nodes: float = Field(
         0.2, ge=0, le=1, description="share of the graph's nodes that the processor may run; more: the load fails"
     )
+    busy_wait: BusyWait = False
     conv_search: Literal["heuristic", "exhaustive", "default"] = Field(
         "heuristic", description="how the kernel of a convolution is chosen; exhaustive: tried out for each new shape"
     )

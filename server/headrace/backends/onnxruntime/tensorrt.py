@@ -116,7 +116,7 @@ def find_libraries() -> None:
 
 
 _NOT_BUILT_INTO = {
-    *("devices", "in_flight", "batch_buckets", "memory_limit_bytes", "headroom_bytes", "max_cpu_nodes"),
+    *("devices", "in_flight", "busy_wait", "batch_buckets", "memory_limit_bytes", "headroom_bytes", "max_cpu_nodes"),
     *("engine_cache", "int8_calibration_table"),
 }
 """Options that make no other engine; of the buckets the profile tells, and the table is looked into."""

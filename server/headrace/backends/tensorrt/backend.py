@@ -108,6 +108,7 @@ class TensorRtModel:
         self.signature = placed[0].layout.signature
         self._placed = placed
         self._graphs = chosen.cuda_graphs
+        self._busy_wait = chosen.busy_wait
         self._label = label
         self._steps = NO_STEPS
         self._executors: WeakSet[Executor] = WeakSet()
@@ -140,7 +141,14 @@ class TensorRtModel:
         """See `backends.base.LoadedModel`: one executor, on each device in turn."""
         placed = self._placed[index % len(self._placed)]
         try:
-            executor = Executor(placed.engine, placed.face, placed.layout, graphs=self._graphs, steps=self._steps)
+            executor = Executor(
+                placed.engine,
+                placed.face,
+                placed.layout,
+                graphs=self._graphs,
+                steps=self._steps,
+                busy_wait=self._busy_wait,
+            )
         except (InstanceLost, DeviceError) as error:
             raise ModelLoadError(
                 f"{self._label} gets no further instance on {_name(placed.engine.device)}: {error}"

@@ -65,13 +65,21 @@ class Way:
 
 
 class Executor:
-    """An `Instance`. graphs: whether to record them. steps: of its lane. Raises ModelLoadError, `InstanceLost`.
+    """An `Instance`. graphs: whether to record them. steps, busy_wait: of its lane.
 
     device: that it is on. nbytes: of its memory that this takes, beside the engine's; 0 when closed.
+    Raises ModelLoadError, `InstanceLost`.
     """
 
     def __init__(
-        self, engine: Engine, face: Face, layout: Layout, *, graphs: bool, steps: LaneSteps = NO_STEPS
+        self,
+        engine: Engine,
+        face: Face,
+        layout: Layout,
+        *,
+        graphs: bool,
+        steps: LaneSteps = NO_STEPS,
+        busy_wait: bool = False,
     ) -> None:
         self.device = engine.device
         self.nbytes = 0
@@ -84,7 +92,7 @@ class Executor:
         self._ways: dict[tuple[Shape, ...], Way] = {}
         self._specs = layout.signature.outputs
         with ExitStack() as opened:
-            self._lane = Lane(engine.device, layout.inputs, layout.outputs, steps)
+            self._lane = Lane(engine.device, layout.inputs, layout.outputs, steps, busy_wait=busy_wait)
             opened.callback(self._lane.close)
             self._scratch = engine.device.allocate(face.scratch)
             opened.callback(self._scratch.close)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from headrace import settings_sources as sources
-from headrace.backends.gpu_fields import BatchBuckets, Devices  # noqa: TC001 - pydantic reads the annotations
+from headrace.backends.gpu_fields import BatchBuckets, BusyWait, Devices  # noqa: TC001 - pydantic reads the annotations
 from headrace.backends.shape_range import ShapeRange  # noqa: TC001 - pydantic reads the annotation
 from headrace.errors import ConfigError, ModelLoadError
 
@@ -31,6 +31,7 @@ class Options(BaseModel):
     batch_buckets: BatchBuckets = Field(
         (), description="numbers of rows to build for, ascending; by default powers of two and max_batch"
     )
+    busy_wait: BusyWait = False
     profiles: dict[str, ShapeRange] = Field(
         {}, description="for each input with other dynamic dimensions: min, opt and max, batch dimension left out"
     )
