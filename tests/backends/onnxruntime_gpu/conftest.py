@@ -29,9 +29,8 @@ class GpuOrt:
     calls: what each session was opened with. takes: bytes of the device that a session has. works: providers that can
     be set up. on_cpu: operators that the processor runs. on_host: tensors that are in the host's memory. fail: what
     the next run raises; loses: and its device is lost, which the text does not say. stale: a launched graph does
-    nothing; forgets: one that another was recorded after.
-    runs: of bindings, by kind. gone: sessions that
-    nobody holds any more.
+    nothing; forgets: one that another was recorded after. refuses: what opening a session that is to record raises.
+    runs: of bindings, by kind. gone: sessions that nobody holds any more.
     """
 
     def __init__(self, devices=1, memory=1 << 30):
@@ -48,6 +47,7 @@ class GpuOrt:
         self.loses = False
         self.stale = False
         self.forgets = False
+        self.refuses = None
         self.runs = Counter()
         self.gone = 0
         self.sessions = []
@@ -60,6 +60,8 @@ class GpuOrt:
 
     def open_session(self, file, threads, options, providers, entries):
         self.calls.append(SimpleNamespace(file=file, threads=threads, providers=providers, entries=dict(entries)))
+        if self.refuses is not None and providers[0][1].get("enable_cuda_graph"):
+            raise self.refuses
         session = Session(self, file, providers, entries)
         self.sessions.append(weakref.ref(session))
         return session
@@ -309,10 +311,11 @@ def varying(write):
 
 @pytest.fixture
 def load(gpu):
-    """Loads a version by the CUDA backend on the devices of `gpu`."""
+    """Loads a version by the CUDA backend on the devices of `gpu`; graphs: as it is without an option for them."""
 
-    def load(path, *, max_batch=8, backend=OnnxRuntimeCudaBackend, **options):
-        options = {"headroom_bytes": 0} | options
+    def load(path, *, max_batch=8, backend=OnnxRuntimeCudaBackend, graphs=False, **options):
+        plain = {} if graphs or backend is not OnnxRuntimeCudaBackend else {"cuda_graphs": False}
+        options = {"headroom_bytes": 0} | plain | options
         return backend(**gpu.arguments).load(path, max_batch=max_batch, threads=1, options=options)
 
     return load

@@ -9,6 +9,7 @@ from headrace.backends.onnxruntime.gpu_options import (
     TensorRtOptions,
     batch_buckets,
     cuda_provider,
+    graphs_asked_for,
     shape_profile,
     tensorrt_provider,
 )
@@ -44,11 +45,10 @@ def test_what_it_is_told_on_request():
             "conv_workspace": False,
             "tf32": False,
             "prefer_nhwc": True,
-            "cuda_graphs": True,
             "cuda": {"sdpa_kernel": "0"},
         },
     )
-    assert cuda_provider(options, 0, 1) == {
+    assert cuda_provider(options, 0, 1, graphs=True) == {
         "device_id": "0",
         "user_compute_stream": "1",
         "arena_extend_strategy": "kNextPowerOfTwo",
@@ -60,6 +60,21 @@ def test_what_it_is_told_on_request():
         "enable_cuda_graph": "1",
         "sdpa_kernel": "0",
     }
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        (CudaOptions(), "auto"),
+        (CudaOptions(cuda_graphs=True), True),
+        (CudaOptions(cuda_graphs=False), False),
+        (CudaOptions(run={"memory.enable_memory_arena_shrinkage": "cpu:0"}), "auto"),
+        (CudaOptions(run={"memory.enable_memory_arena_shrinkage": "gpu:0"}), False),
+        (TensorRtOptions(), False),
+    ],
+)
+def test_when_graphs_are_recorded(options, asked):
+    assert graphs_asked_for(options) == asked
 
 
 def test_what_the_tensorrt_provider_is_told(tmp_path):
@@ -101,6 +116,7 @@ def test_what_the_tensorrt_provider_is_told(tmp_path):
         (CudaOptions, {"cuda": {"user_compute_stream": "1"}}, "'user_compute_stream' is the backend's own to set"),
         (CudaOptions, {"precision": ["fp16"]}, "precision"),
         (CudaOptions, {"run": {"gpu_graph_id": "1"}}, "'gpu_graph_id' is the backend's own to set"),
+        (CudaOptions, {"cuda_graphs": "yes"}, 'expected true, false or "auto"'),
         (
             CudaOptions,
             {"cuda_graphs": True, "run": {"memory.enable_memory_arena_shrinkage": "cpu:0;gpu:0"}},

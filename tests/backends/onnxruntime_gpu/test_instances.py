@@ -437,6 +437,70 @@ def test_graphs_that_later_ones_spoil_are_a_failed_load(load, affine, gpu):
     load(affine(), cuda_graphs=True, batch_buckets=[8]).make_instance(0).close()
 
 
+def test_graphs_are_recorded_where_that_can_be_done(load, affine, gpu, caplog):
+    with instances(load(affine(), graphs=True, batch_buckets=[2, 8])) as (first, _):
+        (session,) = gpu.opened()
+        assert sorted(session.graph_runs) == [1, 2, 3, 4]
+        assert run(first, [1, 2, 3])[0].tolist() == [[3, 5, 7]]
+    assert not caplog.records
+
+
+def spoiled(gpu, how):
+    if how == "opening":
+        gpu.refuses = ModelLoadError("not all the nodes have been partitioned to CUDA")
+    elif how == "recording":
+        gpu.fail = RuntimeError("operation not permitted when stream is capturing")
+    else:
+        setattr(gpu, how, True)
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("opening", "not all the nodes have been partitioned to CUDA"),
+        ("recording", "no CUDA graph can be recorded of 8 rows of zeros: operation not permitted"),
+        ("stale", "the CUDA graph of 8 rows gives another 'y' than a run without it"),
+        ("forgets", "the CUDA graph of 8 rows gives another 'y' than a run without it"),
+    ],
+)
+def test_and_else_the_model_runs_without_them(load, affine, gpu, caplog, how, why):
+    spoiled(gpu, how)
+    with instances(load(affine(), graphs=True)) as made:
+        gpu.runs.clear()
+        assert [run(instance, [1, 2, 3])[0].tolist() for instance in made] == [[[3, 5, 7]]] * 2
+        assert gpu.runs == {"regular": 2}
+        (session,) = gpu.opened()
+        assert not session.graphs
+        assert gpu.gone == (how != "opening"), "nothing is left of the first session"
+    (said,) = caplog.messages
+    assert "runs without CUDA graphs, which could not be recorded: " in said
+    assert why in said
+
+
+def test_a_model_that_runs_in_no_way_says_why(load, affine, gpu, caplog):
+    gpu.works = set()
+    with pytest.raises(ModelLoadError, match="could not set up CUDAExecutionProvider"):
+        load(affine(), graphs=True).make_instance(0)
+    assert not caplog.records
+
+
+def test_graphs_that_have_been_recorded_are_not_done_without(load, affine, gpu):
+    """Others of the model have them: what is wrong then is not the model."""
+    model = load(affine(), graphs=True)
+    first = model.make_instance(0)
+    gpu.fail = RuntimeError("no memory for that")
+    with pytest.raises(ModelLoadError, match="no memory for that"):
+        model.make_instance(1)
+    first.close()
+
+
+def test_dimensions_that_vary_are_done_without_graphs(load, varying, gpu, caplog):
+    with instances(load(varying, graphs=True)):
+        (session,) = gpu.opened()
+        assert not session.graphs
+    assert not caplog.records
+
+
 def test_graphs_need_fixed_dimensions(load, write):
     path = write(
         [helper.make_node("Neg", ["x"], ["y"])],

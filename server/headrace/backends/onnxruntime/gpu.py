@@ -14,7 +14,7 @@ import traceback
 from functools import cache
 from itertools import count
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import onnxruntime as ort
 
@@ -25,7 +25,7 @@ from headrace.backends.lane_steps import NO_STEPS, refusal
 from headrace.backends.onnxruntime.bound import BoundInstance, NamedInstance, lane_bytes
 from headrace.backends.onnxruntime.executor import Executor
 from headrace.backends.onnxruntime.flexible import FlexibleInstance
-from headrace.backends.onnxruntime.gpu_options import CudaOptions, batch_buckets
+from headrace.backends.onnxruntime.gpu_options import batch_buckets, graphs_asked_for
 from headrace.backends.onnxruntime.placement import (
     CPU,
     RECORD,
@@ -49,9 +49,6 @@ if TYPE_CHECKING:
     from headrace.backends.onnxruntime.gpu_options import GpuOptions
     from headrace.messages import Signature
 
-    Providers = Callable[[Device, int], Sequence[tuple[str, dict[str, str]]]]
-    """From a device and the handle of a stream to the providers of a session, the first being what is asked for."""
-
 log = logging.getLogger(__name__)
 
 _ENTRIES = {
@@ -61,6 +58,17 @@ _ENTRIES = {
 }
 _NO_CPU = {"session.disable_cpu_ep_fallback": "1"}
 _NOT_BOUND = "not all dimensions of the model are fixed, or it has texts, or an output that is one of its inputs"
+
+
+class Providers(Protocol):
+    """Names the providers of a session."""
+
+    def __call__(self, device: Device, stream: int, /, *, graphs: bool) -> Sequence[tuple[str, dict[str, str]]]:
+        """Providers and their options, the first being what is asked for.
+
+        stream: handle of the one to compute in. graphs: whether CUDA graphs are recorded.
+        """
+        ...
 
 
 class GpuModel:
@@ -100,9 +108,11 @@ class GpuModel:
         self.signature = file_signature(file, session_options(file, threads, options), max_batch)
         self._buckets = batch_buckets(self.signature.max_batch, options.batch_buckets)
         self._bindable = bindable(self.signature)
-        self._graphs = isinstance(options, CudaOptions) and options.cuda_graphs
-        if self._graphs and not self._bindable:
+        asked = graphs_asked_for(options)
+        if asked is True and not self._bindable:
             raise ModelLoadError(f"cuda_graphs = true, but {_NOT_BOUND}")
+        self._graphs = bool(asked) and self._bindable
+        self._graphs_tried = asked is True  # or not to be tried; what fails then is the load
         self._providers = providers(self.signature, self._buckets)
         self._expected = self._expected_bytes(more_bytes)
         self._steps = NO_STEPS
@@ -139,6 +149,18 @@ class GpuModel:
 
     def make_instance(self, index: int) -> Instance:
         """See `backends.base.LoadedModel`. Those of one session follow one another."""
+        try:
+            made = self._try(index)
+        except ModelLoadError as error:
+            if not self._graphs or self._graphs_tried:
+                raise
+            self._graphs = False
+            made = self._try(index)
+            log.warning("%s runs without CUDA graphs, which could not be recorded: %s", self._file, str(error))
+        self._graphs_tried = True
+        return made
+
+    def _try(self, index: int) -> Instance:
         at = index // self._options.in_flight
         device = self._devices[at % len(self._devices)]
         try:
@@ -203,7 +225,7 @@ class GpuModel:
     def _open(self, device: Device, stream: int) -> Any:  # noqa: ANN401  -- ONNX Runtime is not typed
         """A session that runs where it is to. Raises ModelLoadError."""
         options = self._options
-        providers = self._providers(device, stream)
+        providers = self._providers(device, stream, graphs=self._graphs)
         _find_libraries()
         if options.max_cpu_nodes:
             session = self._open_session(self._file, self._threads, options, [*providers, CPU], _ENTRIES)

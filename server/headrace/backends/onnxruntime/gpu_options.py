@@ -68,14 +68,17 @@ class GpuOptions(SessionSettings):
 class CudaOptions(GpuOptions):
     """`backend = "onnxruntime-cuda"`."""
 
-    cuda_graphs: bool = Field(
-        False, description="record the work of each batch bucket when the model is loaded and launch it as a whole"
+    cuda_graphs: bool | Literal["auto"] = Field(
+        "auto",
+        description="record the work of each batch bucket when the model is loaded and launch it as a whole; "
+        "auto: where that can be done",
+        json_schema_extra={"allowed": 'true, false or "auto"'},
     )
 
     @model_validator(mode="after")
     def _graphs_keep_their_memory(self) -> CudaOptions:
         shrinks = self.run.get("memory.enable_memory_arena_shrinkage", "")
-        if self.cuda_graphs and "gpu" in shrinks:
+        if self.cuda_graphs is True and "gpu" in shrinks:
             raise ValueError(f"cuda_graphs = true, but shrinking {shrinks!r} would free the memory that graphs use")
         return self
 
@@ -163,8 +166,17 @@ def _unreserved(given: dict[str, str], reserved: dict[str, str]) -> dict[str, st
 _EXTEND = {"same_as_requested": "kSameAsRequested", "next_power_of_two": "kNextPowerOfTwo"}
 
 
-def cuda_provider(options: GpuOptions, device: int, stream: int) -> dict[str, str]:
-    """Options of the CUDA provider. stream: handle of the one that it computes in."""
+def graphs_asked_for(options: GpuOptions) -> bool | Literal["auto"]:
+    """Whether CUDA graphs are to be recorded."""
+    if not isinstance(options, CudaOptions):
+        return False
+    if options.cuda_graphs == "auto" and "gpu" in options.run.get("memory.enable_memory_arena_shrinkage", ""):
+        return False
+    return options.cuda_graphs
+
+
+def cuda_provider(options: GpuOptions, device: int, stream: int, *, graphs: bool = False) -> dict[str, str]:
+    """Options of the CUDA provider. stream: handle of the one that it computes in. graphs: whether it records any."""
     made = {
         "device_id": str(device),
         "user_compute_stream": str(stream),
@@ -176,7 +188,7 @@ def cuda_provider(options: GpuOptions, device: int, stream: int) -> dict[str, st
     }
     if options.memory_limit_bytes:
         made["gpu_mem_limit"] = str(options.memory_limit_bytes)
-    if isinstance(options, CudaOptions) and options.cuda_graphs:
+    if graphs:
         made["enable_cuda_graph"] = "1"
     return made | options.cuda
 
