@@ -93,8 +93,9 @@ class FakeGraph:
             stream.enqueue(step)
 
     def close(self) -> None:
-        """Frees it."""
+        """Frees it, and what its work holds."""
         self.open = False
+        self.work.clear()
 
 
 class FakeStream:

@@ -2,7 +2,6 @@
 
 import ctypes
 import math
-import threading
 import weakref
 from collections import Counter
 from types import SimpleNamespace
@@ -19,8 +18,6 @@ from headrace.backends.onnxruntime.tensorrt import OnnxRuntimeTensorRtBackend
 from headrace.testing.device import FakeDevice
 
 CPU = "CPUExecutionProvider"
-REGULAR_RUNS = 2
-"""Before ONNX Runtime records a graph."""
 
 
 class GpuOrt:
@@ -28,8 +25,8 @@ class GpuOrt:
 
     calls: what each session was opened with. takes: bytes of the device that a session has. works: providers that can
     be set up. on_cpu: operators that the processor runs. on_host: tensors that are in the host's memory. fail: what
-    the next run raises; loses: and its device is lost, which the text does not say. stale: a launched graph does
-    nothing; forgets: one that another was recorded after. refuses: what opening a session that is to record raises.
+    the next run raises; loses: and its device is lost, which the text does not say. unrecordable: what a run raises
+    that is recorded. stale: a launched graph does nothing; forgets: one that another was recorded after.
     runs: of bindings, by kind. gone: sessions that nobody holds any more.
     """
 
@@ -47,7 +44,7 @@ class GpuOrt:
         self.loses = False
         self.stale = False
         self.forgets = False
-        self.refuses = None
+        self.unrecordable = None
         self.runs = Counter()
         self.gone = 0
         self.sessions = []
@@ -60,8 +57,6 @@ class GpuOrt:
 
     def open_session(self, file, threads, options, providers, entries):
         self.calls.append(SimpleNamespace(file=file, threads=threads, providers=providers, entries=dict(entries)))
-        if self.refuses is not None and providers[0][1].get("enable_cuda_graph"):
-            raise self.refuses
         session = Session(self, file, providers, entries)
         self.sessions.append(weakref.ref(session))
         return session
@@ -95,9 +90,7 @@ class Session:
         own = self.told[self.main]
         self.device = gpu.devices[int(own["device_id"])]
         self.stream = self.device.stream_of(int(own["user_compute_stream"]))
-        self.graphs = own.get("enable_cuda_graph") == "1"
-        self.graph_runs = Counter()
-        self.threads = set()
+        self.recorded = 0
         options = ort.SessionOptions()
         for key, value in entries.items():
             if key != "session.disable_cpu_ep_fallback":
@@ -139,8 +132,14 @@ class Session:
         if binding.free:
             self._run_freely(binding)
             return
-        kind = self._kind(options)
-        self.stream.enqueue(lambda: self._launched(binding, kind))
+        if not self.stream.capturing:
+            self.stream.enqueue(lambda: self._run(binding, "regular"))
+            return
+        if self.gpu.unrecordable is not None:
+            raise self.gpu.unrecordable
+        self.recorded += 1
+        number = self.recorded
+        self.stream.enqueue(lambda: self._launched(binding, number))
 
     def _run_freely(self, binding):
         """Outputs have a place and a shape when a run has been put into the stream, but no values."""
@@ -158,25 +157,15 @@ class Session:
 
         self.stream.enqueue(run)
 
-    def _kind(self, options):
-        if not self.graphs:
-            return "regular"
-        number = int(options.get_run_config_entry("gpu_graph_id"))
-        self.threads.add(threading.get_ident())
-        assert len(self.threads) == 1, "a graph belongs to the thread that recorded it"
-        if number == -1:
-            return "regular"
-        assert number > 0, "number 0 is ONNX Runtime's own"
-        self.graph_runs[number] += 1
-        if self.graph_runs[number] <= REGULAR_RUNS + 1:
-            self.recorded_last = number
-            return "regular"
-        return "stale" if self.gpu.stale or (self.gpu.forgets and number != self.recorded_last) else "launched"
+    def _launched(self, binding, number):
+        if self.gpu.stale or (self.gpu.forgets and number != self.recorded):
+            self.gpu.runs["stale"] += 1
+        else:
+            self._run(binding, "launched")
 
-    def _launched(self, binding, kind):
+    def _run(self, binding, kind):
         self.gpu.runs[kind] += 1
-        if kind != "stale":
-            self.real.run_with_iobinding(binding.real)
+        self.real.run_with_iobinding(binding.real)
 
     def run(self, names, feeds, options=None):
         self.gpu.fail_if_asked()

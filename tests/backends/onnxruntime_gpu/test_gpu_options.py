@@ -48,7 +48,7 @@ def test_what_it_is_told_on_request():
             "cuda": {"sdpa_kernel": "0"},
         },
     )
-    assert cuda_provider(options, 0, 1, graphs=True) == {
+    assert cuda_provider(options, 0, 1) == {
         "device_id": "0",
         "user_compute_stream": "1",
         "arena_extend_strategy": "kNextPowerOfTwo",
@@ -57,7 +57,6 @@ def test_what_it_is_told_on_request():
         "use_tf32": "0",
         "prefer_nhwc": "1",
         "gpu_mem_limit": "1073741824",
-        "enable_cuda_graph": "1",
         "sdpa_kernel": "0",
     }
 

@@ -18,16 +18,18 @@ from headrace.backends.base import InstanceLost
 from headrace.backends.buffers import row_bytes
 from headrace.backends.lane_steps import NO_STEPS
 from headrace.backends.onnxruntime.feeds import BFLOAT16, run_by_name
+from headrace.backends.onnxruntime.placement import inputs_on_host
 from headrace.backends.onnxruntime.sessions import run_options
 from headrace.backends.staging import Lane
 from headrace.datatypes import DATATYPES
 from headrace.errors import ModelLoadError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     import onnxruntime as ort
 
+    from headrace.backends.device import Graph
     from headrace.backends.lane_steps import LaneSteps
     from headrace.backends.onnxruntime.executor import Executor
     from headrace.backends.onnxruntime.gpu_options import GpuOptions
@@ -40,33 +42,11 @@ log = logging.getLogger(__name__)
 HOST = ("cpu", 0)
 """The host's memory, as IOBinding calls it."""
 ASYNCHRONOUS = {"disable_synchronize_execution_providers": "1"}
-_GRAPH = "gpu_graph_id"
-_NO_GRAPH = {_GRAPH: "-1"}
-GRAPH_RUNS = 4
-"""ONNX Runtime records a graph after two runs, in the third; the fourth launches it."""
+WARM_RUNS = 1
+"""Before those that a graph's are compared with: what is planned, loaded or allocated at first is none of a graph."""
 _TOLERANCE = 0.01
 """Of the greatest magnitude: between a graph's results and those of a run without it. Kernels that add up in any order
 differ by far less, one that did not see its inputs by far more."""
-
-
-def inputs_on_host(session: Any) -> frozenset[str]:  # noqa: ANN401  -- ONNX Runtime is not typed
-    """Inputs that a session reads in the host's memory: of nodes on the processor, or as a shape, a size, a `k`.
-
-    One that is bound elsewhere ONNX Runtime copies when it is bound, and not when it runs: it would see that for ever.
-    Empty where its version does not tell (1.22 and before).
-    """
-    tell = getattr(session, "get_input_memory_infos", None)
-    return frozenset() if tell is None else _on_host(session.get_inputs(), tell())
-
-
-def outputs_on_host(session: Any) -> frozenset[str]:  # noqa: ANN401  -- ONNX Runtime is not typed
-    """Outputs that a session makes in the host's memory. Empty where its version does not tell."""
-    tell = getattr(session, "get_output_memory_infos", None)
-    return frozenset() if tell is None else _on_host(session.get_outputs(), tell())
-
-
-def _on_host(arguments: Iterable[Any], infos: Iterable[Any]) -> frozenset[str]:
-    return frozenset(one.name for one, info in zip(arguments, infos, strict=True) if info.name == "Cpu")
 
 
 def lane_bytes(signature: Signature, rows: int) -> tuple[list[int], list[int]]:
@@ -86,8 +66,9 @@ class _Bound:
 class BoundInstance:
     """One batch in flight, by persistent buffers and bindings. Not for two threads at once.
 
-    buckets: rows of each, ascending. graphs: numbers for as many CUDA graphs, empty: none. closed: called at its end.
-    steps: of its lane.
+    buckets: rows of each, ascending. closed: called at its end. steps: of its lane. graphs: whether the work of each
+    bucket is recorded, and launched as a whole from then on: not by ONNX Runtime, whose own graphs belong to a thread
+    and each take a call of its session.
     Runs each bucket before it returns. Raises InstanceLost, and ModelLoadError if a graph cannot be recorded.
     """
 
@@ -96,10 +77,11 @@ class BoundInstance:
         executor: Executor,
         signature: Signature,
         buckets: Sequence[int],
-        graphs: Sequence[int],
         options: GpuOptions,
         closed: Callable[[], None],
         steps: LaneSteps = NO_STEPS,
+        *,
+        graphs: bool = False,
     ) -> None:
         self.device = executor.device
         self._executor = executor
@@ -116,13 +98,13 @@ class BoundInstance:
                     f"input {signature.inputs[at].name!r} is made on the device, but it is the processor that reads it"
                 )
         self._bound: dict[int, _Bound] = {}
+        self._graphs: dict[int, Graph] = {}
         launched: dict[int, list[list[Array]]] = {}
         self._lane = Lane(executor.device, *lane_bytes(signature, buckets[-1]), steps, busy_wait=options.busy_wait)
         try:
             runs = True
-            for at, rows in reversed([*enumerate(buckets)]):  # the largest first: the arena grows once
-                entries = {_GRAPH: str(graphs[at])} if graphs else {}
-                self._bound[rows] = self._bind(rows, entries)
+            for rows in reversed(buckets):  # the largest first: the arena grows once
+                self._bound[rows] = self._bind(rows)
                 if graphs:
                     launched[rows] = self._record(rows)
                 else:
@@ -131,6 +113,7 @@ class BoundInstance:
                 for value, expected in enumerate(results):
                     self._check_alike(rows, self._run_filled(rows, value), expected)
         except BaseException:
+            self._forget_graphs()
             self._lane.close()
             raise
 
@@ -161,9 +144,15 @@ class BoundInstance:
 
     def close(self) -> None:
         """See `backends.base.Instance`."""
+        self._forget_graphs()
         self._bound.clear()
         self._lane.close()
         self._closed()
+
+    def _forget_graphs(self) -> None:
+        for graph in self._graphs.values():
+            graph.close()
+        self._graphs.clear()
 
     # --- a batch ------------------------------------------------------------------------------------------------------
 
@@ -190,13 +179,17 @@ class BoundInstance:
                 lane.upload(index, bucket * size)
 
     def _compute(self, bucket: int) -> None:
-        self._executor.compute(self._lane.stream, lambda: self._launch(self._bound[bucket]))
+        graph = self._graphs.get(bucket)
+        if graph is None:
+            self._executor.compute(self._lane.stream, lambda: self._launch(self._bound[bucket]))
+        else:
+            self._executor.compute(self._lane.stream, lambda: graph.launch(self._executor.stream))
 
     def _launch(self, bound: _Bound) -> None:
         self._executor.session.run_with_iobinding(bound.binding, bound.options)
 
-    def _bind(self, rows: int, entries: dict[str, str]) -> _Bound:
-        """The buffers as tensors of so many rows. entries: of the run options."""
+    def _bind(self, rows: int) -> _Bound:
+        """The buffers as tensors of so many rows."""
         lane, device = self._lane, self._executor.device
         batch = (rows,) if self._signature.max_batch else ()
         binding = self._executor.session.io_binding()
@@ -206,7 +199,7 @@ class BoundInstance:
             binding.bind_input(spec.name, *place, element_of(spec), batch + spec.shape, memory.pointer)
         for spec, memory in zip(self._signature.outputs, lane.outputs, strict=True):
             binding.bind_output(spec.name, *there, element_of(spec), batch + spec.shape, memory.pointer)
-        options = run_options(self._options, **ASYNCHRONOUS, **entries)
+        options = run_options(self._options, **ASYNCHRONOUS)
         assert options is not None
         return _Bound(binding, options)
 
@@ -230,21 +223,23 @@ class BoundInstance:
     def _record(self, rows: int) -> list[list[Array]]:
         """Has a graph recorded; what it makes of zeros, and of ones, as a run without it does. Raises as the class."""
         try:
-            for _ in range(GRAPH_RUNS - 1):
+            for _ in range(WARM_RUNS):
                 self._run_filled(rows, 0)
-            launched = [[array.copy() for array in self._run_filled(rows, value)] for value in (0, 1)]
-            recorded = self._bound[rows]
-            self._bound[rows] = self._bind(rows, _NO_GRAPH)
-            try:
-                expected = self._run_filled(rows, 1)
-            finally:
-                self._bound[rows] = recorded
+            expected = self._of_zeros_and_ones(rows)
+            bound = self._bound[rows]
+            self._graphs[rows] = self._executor.record(lambda: self._launch(bound))
+            launched = self._of_zeros_and_ones(rows)
         except InstanceLost:
             raise
         except Exception as error:
             raise ModelLoadError(f"no CUDA graph can be recorded of {rows} rows of zeros: {error}") from error
-        self._check_alike(rows, launched[1], expected)
+        for got, want in zip(launched, expected, strict=True):  # one of which would still be there, if it did nothing
+            self._check_alike(rows, got, want)
         return launched
+
+    def _of_zeros_and_ones(self, rows: int) -> list[list[Array]]:
+        """Copies of all outputs of each."""
+        return [[array.copy() for array in self._run_filled(rows, value)] for value in (0, 1)]
 
     def _check_alike(self, rows: int, launched: Sequence[Array], expected: Sequence[Array]) -> None:
         for spec, got, want in zip(self._signature.outputs, launched, expected, strict=True):

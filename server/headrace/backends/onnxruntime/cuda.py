@@ -28,8 +28,8 @@ class OnnxRuntimeCudaBackend:
         checked = read_options(CudaOptions, options)
 
         def providers(signature: Signature, buckets: Sequence[int]) -> Providers:
-            def make(device: Device, stream: int, *, graphs: bool) -> list[tuple[str, dict[str, str]]]:
-                return [(CUDA, cuda_provider(checked, device.index, stream, graphs=graphs))]
+            def make(device: Device, stream: int) -> list[tuple[str, dict[str, str]]]:
+                return [(CUDA, cuda_provider(checked, device.index, stream))]
 
             return make
 

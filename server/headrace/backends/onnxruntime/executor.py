@@ -6,7 +6,6 @@ batches compute in its stream one after another, while the copies of others go o
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,7 +16,7 @@ from headrace.backends.onnxruntime.failures import device_error
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from headrace.backends.device import Device, Stream
+    from headrace.backends.device import Device, Graph, Stream
 
 T = TypeVar("T")
 
@@ -25,11 +24,10 @@ T = TypeVar("T")
 class Executor:
     """Opens a session that computes in a stream of `device`, and calls it for one batch at a time.
 
-    open_session: takes the stream's handle. own_thread: all calls are made on one thread, for ONNX Runtime keeps CUDA
-    graphs by the thread that has recorded them. lost: whether the device has failed.
+    open_session: takes the stream's handle. lost: whether the device has failed.
     """
 
-    def __init__(self, device: Device, open_session: Callable[[int], Any], *, own_thread: bool) -> None:
+    def __init__(self, device: Device, open_session: Callable[[int], Any]) -> None:
         self.device = device
         self.lost = False
         self._lock = Lock()
@@ -40,22 +38,22 @@ class Executor:
         except BaseException:
             self.stream.close()
             raise
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="headrace-session") if own_thread else None
 
     def __repr__(self) -> str:
         state = "closed" if self.session is None else "lost" if self.lost else "open"
         return f"<Executor on {self.device.name} {self.device.index}, {state}>"
 
     def call(self, work: Callable[[], T]) -> T:
-        """What `work` returns, which alone uses the session meanwhile."""
-        if self._thread is not None:
-            return self._thread.submit(self._on_device, work).result()
+        """What `work` returns, which alone uses the session and its stream meanwhile."""
         with self._lock:
             return work()
 
-    def _on_device(self, work: Callable[[], T]) -> T:
-        self.device.use()
-        return work()
+    def record(self, work: Callable[[], None]) -> Graph:
+        """A graph of what `work` puts into the stream, for `compute` to launch there: none of it is done.
+
+        Raises DeviceError if it cannot be one.
+        """
+        return self.call(lambda: self.stream.capture(work))
 
     def compute(self, lane_stream: Stream, work: Callable[[], None]) -> None:
         """Has `work` put its computation behind what the lane has been given, and the lane wait for it in turn."""
@@ -94,8 +92,6 @@ class Executor:
 
     def close(self) -> None:
         """Frees everything. Nothing may be under way."""
-        if self._thread is not None:
-            self._thread.shutdown()
         self.session = None  # before its stream
         self.stream.close()
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from headrace.backends.base import InstanceLost
 from headrace.backends.buffers import lay
 from headrace.backends.device import DeviceOutOfMemory
-from headrace.backends.onnxruntime.bound import ASYNCHRONOUS, HOST, element_of, inputs_on_host, outputs_on_host
+from headrace.backends.onnxruntime.bound import ASYNCHRONOUS, HOST, element_of
 from headrace.backends.onnxruntime.feeds import numpy_of
+from headrace.backends.onnxruntime.placement import inputs_on_host, outputs_on_host
 from headrace.backends.onnxruntime.sessions import run_options
 from headrace.datatypes import DATATYPES
 

@@ -12,9 +12,8 @@ import io
 import logging
 import traceback
 from functools import cache
-from itertools import count
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import onnxruntime as ort
 
@@ -32,6 +31,7 @@ from headrace.backends.onnxruntime.placement import (
     check_placement,
     check_providers,
     session_placement,
+    unrecordable,
 )
 from headrace.backends.onnxruntime.sessions import log_through_python, open_session, session_options
 from headrace.backends.onnxruntime.signature import bindable, file_signature
@@ -47,7 +47,11 @@ if TYPE_CHECKING:
     from headrace.backends.footprint import Share
     from headrace.backends.lane_steps import LaneSteps
     from headrace.backends.onnxruntime.gpu_options import GpuOptions
+    from headrace.backends.onnxruntime.placement import Placement
     from headrace.messages import Signature
+
+    Providers = Callable[[Device, int], Sequence[tuple[str, dict[str, str]]]]
+    """From a device and the handle of a stream to the providers of a session, the first being what is asked for."""
 
 log = logging.getLogger(__name__)
 
@@ -58,17 +62,6 @@ _ENTRIES = {
 }
 _NO_CPU = {"session.disable_cpu_ep_fallback": "1"}
 _NOT_BOUND = "not all dimensions of the model are fixed, or it has texts, or an output that is one of its inputs"
-
-
-class Providers(Protocol):
-    """Names the providers of a session."""
-
-    def __call__(self, device: Device, stream: int, /, *, graphs: bool) -> Sequence[tuple[str, dict[str, str]]]:
-        """Providers and their options, the first being what is asked for.
-
-        stream: handle of the one to compute in. graphs: whether CUDA graphs are recorded.
-        """
-        ...
 
 
 class GpuModel:
@@ -108,17 +101,18 @@ class GpuModel:
         self.signature = file_signature(file, session_options(file, threads, options), max_batch)
         self._buckets = batch_buckets(self.signature.max_batch, options.batch_buckets)
         self._bindable = bindable(self.signature)
-        asked = graphs_asked_for(options)
-        if asked is True and not self._bindable:
+        self._graphs_asked = graphs_asked_for(options)
+        if self._graphs_asked is True and not self._bindable:
             raise ModelLoadError(f"cuda_graphs = true, but {_NOT_BOUND}")
-        self._graphs = bool(asked) and self._bindable
-        self._graphs_tried = asked is True  # or not to be tried; what fails then is the load
+        self._graphs = bool(self._graphs_asked) and self._bindable
+        self._graphs_tried = self._graphs_asked is True  # there is no other way to try
         self._providers = providers(self.signature, self._buckets)
         self._expected = self._expected_bytes(more_bytes)
         self._steps = NO_STEPS
         self._groups: dict[int, _Group] = {}
         self._lock = Lock()
         self.nodes: Mapping[str, int] = {}
+        self._placement: Placement | None = None
 
     def __repr__(self) -> str:
         devices = ", ".join(map(label_of, self._devices))
@@ -190,10 +184,26 @@ class GpuModel:
                 texts = any(s.datatype == "BYTES" for s in (*self.signature.inputs, *self.signature.outputs))
                 kind = NamedInstance if texts else FlexibleInstance
                 return kind(group.executor, self.signature, self._options, group.leave)
-            graphs = [next(group.graphs) for _ in self._buckets] if self._graphs else []
             return BoundInstance(
-                group.executor, self.signature, self._buckets, graphs, self._options, group.leave, self._steps
+                group.executor,
+                self.signature,
+                self._buckets,
+                self._options,
+                group.leave,
+                self._steps,
+                graphs=self._records(group.executor.session),
             )
+
+    def _records(self, session: Any) -> bool:  # noqa: ANN401  -- ONNX Runtime is not typed
+        """Whether CUDA graphs are recorded of a session. Raises ModelLoadError if they have to be, and cannot."""
+        if not self._graphs:
+            return False
+        why = unrecordable(session, self._placement, self._provider)
+        if why and self._graphs_asked is True:
+            raise ModelLoadError(f"cuda_graphs = true, but {why}")
+        if why:
+            log.info("%s runs without CUDA graphs: %s", self._file, why)
+        return not why
 
     def _group(self, at: int, device: Device) -> _Group:
         """The session of that number, joined by one more batch in flight; a new one if there is none that works."""
@@ -213,7 +223,7 @@ class GpuModel:
         )
         try:
             with ledger.measured(device, share):
-                executor = Executor(device, lambda stream: self._open(device, stream), own_thread=self._graphs)
+                executor = Executor(device, lambda stream: self._open(device, stream))
         except BaseException:
             ledger.release(share)
             raise
@@ -225,14 +235,14 @@ class GpuModel:
     def _open(self, device: Device, stream: int) -> Any:  # noqa: ANN401  -- ONNX Runtime is not typed
         """A session that runs where it is to. Raises ModelLoadError."""
         options = self._options
-        providers = self._providers(device, stream, graphs=self._graphs)
+        providers = self._providers(device, stream)
         _find_libraries()
         if options.max_cpu_nodes:
             session = self._open_session(self._file, self._threads, options, [*providers, CPU], _ENTRIES)
         else:  # ONNX Runtime, too, is to refuse; then the processor's provider must not be named
             session = self._open_session(self._file, self._threads, options, providers, _ENTRIES | _NO_CPU)
         check_providers(session.get_providers(), [name for name, _ in providers])
-        placement = session_placement(session)
+        placement = self._placement = session_placement(session)
         if placement is None:
             log.warning("%s: this version of ONNX Runtime does not tell which nodes run where", self._file)
         else:
@@ -261,7 +271,6 @@ class _Group:
         self.executor = executor
         self.share = share
         self.users = 1
-        self.graphs = count(1)  # ONNX Runtime's own number is 0
         self._lock = lock
         self._forget = forget
 

@@ -175,8 +175,8 @@ def graphs_asked_for(options: GpuOptions) -> bool | Literal["auto"]:
     return options.cuda_graphs
 
 
-def cuda_provider(options: GpuOptions, device: int, stream: int, *, graphs: bool = False) -> dict[str, str]:
-    """Options of the CUDA provider. stream: handle of the one that it computes in. graphs: whether it records any."""
+def cuda_provider(options: GpuOptions, device: int, stream: int) -> dict[str, str]:
+    """Options of the CUDA provider. stream: handle of the one that it computes in."""
     made = {
         "device_id": str(device),
         "user_compute_stream": str(stream),
@@ -188,8 +188,6 @@ def cuda_provider(options: GpuOptions, device: int, stream: int, *, graphs: bool
     }
     if options.memory_limit_bytes:
         made["gpu_mem_limit"] = str(options.memory_limit_bytes)
-    if graphs:
-        made["enable_cuda_graph"] = "1"
     return made | options.cuda
 
 

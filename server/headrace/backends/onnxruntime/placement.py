@@ -103,5 +103,46 @@ def check_placement(placement: Placement, main: str, max_cpu_nodes: float) -> No
         )
 
 
+_CONTROL = frozenset({"If", "Loop", "Scan"})
+
+
+def unrecordable(session: Any, placement: Placement | None, main: str) -> str:  # noqa: ANN401  -- not typed either
+    """Why the work of a session cannot be recorded as a whole; empty where nothing is known against it.
+
+    What the processor does in a run, and what it fetches from the host's memory, would be done once and for all.
+    main: the provider that must have all nodes.
+    """
+    if placement is None:
+        return "this version of ONNX Runtime does not tell which nodes run where"
+    others = sorted(set(placement.nodes) - {main})
+    if others:
+        return f"not all nodes are run by {main}: {placement}"
+    if control := sorted(_CONTROL & set(placement.nodes.get(main, ()))):
+        return f"the model decides as it runs: {', '.join(control)}"
+    if on_host := sorted(inputs_on_host(session) | outputs_on_host(session)):
+        return f"{', '.join(on_host)} is in the host's memory"
+    return ""
+
+
+def inputs_on_host(session: Any) -> frozenset[str]:  # noqa: ANN401
+    """Inputs that a session reads in the host's memory: of nodes on the processor, or as a shape, a size, a `k`.
+
+    One that is bound elsewhere ONNX Runtime copies when it is bound, and not when it runs: it would see that for ever.
+    Empty where its version does not tell (1.22 and before).
+    """
+    tell = getattr(session, "get_input_memory_infos", None)
+    return frozenset() if tell is None else _on_host(session.get_inputs(), tell())
+
+
+def outputs_on_host(session: Any) -> frozenset[str]:  # noqa: ANN401
+    """Outputs that a session makes in the host's memory. Empty where its version does not tell."""
+    tell = getattr(session, "get_output_memory_infos", None)
+    return frozenset() if tell is None else _on_host(session.get_outputs(), tell())
+
+
+def _on_host(arguments: Iterable[Any], infos: Iterable[Any]) -> frozenset[str]:
+    return frozenset(one.name for one, info in zip(arguments, infos, strict=True) if info.name == "Cpu")
+
+
 def _listed(kinds: Mapping[str, int]) -> str:
     return ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items(), key=lambda pair: (-pair[1], pair[0])))

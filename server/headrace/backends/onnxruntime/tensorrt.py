@@ -70,7 +70,7 @@ class OnnxRuntimeTensorRtBackend:
             profile = shape_profile(signature, buckets, checked)
             engines = engine_directory(file, checked, profile)
 
-            def make(device: Device, stream: int, *, graphs: bool) -> list[tuple[str, dict[str, str]]]:
+            def make(device: Device, stream: int) -> list[tuple[str, dict[str, str]]]:
                 own = None if engines is None else private_directory(engines / re.sub(r"[^\w.-]+", "-", device.name))
                 tensorrt = tensorrt_provider(checked, device.index, stream, profile, own)
                 return [(TENSORRT, tensorrt), (CUDA, cuda_provider(checked, device.index, stream))]

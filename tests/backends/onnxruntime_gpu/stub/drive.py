@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from headrace.backends.onnxruntime.cuda import OnnxRuntimeCudaBackend
-from headrace.testing.device import FakeDevice
+from headrace.testing.device import FakeDevice, FakeStream
 
 
 def called() -> list[str]:
@@ -27,9 +27,21 @@ def main() -> None:
     device = FakeDevice()
     device.kind = "cuda"
     backend = OnnxRuntimeCudaBackend(open_device=lambda index: device)
+    record = FakeStream.capture
+    recorded, before = [], []
+
+    def capture(self, work):
+        before.extend(called())
+        try:
+            return record(self, work)
+        finally:
+            recorded.append(called())
+
+    FakeStream.capture = capture
     model = backend.load(Path(sys.argv[1]), max_batch=4, threads=1, options=json.loads(sys.argv[2]))
     instances = [model.make_instance(index) for index in range(2)]
-    facts = {"load": called(), "nodes": dict(model.nodes)}
+    facts = {"load": [*before, *called()], "nodes": dict(model.nodes)}
+    facts |= {"graphs": len(device.graphs), "recorded": recorded}
     facts["options"] = instances[0]._executor.session.get_provider_options()["CUDAExecutionProvider"]
     with ThreadPoolExecutor(1) as other:  # as the engine's threads are not those that load
         for instance in instances:
