@@ -1,0 +1,168 @@
+"""One worker, as the engine sees it: its process, its memory, its connections and its calls."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections import deque
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import headrace
+from headrace.transport.workers.desk import Desk
+from headrace.transport.workers.region import Borrowed, make_region
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from headrace.engine.turn import Turn
+    from headrace.transport.service import Infer, ServiceTable
+
+logger = logging.getLogger(__name__)
+
+_END_SECONDS = 5.0
+"""A process whose socket is closed gets so long to end by itself."""
+
+
+class Worker:
+    """A worker process, from its start to its end.
+
+    setup: what it is told first. region_bytes: of the memory for large messages. heard: told its notices. lost: told
+    its end, with what was wrong, if anything.
+    open: its connections, with those on their way to it. counts: its last `counts.snapshot`.
+    """
+
+    def __init__(
+        self,
+        turn: Turn,
+        table: ServiceTable,
+        infer: Infer,
+        *,
+        setup: dict[str, Any],
+        region_bytes: int,
+        heard: Callable[[Worker, dict[str, Any]], None],
+        lost: Callable[[Worker, Exception | None], None],
+    ) -> None:
+        self._setup = setup
+        self._region_bytes = region_bytes
+        self._turn, self._table, self._infer = turn, table, infer
+        self._heard, self._lost = heard, lost
+        self.counts: dict[str, Any] = {}
+        self.ready = False
+        self.ended = False
+        self.drained: asyncio.Event = asyncio.Event()
+        self.desk: Desk
+        self._process: subprocess.Popen[bytes]
+        self._sockets: socket.socket
+        self._passed = self._taken = self._left = 0  # sockets: given to it, taken by it, of those still open
+        self._waiting: deque[socket.socket] = deque()
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.pid}, {self.open} connections, {'ended' if self.ended else self.desk!r}>"
+
+    @property
+    def pid(self) -> int:
+        """Of its process."""
+        return self._process.pid
+
+    @property
+    def open(self) -> int:
+        """Its connections, with those on their way to it."""
+        return self._passed - self._taken + self._left + len(self._waiting)
+
+    async def start(self) -> None:
+        """Starts the process; it says `ready` later."""
+        link, their_link = socket.socketpair()
+        self._sockets, their_sockets = socket.socketpair()
+        region = make_region(self._region_bytes)
+        self.desk = Desk(
+            self._turn,
+            self._table,
+            self._infer,
+            Borrowed(region, self._region_bytes),
+            notice=lambda notice: self._heard(self, notice),
+            load=self._on_load,
+            lost=self._on_lost,
+        )
+        try:
+            # Not from a thread: Linux would end the worker with the thread that has started it.
+            self._process = _spawn(their_link.fileno(), their_sockets.fileno(), region)
+        finally:
+            os.close(region)
+            their_link.close()
+            their_sockets.close()
+        self._sockets.setblocking(False)
+        link.setblocking(False)
+        self.desk.tell(setup=self._setup)
+        await asyncio.get_running_loop().create_unix_connection(lambda: self.desk.link, sock=link)
+
+    def serve(self, connection: socket.socket) -> None:
+        """Has a connection served."""
+        if self._waiting or not self._pass(connection):
+            if not self._waiting:
+                asyncio.get_running_loop().add_writer(self._sockets.fileno(), self._pass_on)
+            self._waiting.append(connection)
+
+    def _pass(self, connection: socket.socket) -> bool:
+        """Gives a connection to the process; False: it cannot take it yet."""
+        try:
+            socket.send_fds(self._sockets, [b"."], [connection.fileno()])
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            logger.warning("a connection was lost on its way to a worker: %s", error)
+        else:
+            self._passed += 1
+        connection.close()
+        return True
+
+    def _pass_on(self) -> None:
+        while self._waiting and self._pass(self._waiting[0]):
+            self._waiting.popleft()
+        if not self._waiting:
+            asyncio.get_running_loop().remove_writer(self._sockets.fileno())
+
+    def _on_load(self, taken: int, left: int) -> None:
+        self._taken, self._left = taken, left
+
+    def _on_lost(self, error: Exception | None) -> None:
+        self.ended = True
+        self.drained.set()
+        self._drop_sockets()
+        self._lost(self, error)
+
+    def _drop_sockets(self) -> None:
+        if self._sockets.fileno() >= 0:
+            asyncio.get_running_loop().remove_writer(self._sockets.fileno())
+            self._sockets.close()
+        for connection in self._waiting:
+            connection.close()
+        self._waiting.clear()
+
+    async def end(self) -> int:
+        """Lets the process end, and returns its exit code (subprocess): what it has not been told yet it is told."""
+        self._drop_sockets()
+        self.desk.link.close()
+        return await asyncio.to_thread(self._reap)
+
+    def _reap(self) -> int:
+        with suppress(subprocess.TimeoutExpired):
+            return self._process.wait(_END_SECONDS)
+        self._process.kill()
+        return self._process.wait()
+
+
+def _spawn(*descriptors: int) -> subprocess.Popen[bytes]:
+    """Starts a worker with this interpreter and this package, wherever it was imported from."""
+    paths = [str(Path(headrace.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "headrace.transport.workers", *map(str, descriptors), str(os.getpid())],
+        stdin=subprocess.DEVNULL,
+        pass_fds=descriptors,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+    )
