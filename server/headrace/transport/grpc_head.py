@@ -36,9 +36,10 @@ class CallHead:
     """A request's head. Shared by all calls with the same field block, so nothing here belongs to one call.
 
     path: as in `:path`. unary, stream: what answers such calls; neither: `later` does, which is inference or what the
-    table has. infers: it is inference on a stream. breaks: the first error in such a stream ends it. encoding: how messages may be compressed, empty for not at all. refusal:
-    the reply that the head itself deserves, or None. plain: the body of a refusal for a client that does not speak
-    gRPC, empty after HEAD; None for one that does. too_large: the reason of the refusal.
+    table has. infers: it is inference on a stream. breaks: the first error in such a stream ends it. encoding: how
+    messages may be compressed, empty for not at all. refusal: the reply that the head itself deserves, or None. plain:
+    the body of a refusal for a client that does not speak gRPC, empty after HEAD; None for one that does. too_large:
+    the reason of the refusal.
     """
 
     __slots__ = ("breaks", "encoding", "infers", "later", "path", "plain", "refusal", "stream", "too_large", "unary")

@@ -67,7 +67,7 @@ class Intake(ABC, Generic[CallT]):
             self.take()
 
     def gather(self, call: CallT) -> None:
-        """The same for a call of another process: a large message is not in the processor's cache, and waits as well."""
+        """The same for a call from another process: a large message waits as well, for it is in no cache of ours."""
         if not self._arrived:
             self._turn.take(self.take)
         self._arrived.append(call)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections import Counter
+
     from headrace.telemetry.server_metrics import ServerMetrics
     from headrace.telemetry.tls import TlsMetrics
 

@@ -52,8 +52,7 @@ class RemoteCall:
             under_way = self.under_way
             final = under_way is not None and under_way.template.final
             self.under_way = None
-            desk.link.wake()
-            desk.link.out += (head(Kind.REPLY, self._id, len(message), final), message)
+            desk.link.send(records.reply(self._id, len(message), final), message)
 
     def fail(self, error: BaseException) -> None:
         """See `messages.ReplySink`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,9 +14,10 @@ from headrace.transport.workers.records import INLINE, Kind, Malformed, head
 from headrace.transport.workers.told import told
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from headrace.engine.turn import Turn
     from headrace.messages import Buffer, Template
-    from headrace.transport.grpc_call import Call
     from headrace.transport.service import InferCall, TaskHandler
     from headrace.transport.workers.region import Region
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from headrace.engine.turn import Turn
+    from headrace.messages import Buffer
     from headrace.transport.workers.records import Handler
 
 _READ_BUFFER = 256 << 10
@@ -37,7 +38,7 @@ class Link(asyncio.BufferedProtocol):
         paused: Callable[[bool], None] = lambda paused: None,
         gather: Callable[[], None] = lambda: None,
     ) -> None:
-        self.out: list[bytes | memoryview] = []
+        self.out: list[Buffer] = []
         self._turn = turn
         self._handlers = handlers
         self._lost = lost
@@ -55,7 +56,7 @@ class Link(asyncio.BufferedProtocol):
 
     # --- out ----------------------------------------------------------------------------------------------------------
 
-    def send(self, *parts: bytes | memoryview) -> None:
+    def send(self, *parts: Buffer) -> None:
         """Sends records at the end of this turn."""
         self.wake()
         self.out += parts
@@ -85,7 +86,7 @@ class Link(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.abort()
 
-    # --- asyncio.BufferedProtocol ---------------------------------------------------------------------------------------
+    # --- asyncio.BufferedProtocol -------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio.BufferedProtocol."""

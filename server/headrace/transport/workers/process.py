@@ -1,4 +1,4 @@
-"""A worker process: the native transport on sockets that the engine hands over, before doors that lead to the engine."""
+"""A worker process: the native transport on sockets that the engine hands over, with doors that lead to the engine."""
 
 from __future__ import annotations
 

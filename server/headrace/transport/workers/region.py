@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from headrace.messages import Buffer
 
+_OCTETS = np.dtype(np.uint8)
 _SHARE = 4
 """No message takes more than this part of a region, so that one that is announced does not leave others without."""
 
@@ -49,7 +50,7 @@ class _Slot(np.ndarray):
 
 
 def _slot(memory: mmap.mmap, start: int, size: int, ended: Callable[[int], None], at: int) -> memoryview:
-    slot = _Slot((size,), np.uint8, memory, start)
+    slot = _Slot(size, _OCTETS, memory, start)
     slot.ended = ended
     slot.start = at
     return slot.data
@@ -94,17 +95,17 @@ class Region:
     def __repr__(self) -> str:
         return f"<Region {self._slots!r}>"
 
-    def buffer(self, size: int) -> memoryview:
+    def buffer(self, length: int) -> memoryview:
         """Octets for a message; its end is that of a page, for the sake of alignment (see `large_buffer`)."""
-        start = self._slots.take(size) if size <= self._most else -1
+        start = self._slots.take(length) if length <= self._most else -1
         if start < 0 or self._memory is None:
-            return self._fallback(size)
+            return self._fallback(length)
         self._holders[start] = 1
-        return _slot(self._memory, start + -size % PAGE, size, self._let_go, start)
+        return _slot(self._memory, start + -length % PAGE, length, self._let_go, start)
 
     def share(self, message: Buffer) -> int:
         """Where `message` lies; it counts as the engine's from now on until `let_go`. -1: not in the region."""
-        slot = message.obj if isinstance(message, memoryview) else None
+        slot: object = message.obj if isinstance(message, memoryview) else None
         if type(slot) is not _Slot or len(message) != len(slot):
             return -1
         self._holders[slot.start] += 1

@@ -26,12 +26,10 @@ class Slots:
     def take(self, length: int) -> int:
         """The offset of a slot for so many octets, at a page's beginning; -1: there is no room."""
         wanted = -(-length // PAGE) * PAGE
-        for at, size in enumerate(self._sizes):
-            if size >= wanted:
-                break
-        else:
+        at = next((at for at, size in enumerate(self._sizes) if size >= wanted), -1)
+        if at < 0:
             return -1
-        start = self._starts[at]
+        start, size = self._starts[at], self._sizes[at]
         if size == wanted:
             del self._starts[at], self._sizes[at]
         else:
