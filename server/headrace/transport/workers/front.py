@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from headrace.errors import ConfigError
 from headrace.transport.workers import counts as counting
 from headrace.transport.workers.listener import Listener
+from headrace.transport.workers.records import Malformed
 from headrace.transport.workers.worker import Worker
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class WorkersTransport:
         self._ticker: asyncio.TimerHandle | None = None
         self._pause_s = _FIRST_PAUSE_SECONDS
         self._leaving = False
+        self._homeless: list[socket.socket] = []  # connections that no worker is there for
         self._starting: dict[Worker, asyncio.Future[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._counting: asyncio.Event = asyncio.Event()
@@ -82,11 +84,12 @@ class WorkersTransport:
         """See `base.GrpcTransport`. Raises ConfigError, too: a worker does not start."""
         settings = self._settings
         port = await self._listener.listen(settings.host, settings.grpc_port)
-        results = await asyncio.gather(
-            *(self._start_one() for _ in range(settings.grpc_workers)), return_exceptions=True
-        )
+        most, more = divmod(settings.http2.max_connections, settings.grpc_workers)
+        shares = [most + (index < more) for index in range(settings.grpc_workers)]
+        results = await asyncio.gather(*map(self._start_one, shares), return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
+                await self.close()
                 raise result
         self._health.heard = self._tell_state
         self._security.reloading = partial(self._tell, reload=True)
@@ -97,9 +100,8 @@ class WorkersTransport:
     async def drain(self, seconds: float) -> None:
         """See `base.GrpcTransport`."""
         self._leave()
-        for worker in self.workers:
-            worker.desk.tell(drain=seconds)
-        for worker in list(self.workers):
+        self._tell(drain=seconds)
+        for worker in [worker for worker in self.workers if worker.ready]:
             await worker.drained.wait()
 
     async def close(self) -> None:
@@ -116,23 +118,39 @@ class WorkersTransport:
     def _leave(self) -> None:
         self._leaving = True
         self._listener.close()
+        for connection in self._homeless:
+            connection.close()
+        self._homeless.clear()
 
     # --- connections --------------------------------------------------------------------------------------------------
 
     def _serve(self, connection: socket.socket) -> None:
-        """A connection goes to the worker that has the fewest."""
-        min((worker for worker in self.workers if worker.ready), key=lambda worker: worker.open).serve(connection)
+        """A connection goes to the worker that has the fewest; to one that is full only if all are, to be told so."""
+        while ready := [worker for worker in self.workers if worker.ready]:
+            chosen = min(ready, key=lambda worker: (worker.open >= worker.share, worker.open))
+            chosen.serve(connection)
+            if chosen.ready:
+                return
+            chosen.waiting.pop()
+        self._homeless.append(connection)
+        self._listener.shut()
+
+    def _serve_homeless(self) -> None:
+        homeless, self._homeless = self._homeless, []
+        for connection in homeless:
+            self._serve(connection)
 
     # --- the life of workers ------------------------------------------------------------------------------------------
 
-    async def _start_one(self) -> None:
-        """Starts a worker, and returns when it is ready. Raises ConfigError."""
+    async def _start_one(self, share: int) -> None:
+        """Starts a worker for so many connections, and returns when it is ready. Raises ConfigError."""
         settings = self._settings
         worker = Worker(
             self._turn,
             self._table,
             self._infer,
-            setup=self._setup(),
+            share,
+            setup=self._setup(share),
             region_bytes=settings.grpc_worker_memory_bytes,
             heard=self._on_notice,
             lost=self._on_lost,
@@ -148,14 +166,11 @@ class WorkersTransport:
         finally:
             del self._starting[worker]
 
-    def _setup(self) -> dict[str, Any]:
+    def _setup(self, share: int) -> dict[str, Any]:
         settings = self._settings
-        share = -(-settings.http2.max_connections // settings.grpc_workers)
-        theirs = settings.model_copy(
-            update={"http2": settings.http2.model_copy(update={"max_connections": share}), "grpc_workers": 0}
-        )
         return {
-            "settings": theirs.model_dump_json(),
+            "settings": settings.model_dump_json(),
+            "connections": share,
             "traced": self._traced,
             "serving": self._health.serving,
             "severities": self._severities.all(),
@@ -172,15 +187,21 @@ class WorkersTransport:
         if worker not in self.workers:
             return
         self.workers.remove(worker)
-        if not any(other.ready for other in self.workers):
-            self._listener.shut()
+        if not self._leaving:
+            if not any(other.ready for other in self.workers):
+                self._listener.shut()
+            self._homeless += worker.waiting
+            worker.waiting.clear()
+            self._serve_homeless()
         task = asyncio.get_running_loop().create_task(self._replace(worker, error))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _replace(self, worker: Worker, error: Exception | None) -> None:
         code = await worker.end()
-        what = f"{error}" if error is not None else f"exit code {code}" if code >= 0 else f"signal {-code}"
+        what = f"exit code {code}" if code >= 0 else f"signal {-code}"
+        if isinstance(error, Malformed):
+            what = f"it was told to, since it sent what is no record: {error}"
         ready = self._starting.get(worker)
         if ready is not None:
             if not ready.done():
@@ -198,7 +219,7 @@ class WorkersTransport:
             await asyncio.sleep(self._pause_s)
             self._pause_s = min(self._pause_s * 2, _LONGEST_PAUSE_SECONDS)
             try:
-                await self._start_one()
+                await self._start_one(worker.share)
             except ConfigError as problem:
                 logger.error("no worker in its place yet: %s", problem)
             else:
@@ -209,12 +230,7 @@ class WorkersTransport:
         for name, value in notice.items():
             match name:
                 case "ready":
-                    worker.ready = True
-                    ready = self._starting[worker]
-                    if not ready.done():
-                        ready.set_result(None)
-                    if self._ticker is not None and not self._leaving:
-                        self._listener.open()
+                    self._on_ready(worker)
                 case "counts":
                     counting.add(self._counts, self._security.metrics, worker.counts, value)
                     worker.counts = value
@@ -224,11 +240,23 @@ class WorkersTransport:
                 case "drained":
                     worker.drained.set()
 
+    def _on_ready(self, worker: Worker) -> None:
+        worker.ready = True
+        ready = self._starting.get(worker)
+        if ready is not None and not ready.done():
+            ready.set_result(None)
+        worker.desk.tell(serving=self._health.serving, severities=self._severities.all())
+        if self._ticker is not None and not self._leaving:
+            self._serve_homeless()
+            self._listener.open()
+
     # --- what workers are told, and say -------------------------------------------------------------------------------
 
     def _tell(self, **notice: object) -> None:
+        """Says something to all workers but those that only start: these have their setup to come."""
         for worker in self.workers:
-            worker.desk.tell(**notice)
+            if worker.ready:
+                worker.desk.tell(**notice)
 
     def _tell_state(self) -> None:
         """Tells what has changed."""
@@ -245,7 +273,7 @@ class WorkersTransport:
 
     async def refresh(self) -> None:
         """Asks for what the workers have counted up to now; what they said last is good enough if they are slow."""
-        self._awaited = set(self.workers)
+        self._awaited = {worker for worker in self.workers if worker.ready}
         if self._awaited:
             self._counting.clear()
             self._tell(count=True)

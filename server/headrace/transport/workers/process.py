@@ -145,6 +145,9 @@ class _Worker:
             tls=self._security.grpc,
             traced=setup["traced"],
         )
+        self._transport.max_connections = setup["connections"]
+        if self._security.grpc is not None:
+            self._security.grpc.most = setup["connections"]
         self._transport.large_buffer = self.doors.region.buffer
         self._transport.changed = self.doors.link.wake
         self._transport.ticked = self._tell_counts

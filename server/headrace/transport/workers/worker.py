@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import socket
 import subprocess
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from headrace.engine.turn import Turn
     from headrace.transport.service import Infer, ServiceTable
 
-logger = logging.getLogger(__name__)
-
 _END_SECONDS = 5.0
 """A process whose socket is closed gets so long to end by itself."""
 
@@ -32,9 +29,10 @@ _END_SECONDS = 5.0
 class Worker:
     """A worker process, from its start to its end.
 
-    setup: what it is told first. region_bytes: of the memory for large messages. heard: told its notices. lost: told
-    its end, with what was wrong, if anything.
-    open: its connections, with those on their way to it. counts: its last `counts.snapshot`.
+    share: connections that it may have open. setup: what it is told first. region_bytes: of the memory for large
+    messages. heard: told its notices. lost: told its end, with what was wrong, if anything.
+    ready: it takes connections. open: its connections, with those on their way to it. waiting: those that it has not
+    been given yet. counts: its last `counts.snapshot`.
     """
 
     def __init__(
@@ -42,12 +40,14 @@ class Worker:
         turn: Turn,
         table: ServiceTable,
         infer: Infer,
+        share: int,
         *,
         setup: dict[str, Any],
         region_bytes: int,
         heard: Callable[[Worker, dict[str, Any]], None],
         lost: Callable[[Worker, Exception | None], None],
     ) -> None:
+        self.share = share
         self._setup = setup
         self._region_bytes = region_bytes
         self._turn, self._table, self._infer = turn, table, infer
@@ -60,7 +60,7 @@ class Worker:
         self._process: subprocess.Popen[bytes]
         self._sockets: socket.socket
         self._passed = self._taken = self._left = 0  # sockets: given to it, taken by it, of those still open
-        self._waiting: deque[socket.socket] = deque()
+        self.waiting: deque[socket.socket] = deque()
 
     def __repr__(self) -> str:
         return f"<Worker {self.pid}, {self.open} connections, {'ended' if self.ended else self.desk!r}>"
@@ -73,7 +73,7 @@ class Worker:
     @property
     def open(self) -> int:
         """Its connections, with those on their way to it."""
-        return self._passed - self._taken + self._left + len(self._waiting)
+        return self._passed - self._taken + self._left + len(self.waiting)
 
     async def start(self) -> None:
         """Starts the process; it says `ready` later."""
@@ -102,51 +102,46 @@ class Worker:
         await asyncio.get_running_loop().create_unix_connection(lambda: self.desk.link, sock=link)
 
     def serve(self, connection: socket.socket) -> None:
-        """Has a connection served."""
-        if self._waiting or not self._pass(connection):
-            if not self._waiting:
-                asyncio.get_running_loop().add_writer(self._sockets.fileno(), self._pass_on)
-            self._waiting.append(connection)
-
-    def _pass(self, connection: socket.socket) -> bool:
-        """Gives a connection to the process; False: it cannot take it yet."""
-        try:
-            socket.send_fds(self._sockets, [b"."], [connection.fileno()])
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            logger.warning("a connection was lost on its way to a worker: %s", error)
-        else:
-            self._passed += 1
-        connection.close()
-        return True
+        """Has a connection served. It is in `waiting` until the process takes it."""
+        self.waiting.append(connection)
+        if len(self.waiting) == 1:
+            self._pass_on()
 
     def _pass_on(self) -> None:
-        while self._waiting and self._pass(self._waiting[0]):
-            self._waiting.popleft()
-        if not self._waiting:
-            asyncio.get_running_loop().remove_writer(self._sockets.fileno())
+        loop = asyncio.get_running_loop()
+        while self.waiting:
+            try:
+                socket.send_fds(self._sockets, [b"."], [self.waiting[0].fileno()])
+            except BlockingIOError:
+                loop.add_writer(self._sockets.fileno(), self._pass_on)
+                return
+            except OSError:  # it has ended, which `lost` tells in a moment
+                self.ready = False
+                break
+            self._passed += 1
+            self.waiting.popleft().close()
+        loop.remove_writer(self._sockets.fileno())
 
     def _on_load(self, taken: int, left: int) -> None:
         self._taken, self._left = taken, left
 
     def _on_lost(self, error: Exception | None) -> None:
+        self.ready = False
         self.ended = True
         self.drained.set()
-        self._drop_sockets()
+        self._close_sockets()
         self._lost(self, error)
 
-    def _drop_sockets(self) -> None:
+    def _close_sockets(self) -> None:
         if self._sockets.fileno() >= 0:
             asyncio.get_running_loop().remove_writer(self._sockets.fileno())
             self._sockets.close()
-        for connection in self._waiting:
-            connection.close()
-        self._waiting.clear()
 
     async def end(self) -> int:
         """Lets the process end, and returns its exit code (subprocess): what it has not been told yet it is told."""
-        self._drop_sockets()
+        self._close_sockets()
+        while self.waiting:
+            self.waiting.popleft().close()
         self.desk.link.close()
         return await asyncio.to_thread(self._reap)
 
