@@ -46,6 +46,7 @@ from headrace.telemetry.otlp import TraceExport, open_export
 from headrace.telemetry.sampling import TailSampling
 from headrace.telemetry.server_metrics import ServerMetrics, register_process_metrics
 from headrace.telemetry.summary import Summary
+from headrace.telemetry.workers import WorkerMetrics
 from headrace.transport.admin import Admin
 from headrace.transport.grpc_native import NativeTransport
 from headrace.transport.grpc_reference import ReferenceTransport
@@ -285,6 +286,7 @@ class _Parts:
                 self._grpc_infer.gather,
                 turn=self._turn,
                 counts=self._counts,
+                metrics=WorkerMetrics(self._registry),
                 security=self.security,
                 health=self._health,
                 severities=self._severities,

@@ -360,7 +360,7 @@ class Peer(asyncio.BufferedProtocol):
             server.surplus.discard(self)
             self._surplus = False
         if self._surplus and head.refusal is None:
-            most = server.max_connections
+            most = server.http2.max_connections
             error = Overloaded(f"{most} connections are open, no more are taken (http2.max_connections)", 1000)
             head.refusal = status_block(grpc_status(error), opening=True)
         return head

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from headrace.engine.turn import Turn
     from headrace.telemetry.logs import Severities
     from headrace.telemetry.server_metrics import ServerMetrics
+    from headrace.telemetry.workers import WorkerMetrics
     from headrace.transport.health import Health
     from headrace.transport.service import Infer, ServiceTable
     from headrace.transport.tls.security import Security
@@ -39,7 +40,8 @@ _COUNT_SECONDS = 0.5
 class WorkersTransport:
     """A `GrpcTransport`.
 
-    infer: takes requests for models that have arrived together. health, severities: what workers are told of.
+    infer: takes requests for models that have arrived together. counts, metrics: get what workers count. health,
+    severities: what workers are told of. traced: as `NativeTransport` has it.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class WorkersTransport:
         *,
         turn: Turn,
         counts: ServerMetrics,
+        metrics: WorkerMetrics,
         security: Security,
         health: Health,
         severities: Severities,
@@ -58,12 +61,12 @@ class WorkersTransport:
         self._settings = settings
         self._turn, self._table, self._infer = turn, table, infer
         self._counts = counts
+        self._metrics = metrics
         self._security = security
         self._health = health
         self._severities = severities
         self._traced = traced
         self.workers: list[Worker] = []
-        self.restarts = 0
         self._listener = Listener(self._serve)
         self._ticker: asyncio.TimerHandle | None = None
         self._pause_s = _FIRST_PAUSE_SECONDS
@@ -85,8 +88,8 @@ class WorkersTransport:
         settings = self._settings
         port = await self._listener.listen(settings.host, settings.grpc_port)
         most, more = divmod(settings.http2.max_connections, settings.grpc_workers)
-        shares = [most + (index < more) for index in range(settings.grpc_workers)]
-        results = await asyncio.gather(*map(self._start_one, shares), return_exceptions=True)
+        places = [self._start_one(place, most + (place < more)) for place in range(settings.grpc_workers)]
+        results = await asyncio.gather(*places, return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
                 await self.close()
@@ -95,6 +98,8 @@ class WorkersTransport:
         self._security.reloading = partial(self._tell, reload=True)
         self._ticker = asyncio.get_running_loop().call_later(_TICK_SECONDS, self._tick)
         self._listener.open()
+        pids = [worker.pid for worker in self.workers]
+        logger.info("gRPC's connections are served by %d processes", len(pids), extra={"pids": pids})
         return port
 
     async def drain(self, seconds: float) -> None:
@@ -142,13 +147,14 @@ class WorkersTransport:
 
     # --- the life of workers ------------------------------------------------------------------------------------------
 
-    async def _start_one(self, share: int) -> None:
+    async def _start_one(self, place: int, share: int) -> None:
         """Starts a worker for so many connections, and returns when it is ready. Raises ConfigError."""
         settings = self._settings
         worker = Worker(
             self._turn,
             self._table,
             self._infer,
+            place,
             share,
             setup=self._setup(share),
             region_bytes=settings.grpc_worker_memory_bytes,
@@ -181,6 +187,8 @@ class WorkersTransport:
     def _on_lost(self, worker: Worker, error: Exception | None) -> None:
         """A worker has ended; unless the server does as well, there will be another one."""
         counting.take_away_open(self._counts, worker.counts)
+        self._metrics.memory.pop(worker.place, None)
+        self._metrics.ready -= worker.began
         self._awaited.discard(worker)
         if not self._awaited:
             self._counting.set()
@@ -219,11 +227,11 @@ class WorkersTransport:
             await asyncio.sleep(self._pause_s)
             self._pause_s = min(self._pause_s * 2, _LONGEST_PAUSE_SECONDS)
             try:
-                await self._start_one(worker.share)
+                await self._start_one(worker.place, worker.share)
             except ConfigError as problem:
                 logger.error("no worker in its place yet: %s", problem)
             else:
-                self.restarts += 1
+                self._metrics.restarts += 1
                 break
 
     def _on_notice(self, worker: Worker, notice: dict[str, Any]) -> None:
@@ -232,16 +240,24 @@ class WorkersTransport:
                 case "ready":
                     self._on_ready(worker)
                 case "counts":
-                    counting.add(self._counts, self._security.metrics, worker.counts, value)
-                    worker.counts = value
-                    self._awaited.discard(worker)
-                    if not self._awaited:
-                        self._counting.set()
+                    self._on_counts(worker, value)
                 case "drained":
                     worker.drained.set()
 
+    def _on_counts(self, worker: Worker, counts: dict[str, Any]) -> None:
+        metrics, place = self._metrics, worker.place
+        counting.add(self._counts, self._security.metrics, worker.counts, counts)
+        used = counts["cpu_seconds"] - worker.counts.get("cpu_seconds", 0.0)
+        metrics.cpu_seconds[place] = metrics.cpu_seconds.get(place, 0.0) + used
+        metrics.memory[place] = counts["resident_bytes"]
+        worker.counts = counts
+        self._awaited.discard(worker)
+        if not self._awaited:
+            self._counting.set()
+
     def _on_ready(self, worker: Worker) -> None:
-        worker.ready = True
+        worker.ready = worker.began = True
+        self._metrics.ready += 1
         ready = self._starting.get(worker)
         if ready is not None and not ready.done():
             ready.set_result(None)

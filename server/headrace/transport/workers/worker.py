@@ -29,10 +29,11 @@ _END_SECONDS = 5.0
 class Worker:
     """A worker process, from its start to its end.
 
-    share: connections that it may have open. setup: what it is told first. region_bytes: of the memory for large
-    messages. heard: told its notices. lost: told its end, with what was wrong, if anything.
-    ready: it takes connections. open: its connections, with those on their way to it. waiting: those that it has not
-    been given yet. counts: its last `counts.snapshot`.
+    place: its number, which the one that replaces it takes over. share: connections that it may have open. setup: what
+    it is told first. region_bytes: of the memory for large messages. heard: told its notices. lost: told its end, with
+    what was wrong, if anything.
+    began: it has been ready. ready: it takes connections. open: its connections, with those on their way to it.
+    waiting: those that it has not been given yet. counts: its last `counts.snapshot`.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Worker:
         turn: Turn,
         table: ServiceTable,
         infer: Infer,
+        place: int,
         share: int,
         *,
         setup: dict[str, Any],
@@ -47,6 +49,7 @@ class Worker:
         heard: Callable[[Worker, dict[str, Any]], None],
         lost: Callable[[Worker, Exception | None], None],
     ) -> None:
+        self.place = place
         self.share = share
         self._setup = setup
         self._region_bytes = region_bytes
@@ -54,6 +57,7 @@ class Worker:
         self._heard, self._lost = heard, lost
         self.counts: dict[str, Any] = {}
         self.ready = False
+        self.began = False
         self.ended = False
         self.drained: asyncio.Event = asyncio.Event()
         self.desk: Desk
