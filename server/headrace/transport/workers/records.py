@@ -102,9 +102,10 @@ def request(
     """A REQUEST, without the message that follows where `offset` is INLINE.
 
     received, deadline: monotonic ns. offset, size: where in the region the message lies. parent, state: traceparent and
-    tracestate.
+    tracestate; the latter goes nowhere without the former.
     """
-    parents, states = len(parent), len(state)
+    parents = len(parent)
+    states = len(state) if parent else 0  # which says nothing without the other
     length = _REQUEST_REST + parents + states + (size if offset == INLINE else 0)
     packed = _pack_request(_REQUEST_KIND, flags, 0, length, call, received, deadline, offset, size, parents, states)
     return packed + parent + state if parent else packed
