@@ -25,6 +25,7 @@ from headrace.transport.service import SERVICE_NAMES, ServiceTable, as_stream, s
 from headrace.transport.tls.security import Security
 from headrace.transport.workers.counts import snapshot
 from headrace.transport.workers.forward import Forwarding
+from headrace.transport.workers.records import Malformed
 from headrace.transport.workers.region import Region
 
 if TYPE_CHECKING:
@@ -254,8 +255,8 @@ class _Worker:
 
     def _on_lost(self, error: Exception | None) -> None:
         """The engine is gone, or has no more use for this worker."""
-        if error is not None:
-            logger.error("the connection to the engine is broken: %s", error)
+        if isinstance(error, Malformed):
+            logger.error("the engine sent what is no record: %s", error)
         if not self._setup.done():
             self._setup.cancel()
         self._over.set()

@@ -49,7 +49,7 @@ class _Slot(np.ndarray):
         self.ended(self.start)
 
 
-def _slot(memory: mmap.mmap, start: int, size: int, ended: Callable[[int], None], at: int) -> memoryview:
+def _slot(memory: mmap.mmap | bytes, start: int, size: int, ended: Callable[[int], None], at: int) -> memoryview:
     slot = _Slot(size, _OCTETS, memory, start)
     slot.ended = ended
     slot.start = at
@@ -63,7 +63,7 @@ class Borrowed:
     """
 
     def __init__(self, descriptor: int, size: int) -> None:
-        self._memory = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
+        self._memory = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ) if size else b""
         self.freed: list[int] = []
 
     def view(self, offset: int, size: int) -> memoryview:
