@@ -204,6 +204,7 @@ class _Worker:
         self._arriving += 1
         try:
             connection.setblocking(False)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as loops do with what they accept
             await self._loop.connect_accepted_socket(self._transport.connection, connection)
         except OSError as error:  # it has ended
             logger.debug("a connection was lost: %s", error)
