@@ -78,8 +78,7 @@ class InferService(Intake[InferCall]):
     def _open(self, message: Buffer, call: InferCall) -> tuple[RequestTemplate, Sequence[Buffer], bytes]:
         """Template, tensors and id field of a message. Raises InvalidRequest, ModelNotFound, ModelNotReady."""
         size = self._opening
-        opening = message[:size]
-        template = self._openings.get(opening if type(opening) is bytes else bytes(opening))
+        template = self._openings.get(message[:size] if type(message) is bytes else bytes(message[:size]))
         if template is not None and len(message) - size == template.total:
             return template, (message[size:],), b""
         try:

@@ -1,6 +1,7 @@
 """The engine's side with worker processes, real ones and such as do not what they shall."""
 
 import asyncio
+import socket
 import subprocess
 import sys
 
@@ -121,6 +122,16 @@ def test_a_worker_that_does_not_start(run, spawned):
     async def scenario():
         spawned.append("import sys; sys.exit(3)")
         with pytest.raises(ConfigError, match="grpc_workers = 1: a worker ended as it started: exit code 3"):
+            await Front().transport.start()
+
+    run(scenario)
+
+
+def test_a_system_that_hands_no_sockets_over(run, monkeypatch):
+    monkeypatch.delattr(socket, "send_fds")
+
+    async def scenario():
+        with pytest.raises(ConfigError, match="grpc_workers: expected 0"):
             await Front().transport.start()
 
     run(scenario)

@@ -17,7 +17,6 @@ _OPEN = ("connections_open", "streams_open")
 _NUMBERS = (*_OPEN, "connections_total", "streams_total", "bytes_received", "bytes_sent")
 _COUNTERS = ("protocol_errors", "http2_limits")
 _TLS_COUNTERS = ("handshakes", "failures")
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def snapshot(counts: ServerMetrics, tls: TlsMetrics | None) -> Snapshot:
@@ -64,6 +63,6 @@ def _resident() -> int:
     """Octets of this process that are in memory, with its share of the region (proc(5)); 0 where nobody says."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * _PAGE
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return 0

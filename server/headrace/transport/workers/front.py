@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,6 @@ from headrace.transport.workers.records import Malformed
 from headrace.transport.workers.worker import Worker
 
 if TYPE_CHECKING:
-    import socket
-
     from headrace.config import Settings
     from headrace.engine.turn import Turn
     from headrace.telemetry.logs import Severities
@@ -86,6 +85,8 @@ class WorkersTransport:
     async def start(self) -> int:
         """See `base.GrpcTransport`. Raises ConfigError, too: a worker does not start."""
         settings = self._settings
+        if not hasattr(socket, "send_fds"):
+            raise ConfigError("grpc_workers: expected 0 on this system, where no socket can be handed over")
         port = await self._listener.listen(settings.host, settings.grpc_port)
         most, more = divmod(settings.http2.max_connections, settings.grpc_workers)
         places = [self._start_one(place, most + (place < more)) for place in range(settings.grpc_workers)]
@@ -162,12 +163,15 @@ class WorkersTransport:
             lost=self._on_lost,
         )
         ready = self._starting[worker] = asyncio.get_running_loop().create_future()
+        self.workers.append(worker)
         try:
             await worker.start()
-            self.workers.append(worker)
             async with asyncio.timeout(_START_SECONDS):
                 await ready
         except (OSError, TimeoutError) as error:
+            if worker in self.workers:
+                self.workers.remove(worker)
+                await worker.end()
             raise ConfigError(f"grpc_workers = {settings.grpc_workers}: a worker does not start: {error!r}") from error
         finally:
             del self._starting[worker]
@@ -223,6 +227,8 @@ class WorkersTransport:
         if self._leaving:
             return
         logger.error("a worker has ended, and with it %d connections: %s", worker.open, what, extra={"pid": worker.pid})
+        if worker.ready_for >= _STEADY_SECONDS:
+            self._pause_s = _FIRST_PAUSE_SECONDS
         while not self._leaving:
             await asyncio.sleep(self._pause_s)
             self._pause_s = min(self._pause_s * 2, _LONGEST_PAUSE_SECONDS)
@@ -256,7 +262,7 @@ class WorkersTransport:
             self._counting.set()
 
     def _on_ready(self, worker: Worker) -> None:
-        worker.ready = worker.began = True
+        worker.gets_ready()
         self._metrics.ready += 1
         ready = self._starting.get(worker)
         if ready is not None and not ready.done():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import site
 import socket
 import subprocess
 import sys
@@ -58,10 +59,11 @@ class Worker:
         self.counts: dict[str, Any] = {}
         self.ready = False
         self.began = False
+        self._since = 0.0
         self.ended = False
         self.drained: asyncio.Event = asyncio.Event()
         self.desk: Desk
-        self._process: subprocess.Popen[bytes]
+        self._process: subprocess.Popen[bytes] | None = None
         self._sockets: socket.socket
         self._passed = self._taken = self._left = 0  # sockets: given to it, taken by it, of those still open
         self.waiting: deque[socket.socket] = deque()
@@ -71,13 +73,23 @@ class Worker:
 
     @property
     def pid(self) -> int:
-        """Of its process."""
-        return self._process.pid
+        """Of its process; 0 before it has one."""
+        return self._process.pid if self._process is not None else 0
 
     @property
     def open(self) -> int:
         """Its connections, with those on their way to it."""
         return self._passed - self._taken + self._left + len(self.waiting)
+
+    def gets_ready(self) -> None:
+        """It takes connections from now on."""
+        self.ready = self.began = True
+        self._since = asyncio.get_running_loop().time()
+
+    @property
+    def ready_for(self) -> float:
+        """Seconds since then; 0 if it never was."""
+        return asyncio.get_running_loop().time() - self._since if self.began else 0.0
 
     async def start(self) -> None:
         """Starts the process; it says `ready` later."""
@@ -143,22 +155,28 @@ class Worker:
 
     async def end(self) -> int:
         """Lets the process end, and returns its exit code (subprocess): what it has not been told yet it is told."""
+        if self._process is None:
+            return 0
         self._close_sockets()
         while self.waiting:
             self.waiting.popleft().close()
         self.desk.link.close()
-        return await asyncio.to_thread(self._reap)
+        return await asyncio.to_thread(_reap, self._process)
 
-    def _reap(self) -> int:
-        with suppress(subprocess.TimeoutExpired):
-            return self._process.wait(_END_SECONDS)
-        self._process.kill()
-        return self._process.wait()
+
+def _reap(process: subprocess.Popen[bytes]) -> int:
+    with suppress(subprocess.TimeoutExpired):
+        return process.wait(_END_SECONDS)
+    process.kill()
+    return process.wait()
 
 
 def _spawn(*descriptors: int) -> subprocess.Popen[bytes]:
     """Starts a worker with this interpreter and this package, wherever it was imported from."""
-    paths = [str(Path(headrace.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    home = str(Path(headrace.__file__).parents[1])
+    paths = [os.environ.get("PYTHONPATH", "")]
+    if home not in site.getsitepackages():  # where it is found, and would come before the standard library
+        paths.insert(0, home)
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "headrace.transport.workers", *map(str, descriptors), str(os.getpid())],
         stdin=subprocess.DEVNULL,
