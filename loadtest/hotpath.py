@@ -32,9 +32,10 @@ from headrace.datatypes import DATATYPES
 from headrace.engine.lifecycle import Engine
 from headrace.engine.shared_memory import NoSharedMemory
 from headrace.engine.turn import Turn
+from headrace.interpreter import settle
 from headrace.repository.catalog import Catalog
 from headrace.rpc import inference_pb2 as pb
-from headrace.serve import Status, _settle
+from headrace.serve import Status
 from headrace.telemetry.guard import ObserverGuard
 from headrace.telemetry.metrics import Metrics
 from headrace.telemetry.sampling import TailSampling
@@ -182,7 +183,7 @@ class Bench:
         """Loads the models and opens the connections; returns the message of a call."""
         await self.engine.load_all(arguments.repository)
         server = self._server()
-        _settle()
+        settle()
         self.peers = [Peer(server, asyncio.get_running_loop()) for _ in range(arguments.connections)]
         opening = frames.PREFACE + frames.settings({4: 1 << 30}) + frames.window_update(0, 1 << 30)
         for peer in self.peers:

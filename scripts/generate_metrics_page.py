@@ -31,6 +31,7 @@ from headrace.telemetry.observer import BatchRecord
 from headrace.telemetry.sampling import TailSampling
 from headrace.telemetry.server_metrics import ServerMetrics
 from headrace.telemetry.tls import TlsMetrics
+from headrace.telemetry.workers import WorkerMetrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,6 +68,8 @@ UNIT_BY_SUFFIX: Final = {
     "_disagreement": "0 to 1",
     "_alarm": "0 or 1",
     "_instances": "instances",
+    "_grpc_workers": "workers",
+    "_restarts": "times",
     "_instances_lost": "instances",
     "_fallbacks": "times",
     "_utilization": "0 to 1",
@@ -176,6 +179,13 @@ def tls(registry: CollectorRegistry) -> None:
     counts.failures["grpc", "alert"] += 1
 
 
+def workers(registry: CollectorRegistry) -> None:
+    """One worker."""
+    counts = WorkerMetrics(registry)
+    counts.cpu_seconds[0] = 1.0
+    counts.memory[0] = 1
+
+
 def gpus(registry: CollectorRegistry) -> None:
     """One GPU."""
     two = SimpleNamespace(gpu=1, total=1, used=1)
@@ -204,6 +214,7 @@ SECTIONS: Final[dict[str, Callable[[CollectorRegistry], None]]] = {
     "server": server,
     "traces": traces,
     "tls": tls,
+    "workers": workers,
     "gpus": gpus,
 }
 """The marks of the page, and what fills a registry with the families of each."""

@@ -65,6 +65,7 @@ def test_flags_are_distinct_and_described():
             {"transport": "grpcio"},
             'transport = "grpcio" (from flag --transport): expected one of "native", "reference"',
         ),
+        ({"transport": "reference", "grpc_workers": "2"}, 'transport = "reference": expected grpc_workers = 0, not 2'),
     ],
 )
 def test_bad_values(flags, message):

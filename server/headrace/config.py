@@ -293,6 +293,20 @@ class Settings(_Settings):
     transport: Literal["native", "reference"] = Field(
         "native", description="gRPC by Headrace's own HTTP/2, or by grpcio: slower, for comparison and as a way out"
     )
+    grpc_workers: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="processes that receive and answer gRPC's connections, so that the one that batches and runs need "
+        "not; 0: it does all itself",
+    )
+    grpc_worker_memory_bytes: int = Field(
+        256 * MIB,
+        ge=0,
+        le=1 << 40,
+        description="memory of each of them that large requests are received into, in bytes; what is never used takes "
+        "none",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severity that is logged")
     log_format: Literal["text", "json"] = Field("text", description="lines for people, or a JSON object in each")
     drain_seconds: float = Field(
@@ -384,6 +398,12 @@ class Settings(_Settings):
             for name, used in beyond.items():
                 if used:
                     raise ValueError(f'transport = "reference": grpcio cannot do what {name} asks for')
+        return self
+
+    @model_validator(mode="after")
+    def _workers_are_native(self) -> Self:
+        if self.transport == "reference" and self.grpc_workers:
+            raise ValueError(f'transport = "reference": expected grpc_workers = 0, not {self.grpc_workers}')
         return self
 
     @model_validator(mode="after")

@@ -178,8 +178,23 @@ class BackendFailed(HeadraceError):
         self.detail = detail
 
 
+class Told(Exception):
+    """An error that ended a request in another process, as its caller shall see it: what that process made of it.
+
+    code: of gRPC. message: for the client. trailers: trailing metadata. told_reason: as `reason_of` gave it.
+    """
+
+    def __init__(self, code: int, message: str, trailers: tuple[tuple[str, str], ...], told_reason: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.trailers = trailers
+        self.told_reason = told_reason
+
+
 def reason_of(error: BaseException) -> str:
     """The reason as metrics name it; `internal` for what is not a HeadraceError."""
+    if isinstance(error, Told):
+        return error.told_reason
     return error.reason if isinstance(error, HeadraceError) else "internal"
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import errno
-import gc
 import logging
 import os
 import signal
@@ -36,6 +34,7 @@ from headrace.engine.shared_memory import NoSharedMemory, SharedMemoryRegions
 from headrace.engine.turn import Turn
 from headrace.engine.worker import THREAD_NAME
 from headrace.errors import ConfigError
+from headrace.interpreter import keep_memory, new_event_loop, settle, unsettle
 from headrace.pipeline.response_cache import ResponseCache
 from headrace.repository.catalog import Catalog
 from headrace.telemetry import logs
@@ -47,6 +46,7 @@ from headrace.telemetry.otlp import TraceExport, open_export
 from headrace.telemetry.sampling import TailSampling
 from headrace.telemetry.server_metrics import ServerMetrics, register_process_metrics
 from headrace.telemetry.summary import Summary
+from headrace.telemetry.workers import WorkerMetrics
 from headrace.transport.admin import Admin
 from headrace.transport.grpc_native import NativeTransport
 from headrace.transport.grpc_reference import ReferenceTransport
@@ -63,6 +63,7 @@ from headrace.transport.service import service_table
 from headrace.transport.shared_memory import SharedMemoryAdmin
 from headrace.transport.status import statuses_by_reason
 from headrace.transport.tls.security import Security
+from headrace.transport.workers.front import WorkersTransport
 
 if TYPE_CHECKING:
     from headrace.config import Settings
@@ -73,8 +74,6 @@ if TYPE_CHECKING:
     from headrace.transport.service import ServiceTable
 
 logger = logging.getLogger(__name__)
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 _FLUSH_SECONDS = 5.0
 """For the export of the last traces, out of the time to drain."""
@@ -98,8 +97,8 @@ def run(settings: Settings) -> int:
     """
     severities = logs.configure(settings.log_level, as_json=settings.log_format == "json")
     sys.setswitchinterval(settings.switch_interval_us / 1e6)
-    _keep_memory()
-    with asyncio.Runner(loop_factory=_new_event_loop) as runner:
+    keep_memory()
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
         status = runner.run(serve(settings, severities))
     threads = [thread for thread in threading.enumerate() if thread.name.startswith(THREAD_NAME)]
     for thread in threads:
@@ -108,7 +107,7 @@ def run(settings: Settings) -> int:
         # Nothing interrupts a model that runs, and the interpreter's end would take the runtime away under it.
         logging.shutdown()
         os._exit(status)
-    _unsettle()
+    unsettle()
     return status
 
 
@@ -139,7 +138,7 @@ async def serve(settings: Settings, severities: Severities) -> int:
         except OSError as error:
             raise _no_grpc_port(settings, error) from error
         stack.push_async_callback(grpc.close)
-        _settle()
+        settle()
         parts.security.announce()
         parts.set_ready(True)
         logger.info(
@@ -182,6 +181,8 @@ class _Parts:
     def __init__(self, settings: Settings, severities: Severities) -> None:
         settings = _within_open_files(settings)
         self._settings = settings
+        self._severities = severities
+        self.workers: WorkersTransport | None = None
         policy.use(settings.tensorrt)
         self._registry = CollectorRegistry()
         self.export, sampling = _tracing(settings)
@@ -260,7 +261,7 @@ class _Parts:
                 self._table,
                 self._json_limits,
                 requests,
-                self._gpus.refresh,
+                self._refresh,
                 self.engine.recording,
                 self.engine.drift,
                 self._summary.read,
@@ -278,7 +279,27 @@ class _Parts:
     def grpc(self) -> GrpcTransport:
         """The gRPC port, by the transport that the settings name."""
         traced = self.export is not None
+        if self._settings.grpc_workers:
+            self.workers = WorkersTransport(
+                self._settings,
+                self._table,
+                self._grpc_infer.gather,
+                turn=self._turn,
+                counts=self._counts,
+                metrics=WorkerMetrics(self._registry),
+                security=self.security,
+                health=self._health,
+                severities=self._severities,
+                traced=traced,
+            )
+            return self.workers
         return _transport(self._settings, self._table, self._turn, self._counts, self.security, traced=traced)
+
+    async def _refresh(self) -> None:
+        """Has what others count ready for a scrape."""
+        if self.workers is not None:
+            await self.workers.refresh()
+        await self._gpus.refresh()
 
     def set_ready(self, ready: bool) -> None:
         """Tells all who ask, or watch, whether requests are taken."""
@@ -345,15 +366,6 @@ async def _hand_over(http: HttpServer, seconds: float, stop: asyncio.Event) -> b
         task.cancel()
     await asyncio.wait((closing, stopped))
     return not closing.cancelled() and closing.result()
-
-
-def _new_event_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's, where there is one."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
 
 
 def _transport(
@@ -447,39 +459,6 @@ def _said(host: str, key: str, port: int, error: OSError) -> str:
 def _bound(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, port), family=family, backlog=128)
-
-
-def _keep_memory() -> None:
-    """Has glibc keep freed memory for the next request (mallopt(3)).
-
-    By default the memory of a large tensor goes back to the system and is faulted in again, page by page, for the next
-    one: 150 faults for an image of 600 kB. Without effect under another allocator, and where the operator has decided.
-    """
-    if any(name in os.environ for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")):
-        return
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    mallopt(_M_MMAP_THRESHOLD, 32 << 20)
-    mallopt(_M_TRIM_THRESHOLD, 256 << 20)
-
-
-def _settle() -> None:
-    """What has been loaded stays: takes it out of the collector's sight, and makes collections rare.
-
-    A request leaves no cycles behind; with the default threshold the collector would look at every call under way
-    some hundred times a second.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
-
-
-def _unsettle() -> None:
-    """Takes that back, and frees what nobody holds any more: native libraries complain of what outlives them."""
-    gc.unfreeze()
-    gc.collect()
 
 
 class _Signals:

@@ -22,7 +22,25 @@ def repository(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="session", params=["native", "reference"])
+TRANSPORTS = {
+    "native": ("--transport", "native"),
+    "reference": ("--transport", "reference"),
+    "workers": ("--transport", "native", "--grpc-workers", 2),
+}
+WITH_WORKERS = ("admin", "connections", "drain", "errors", "infer", "overload", "streams", "tls")
+"""Files of tests of what workers have a part in."""
+
+
+def pytest_generate_tests(metafunc):
+    """On which transports a test runs that does not say so itself."""
+    said = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    if "transport" in metafunc.fixturenames and "transport" not in said:
+        with_workers = metafunc.module.__name__.rpartition("test_")[2] in WITH_WORKERS
+        transports = [name for name in TRANSPORTS if with_workers or name != "workers"]
+        metafunc.parametrize("transport", transports, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def transport(request):
     return request.param
 
@@ -44,7 +62,7 @@ def slow_server(transport, tmp_path_factory):
 
 def shared(root, transport, *flags):
     """Runs a server, which has to end cleanly whatever the tests did to it."""
-    with Server(root, "--transport", transport, *flags) as server:
+    with Server(root, *TRANSPORTS[transport], *flags) as server:
         yield server
         let_all_go(root)
         assert server.stop() == 0, server.log
@@ -58,7 +76,7 @@ def serve(transport):
     servers = []
 
     def start(repository, *flags, **options):
-        servers.append(Server(repository, "--transport", transport, *flags, **options))
+        servers.append(Server(repository, *TRANSPORTS[transport], *flags, **options))
         return servers[-1]
 
     start.servers = servers

@@ -17,7 +17,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 ROW = floats([1, 2, 3, 4])
-native_only = pytest.mark.parametrize("transport", ["native"], indirect=True)
+native_only = pytest.mark.parametrize("transport", ["native", "workers"], indirect=True)
 """For what HTTP/2 demands and grpcio does not do."""
 
 

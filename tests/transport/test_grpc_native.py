@@ -247,6 +247,26 @@ def test_a_reader_that_has_always_some_left_has_not_stopped(bench):
 # --- draining ---------------------------------------------------------------------------------------------------------
 
 
+def test_while_the_server_is_held_nothing_is_read(bench):
+    first, second = bench.connect(), bench.connect()
+
+    def hold(held):
+        bench.transport.held = held
+        for client in (first, second):
+            client.peer.read()
+
+    second.stop_reading()
+    assert (first.socket.reading, second.socket.reading) == (True, False)
+    hold(True)
+    second.go_on_reading()
+    assert (first.socket.reading, second.socket.reading) == (False, False)
+    second.stop_reading()
+    hold(False)
+    assert (first.socket.reading, second.socket.reading) == (True, False)
+    second.go_on_reading()
+    assert second.socket.reading
+
+
 def test_an_idle_connection_drains(bench):
     client = bench.connect()
     task = drain(bench)

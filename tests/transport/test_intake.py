@@ -132,6 +132,15 @@ def test_a_large_one_is_taken_at_once_with_those_before_it(service, monkeypatch)
     assert service.owner.submitted == [[b"a1", b"a234"]]
 
 
+def test_a_large_one_from_another_process_waits_for_the_turns_end(service, loop, monkeypatch):
+    monkeypatch.setattr(intake, "_LARGE", 4)
+    for message in (b"a234", b"a1"):
+        service.gather(ClientCall(message))
+    assert service.owner.submitted == []
+    loop.run_until_idle()
+    assert service.owner.submitted == [[b"a234", b"a1"]]
+
+
 def test_a_scheduler_that_fails_is_an_error_of_its_calls(service, loop):
     service.owner.submit = lambda requests: 1 / 0
     calls = send(service, b"a1", b"a2")

@@ -49,6 +49,10 @@ class Severities(logging.Filter):
         """Whether `debug`, `info`, `warning` or `error` is logged."""
         return self._enabled[severity]
 
+    def all(self) -> dict[str, bool]:
+        """Whether each is logged, by its name, as `set` takes them."""
+        return dict(self._enabled)
+
     def set(self, changes: Mapping[str, bool]) -> None:
         """Switches severities on and off, for all of the process."""
         self._enabled.update(changes)

@@ -148,7 +148,8 @@ class Call(Stream):
     def _gather(self, chunk: memoryview, *, end: bool) -> None:
         reader = self._reader
         if reader is None:
-            reader = self._reader = MessageReader(self.peer.max_message, self.head.app.encoding)
+            peer = self.peer
+            reader = self._reader = MessageReader(peer.max_message, self.head.app.encoding, peer.server.large_buffer)
         held = self._held()
         try:
             if whole := reader.feed(chunk):
@@ -214,7 +215,7 @@ class Call(Stream):
         if unary is None:
             self.request = message
             self.received = self.connection.now
-            self.peer.infer(self)
+            self.head.app.later(self)
             return
         try:
             reply = unary(bytes(message))

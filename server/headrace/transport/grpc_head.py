@@ -15,7 +15,7 @@ from headrace.transport.status import Code
 
 if TYPE_CHECKING:
     from headrace.transport.http2.fields import Fields
-    from headrace.transport.service import ServiceTable, StreamHandler, UnaryHandler
+    from headrace.transport.service import Infer, ServiceTable, StreamHandler, UnaryHandler
     from headrace.transport.status import Status
 
 _UNIT_NS = {b"H": 3_600_000_000_000, b"M": 60_000_000_000, b"S": 1_000_000_000, b"m": 1_000_000, b"u": 1000, b"n": 1}
@@ -35,18 +35,20 @@ REPLY_TAIL = Block([(b"grpc-status", b"0")])
 class CallHead:
     """A request's head. Shared by all calls with the same field block, so nothing here belongs to one call.
 
-    path: as in `:path`. unary, stream: what answers such calls; neither: inference does. infers: on a stream. breaks:
-    the first error in such a stream ends it. encoding: how messages may be compressed, empty for not at all. refusal:
-    the reply that the head itself deserves, or None. plain: the body of a refusal for a client that does not speak
-    gRPC, empty after HEAD; None for one that does. too_large: the reason of the refusal.
+    path: as in `:path`. unary, stream: what answers such calls; neither: `later` does, which is inference or what the
+    table has. infers: it is inference on a stream. breaks: the first error in such a stream ends it. encoding: how
+    messages may be compressed, empty for not at all. refusal: the reply that the head itself deserves, or None. plain:
+    the body of a refusal for a client that does not speak gRPC, empty after HEAD; None for one that does. too_large:
+    the reason of the refusal.
     """
 
-    __slots__ = ("breaks", "encoding", "infers", "path", "plain", "refusal", "stream", "too_large", "unary")
+    __slots__ = ("breaks", "encoding", "infers", "later", "path", "plain", "refusal", "stream", "too_large", "unary")
 
     def __init__(self) -> None:
         self.path = ""
         self.unary: UnaryHandler | None = None
         self.stream: StreamHandler | None = None
+        self.later: Infer
         self.infers = False
         self.breaks = False
         self.encoding = b""
@@ -97,8 +99,10 @@ def read_head(table: ServiceTable, fields: Fields | None) -> CallHead:
             )
     head.unary = table.unary.get(head.path)
     head.stream = table.streams.get(head.path)
+    head.later = table.later.get(head.path, table.infer)
     head.infers = head.path == INFER_STREAM_PATH
-    if head.refusal is None and not (head.unary or head.stream or head.infers or head.path == INFER_PATH):
+    known = head.unary or head.stream or head.infers or head.path == INFER_PATH or head.path in table.later
+    if head.refusal is None and not known:
         head.refusal = _refusal(Code.UNIMPLEMENTED, f"unknown method {head.path}")
     return head
 

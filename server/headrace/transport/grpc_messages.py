@@ -15,7 +15,7 @@ from headrace.errors import MessageTooLarge, ProtocolError, Unimplemented
 from headrace.transport.http2.stream import NOTHING, Inside
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from headrace.messages import Buffer
 
@@ -23,7 +23,7 @@ PREFIX_SIZE = 5
 _ALIGNMENT = 64
 _WINDOW_BITS = {b"gzip": 31, b"deflate": 15}
 """What zlib calls the formats."""
-_SMALL = 64 << 10
+SMALL = 64 << 10
 """Up to this size a message is handed on as `bytes`; a larger one stays in the buffer that it was received into."""
 
 
@@ -31,15 +31,16 @@ class MessageReader(Inside):
     """Gathers the messages of one call.
 
     max_message: octets of a message, also after decompression. encoding: what a set flag means, `gzip` or `deflate`; it
-    is an error if it is empty.
+    is an error if it is empty. large: makes buffers for large messages.
     buffer: for the message that has begun. filled: octets of it that are there; up to `room` more may be laid behind
     them by others.
     """
 
-    __slots__ = ("_compressed", "_encoding", "_max_message", "_prefix", "_within")
+    __slots__ = ("_compressed", "_encoding", "_large", "_max_message", "_prefix", "_within")
 
-    def __init__(self, max_message: int, encoding: bytes) -> None:
+    def __init__(self, max_message: int, encoding: bytes, large: Callable[[int], memoryview] | None = None) -> None:
         super().__init__()
+        self._large = large or large_buffer
         self._max_message = max_message
         self._encoding = encoding
         self._prefix = b""
@@ -58,7 +59,7 @@ class MessageReader(Inside):
     def room(self) -> int:
         """Octets that may go straight to the buffer: the inside of a large message, up to its last octet."""
         size = len(self.buffer)
-        return size - self.filled - 1 if size > _SMALL else 0
+        return size - self.filled - 1 if size > SMALL else 0
 
     def feed(self, chunk: memoryview) -> list[Buffer]:
         """The messages that `chunk` completes. Raises HeadraceError; the reader is of no use after that."""
@@ -93,7 +94,7 @@ class MessageReader(Inside):
             raise too_large(length, self._max_message)
         self._compressed = flag == 1
         self._within = True
-        self.buffer = memoryview(bytearray(length)) if length <= _SMALL else large_buffer(length)
+        self.buffer = memoryview(bytearray(length)) if length <= SMALL else self._large(length)
 
     def _complete(self, message: memoryview) -> Buffer:
         self._within = False
@@ -101,7 +102,7 @@ class MessageReader(Inside):
         self.filled = self.limit = 0
         if self._compressed:
             return self._inflate(message)
-        return bytes(message) if len(message) <= _SMALL else message
+        return bytes(message) if len(message) <= SMALL else message
 
     def _inflate(self, message: memoryview) -> bytes:
         inflater = zlib.decompressobj(_WINDOW_BITS[self._encoding])

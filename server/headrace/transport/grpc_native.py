@@ -16,6 +16,7 @@ from headrace.errors import Overloaded
 from headrace.transport.grpc_call import Call, StreamCall
 from headrace.transport.grpc_head import VARYING, CallHead, read_head, status_block
 from headrace.transport.grpc_infer_stream import InferStreamCall
+from headrace.transport.grpc_messages import large_buffer
 from headrace.transport.http2.connection import Connection
 from headrace.transport.http2.frames import MAX_STREAM_ID, ErrorCode
 from headrace.transport.http2.heads import HeadReader
@@ -75,12 +76,9 @@ class NativeTransport:
         self.table = table
         self.read_head = partial(read_head, table)
         self.http2 = http2
-        self.limits = Limits(
-            max_streams=http2.max_concurrent_streams,
-            initial_window=http2.initial_window_bytes,
-            connection_window=http2.connection_window_bytes,
-            max_header_list=http2.max_header_list_bytes,
-        )
+        self.large_buffer = large_buffer
+        self.held = False  # nothing is read of any peer: what is behind this transport does not keep up
+        self.limits = Limits.of(http2)
         self.max_message = max_message_bytes
         self.counts = counts
         self.counts.http2_limits.update(dict.fromkeys(Limit, 0))  # a series that appears at its first event has no rate
@@ -211,8 +209,7 @@ class Peer(asyncio.BufferedProtocol):
         self._last_id = 0  # of a stream, at the last tick
         stall_s = server.http2.stall_timeout_s
         self._pace = Pace(int(stall_s * 1e9), max(1, int(stall_s * server.http2.min_bytes_per_s)))
-        self._pinged_at = 0
-        self._draining_since = 0
+        self._pinged_at = self._draining_since = 0
         self._surplus = False
         self._clock = server.clock
         self._counts = server.counts
@@ -288,10 +285,16 @@ class Peer(asyncio.BufferedProtocol):
             self._paused.set()
             self._paused = None
         self._pace.forget((0, OUT))
-        if not self._transport.is_closing():
-            self._transport.resume_reading()
+        self.read()
         if self.connection.outbound.out or self._answering:
             self._wake()
+
+    def read(self) -> None:
+        """Has the peer read from, unless it does not read itself, or the server is held: then it is not."""
+        if self.server.held:
+            self._transport.pause_reading()
+        elif self._paused is None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.BufferedProtocol."""
@@ -357,7 +360,7 @@ class Peer(asyncio.BufferedProtocol):
             server.surplus.discard(self)
             self._surplus = False
         if self._surplus and head.refusal is None:
-            most = server.max_connections
+            most = server.http2.max_connections
             error = Overloaded(f"{most} connections are open, no more are taken (http2.max_connections)", 1000)
             head.refusal = status_block(grpc_status(error), opening=True)
         return head

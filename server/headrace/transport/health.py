@@ -12,27 +12,33 @@ from headrace.errors import ServiceNotFound
 from headrace.rpc.health_pb2 import HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 SERVICES = frozenset({"", "inference.GRPCInferenceService"})
 """What has a health: the server as a whole, and the one service that can be unready. They share it."""
 
 
 class Health:
-    """Whether the server takes requests, for those who ask and those who watch. Lives on one event loop."""
+    """Whether the server takes requests, for those who ask and those who watch. Lives on one event loop.
+
+    heard: called after each change, if somebody else has to know.
+    """
 
     def __init__(self) -> None:
-        self._serving = False
+        self.serving = False
+        self.heard: Callable[[], None] | None = None
         self._changed = asyncio.Event()
 
     def __repr__(self) -> str:
-        return f"<Health {'serving' if self._serving else 'not serving'}>"
+        return f"<Health {'serving' if self.serving else 'not serving'}>"
 
     def set_serving(self, serving: bool) -> None:
         """Sets the state and wakes the watchers, who tell their clients if it is another one."""
-        self._serving = serving
+        self.serving = serving
         self._changed.set()
         self._changed = asyncio.Event()
+        if self.heard is not None:
+            self.heard()
 
     def check(self, request: HealthCheckRequest) -> HealthCheckResponse:
         """The state now. Raises ServiceNotFound."""
@@ -58,4 +64,4 @@ class Health:
     def _status(self, service: str) -> HealthCheckResponse.ServingStatus:
         if service not in SERVICES:
             return HealthCheckResponse.SERVICE_UNKNOWN
-        return HealthCheckResponse.SERVING if self._serving else HealthCheckResponse.NOT_SERVING
+        return HealthCheckResponse.SERVING if self.serving else HealthCheckResponse.NOT_SERVING

@@ -77,11 +77,10 @@ class InferService(Intake[InferCall]):
 
     def _open(self, message: Buffer, call: InferCall) -> tuple[RequestTemplate, Sequence[Buffer], bytes]:
         """Template, tensors and id field of a message. Raises InvalidRequest, ModelNotFound, ModelNotReady."""
-        if type(message) is bytes:
-            size = self._opening
-            template = self._openings.get(message[:size])
-            if template is not None and len(message) - size == template.total:
-                return template, (message[size:],), b""
+        size = self._opening
+        template = self._openings.get(message[:size] if type(message) is bytes else bytes(message[:size]))
+        if template is not None and len(message) - size == template.total:
+            return template, (message[size:],), b""
         try:
             template, raw, id_field = self._recognise(message)
         except (LookupError, ValueError):

@@ -66,6 +66,12 @@ class Intake(ABC, Generic[CallT]):
         if len(call.request or b"") >= _LARGE:  # while it is in the processor's cache
             self.take()
 
+    def gather(self, call: CallT) -> None:
+        """The same for a call from another process: a large message waits as well, for it is in no cache of ours."""
+        if not self._arrived:
+            self._turn.take(self.take)
+        self._arrived.append(call)
+
     def take(self) -> None:
         """Hands what has arrived to the schedulers, the requests of one look together as long as no other comes."""
         calls, self._arrived = self._arrived, []

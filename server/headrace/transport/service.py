@@ -39,6 +39,7 @@ HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 INFER_PATH = f"/{INFERENCE.full_name}/ModelInfer"
 INFER_STREAM_PATH = f"/{INFERENCE.full_name}/ModelStreamInfer"
 """Each transport serves these two in its own way, on `ServiceTable.infer`."""
+SERVICE_NAMES = (INFERENCE.full_name, HEALTH.full_name, *reflection.SERVICE_NAMES)
 
 RequestT = TypeVar("RequestT", bound=Message)
 
@@ -68,6 +69,7 @@ class ServiceTable:
     """What a transport serves. The keys are full paths, as in `:path`; whatever is not here is UNIMPLEMENTED.
 
     tasks: unary calls that take their time. On gRPC they look like streams of one message, and `streams` has them too.
+    later: other unary calls that are answered when their answers come, by `call.reply` and `call.fail`.
     """
 
     unary: Mapping[str, UnaryHandler]
@@ -75,6 +77,7 @@ class ServiceTable:
     infer: Infer
     service_names: tuple[str, ...]
     tasks: Mapping[str, TaskHandler] = field(default_factory=dict)
+    later: Mapping[str, Infer] = field(default_factory=dict)
 
 
 def service_table(
@@ -86,8 +89,6 @@ def service_table(
     runtime: RuntimeSettings,
 ) -> ServiceTable:
     """All services of the server."""
-    names = (INFERENCE.full_name, HEALTH.full_name, *reflection.SERVICE_NAMES)
-    reflect = _stream(reflection.Request, reflection.responder(names))
     unary = {
         "ServerLive": _unary(inference_pb2.ServerLiveRequest, admin.server_live),
         "ServerReady": _unary(inference_pb2.ServerReadyRequest, admin.server_ready),
@@ -119,13 +120,21 @@ def service_table(
         },
         tasks=tasks,
         streams={
-            **{path: _as_stream(handler) for path, handler in tasks.items()},
-            f"/{HEALTH.full_name}/Watch": _server_stream(health_pb2.HealthCheckRequest, health.watch),
-            **{f"/{name}/ServerReflectionInfo": reflect for name in reflection.SERVICE_NAMES},
+            **{path: as_stream(handler) for path, handler in tasks.items()},
+            **standing(health),
         },
         infer=infer,
-        service_names=names,
+        service_names=SERVICE_NAMES,
     )
+
+
+def standing(health: Health) -> dict[str, StreamHandler]:
+    """The calls that stay open: health, watched, and reflection. Of the server they know no more than its health."""
+    reflect = _stream(reflection.Request, reflection.responder(SERVICE_NAMES))
+    return {
+        f"/{HEALTH.full_name}/Watch": _server_stream(health_pb2.HealthCheckRequest, health.watch),
+        **{f"/{name}/ServerReflectionInfo": reflect for name in reflection.SERVICE_NAMES},
+    }
 
 
 def _parse(message_class: type[RequestT], data: bytes) -> RequestT:
@@ -160,7 +169,9 @@ def _task(request_class: type[RequestT], method: Callable[[RequestT], Awaitable[
     return handle
 
 
-def _as_stream(handler: TaskHandler) -> StreamHandler:
+def as_stream(handler: TaskHandler) -> StreamHandler:
+    """A call that takes its time, as gRPC has it: a stream of one message."""
+
     async def handle(messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         request = await anext(messages, None)
         if request is None:

@@ -29,6 +29,7 @@ from headrace.errors import (
     ServiceNotFound,
     ShuttingDown,
     StateLost,
+    Told,
     Unimplemented,
 )
 
@@ -104,6 +105,8 @@ class Status(NamedTuple):
 
 def grpc_status(error: BaseException) -> Status:
     """The status of a failed call. Only a HeadraceError speaks to the client; of anything else it sees an id."""
+    if isinstance(error, Told):
+        return Status(error.code, str(error), error.trailers)
     return Status(_entry(error)[0], client_message(error), _trailers(error))
 
 
@@ -135,6 +138,8 @@ def http_fields(error: BaseException) -> tuple[tuple[str, str], ...]:
 
 def client_message(error: BaseException) -> str:
     """What the client may read of an error. An unforeseen one is logged here, with the id that the client gets."""
+    if isinstance(error, Told):
+        return str(error)
     if isinstance(error, HeadraceError):
         text = str(error)
         return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 3] + "..."

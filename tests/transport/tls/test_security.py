@@ -261,6 +261,23 @@ def test_sighup_asks_for_a_reload(files):
     asyncio.run(main())
 
 
+def test_a_reload_that_others_hear_of(loop, files):
+    """A worker has no signals of its own, and is told."""
+
+    async def main():
+        security, _ = secure(files, reload_s=0)
+        told = []
+        security.reloading = lambda: told.append(security.metrics.reloads["done"])
+        security.start(signals=False)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+        security.reload()
+        await asyncio.sleep(1)
+        assert (told, security.metrics.reloads["done"]) == ([0], 1)
+        await security.close()
+
+    loop.run_until_complete(main())
+
+
 def test_contexts_have_what_their_port_offers(files):
     """Seen from outside: a client that could choose either gets the port's own."""
     security, _ = secure(files)

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from headrace.transport.http2.frames import DEFAULT_WINDOW, ErrorCode, ProtocolViolation, Setting
+
+if TYPE_CHECKING:
+    from headrace.config import Http2Settings
 
 PING_INTERVAL_NS = 300 * 10**9
 """Between pings without anything sent in between (gRFC A8)."""
@@ -84,6 +88,16 @@ class Limits:
     small_frames: int = 1000
     small_frames_per_second: int = 500
     max_unsent: int = 64 << 20
+
+    @classmethod
+    def of(cls, settings: Http2Settings) -> Limits:
+        """Those that the settings say, and the others as they are."""
+        return cls(
+            max_streams=settings.max_concurrent_streams,
+            initial_window=settings.initial_window_bytes,
+            connection_window=settings.connection_window_bytes,
+            max_header_list=settings.max_header_list_bytes,
+        )
 
     def settings(self) -> dict[int, int]:
         """Our SETTINGS. The connection's window has no setting: it is opened by a WINDOW_UPDATE."""

@@ -32,7 +32,8 @@ class Security:
     """What `[tls]` says, in force. Raises ConfigError where its files are no good.
 
     grpc, http: for the native transport and the HTTP port; None where they speak plain text. credentials: what the
-    files said last; None without TLS. registry: gets TLS's metrics, if there is TLS. wall: Unix time in ms.
+    files said last; None without TLS. registry: gets TLS's metrics, if there is TLS; so does `metrics`. wall: Unix time
+    in ms. reloading: called when the files are to be read again, if others read them as well.
     """
 
     def __init__(self, settings: Settings, registry: CollectorRegistry, wall: Callable[[], int] = wall_ms) -> None:
@@ -40,12 +41,14 @@ class Security:
         self.http: TlsPort | None = None
         self.credentials: Credentials | None = None
         self.settings = settings
+        self.metrics: TlsMetrics | None = None
+        self.reloading: Callable[[], None] | None = None
         self._wall = wall
         self._asked = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         if not settings.tls.certificate:
             return
-        self._metrics = TlsMetrics(registry)
+        self.metrics = self._metrics = TlsMetrics(registry)
         self._stamp = files.stamp(settings.tls)
         credentials, contexts = _read(settings.tls)
         timeout_s = settings.tls.handshake_timeout_s
@@ -58,12 +61,19 @@ class Security:
     def __repr__(self) -> str:
         return f"<Security {self.credentials or 'plain text'}>"
 
-    def start(self) -> None:
-        """Watches the files, and reads them again on SIGHUP. In the event loop of the main thread."""
+    def start(self, *, signals: bool = True) -> None:
+        """Watches the files, and reads them again on SIGHUP, if `signals`. In the event loop of the main thread."""
         if self.credentials is None:
             return
         self._task = asyncio.create_task(self._watch())
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._asked.set)
+        if signals:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload)
+
+    def reload(self) -> None:
+        """Has the files read again, changed or not."""
+        self._asked.set()
+        if self.reloading is not None:
+            self.reloading()
 
     async def close(self) -> None:
         """Stops watching. Connections are their protocols' to end."""

@@ -1,0 +1,181 @@
+"""The engine's side with worker processes, real ones and such as do not what they shall."""
+
+import asyncio
+import socket
+import subprocess
+import sys
+
+import pytest
+import uvloop
+from prometheus_client import CollectorRegistry
+from transport.http2.bench import HELLO, INFER, Infer
+from transport.http2.wire import Reader, grpc_call
+
+from headrace.config import Settings
+from headrace.engine.turn import Turn
+from headrace.errors import ConfigError
+from headrace.telemetry.logs import Severities
+from headrace.telemetry.server_metrics import ServerMetrics
+from headrace.telemetry.workers import WorkerMetrics
+from headrace.transport.health import Health
+from headrace.transport.service import ServiceTable
+from headrace.transport.tls.security import Security
+from headrace.transport.workers import front as module
+from headrace.transport.workers import worker
+from headrace.transport.workers.front import WorkersTransport
+
+
+class Front:
+    """A transport with one worker, as the server makes it, before an inference of the test's."""
+
+    def __init__(self, **settings):
+        settings = Settings(grpc_port=0, grpc_workers=1, **settings)
+        registry = CollectorRegistry()
+        self.infer = Infer()
+        self.counts = ServerMetrics(registry)
+        self.metrics = WorkerMetrics(registry)
+        self.transport = WorkersTransport(
+            settings,
+            ServiceTable({}, {}, self.infer, ()),
+            self.infer,
+            turn=Turn(asyncio.get_running_loop()),
+            counts=self.counts,
+            metrics=self.metrics,
+            security=Security(settings, registry),
+            health=Health(),
+            severities=Severities("info"),
+            traced=False,
+        )
+
+
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def run(request):
+    """Runs a scenario; nothing may go wrong unseen."""
+
+    def run(scenario):
+        problems = []
+
+        async def main():
+            asyncio.get_running_loop().set_exception_handler(lambda loop, context: problems.append(context))
+            async with asyncio.timeout(60):
+                await scenario()
+
+        with asyncio.Runner(loop_factory=request.param) as runner:
+            runner.run(main())
+        assert not problems, problems
+
+    return run
+
+
+@pytest.fixture
+def spawned(monkeypatch):
+    """What is started in the place of workers, one after the other; then real ones."""
+    scripts = []
+    spawn = worker._spawn
+
+    def start(*descriptors):
+        if not scripts:
+            return spawn(*descriptors)
+        return subprocess.Popen([sys.executable, "-c", scripts.pop(0)], pass_fds=descriptors)
+
+    monkeypatch.setattr(worker, "_spawn", start)
+    monkeypatch.setattr(module, "_FIRST_PAUSE_SECONDS", 0)
+    return scripts
+
+
+async def settled(condition):
+    while not condition():  # noqa: ASYNC110 - of other processes, which give no notice
+        await asyncio.sleep(0.005)
+
+
+def test_a_call_and_a_clean_end(run):
+    async def scenario():
+        front = Front()
+        port = await front.transport.start()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(HELLO + grpc_call(INFER, b"request"))
+        await settled(lambda: front.infer.calls)
+        (work,) = front.infer.calls
+        assert work.message == b"request"
+        await front.transport.refresh()
+        assert (front.counts.connections_open, front.metrics.ready) == (1, 1)
+        assert front.metrics.cpu_seconds[0] > 0
+
+        draining = asyncio.create_task(front.transport.drain(30))
+        replies = Reader()
+        lines = []
+        work.sink.reply(b"reply")
+        while "HEADERS 1 trailers END_STREAM" not in lines:
+            lines += replies.feed(await reader.read(1 << 16))
+        assert replies.messages(1) == [b"reply"]
+        writer.close()
+        await draining
+        await front.transport.close()
+        await front.transport.close()
+        assert (front.counts.connections_open, front.metrics.ready) == (0, 0)
+        assert front.metrics.restarts == 0
+
+    run(scenario)
+
+
+def test_a_worker_that_does_not_start(run, spawned):
+    async def scenario():
+        spawned.append("import sys; sys.exit(3)")
+        with pytest.raises(ConfigError, match="grpc_workers = 1: a worker ended as it started: exit code 3"):
+            await Front().transport.start()
+
+    run(scenario)
+
+
+def test_a_system_that_hands_no_sockets_over(run, monkeypatch):
+    monkeypatch.delattr(socket, "send_fds")
+
+    async def scenario():
+        with pytest.raises(ConfigError, match="grpc_workers: expected 0"):
+            await Front().transport.start()
+
+    run(scenario)
+
+
+def test_a_worker_that_does_not_get_ready(run, spawned, monkeypatch):
+    monkeypatch.setattr(module, "_START_SECONDS", 0.01)
+
+    async def scenario():
+        spawned.append("import sys; sys.stdin.read()")
+        with pytest.raises(ConfigError, match="a worker does not start"):
+            await Front().transport.start()
+
+    run(scenario)
+
+
+def test_one_that_replaces_another_may_fail_as_well(run, spawned, caplog):
+    """Who connects meanwhile is served by the one after."""
+
+    async def scenario():
+        front = Front()
+        port = await front.transport.start()
+        spawned.append("import os; os._exit(4)")
+        front.transport.workers[0]._process.kill()
+        await settled(lambda: not front.metrics.ready)
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(HELLO + grpc_call(INFER, b"request"))
+        await settled(lambda: front.infer.calls)
+        assert (front.metrics.ready, front.metrics.restarts) == (1, 1)
+        writer.close()
+        await front.transport.close()
+
+    run(scenario)
+    assert "a worker has ended, and with it 0 connections: signal 9" in caplog.text
+    assert "no worker in its place yet" in caplog.text
+
+
+def test_a_worker_that_says_nonsense_is_replaced(run, spawned, caplog):
+    async def scenario():
+        front = Front()
+        await front.transport.start()
+        front.transport.workers[0].desk.link.buffer_updated(16)
+        await settled(lambda: front.metrics.restarts)
+        await front.transport.close()
+
+    run(scenario)
+    assert "it sent what is no record" in caplog.text
