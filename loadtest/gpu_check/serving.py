@@ -85,19 +85,20 @@ def payloads_of(context: Context, name: str, output: str, count: int = 16) -> Pa
 
 
 @contextmanager
-def serving(repository: Path, scratch: Path) -> Iterator[Running]:
-    """Runs the server for the length of the block.
+def serving(repository: Path, scratch: Path, workers: int = 0) -> Iterator[Running]:
+    """Runs the server for the length of the block. workers: processes that receive for it (grpc_workers).
 
     Raises Failed, with the end of its log, if it does not get ready, a model of the repository was not loaded, or it
     does not end with 0 when it is asked to stop; and has a Failed of the block's own end with that too.
     """
     grpc_port, http_port = free_ports(2)
+    flags = {"grpc-port": grpc_port, "http-port": http_port, "grpc-workers": workers}
     log = scratch / "server.log"
     code = "import sys; from headrace.__main__ import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "serve", "--model-repository", str(repository), "--host", "127.0.0.1"]
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [*command, "--grpc-port", str(grpc_port), "--http-port", str(http_port)],
+            [*command, *(f"--{key}={value}" for key, value in flags.items())],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,

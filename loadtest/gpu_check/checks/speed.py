@@ -131,12 +131,14 @@ def _served(context: Context, name: str, output: str, how: str, bare: Best) -> d
     repository = context.scratch / "repository"
     serving.write_model(repository, name, context.model(name), f"max_batch = {bare.batch}\n{how}\n")
     payloads = serving.payloads_of(context, name, output)
-    with serving.serving(repository, context.scratch) as server:
-        processes = max(1, min(8, (os.cpu_count() or 1) // 2))
+    cores = os.cpu_count() or 1
+    workers = max(1, cores // 4)
+    with serving.serving(repository, context.scratch, workers) as server:
+        processes = max(1, min(8, cores // 2))
         shape = {"processes": processes, "in_flight": IN_FLIGHT * bare.batch}
         serving.load(server, name, payloads, seconds=context.seconds / 3, **shape)  # it learns what batches cost
         figures = serving.load(server, name, payloads, seconds=context.seconds, **shape)
         alone = serving.load(server, name, payloads, seconds=context.seconds / 3, processes=1, in_flight=1)
         figures |= {f"alone_{percentile}": alone[percentile] for percentile in ("p50_us", "p99_us")}
         context.say(f"{name}, server: {figures['requests_per_second']:.0f} rows/s")
-    return {"rows_per_second": figures.pop("requests_per_second"), **shape, **figures}
+    return {"rows_per_second": figures.pop("requests_per_second"), "workers": workers, **shape, **figures}
