@@ -50,13 +50,15 @@ def test_a_run_on_the_processor_says_that_it_was_one(tmp_path):
     assert not (ROOT.name in json.dumps(document["machine"]) and str(ROOT) in json.dumps(document))
 
 
-def test_where_git_cannot_tell_the_revision_the_caller_can(tmp_path):
-    """There is no git on this PATH."""
+@pytest.mark.parametrize("git", [False, True], ids=["no git", "git"])
+def test_the_caller_can_tell_the_revision(tmp_path, git):
+    """Where there is no git on the PATH, and where it knows of another one."""
     options = ("--cpu", "--only", "device-events", "--results", tmp_path, "--revision", "a1b2c3")
-    done = gpu_check(*options, PATH=str(tmp_path))
+    done = gpu_check(*options, **({} if git else {"PATH": str(tmp_path)}))
     assert done.returncode == 0, done.stderr
     (path,) = tmp_path.glob("*-cpu.json")
-    assert json.loads(path.read_text())["machine"]["revision"] == "a1b2c3"
+    machine = json.loads(path.read_text())["machine"]
+    assert (machine["revision"], machine["uncommitted_changes"]) == ("a1b2c3", None)
 
 
 def test_a_long_figure_is_printed_in_part():
