@@ -32,14 +32,15 @@ WITH_WORKERS = ("admin", "connections", "drain", "errors", "infer", "overload", 
 
 
 def pytest_generate_tests(metafunc):
-    """Has those tests run on all transports that do not say themselves on which."""
+    """On which transports a test runs that does not say so itself."""
     said = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
-    with_workers = metafunc.module.__name__.rpartition("test_")[2] in WITH_WORKERS
-    if with_workers and "transport" in metafunc.fixturenames and "transport" not in said:
-        metafunc.parametrize("transport", TRANSPORTS, indirect=True, scope="session")
+    if "transport" in metafunc.fixturenames and "transport" not in said:
+        with_workers = metafunc.module.__name__.rpartition("test_")[2] in WITH_WORKERS
+        transports = [name for name in TRANSPORTS if with_workers or name != "workers"]
+        metafunc.parametrize("transport", transports, indirect=True, scope="session")
 
 
-@pytest.fixture(scope="session", params=["native", "reference"])
+@pytest.fixture(scope="session")
 def transport(request):
     return request.param
 
