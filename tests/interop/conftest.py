@@ -1,7 +1,13 @@
 import grpc
 import pytest
 from e2e.calls import connect, floats, occupy, request
-from e2e.conftest import pytest_runtest_makereport, shared, stub_of, transport  # noqa: F401
+from e2e.conftest import (  # noqa: F401
+    pytest_generate_tests,
+    pytest_runtest_makereport,
+    shared,
+    stub_of,
+    transport,
+)
 from e2e.gated import write_gated
 from e2e.onnx_models import identity, pair, scale, write
 from e2e.server_process import eventually
