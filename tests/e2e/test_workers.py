@@ -155,7 +155,7 @@ def test_what_metrics_say(start):
         for channel in (one, other):
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             stub.ModelInfer(request("double", x=floats(2)), timeout=SECONDS)
-        assert server.metric("headrace_connections") == 2
+        eventually(lambda: server.metric("headrace_connections") == 2)
         assert server.metric("headrace_streams_opened_total") == 4
         assert server.metric("headrace_received_bytes_total") > 0
         assert server.metric("headrace_grpc_workers") == 2

@@ -97,7 +97,8 @@ def test_a_call_and_a_clean_end(run):
         await settled(lambda: front.infer.calls)
         (work,) = front.infer.calls
         assert work.message == b"request"
-        await front.transport.refresh()
+        while not front.counts.connections_open:  # on a busy machine it may not answer in time
+            await front.transport.refresh()
         assert (front.counts.connections_open, front.metrics.ready) == (1, 1)
         assert front.metrics.cpu_seconds[0] > 0
 

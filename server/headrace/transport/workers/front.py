@@ -32,7 +32,7 @@ _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 10.0
 """Before another worker is started in the place of one that has ended; it doubles with each that ends soon."""
 _STEADY_SECONDS = 60.0
 """One that has worked for so long had nothing wrong with its start."""
-_COUNT_SECONDS = 0.5
+_COUNT_SECONDS = 2.0
 """A scrape waits for the counts of workers for so long."""
 
 
