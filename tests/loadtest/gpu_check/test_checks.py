@@ -3,7 +3,6 @@
 import sys
 import xml.etree.ElementTree as ET
 from contextlib import closing
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +15,6 @@ from gpu_check.bare import Best
 from gpu_check.checks import environment, fallback, kernels, latency, overlap, speed
 from gpu_check.checks.device import lost_after
 from gpu_check.context import Context
-from gpu_check.faulting import FATAL, FaultingBackend
 from gpu_check.registry import Failed, Skip, checks
 from gpu_check.results import PASS
 from gpu_check.small_models import perceptron
@@ -346,11 +344,6 @@ def test_nvidia_smi_is_read():
 # --- on the processor -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    return tmp_path_factory.mktemp("models")
-
-
 ON_CPU = [check for check in checks().values() if check.on_cpu]
 
 
@@ -404,56 +397,6 @@ def test_what_was_measured_without_a_server_that_fails_is_kept(models, tmp_path,
         speed.compared(Context(tmp_path, models), "m", "scores", "", Best(64, 100.0, 90.0, {64: 100.0}), 0.85)
     assert caught.value.figures["bare_rows_per_second"] == 100
     assert caught.value.figures["replies"] == 0
-
-
-# --- a GPU that is lost ----------------------------------------------------------------------------------------------
-
-
-def test_a_number_breaks_the_gpu_and_all_others_come_back():
-    broken = []
-    model = FaultingBackend(lambda index: FakeDevice(), broken.append).load(
-        Path("none"), max_batch=None, threads=0, options={"device": 0}
-    )
-    instance = model.make_instance(0)
-    for number in (1.0, FATAL):
-        x = np.array([[number]], np.float32)
-        (y,) = instance.run([[x.tobytes()]], [(1, 1)], [0])
-        assert y == number
-        assert len(broken) == (number == FATAL)
-
-
-@pytest.fixture
-def losing(monkeypatch, tmp_path):
-    """The check of a lost GPU, with backends of this folder in the place of the GPU's and of the one that breaks it."""
-    folders = (environment.ROOT / "server", environment.ROOT / "loadtest", Path(__file__).parent)
-    monkeypatch.setenv("PYTHONPATH", ":".join(map(str, folders)))
-    monkeypatch.setenv("BROKEN", str(tmp_path / "broken"))
-    monkeypatch.setattr(fallback, "LOST", "losing:LosingBackend")
-    monkeypatch.setattr(fallback, "FAULTING", "losing:BreakingBackend")
-
-
-def test_a_gpu_is_lost_under_load(losing, models, tmp_path):
-    figures = fallback.fallback_lost_device(Context(tmp_path, models, seconds=0.3, cpu=True))
-    assert figures["serving"] == [fallback.INSTEAD]
-    assert figures["headrace_instances_lost_total"] >= 1
-    assert figures["headrace_rerun_requests_total"] >= 1
-    assert figures["nv_inference_request_failure"] == 0
-    assert figures["rows_per_second_during"] > 0
-
-
-def test_a_gpu_that_is_not_lost_fails(losing, models, tmp_path, monkeypatch):
-    monkeypatch.setattr(fallback, "FAULTING", "losing:HarmlessBackend")
-    with pytest.raises(Failed, match=r"expected instances lost.*losing:LosingBackend"):
-        fallback.fallback_lost_device(Context(tmp_path, models, seconds=0.3, cpu=True))
-
-
-def test_a_server_that_does_not_end_well_fails(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", ":".join(str(environment.ROOT / source) for source in ("server", "loadtest")))
-    monkeypatch.setattr(serving, "STOP_SECONDS", 0)
-    (tmp_path / "repository").mkdir()
-    with pytest.raises(Failed, match="asked to stop, the server ended with -9"):  # noqa: SIM117
-        with serving.serving(tmp_path / "repository", tmp_path) as server:
-            assert server.log.exists()
 
 
 def damaged(monkeypatch, method):

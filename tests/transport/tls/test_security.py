@@ -262,17 +262,37 @@ def test_sighup_asks_for_a_reload(files):
 
 
 def test_a_reload_that_others_hear_of(loop, files):
-    """A worker has no signals of its own, and is told."""
+    """Workers are told once the files are known to be good."""
 
     async def main():
         security, _ = secure(files, reload_s=0)
         told = []
-        security.reloading = lambda: told.append(security.metrics.reloads["done"])
-        security.start(signals=False)
+        security.reloaded = lambda: told.append(security.metrics.reloads["done"])
+        security.start()
+        key = files.key.read_bytes()
+        for octets in (b"-----BEGIN PRIVATE KEY-----\n", key):
+            files.key.write_bytes(octets)
+            security.reload()
+            await asyncio.sleep(1)
+        assert (told, dict(security.metrics.reloads)) == ([1], {"done": 1, "failed": 1})
+        await security.close()
+
+    loop.run_until_complete(main())
+
+
+def test_one_that_follows_reads_again_when_it_is_told(loop, files):
+    """A worker has no signals of its own, and does not look by itself: it would say the same as the engine again."""
+
+    async def main():
+        security, _ = secure(files, reload_s=0.01)
+        security.start(follows=True)
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+        issue(files.chain.parent, "server")
+        await asyncio.sleep(60)
+        assert not security.metrics.reloads["done"]
         security.reload()
         await asyncio.sleep(1)
-        assert (told, security.metrics.reloads["done"]) == ([0], 1)
+        assert security.metrics.reloads["done"] == 1
         await security.close()
 
     loop.run_until_complete(main())

@@ -33,7 +33,7 @@ class Security:
 
     grpc, http: for the native transport and the HTTP port; None where they speak plain text. credentials: what the
     files said last; None without TLS. registry: gets TLS's metrics, if there is TLS; so does `metrics`. wall: Unix time
-    in ms. reloading: called when the files are to be read again, if others read them as well.
+    in ms. reloaded: called when the files were read again and are good, if others read them as well.
     """
 
     def __init__(self, settings: Settings, registry: CollectorRegistry, wall: Callable[[], int] = wall_ms) -> None:
@@ -42,7 +42,7 @@ class Security:
         self.credentials: Credentials | None = None
         self.settings = settings
         self.metrics: TlsMetrics | None = None
-        self.reloading: Callable[[], None] | None = None
+        self.reloaded: Callable[[], None] | None = None
         self._wall = wall
         self._asked = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -61,19 +61,20 @@ class Security:
     def __repr__(self) -> str:
         return f"<Security {self.credentials or 'plain text'}>"
 
-    def start(self, *, signals: bool = True) -> None:
-        """Watches the files, and reads them again on SIGHUP, if `signals`. In the event loop of the main thread."""
+    def start(self, *, follows: bool = False) -> None:
+        """Watches the files, and reads them again on SIGHUP. In the event loop of the main thread.
+
+        follows: they are read again when `reload` is called, and not else.
+        """
         if self.credentials is None:
             return
-        self._task = asyncio.create_task(self._watch())
-        if signals:
+        self._task = asyncio.create_task(self._watch(None if follows else self.settings.tls.reload_s or None))
+        if not follows:
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload)
 
     def reload(self) -> None:
         """Has the files read again, changed or not."""
         self._asked.set()
-        if self.reloading is not None:
-            self.reloading()
 
     async def close(self) -> None:
         """Stops watching. Connections are their protocols' to end."""
@@ -116,11 +117,13 @@ class Security:
         else:
             self._metrics.reloads["done"] += 1
             self._take(credentials, contexts)
+            if self.reloaded is not None:
+                self.reloaded()
 
-    async def _watch(self) -> None:
+    async def _watch(self, every_s: float | None) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.settings.tls.reload_s or None):
+                async with asyncio.timeout(every_s):
                     await self._asked.wait()
             asked = self._asked.is_set()
             self._asked.clear()

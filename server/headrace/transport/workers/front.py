@@ -96,7 +96,7 @@ class WorkersTransport:
                 await self.close()
                 raise result
         self._health.heard = self._tell_state
-        self._security.reloading = partial(self._tell, reload=True)
+        self._security.reloaded = partial(self._tell, reload=True)
         self._ticker = asyncio.get_running_loop().call_later(_TICK_SECONDS, self._tick)
         self._listener.open()
         pids = [worker.pid for worker in self.workers]

@@ -130,10 +130,10 @@ class _Worker:
         settings = Settings.model_validate_json(setup["settings"], strict=False)
         self._severities = logs.configure(settings.log_level, as_json=settings.log_format == "json")
         self._severities.set(setup["severities"])
-        # the engine says the same of the same files
+        # the engine says of the same files that they are taken; here it is said if that could not be done
         logging.getLogger("headrace.transport.tls.security").setLevel(logging.ERROR)
         self._security = Security(settings, CollectorRegistry())
-        self._security.start(signals=False)
+        self._security.start(follows=True)
         self._health.set_serving(setup["serving"])
         self._transport = _Transport(
             self._table(setup["later"], setup["tasks"]),
