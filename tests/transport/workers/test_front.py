@@ -1,9 +1,12 @@
 """The engine's side with worker processes, real ones and such as do not what they shall."""
 
 import asyncio
+import gc
+import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import uvloop
@@ -180,3 +183,85 @@ def test_a_worker_that_says_nonsense_is_replaced(run, spawned, caplog):
 
     run(scenario)
     assert "it sent what is no record" in caplog.text
+
+
+def regions():
+    """Those of workers that this process has mapped."""
+    return Path("/proc/self/maps").read_text().count("headrace-worker")
+
+
+def test_memory_of_a_worker_that_has_died_is_given_back(run):
+    """At once, and not when the garbage collector happens to come by."""
+
+    async def scenario():
+        front = Front()
+        await front.transport.start()
+        before = regions()
+        for restarts in (1, 2):
+            front.transport.workers[0]._process.kill()
+            await settled(lambda: front.metrics.restarts == restarts)  # noqa: B023
+        assert regions() == before
+        await front.transport.close()
+
+    gc.disable()
+    try:
+        run(scenario)
+    finally:
+        gc.enable()
+
+
+def test_a_worker_that_hangs_gets_no_connections_and_is_told_of(run, monkeypatch, caplog):
+    monkeypatch.setattr(module, "_TICK_SECONDS", 0.02)
+    monkeypatch.setattr(module, "_SILENT_SECONDS", 1.5)
+    caplog.set_level("INFO", module.__name__)
+
+    async def scenario():
+        front = Front()
+        await front.transport.start()
+        (hangs,) = front.transport.workers
+        hangs._process.send_signal(signal.SIGSTOP)
+        await settled(lambda: hangs.silent)
+        hangs._process.send_signal(signal.SIGCONT)
+        await settled(lambda: not hangs.silent)
+        await front.transport.close()
+
+    run(scenario)
+    said = [record.getMessage() for record in caplog.records if "respond" in record.getMessage()]
+    assert said == ["a worker does not respond; others get its connections", "a worker responds again"]
+
+
+def test_a_worker_that_hangs_holds_up_no_drain(run, caplog):
+    async def scenario():
+        front = Front()
+        await front.transport.start()
+        (hangs,) = front.transport.workers
+        hangs._process.send_signal(signal.SIGSTOP)
+        await front.transport.drain(0.1)
+        await front.transport.close()
+        assert hangs._process.returncode == -signal.SIGKILL
+
+    run(scenario)
+    assert "when the time to drain was over" in caplog.text
+
+
+def test_connections_that_come_and_go_do_not_count(run):
+    async def scenario():
+        front = Front(http2={"max_connections": 40})
+        port = await front.transport.start()
+        try:
+            for _ in range(1000):
+                socket.create_connection(("127.0.0.1", port), 10).close()  # without the loop: they come all at once
+            kept = [await asyncio.open_connection("127.0.0.1", port) for _ in range(40)]
+            for _, writer in kept:
+                writer.write(HELLO)
+            for _ in range(1000):
+                await front.transport.refresh()
+                if front.counts.connections_open == 40:
+                    break
+            assert (front.counts.connections_open, front.counts.http2_limits["connections"]) == (40, 0)
+            for _, writer in kept:
+                writer.close()
+        finally:
+            await front.transport.close()
+
+    run(scenario)

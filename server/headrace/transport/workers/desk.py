@@ -232,4 +232,5 @@ class Desk:
         for call in calls.values():
             self._cancel(call)
         self._lingering.clear()
+        self._region.close()
         self._told_lost(error)

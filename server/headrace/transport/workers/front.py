@@ -30,8 +30,10 @@ _TICK_SECONDS = 1.0
 _START_SECONDS = 60.0
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 10.0
 """Before another worker is started in the place of one that has ended; it doubles with each that ends soon."""
-_STEADY_SECONDS = 60.0
+_STEADY_SECONDS = 10.0
 """One that has worked for so long had nothing wrong with its start."""
+_SILENT_SECONDS = 5.0
+"""A worker that has not said for so long what it counts, as it does every second, hangs."""
 _COUNT_SECONDS = 2.0
 """A scrape waits for the counts of workers for so long."""
 
@@ -107,8 +109,11 @@ class WorkersTransport:
         """See `base.GrpcTransport`."""
         self._leave()
         self._tell(drain=seconds)
-        for worker in [worker for worker in self.workers if worker.ready]:
-            await worker.drained.wait()
+        drained = [worker.drained.wait() for worker in self.workers if worker.ready]
+        try:
+            await asyncio.wait_for(asyncio.gather(*drained), seconds)
+        except TimeoutError:
+            logger.warning("workers had calls under way, or did not say, when the time to drain was over")
 
     async def close(self) -> None:
         """See `base.GrpcTransport`."""
@@ -133,7 +138,7 @@ class WorkersTransport:
     def _serve(self, connection: socket.socket) -> None:
         """A connection goes to the worker that has the fewest; to one that is full only if all are, to be told so."""
         while ready := [worker for worker in self.workers if worker.ready]:
-            chosen = min(ready, key=lambda worker: (worker.open >= worker.share, worker.open))
+            chosen = min(ready, key=lambda worker: (worker.silent, worker.open >= worker.share, worker.open))
             chosen.serve(connection)
             if chosen.ready:
                 return
@@ -220,11 +225,11 @@ class WorkersTransport:
                 ready.set_exception(
                     ConfigError(
                         f"grpc_workers = {self._settings.grpc_workers}: a worker ended as it started: {what}; what it "
-                        "said stands above"
+                        "said, if anything, stands above"
                     )
                 )
             return
-        if self._leaving:
+        if self._leaving and not code:
             return
         logger.error("a worker has ended, and with it %d connections: %s", worker.open, what, extra={"pid": worker.pid})
         if worker.ready_for >= _STEADY_SECONDS:
@@ -238,6 +243,7 @@ class WorkersTransport:
                 logger.error("no worker in its place yet: %s", problem)
             else:
                 self._metrics.restarts += 1
+                logger.info("another worker serves in its place")
                 break
 
     def _on_notice(self, worker: Worker, notice: dict[str, Any]) -> None:
@@ -257,6 +263,7 @@ class WorkersTransport:
         metrics.cpu_seconds[place] = metrics.cpu_seconds.get(place, 0.0) + used
         metrics.memory[place] = counts["resident_bytes"]
         worker.counts = counts
+        worker.heard_at = asyncio.get_running_loop().time()
         self._awaited.discard(worker)
         if not self._awaited:
             self._counting.set()
@@ -288,10 +295,24 @@ class WorkersTransport:
             self._tell(serving=state[0], severities=state[1])
 
     def _tick(self) -> None:
+        now = asyncio.get_running_loop().time()
         for worker in self.workers:
             worker.desk.tick()
+            self._listen_to(worker, now)
         self._tell_state()
         self._ticker = asyncio.get_running_loop().call_later(_TICK_SECONDS, self._tick)
+
+    def _listen_to(self, worker: Worker, now: float) -> None:
+        """Whether the worker still says every second what it has counted: one that hangs gets no more connections.
+
+        Unless all do; and those that it has are its own.
+        """
+        silent = worker.ready and now - worker.heard_at > _SILENT_SECONDS
+        if silent != worker.silent:
+            worker.silent = silent
+            say = logger.error if silent else logger.info
+            text = "a worker does not respond; others get its connections" if silent else "a worker responds again"
+            say("%s", text, extra={"pid": worker.pid})
 
     async def refresh(self) -> None:
         """Asks for what the workers have counted up to now; what they said last is good enough if they are slow."""

@@ -142,5 +142,6 @@ class Link(asyncio.BufferedProtocol):
 
     def _end(self, error: Exception | None) -> None:
         self._transport = None
+        self._large = None
         lost, self._lost = self._lost, lambda error: None
         lost(error)

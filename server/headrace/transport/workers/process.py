@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_AT_ONCE = 16
+"""Connections that are begun in one turn of the loop."""
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -181,8 +183,8 @@ class _Worker:
     # --- sockets ------------------------------------------------------------------------------------------------------
 
     def _take_sockets(self) -> None:
-        """Connections that the engine has accepted."""
-        while True:
+        """Connections that the engine has accepted: few at a time, so that the end of others is noticed in between."""
+        for _ in range(_AT_ONCE):
             try:
                 data, descriptors, _, _ = socket.recv_fds(self._sockets, 1, 1)
             except BlockingIOError:

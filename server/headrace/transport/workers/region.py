@@ -63,12 +63,16 @@ class Borrowed:
     """
 
     def __init__(self, descriptor: int, size: int) -> None:
-        self._memory = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ) if size else b""
+        self._memory: mmap.mmap | bytes = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ) if size else b""
         self.freed: list[int] = []
 
     def view(self, offset: int, size: int) -> memoryview:
         """The octets of a message. Raises ValueError: they do not lie in the region."""
         return _slot(self._memory, offset, size, self.freed.append, offset)
+
+    def close(self) -> None:
+        """The worker is gone: the memory goes with the last of its messages, and does not wait for the collector."""
+        self._memory = b""
 
     def take_freed(self) -> list[int]:
         """What has been freed since the last call."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from headrace.engine.turn import Turn
     from headrace.transport.service import Infer, ServiceTable
 
-_END_SECONDS = 5.0
+_END_SECONDS = 1.0
 """A process whose socket is closed gets so long to end by itself."""
 
 
@@ -34,7 +34,8 @@ class Worker:
     it is told first. region_bytes: of the memory for large messages. heard: told its notices. lost: told its end, with
     what was wrong, if anything.
     began: it has been ready. ready: it takes connections. open: its connections, with those on their way to it.
-    waiting: those that it has not been given yet. counts: its last `counts.snapshot`.
+    waiting: those that it has not been given yet. counts: its last `counts.snapshot`; heard_at: when it said that, by
+    the loop's time. silent: it has not for too long.
     """
 
     def __init__(
@@ -59,6 +60,8 @@ class Worker:
         self.counts: dict[str, Any] = {}
         self.ready = False
         self.began = False
+        self.heard_at = 0.0
+        self.silent = False
         self._since = 0.0
         self.ended = False
         self.drained: asyncio.Event = asyncio.Event()
@@ -84,7 +87,8 @@ class Worker:
     def gets_ready(self) -> None:
         """It takes connections from now on."""
         self.ready = self.began = True
-        self._since = asyncio.get_running_loop().time()
+        self.heard_at = asyncio.get_running_loop().time()
+        self._since = self.heard_at = asyncio.get_running_loop().time()
 
     @property
     def ready_for(self) -> float:
