@@ -59,7 +59,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, help="directory of the result (loadtest/results/gpu, with a GPU)")
     parser.add_argument("--models", type=Path, help="directory of built models (.cache/speed-models)")
     parser.add_argument("--packs", type=Path, default=ROOT / ".gpu", help="what make gpu-pack gathered (.gpu)")
-    parser.add_argument("--revision", help="of what is checked, for the result, where git cannot tell it")
+    parser.add_argument("--revision", help="of what is checked, for the result (what git says)")
     parser.add_argument("--list", action="store_true", help="only print the checks")
     args = parser.parse_args()
     known = checks()

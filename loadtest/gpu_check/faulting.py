@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from headrace.backends.base import InstanceLost
+from headrace.backends.device import open_device
 from headrace.messages import Signature, TensorSpec
 from headrace.testing.backend import FakeModel
 
@@ -51,7 +52,7 @@ class FaultingBackend:
 
     def __init__(
         self,
-        open_device: Callable[[int], Device] | None = None,
+        open_device: Callable[[int], Device] = open_device,
         break_down: Callable[[Stream], None] = fault,
     ) -> None:
         self._open_device = open_device
@@ -71,10 +72,6 @@ class FaultingBackend:
         return model
 
     def _break(self, index: int) -> None:
-        if self._open_device is None:
-            from headrace.backends.device import open_device
-
-            self._open_device = open_device
         device = self._open_device(index)
         device.use()
         stream = device.stream()

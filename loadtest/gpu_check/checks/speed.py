@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from gpu_check.loaded import known, options_of
 from gpu_check.registry import Failed, check
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from gpu_check.bare import Best
     from gpu_check.context import Context
@@ -24,6 +25,7 @@ IN_FLIGHT = 4
 """Batches of requests that callers keep under way: those that the device has, and as many that wait behind them."""
 LAYOUTS = ("NCHW", "NHWC")
 """Of images within ONNX Runtime, its own first. With the other one version 1.31 cannot run the model in INT8."""
+_NOTHING: Mapping[str, object] = MappingProxyType({})
 FEWER = (1, 8, 32)
 """Sizes of batches that are served beside the best one, each by a graph of its own."""
 
@@ -69,16 +71,13 @@ def throughput(
     layout, bare = max(bares.items(), key=lambda found: found[1].rate)
     more = {f"bare_{layout}_rows_per_second_by_batch": found.rates for layout, found in bares.items()}
     if context.cpu:
-        return {**compared(context, name, output, 'backend = "onnxruntime"', bare, share), **more}
+        return compared(context, name, output, 'backend = "onnxruntime"', bare, share, more)
     how = f'backend = "{known("onnxruntime-cuda")}"\n[backend_options]\ndevices = [{context.device}]\n'
     if layout == "NHWC":
         how += "prefer_nhwc = true\n"
     if graphs:  # without, ONNX Runtime plans convolutions anew whenever a batch has another size than the last
         how += f"cuda_graphs = true\nbatch_buckets = {sorted({*(b for b in FEWER if b < bare.batch), bare.batch})}\n"
-    try:
-        return {**compared(context, name, output, how, bare, share), **more}
-    except Failed as failed:
-        raise Failed(str(failed), {**failed.figures, **more}) from failed
+    return compared(context, name, output, how, bare, share, more)
 
 
 def throughput_of_backend(context: Context, backend: str, name: str, output: str, share: float) -> Figures:
@@ -97,16 +96,19 @@ def _batches(context: Context) -> tuple[int, ...]:
     return (1, 4) if context.cpu else BATCHES
 
 
-def compared(context: Context, name: str, output: str, how: str, bare: Best, share: float) -> Figures:
+def compared(
+    context: Context, name: str, output: str, how: str, bare: Best, share: float, more: Mapping[str, object] = _NOTHING
+) -> Figures:
     """Both rates and their ratio. Raises Failed where it is below `share` (never for a run without a GPU).
 
-    how: what model.toml says beside the largest batch.
+    how: what model.toml says beside the largest batch. more: other figures of the model without a server.
     """
     alone = {
         "bare_rows_per_second": bare.rate,
         "bare_host_rows_per_second": bare.host_rate,
         "bare_batch": bare.batch,
         "bare_rows_per_second_by_batch": bare.rates,
+        **more,
     }
     try:
         served = _served(context, name, output, how, bare)

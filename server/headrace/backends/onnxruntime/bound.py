@@ -91,7 +91,8 @@ class BoundInstance:
         self._closed = closed
         self._row_in = [row_bytes(spec) for spec in signature.inputs]
         self._row_out = [row_bytes(spec) for spec in signature.outputs]
-        self._on_host = [spec.name in inputs_on_host(executor.session) for spec in signature.inputs]
+        on_host = inputs_on_host(executor.session)
+        self._on_host = [spec.name in on_host for spec in signature.inputs]
         for at in steps.inputs:
             if self._on_host[at]:
                 raise ModelLoadError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import TYPE_CHECKING, Any
 
 from headrace.errors import Unimplemented
@@ -121,8 +120,7 @@ class Desk:
 
     def tell(self, **notice: object) -> None:
         """Says something to the worker."""
-        octets = json.dumps(notice).encode()
-        self.link.send(head(Kind.NOTICE, 0, len(octets)), octets)
+        self.link.send(*records.notice(**notice))
 
     # --- records in ---------------------------------------------------------------------------------------------------
 
@@ -191,11 +189,7 @@ class Desk:
         self._load(taken, left)
 
     def _on_notice(self, flags: int, call: int, data: Data, start: int, stop: int) -> None:
-        try:
-            notice = json.loads(bytes(data[start:stop]))
-        except ValueError as error:
-            raise Malformed("a NOTICE that is no JSON") from error
-        self._notice(notice)
+        self._notice(records.read_notice(data, start, stop))
 
     # --- records out --------------------------------------------------------------------------------------------------
 

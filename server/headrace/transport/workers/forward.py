@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -101,8 +100,7 @@ class Forwarding:
 
     def tell(self, **notice: object) -> None:
         """Says something to the engine."""
-        octets = json.dumps(notice).encode()
-        self.link.send(head(Kind.NOTICE, 0, len(octets)), octets)
+        self.link.send(*records.notice(**notice))
 
     # --- doors --------------------------------------------------------------------------------------------------------
 
@@ -209,11 +207,7 @@ class Forwarding:
             raise Malformed("a slot was freed that is not in use") from error
 
     def _on_notice(self, flags: int, number: int, data: Data, start: int, stop: int) -> None:
-        try:
-            notice = json.loads(bytes(data[start:stop]))
-        except ValueError as error:
-            raise Malformed("a NOTICE that is no JSON") from error
-        self._notice(notice)
+        self._notice(records.read_notice(data, start, stop))
 
     # --- records out --------------------------------------------------------------------------------------------------
 

@@ -18,10 +18,11 @@ Each call ends with one REPLY, ERROR or GONE, also when a CANCEL was on its way.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from enum import IntEnum
 from struct import Struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -165,3 +166,18 @@ def read_numbers(data: bytes | memoryview, start: int, stop: int) -> list[int]:
     if (stop - start) % 8:
         raise Malformed("half a number")
     return [int.from_bytes(data[at : at + 8], "little") for at in range(start, stop, 8)]
+
+
+def notice(**said: object) -> tuple[bytes, bytes]:
+    """A NOTICE: its head, and what follows."""
+    octets = json.dumps(said).encode()
+    return head(Kind.NOTICE, 0, len(octets)), octets
+
+
+def read_notice(data: bytes | memoryview, start: int, stop: int) -> dict[str, Any]:
+    """What stands in a NOTICE. Raises Malformed."""
+    try:
+        said: dict[str, Any] = json.loads(bytes(data[start:stop]))
+    except ValueError as error:
+        raise Malformed("a NOTICE that is no JSON") from error
+    return said
