@@ -82,12 +82,21 @@ _LAST_WORDS_SECONDS = 1.0
 
 
 class Status:
-    """Whether the server lives, is ready, and is on its way out; read by health checks of all transports."""
+    """Whether the server lives, is ready, and is on its way out; read by health checks of all transports.
+
+    workers: what takes gRPC's connections, if not the server itself.
+    """
 
     def __init__(self) -> None:
         self.live = True
         self.ready = False
         self.exiting = False
+        self.workers: WorkersTransport | None = None
+
+    @property
+    def reachable(self) -> bool:
+        """Whether gRPC's connections are taken, for all that is known."""
+        return self.workers is None or self.workers.serving
 
 
 def run(settings: Settings) -> int:
@@ -182,7 +191,6 @@ class _Parts:
         settings = _within_open_files(settings)
         self._settings = settings
         self._severities = severities
-        self.workers: WorkersTransport | None = None
         policy.use(settings.tensorrt)
         self._registry = CollectorRegistry()
         self.export, sampling = _tracing(settings)
@@ -280,7 +288,7 @@ class _Parts:
         """The gRPC port, by the transport that the settings name."""
         traced = self.export is not None
         if self._settings.grpc_workers:
-            self.workers = WorkersTransport(
+            workers = WorkersTransport(
                 self._settings,
                 self._table,
                 self._grpc_infer.gather,
@@ -292,13 +300,14 @@ class _Parts:
                 severities=self._severities,
                 traced=traced,
             )
-            return self.workers
+            self.status.workers = workers
+            return workers
         return _transport(self._settings, self._table, self._turn, self._counts, self.security, traced=traced)
 
     async def _refresh(self) -> None:
         """Has what others count ready for a scrape."""
-        if self.workers is not None:
-            await self.workers.refresh()
+        if self.status.workers is not None:
+            await self.status.workers.refresh()
         await self._gpus.refresh()
 
     def set_ready(self, ready: bool) -> None:
@@ -348,13 +357,12 @@ async def _drain(grpc: GrpcTransport, engine: Engine, seconds: float, stop: asyn
         await asyncio.wait((leaving, stopped), return_when=asyncio.FIRST_COMPLETED)
     else:
         await asyncio.wait((leaving,), timeout=_LAST_WORDS_SECONDS)
-    if leaving.done():
-        leaving.result()
+    drained = drained and leaving.done() and leaving.result()
     tasks = (leaving, answering, stopped)
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
-    return drained and not leaving.cancelled()
+    return drained
 
 
 async def _hand_over(http: HttpServer, seconds: float, stop: asyncio.Event) -> bool:

@@ -79,8 +79,8 @@ def test_a_worker_that_is_killed(start):
 
         os.kill(workers(server)[0], signal.SIGKILL)
         eventually(lambda: server.waiting("slow") in (5, 10))
-        lost = [index for index in range(3) if calls[index][0].done()]
-        assert lost in ([0, 2], [1])
+        # the clients hear of it when they do
+        lost = eventually(lambda: next((some for some in ([0, 2], [1]) if all(calls[i][0].done() for i in some)), None))
         for call in (call for index in lost for call in calls[index]):
             with pytest.raises(grpc.RpcError) as caught:
                 call.result()
@@ -110,6 +110,34 @@ def test_all_workers_are_killed(start):
         reply = stub.ModelInfer(request("double", x=floats(2)), timeout=SECONDS, wait_for_ready=True)
         assert output(reply) == [4]
     assert server.stop() == 0
+
+
+def test_the_server_is_not_ready_while_no_worker_responds(start):
+    server = start()
+    pids = workers(server)
+    assert server.get_json("/v2/health/ready") == (200, {"ready": True})
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    eventually(lambda: server.get_json("/v2/health/ready") == (503, {"ready": False}))
+    assert server.metric("headrace_grpc_workers") == 0
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+    eventually(lambda: server.get("/v2/health/ready")[0] == 200)
+    assert server.stop() == 0
+
+
+def test_calls_that_are_lost_in_a_drain_show_in_the_exit_code(start):
+    server = start("--inline-below-us", 0)
+    with channel_of(server) as channel:
+        held = occupy(server, service_pb2_grpc.GRPCInferenceServiceStub(channel), "slow")
+        server.signal()
+        server.await_log(lambda line: "draining for at most" in line)
+        for pid in workers(server):
+            os.kill(pid, signal.SIGKILL)
+        assert failure(held.call.result).code is StatusCode.UNAVAILABLE
+        held.let_go()
+    assert server.wait() == 1
+    assert "some requests were cut off" in server.log
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

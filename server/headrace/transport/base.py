@@ -12,10 +12,11 @@ class GrpcTransport(Protocol):
         """Binds, listens and returns the port (the one chosen, where 0 was asked for). OSError: cannot bind."""
         ...
 
-    async def drain(self, seconds: float) -> None:
+    async def drain(self, seconds: float) -> bool:
         """Takes no new connections and calls, and returns when all unary calls are answered or `seconds` have passed.
 
-        Streams do not hold it up: a client may keep a health watch open for ever.
+        Streams do not hold it up: a client may keep a health watch open for ever. False: some replies are known not to
+        have gone out.
         """
         ...
 

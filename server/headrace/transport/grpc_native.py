@@ -120,7 +120,7 @@ class NativeTransport:
         self._ticker = loop.call_later(_TICK_SECONDS, self._tick)
         return self._port
 
-    async def drain(self, seconds: float) -> None:
+    async def drain(self, seconds: float) -> bool:
         """See `base.GrpcTransport`."""
         if self._server is not None:
             self._server.close()
@@ -132,6 +132,8 @@ class NativeTransport:
             await asyncio.wait_for(self._empty.wait(), seconds)
         except TimeoutError:
             logger.warning("%d connections had calls under way when the time to drain was over", len(self.peers))
+            return False
+        return True
 
     async def close(self) -> None:
         """See `base.GrpcTransport`."""

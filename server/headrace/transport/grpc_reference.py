@@ -101,7 +101,7 @@ class ReferenceTransport:
         self._server = server
         return self._port
 
-    async def drain(self, seconds: float) -> None:
+    async def drain(self, seconds: float) -> bool:
         """Refuses new calls, ends the streams, and waits for the unary calls under way, `seconds` at most."""
         self._draining = True
         for limit in self._streams:
@@ -111,6 +111,7 @@ class ReferenceTransport:
         if self._server:
             await self._taken_over(min(seconds, _TAKE_OVER_SECONDS))
             await self._server.stop(seconds)
+        return True  # grpcio does not say what it has cut off
 
     async def _taken_over(self, seconds: float) -> None:
         """Returns once grpcio has handed over the calls that it has read: its stop would cancel them unanswered."""

@@ -22,7 +22,7 @@ from headrace.transport.rest.json_text import JsonLimits
 from headrace.transport.rest.routes import ROUTES
 from headrace.transport.service import ServiceTable
 
-READY = SimpleNamespace(live=True, ready=True, exiting=False)
+READY = SimpleNamespace(live=True, ready=True, exiting=False, reachable=True)
 
 
 class Rpcs(dict):
@@ -94,19 +94,20 @@ def ask(path, method="GET", body=b"", headers=None, **options):
 @pytest.mark.parametrize(
     ("path", "health", "status", "answer"),
     [
-        ("live", (True, False, False), 200, {"live": True}),
-        ("live", (False, False, False), 400, {"live": False}),
-        ("live", (True, False, True), 200, {"live": True}),
-        ("ready", (True, True, False), 200, {"ready": True}),
-        ("ready", (True, False, False), 400, {"ready": False}),
-        ("ready", (True, False, True), 503, {"ready": False}),
-        ("ready", (True, True, True), 503, {"ready": False}),
+        ("live", {"ready": False}, 200, {"live": True}),
+        ("live", {"ready": False, "live": False}, 400, {"live": False}),
+        ("live", {"ready": False, "exiting": True}, 200, {"live": True}),
+        ("live", {"reachable": False}, 200, {"live": True}),
+        ("ready", {}, 200, {"ready": True}),
+        ("ready", {"ready": False}, 400, {"ready": False}),
+        ("ready", {"ready": False, "exiting": True}, 503, {"ready": False}),
+        ("ready", {"exiting": True}, 503, {"ready": False}),
+        ("ready", {"reachable": False}, 503, {"ready": False}),
+        ("ready", {"ready": False, "reachable": False}, 400, {"ready": False}),
     ],
 )
 def test_health(path, health, status, answer):
-    got = ask(
-        f"/v2/health/{path}", health=SimpleNamespace(**dict(zip(("live", "ready", "exiting"), health, strict=True)))
-    )
+    got = ask(f"/v2/health/{path}", health=SimpleNamespace(**vars(READY) | health))
     assert (got.status, got.json, got.headers["content-type"]) == (status, answer, "application/json")
 
 

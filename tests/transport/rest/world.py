@@ -179,7 +179,7 @@ class World:
 
     def __init__(self, app=hello, *, max_message_bytes=1 << 20, memory=None, limits=None, **settings):
         self.loop = VirtualTimeLoop()
-        self.status = SimpleNamespace(live=True, ready=True, exiting=False)
+        self.status = SimpleNamespace(live=True, ready=True, exiting=False, reachable=True)
         self.counts = ServerMetrics(CollectorRegistry())
         self._settings = HttpSettings(**settings)
         self._limits = limits or JsonLimits(self._settings.max_json_depth, self._settings.max_json_elements)

@@ -104,6 +104,7 @@ def test_a_call_and_a_clean_end(run):
             await front.transport.refresh()
         assert (front.counts.connections_open, front.metrics.ready) == (1, 1)
         assert front.metrics.cpu_seconds[0] > 0
+        assert front.transport.serving
 
         draining = asyncio.create_task(front.transport.drain(30))
         replies = Reader()
@@ -113,10 +114,11 @@ def test_a_call_and_a_clean_end(run):
             lines += replies.feed(await reader.read(1 << 16))
         assert replies.messages(1) == [b"reply"]
         writer.close()
-        await draining
+        assert await draining
         await front.transport.close()
         await front.transport.close()
         assert (front.counts.connections_open, front.metrics.ready) == (0, 0)
+        assert not front.transport.serving
         assert front.metrics.restarts == 0
 
     run(scenario)
@@ -160,7 +162,7 @@ def test_one_that_replaces_another_may_fail_as_well(run, spawned, caplog):
         port = await front.transport.start()
         spawned.append("import os; os._exit(4)")
         front.transport.workers[0]._process.kill()
-        await settled(lambda: not front.metrics.ready)
+        await settled(lambda: not front.transport.serving)
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(HELLO + grpc_call(INFER, b"request"))
         await settled(lambda: front.infer.calls)
@@ -221,8 +223,10 @@ def test_a_worker_that_hangs_gets_no_connections_and_is_told_of(run, monkeypatch
         (hangs,) = front.transport.workers
         hangs._process.send_signal(signal.SIGSTOP)
         await settled(lambda: hangs.silent)
+        assert (front.transport.serving, front.metrics.ready) == (False, 0)
         hangs._process.send_signal(signal.SIGCONT)
         await settled(lambda: not hangs.silent)
+        assert (front.transport.serving, front.metrics.ready) == (True, 1)
         await front.transport.close()
 
     run(scenario)
@@ -236,12 +240,42 @@ def test_a_worker_that_hangs_holds_up_no_drain(run, caplog):
         await front.transport.start()
         (hangs,) = front.transport.workers
         hangs._process.send_signal(signal.SIGSTOP)
-        await front.transport.drain(0.1)
+        assert not await front.transport.drain(0.1)
         await front.transport.close()
         assert hangs._process.returncode == -signal.SIGKILL
 
     run(scenario)
     assert "when the time to drain was over" in caplog.text
+
+
+def test_what_dies_while_it_drains_has_not_answered_all(run):
+    async def scenario():
+        front = Front()
+        port = await front.transport.start()
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(HELLO + grpc_call(INFER, b"request"))
+        await settled(lambda: front.infer.calls)
+        draining = asyncio.create_task(front.transport.drain(30))
+        front.transport.workers[0]._process.kill()
+        assert not await draining
+        writer.close()
+        await front.transport.close()
+
+    run(scenario)
+
+
+def test_who_does_not_take_a_reply_is_cut_off(run):
+    async def scenario():
+        front = Front()
+        port = await front.transport.start()
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(HELLO + grpc_call(INFER, b"request"))
+        await settled(lambda: front.infer.calls)
+        assert not await front.transport.drain(0.1)
+        writer.close()
+        await front.transport.close()
+
+    run(scenario)
 
 
 def test_connections_that_come_and_go_do_not_count(run):

@@ -48,7 +48,10 @@ _VERBS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
 class Health(Protocol):
-    """What the health paths answer with. exiting: the server drains; it is then alive and not ready."""
+    """What the health paths answer with. exiting: the server drains; it is then alive and not ready.
+
+    reachable: gRPC's connections are taken; they may not be while the workers for them start again.
+    """
 
     @property
     def live(self) -> bool: ...  # noqa: D102
@@ -56,6 +59,8 @@ class Health(Protocol):
     def ready(self) -> bool: ...  # noqa: D102
     @property
     def exiting(self) -> bool: ...  # noqa: D102
+    @property
+    def reachable(self) -> bool: ...  # noqa: D102
 
 
 class Guards(Protocol):
@@ -79,11 +84,11 @@ def make_app(
 ) -> ASGIApp:
     """The application.
 
-    health is asked at each probe: 200 for yes, 400 for no, and for ready 503 while the server leaves (OIP; the JSON
-    bodies are for KServe's client, which parses them). counts: of replies, by route and status. before_scrape: reads
-    what metrics show and nobody counts. recording: makes what writes out a model's last requests, of its name and
-    version. drift: the report of one. summary: what the page at `/` shows; nothing of models without it. guards: of
-    versions that are compared with another. Every error is JSON, `{"error": message}`.
+    health is asked at each probe: 200 for yes, 400 for no, and for ready 503 while the server leaves or nothing takes
+    gRPC's connections (OIP; the JSON bodies are for KServe's client, which parses them). counts: of replies, by route
+    and status. before_scrape: reads what metrics show and nobody counts. recording: makes what writes out a model's
+    last requests, of its name and version. drift: the report of one. summary: what the page at `/` shows; nothing of
+    models without it. guards: of versions that are compared with another. Every error is JSON, `{"error": message}`.
     """
     endpoints = _own_endpoints(health, registry, before_scrape, summary)
     if recording is not None:
@@ -139,8 +144,9 @@ def _own_endpoints(
         return JSONResponse({"live": answer}, 200 if answer else 400)
 
     async def ready(_: Request) -> Response:
-        answer = health.ready and not health.exiting
-        return JSONResponse({"ready": answer}, 200 if answer else 503 if health.exiting else 400)
+        passing = health.exiting or (health.ready and not health.reachable)
+        answer = health.ready and not passing
+        return JSONResponse({"ready": answer}, 200 if answer else 503 if passing else 400)
 
     async def metrics(request: Request) -> Response:
         # One at a time: the loop then gives a turn in two to scrapes at most, however many clients ask.

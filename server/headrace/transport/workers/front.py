@@ -82,6 +82,11 @@ class WorkersTransport:
     def __repr__(self) -> str:
         return f"<WorkersTransport {self.workers}>"
 
+    @property
+    def serving(self) -> bool:
+        """Whether any worker takes connections, and responds."""
+        return self._metrics.ready > 0
+
     # --- GrpcTransport ------------------------------------------------------------------------------------------------
 
     async def start(self) -> int:
@@ -105,15 +110,16 @@ class WorkersTransport:
         logger.info("gRPC's connections are served by %d processes", len(pids), extra={"pids": pids})
         return port
 
-    async def drain(self, seconds: float) -> None:
-        """See `base.GrpcTransport`."""
+    async def drain(self, seconds: float) -> bool:
+        """See `base.GrpcTransport`. False, too, if a worker ends before it has said that it has answered all."""
         self._leave()
         self._tell(drain=seconds)
-        drained = [worker.drained.wait() for worker in self.workers if worker.ready]
+        workers = [worker for worker in self.workers if worker.ready]
         try:
-            await asyncio.wait_for(asyncio.gather(*drained), seconds)
+            await asyncio.wait_for(asyncio.gather(*(worker.drained.wait() for worker in workers)), seconds)
         except TimeoutError:
             logger.warning("workers had calls under way, or did not say, when the time to drain was over")
+        return all(worker.emptied for worker in workers)
 
     async def close(self) -> None:
         """See `base.GrpcTransport`."""
@@ -197,13 +203,15 @@ class WorkersTransport:
         """A worker has ended; unless the server does as well, there will be another one."""
         counting.take_away_open(self._counts, worker.counts)
         self._metrics.memory.pop(worker.place, None)
-        self._metrics.ready -= worker.began
         self._awaited.discard(worker)
         if not self._awaited:
             self._counting.set()
-        if worker not in self.workers:
+        kept = worker in self.workers
+        if kept:
+            self.workers.remove(worker)
+        self._count_ready()
+        if not kept:
             return
-        self.workers.remove(worker)
         if not self._leaving:
             if not any(other.ready for other in self.workers):
                 self._listener.shut()
@@ -254,6 +262,7 @@ class WorkersTransport:
                 case "counts":
                     self._on_counts(worker, value)
                 case "drained":
+                    worker.emptied = value
                     worker.drained.set()
 
     def _on_counts(self, worker: Worker, counts: dict[str, Any]) -> None:
@@ -268,9 +277,12 @@ class WorkersTransport:
         if not self._awaited:
             self._counting.set()
 
+    def _count_ready(self) -> None:
+        self._metrics.ready = sum(worker.ready and not worker.silent for worker in self.workers)
+
     def _on_ready(self, worker: Worker) -> None:
         worker.gets_ready()
-        self._metrics.ready += 1
+        self._count_ready()
         ready = self._starting.get(worker)
         if ready is not None and not ready.done():
             ready.set_result(None)
@@ -310,6 +322,7 @@ class WorkersTransport:
         silent = worker.ready and now - worker.heard_at > _SILENT_SECONDS
         if silent != worker.silent:
             worker.silent = silent
+            self._count_ready()
             say = logger.error if silent else logger.info
             text = "a worker does not respond; others get its connections" if silent else "a worker responds again"
             say("%s", text, extra={"pid": worker.pid})

@@ -249,9 +249,9 @@ class _Worker:
                     self._tell_counts()
 
     async def _drain(self, seconds: float) -> None:
-        await self._transport.drain(seconds)
+        drained = await self._transport.drain(seconds)
         self._tell_counts()
-        self.doors.tell(drained=True)
+        self.doors.tell(drained=drained)
 
     def _tell_counts(self) -> None:
         self.doors.tell(counts=snapshot(self._counts, self._security.metrics))

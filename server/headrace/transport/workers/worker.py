@@ -35,7 +35,8 @@ class Worker:
     what was wrong, if anything.
     began: it has been ready. ready: it takes connections. open: its connections, with those on their way to it.
     waiting: those that it has not been given yet. counts: its last `counts.snapshot`; heard_at: when it said that, by
-    the loop's time. silent: it has not for too long.
+    the loop's time. silent: it has not for too long. drained: there is nothing left to wait for, be it that it has
+    ended; emptied: it has said that all its calls are answered.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Worker:
         self._since = 0.0
         self.ended = False
         self.drained: asyncio.Event = asyncio.Event()
+        self.emptied = False
         self.desk: Desk
         self._process: subprocess.Popen[bytes] | None = None
         self._sockets: socket.socket
