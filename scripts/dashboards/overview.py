@@ -105,14 +105,19 @@ def _servers() -> list[Panel]:
         lines(
             "Processor",
             Query(f"rate(process_cpu_seconds_total{{{SERVER}}}[$__rate_interval])", "{{instance}}"),
+            Query(
+                f"rate(headrace_grpc_worker_cpu_seconds_total{{{SERVER}}}[$__rate_interval])",
+                "{{instance}} worker {{worker}}",
+            ),
             unit="none",
-            about="Cores that a server keeps busy.",
+            about="Cores that a server keeps busy, and its workers for gRPC, if there are any: one each at most.",
         ),
         lines(
             "Memory",
             Query(f"process_resident_memory_bytes{{{SERVER}}}", "{{instance}}"),
+            Query(f"headrace_grpc_worker_resident_memory_bytes{{{SERVER}}}", "{{instance}} worker {{worker}}"),
             unit="bytes",
-            about="Resident memory of a server.",
+            about="Resident memory of a server and of its workers for gRPC, which share the memory of large requests.",
         ),
         lines(
             "Connections",
@@ -120,6 +125,15 @@ def _servers() -> list[Panel]:
             Query(f"sum by (instance) (headrace_http_connections{{{SERVER}}})", "{{instance}} HTTP"),
             unit="none",
             about="Open connections; of gRPC on the native transport.",
+        ),
+        lines(
+            "gRPC workers",
+            Query(f"headrace_grpc_workers{{{SERVER}}}", "{{instance}}"),
+            Query(
+                f"increase(headrace_grpc_worker_restarts_total{{{SERVER}}}[$__rate_interval])", "{{instance}} restarts"
+            ),
+            unit="none",
+            about="With grpc_workers: those that take connections, and starts in the place of others that had ended.",
         ),
         lines(
             "HTTP replies",

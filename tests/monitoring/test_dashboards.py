@@ -55,7 +55,7 @@ def prometheus(tmp_path_factory):
     models = write_models(tmp_path_factory.mktemp("models"))
     data = tmp_path_factory.mktemp("prometheus")
     config = (RULES / "prometheus.yml").read_text()
-    with Server(models, "--response-cache-bytes", 100_000) as server, StandIn() as stand_in:
+    with Server(models, "--response-cache-bytes", 100_000, "--grpc-workers", 1) as server, StandIn() as stand_in:
         wanted = {
             '["127.0.0.1:8000"]': f'["{server.http.removeprefix("http://")}"]',
             "scrape_interval: 5s": "scrape_interval: 1s",
