@@ -3,6 +3,7 @@
 import faulthandler
 import gc
 import os
+import resource
 import signal
 import traceback
 from collections.abc import Callable
@@ -36,6 +37,7 @@ def _answer(asked: Callable[[], bool], tell: int) -> None:
     try:
         gc.disable()
         faulthandler.disable()
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(SECONDS)
         status = _YES if asked() else _NO
