@@ -35,17 +35,31 @@ def options_of(context: Context, backend: str) -> dict[str, Any]:
 class Loaded:
     """One instance of a model of speed_models, and one output of it. A context manager. Raises Skip as `known` does.
 
-    options: of the backend, as `[backend_options]` has them. lanes: the batches that the instance can have in flight.
+    forms: what the model is told of its rows, see `TakesForms`. options: of the backend, as `[backend_options]` has
+    them. lanes: the batches that the instance can have in flight.
     """
 
-    def __init__(self, context: Context, backend: str, name: str, output: str, max_batch: int, **options: Any) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        context: Context,
+        backend: str,
+        name: str,
+        output: str,
+        max_batch: int,
+        *,
+        forms: Sequence[Sequence[tuple[int, ...]]] = (),
+        **options: Any,  # noqa: ANN401
+    ) -> None:
         from headrace.backends import registry
+        from headrace.backends.base import TakesForms
 
         entry = registry.get(known(backend))
         version = context.scratch / f"{backend}-{name}-{max_batch}-{len(list(context.scratch.iterdir()))}" / "1"
         version.mkdir(parents=True)
         (version / "model.onnx").symlink_to(context.model(name).resolve())
         model = entry.load(version, max_batch=max_batch, threads=0, options=options_of(context, backend) | options)
+        if forms and isinstance(model, TakesForms):
+            model.take_forms(forms)
         self.platform = model.platform
         self._inputs = [spec.name for spec in model.signature.inputs]
         self._output = [spec.name for spec in model.signature.outputs].index(output)

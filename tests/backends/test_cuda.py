@@ -26,7 +26,7 @@ class FakeDriver:
         self.calls = []
         self.fail = {}
         self.memory = {}
-        self.capturing = False
+        self.nodes = []
 
     def __getattr__(self, name):
         real = getattr(driver, name)
@@ -39,7 +39,8 @@ class FakeDriver:
             self.calls.append(name)
             if name in self.fail:
                 return self.fail[name], None
-            return (OK, *getattr(self, f"_{name}", lambda *_: (len(self.calls),))(*arguments))
+            made = getattr(self, f"_{name}", lambda *_: (len(self.calls),))(*arguments)
+            return made if made and isinstance(made[0], driver.CUresult) else (OK, *made)
 
         return call
 
@@ -85,6 +86,19 @@ class FakeDriver:
 
     def _cuEventElapsedTime(self, start, end):
         return (1.5,)
+
+    def _cuGraphGetNodes(self, graph, room=0):
+        return self.nodes[:room], room or len(self.nodes)
+
+    def _cuGraphNodeGetType(self, node):
+        return (node.kind,)
+
+    def _cuGraphMemcpyNodeGetParams(self, node):
+        return (node,)
+
+    def _cuPointerGetAttribute(self, attribute, pointer):
+        known = {0x1000: PLACES.CU_MEMORYTYPE_DEVICE, 0x2000: PLACES.CU_MEMORYTYPE_HOST}
+        return (int(known[pointer]),) if pointer in known else (driver.CUresult.CUDA_ERROR_INVALID_VALUE, None)
 
 
 @pytest.fixture
@@ -173,6 +187,68 @@ def test_events_and_graphs(fake):
         "cuStreamBeginCapture", "cuStreamWaitEvent", "cuStreamEndCapture", "cuGraphInstantiate", "cuGraphDestroy",
         "cuGraphLaunch", "cuGraphExecDestroy", "cuEventDestroy",
     ]  # fmt: skip
+
+
+KINDS = driver.CUgraphNodeType
+PLACES = driver.CUmemorytype
+
+
+def copy_node(source, target, pointer=0):
+    kinds = {
+        "host": PLACES.CU_MEMORYTYPE_HOST,
+        "there": PLACES.CU_MEMORYTYPE_DEVICE,
+        "any": PLACES.CU_MEMORYTYPE_UNIFIED,
+    }
+    return SimpleNamespace(
+        kind=KINDS.CU_GRAPH_NODE_TYPE_MEMCPY,
+        srcMemoryType=kinds[source],
+        srcDevice=pointer,
+        dstMemoryType=kinds[target],
+        dstDevice=pointer,
+    )
+
+
+def node(kind):
+    return SimpleNamespace(kind=getattr(KINDS, f"CU_GRAPH_NODE_TYPE_{kind}"))
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [],
+        [node("KERNEL"), node("MEMSET"), node("EMPTY"), copy_node("there", "there")],
+        [copy_node("any", "there", pointer=0x1000)],
+    ],
+    ids=["none", "several", "unified"],
+)
+def test_a_graph_that_is_closed(fake, nodes):
+    fake.nodes = nodes
+    open_device(0).stream().capture(lambda: None, closed=True).close()
+
+
+@pytest.mark.parametrize(
+    ("last", "why"),
+    [
+        (copy_node("host", "there"), "it copies from or to the host's memory"),
+        (copy_node("there", "host"), "it copies from or to the host's memory"),
+        (copy_node("any", "there", pointer=0x2000), "it copies from or to the host's memory"),  # page-locked
+        (
+            copy_node("there", "any", pointer=0x3000),
+            "it copies from or to the host's memory",
+        ),  # the driver knows nothing
+        (node("HOST"), "it has a node of kind CU_GRAPH_NODE_TYPE_HOST"),
+        (node("CONDITIONAL"), "it has a node of kind CU_GRAPH_NODE_TYPE_CONDITIONAL"),
+    ],
+    ids=["from-the-host", "to-the-host", "page-locked", "unknown", "call", "condition"],
+)
+def test_a_graph_that_is_not(fake, last, why):
+    fake.nodes = [node("KERNEL"), last]
+    stream = open_device(0).stream()
+    with pytest.raises(DeviceError, match=why):
+        stream.capture(lambda: None, closed=True)
+    assert fake.calls[-1] == "cuGraphDestroy"
+    assert "cuGraphInstantiate" not in fake.calls
+    stream.capture(lambda: None).close()
 
 
 def test_a_capture_that_fails_ends(fake):

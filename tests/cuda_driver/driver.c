@@ -18,8 +18,11 @@
 enum { INVALID_VALUE = 1, NO_MEMORY = 2, NO_IMAGE = 200, NO_CONTEXT = 201, INVALID_HANDLE = 400, NOT_FOUND = 500,
        LAUNCH_FAILED = 719, NOT_SUPPORTED = 801, CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901 };
 typedef uint64_t u64;
-typedef struct { void *to; const void *from; int value; size_t size; } Step; /* from: null to fill */
+typedef struct { void *to; const void *from; int value; size_t size; char kinds[2]; } Step; /* from: null to fill */
+enum { HOST = 1, DEVICE = 2 }; /* CUmemorytype, of from and to */
 typedef struct { int count; Step *steps; } Graph;
+typedef struct { size_t at[4]; int kind; const void *host; u64 device; void *array, *reserved; size_t pitch, height; } End;
+typedef struct { End from, to; size_t width, height, depth; } Copy; /* CUDA_MEMCPY3D */
 typedef struct { int known, capturing, broken; Graph *graph; } Stream;
 typedef struct { int known, untimed, recorded; double at; } Event;
 typedef struct { char name[64]; const char *(*run)(const char *, unsigned *, unsigned *, size_t, void **, int); } Kernel;
@@ -110,9 +113,13 @@ static int put(void *handle, Step step) {
 }
 int cuMemcpyHtoD_v2(void *to, const void *from, size_t size) { return put(0, (Step){to, from, 0, size}); }
 int cuMemcpyDtoH_v2(void *to, const void *from, size_t size) { return put(0, (Step){to, from, 0, size}); }
-int cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t size, void *s) { return put(s, (Step){to, from, 0, size}); }
-int cuMemcpyDtoHAsync_v2(void *to, const void *from, size_t size, void *s) { return put(s, (Step){to, from, 0, size}); }
-int cuMemcpyDtoDAsync_v2(void *to, const void *from, size_t size, void *s) { return put(s, (Step){to, from, 0, size}); }
+#define COPY(name, source, target) \
+  int name(void *to, const void *from, size_t size, void *stream) { \
+    return put(stream, (Step){to, from, 0, size, {source, target}}); \
+  }
+COPY(cuMemcpyHtoDAsync_v2, HOST, DEVICE)
+COPY(cuMemcpyDtoHAsync_v2, DEVICE, HOST)
+COPY(cuMemcpyDtoDAsync_v2, DEVICE, DEVICE)
 int cuMemsetD8_v2(void *to, unsigned char value, size_t size) { return put(0, (Step){to, 0, value, size}); }
 
 /* --- streams, events, graphs --- */
@@ -143,6 +150,20 @@ int cuStreamEndCapture(void *handle, void **graph) {
 }
 int cuGraphInstantiateWithFlags(void **made, void *graph, u64 flags) { *made = graph; return usable(); }
 int cuGraphDestroy(void *graph) { return 0; }
+int cuGraphGetNodes(Graph *graph, void **nodes, size_t *count) {
+  for (size_t at = 0; nodes && at < *count; at++) nodes[at] = at < (size_t)graph->count ? &graph->steps[at] : 0;
+  if (!nodes || *count > (size_t)graph->count) *count = graph->count;
+  return 0;
+}
+int cuGraphNodeGetType(Step *step, int *kind) { *kind = step->from ? 1 : 2; return 0; } /* a copy, or to fill */
+int cuGraphMemcpyNodeGetParams(Step *step, Copy *copy) {
+  memset(copy, 0, sizeof *copy);
+  copy->from.kind = step->kinds[0], copy->to.kind = step->kinds[1], copy->width = step->size;
+  if (step->kinds[0] == HOST) copy->from.host = step->from; else copy->from.device = (u64)step->from;
+  if (step->kinds[1] == HOST) copy->to.host = step->to; else copy->to.device = (u64)step->to;
+  copy->height = copy->depth = 1;
+  return 0;
+}
 int cuGraphExecDestroy(void *graph) { return 0; }
 int cuGraphLaunch(Graph *graph, void *handle) {
   int wrong = 0;

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gpu_check.registry import check
 
@@ -44,7 +44,7 @@ def backend_tensorrt(context: Context) -> Figures:
     return through_registry(context, "tensorrt")
 
 
-def through_registry(context: Context, backend: str, **options: object) -> Figures:
+def through_registry(context: Context, backend: str, **options: Any) -> Figures:  # noqa: ANN401
     """Loads a ResNet in FP32 with this backend, runs batches of one and more requests, and compares their outputs."""
     from gpu_check.agreement import checked
     from gpu_check.loaded import Loaded

@@ -108,6 +108,12 @@ def device_graph(context: Context) -> Figures:
             refused = str(error)
         else:
             raise Failed("waiting for the stream was captured, expected DeviceError")
+        try:
+            stream.capture(work, closed=True).close()
+        except DeviceError as error:
+            refused += f"; {error}"
+        else:
+            raise Failed("copies of the host's memory are in a closed graph, expected DeviceError")
         graph = stack.enter_context(closing(stream.capture(work)))
         for number in range(ROUNDS):
             there.array[:], back.array[:] = number + 1, 0

@@ -7,7 +7,7 @@ on whichever thread calls it; the engine never calls `run` of one instance from 
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -95,6 +95,15 @@ class LoadedModel(Protocol):
 
     def make_instance(self, index: int) -> Instance:
         """A new instance, on the calling thread; may take long (graph optimisation)."""
+        ...
+
+
+@runtime_checkable
+class TakesForms(Protocol):
+    """A `LoadedModel` that makes use of knowing what its batches will look like."""
+
+    def take_forms(self, forms: Sequence[Sequence[tuple[int, ...]]]) -> None:
+        """Told once, before an instance is made: rows have no other dimensions than these, given for each input."""
         ...
 
 

@@ -34,6 +34,10 @@ _LOST = frozenset(
 """After these the context takes no more work (CUDA driver API, CUresult); nothing but a new process brings it back."""
 
 
+_CLOSED = frozenset(
+    getattr(driver.CUgraphNodeType, f"CU_GRAPH_NODE_TYPE_{name}") for name in ("KERNEL", "MEMSET", "EMPTY")
+)
+"""Nodes of a graph that are the device's alone, whatever they do."""
 _THREAD_LOCAL = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
 
 
@@ -143,7 +147,7 @@ class _Stream(_Owned):
             checked(driver.cuEventRecord(self._end.handle, self.handle))
             self._end.synchronize()
 
-    def capture(self, work: Callable[[], None]) -> _Graph:
+    def capture(self, work: Callable[[], None], *, closed: bool = False) -> _Graph:
         # thread-local: what other threads allocate meanwhile does not end the capture
         checked(driver.cuStreamBeginCapture(self.handle, _THREAD_LOCAL))
         try:
@@ -153,9 +157,36 @@ class _Stream(_Owned):
             raise
         graph = checked(driver.cuStreamEndCapture(self.handle))
         try:
+            if closed:
+                _check_closed(graph)
             return _Graph(int(checked(driver.cuGraphInstantiate(graph, 0))))
         finally:
             driver.cuGraphDestroy(graph)
+
+
+def _check_closed(graph: Any) -> None:  # noqa: ANN401  -- the bindings are not typed
+    """Raises DeviceError if a graph does anything with the host, or what is not known to do without."""
+    _, count = checked(driver.cuGraphGetNodes(graph, 0))
+    nodes, _ = checked(driver.cuGraphGetNodes(graph, count)) if count else ([], 0)
+    for node in nodes:
+        kind = checked(driver.cuGraphNodeGetType(node))
+        if kind in _CLOSED:
+            continue
+        if kind != driver.CUgraphNodeType.CU_GRAPH_NODE_TYPE_MEMCPY:
+            raise DeviceError(f"it has a node of kind {kind.name}")
+        copy = checked(driver.cuGraphMemcpyNodeGetParams(node))
+        if not (_there(copy.srcMemoryType, copy.srcDevice) and _there(copy.dstMemoryType, copy.dstDevice)):
+            raise DeviceError("it copies from or to the host's memory")
+
+
+def _there(kind: Any, pointer: Any) -> bool:  # noqa: ANN401
+    """Whether memory is the device's. Where it is UNIFIED its address tells; the host's own has no attributes."""
+    if kind == driver.CUmemorytype.CU_MEMORYTYPE_UNIFIED:
+        attribute = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_MEMORY_TYPE
+        status, kind = driver.cuPointerGetAttribute(attribute, int(pointer))
+        if status != driver.CUresult.CUDA_SUCCESS:
+            return False
+    return int(kind) == int(driver.CUmemorytype.CU_MEMORYTYPE_DEVICE)
 
 
 class CudaDevice:

@@ -106,8 +106,12 @@ class Stream(Protocol):
         """Waits on this thread until everything is done. Raises what went wrong with any of it."""
         ...
 
-    def capture(self, work: Callable[[], None]) -> Graph:
-        """A graph of what `work` puts into this stream; none of it is done. Raises DeviceError if it cannot be one."""
+    def capture(self, work: Callable[[], None], *, closed: bool = False) -> Graph:
+        """A graph of what `work` puts into this stream; none of it is done. Raises DeviceError if it cannot be one.
+
+        closed: nor may it copy from or to the host's memory, or call the host: what lies there when it is launched need
+        not be what was there.
+        """
         ...
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from headrace.backends import registry
-from headrace.backends.base import InstanceLost, memory_of, nodes_of
+from headrace.backends.base import InstanceLost, TakesForms, memory_of, nodes_of
 from headrace.clock import no_rest, rest_ns
 from headrace.engine.background import in_background
 from headrace.engine.policies import cost_model, make_buckets
@@ -252,7 +252,18 @@ def load_model(
     options = config.options_of(backend) if options is None else options
     model = opener.load(found.path, max_batch=max_batch, threads=config.threads, options=options)
     with _said_in(found):
-        return process(present(model, config, found.path.parent), config)
+        shown = present(model, config, found.path.parent)
+        _tell_forms(shown, config)
+        return process(shown, config)
+
+
+def _tell_forms(model: LoadedModel, config: ModelConfig) -> None:
+    """Tells a backend that can use it which dimensions rows will have, if buckets leave only some. See `TakesForms`."""
+    if not isinstance(model, TakesForms) or not config.buckets or config.preprocess:
+        return
+    buckets = make_buckets(config, model.signature)
+    if buckets is not None and buckets.certain:
+        model.take_forms([form for _, form in buckets.all()])
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from headrace.backends.base import device_of, memory_of, nodes_of
+from headrace.backends.base import TakesForms, device_of, memory_of, nodes_of
 from headrace.errors import ModelLoadError
 from headrace.messages import Signature, TensorSpec
 from headrace.repository.labels import read_labels
@@ -126,6 +126,12 @@ class PresentedModel:
         """See `backends.base.nodes_of`."""
         return nodes_of(self.behind)
 
+    def take_forms(self, forms: Sequence[Sequence[Shape]]) -> None:
+        """See `backends.base.TakesForms`."""
+        if isinstance(self.behind, TakesForms):
+            faces = sorted(enumerate(self._inputs), key=lambda place: place[1].at)
+            self.behind.take_forms([[_inward(face, form[place]) for place, face in faces] for form in forms])
+
     def make_instance(self, index: int) -> Instance:
         """See `backends.base.LoadedModel`."""
         instance = self.behind.make_instance(index)
@@ -151,7 +157,7 @@ class _PresentedInstance:
         faces = [self._outputs[index] for index in outputs]
         arrays = self._instance.run(
             [inputs[place] for place, _ in self._inputs],
-            [self._inward(face, shapes[place]) for place, face in self._inputs],
+            [shapes[place][: self._lead] + _inward(face, shapes[place][self._lead :]) for place, face in self._inputs],
             [face.at for face in faces],
         )
         return [self._outward(face, array) for face, array in zip(faces, arrays, strict=True)]
@@ -160,11 +166,6 @@ class _PresentedInstance:
         """See `backends.base.Instance`."""
         self._instance.close()
 
-    def _inward(self, face: _Face, shape: Shape) -> Shape:
-        if face.inside is None:
-            return shape
-        return shape[: self._lead] + _filled(face.inside, face.spec.shape, shape[self._lead :])
-
     def _outward(self, face: _Face, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         if face.inside is None:
             return array
@@ -172,6 +173,11 @@ class _PresentedInstance:
         if not _fits(dims, face.inside):
             raise ValueError(f"output {face.spec.name!r} has dimensions {list(dims)}, expected {list(face.inside)}")
         return array.reshape(array.shape[: self._lead] + _filled(face.spec.shape, face.inside, dims))
+
+
+def _inward(face: _Face, dims: Shape) -> Shape:
+    """Dimensions of a row as the backend knows them."""
+    return dims if face.inside is None else _filled(face.inside, face.spec.shape, dims)
 
 
 def _filled(pattern: Shape, like: Shape, dims: Shape) -> Shape:

@@ -108,19 +108,21 @@ class FakeStream:
         self._device = device
         self._pending: deque[Callable[[], None]] = deque()
         self._recording: list[Callable[[], None]] | None = None
+        self._with_host = False
 
     @property
     def capturing(self) -> bool:
         """Whether what it is given is being recorded."""
         return self._recording is not None
 
-    def enqueue(self, step: Callable[[], None]) -> None:
-        """Puts a step of a library that works on this device into the stream."""
+    def enqueue(self, step: Callable[[], None], *, with_host: bool = False) -> None:
+        """Puts a step of a library that works on this device into the stream; with_host: on the host's memory, too."""
         self._device.check()
         if not self.open:
             raise DeviceError("the stream is closed")
         if self._recording is not None:
             self._recording.append(step)
+            self._with_host |= with_host
         else:
             self._pending.append(step)
 
@@ -141,7 +143,7 @@ class FakeStream:
         def copy() -> None:
             ctypes.memmove(target.pointer, source.pointer, nbytes)
 
-        self.enqueue(copy)
+        self.enqueue(copy, with_host=True)
 
     def record(self, *, timed: bool = False) -> FakeEvent:
         """See `backends.device.Stream`."""
@@ -174,11 +176,13 @@ class FakeStream:
             while self._pending:
                 self._pending.popleft()()
 
-    def capture(self, work: Callable[[], None]) -> FakeGraph:
+    def capture(self, work: Callable[[], None], *, closed: bool = False) -> FakeGraph:
         """See `backends.device.Stream`."""
-        self._recording = []
+        self._recording, self._with_host = [], False
         try:
             work()
+            if closed and self._with_host:
+                raise DeviceError("it copies from or to the host's memory")
             graph = FakeGraph(self._recording)
             self._device.graphs.append(graph)
             return graph

@@ -132,8 +132,7 @@ class NativeTransport:
             await asyncio.wait_for(self._empty.wait(), seconds)
         except TimeoutError:
             logger.warning("%d connections had calls under way when the time to drain was over", len(self.peers))
-            return False
-        return True
+        return self._empty.is_set()
 
     async def close(self) -> None:
         """See `base.GrpcTransport`."""
@@ -405,8 +404,7 @@ class Peer(asyncio.BufferedProtocol):
         for stream in list(connection.streams.values()):
             cast("Call", stream).expire(now)
         if connection.streams or connection.ids.last != self._last_id:
-            self._last_call = now
-            self._last_id = connection.ids.last
+            self._last_call, self._last_id = now, connection.ids.last
         elif settings.idle_timeout_s and now - self._last_call > settings.idle_timeout_s * 1e9:
             self.server.limited(Limit.IDLE_TIMEOUT)
             connection.fail(ErrorCode.NO_ERROR, "max_idle")

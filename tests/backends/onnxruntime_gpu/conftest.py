@@ -24,10 +24,11 @@ class GpuOrt:
     """What a backend takes in place of ONNX Runtime and devices.
 
     calls: what each session was opened with. takes: bytes of the device that a session has. works: providers that can
-    be set up. on_cpu: operators that the processor runs. on_host: tensors that are in the host's memory. fail: what
-    the next run raises; loses: and its device is lost, which the text does not say. unrecordable: what a run raises
-    that is recorded. stale: a launched graph does nothing; forgets: one that another was recorded after.
-    runs: of bindings, by kind. gone: sessions that nobody holds any more.
+    be set up. on_cpu: operators that the processor runs; of_shapes: for nothing but shapes, so that no data goes to and
+    fro. on_host: tensors that are in the host's memory. fail: what the next run raises; loses: and its device is lost,
+    which the text does not say. unrecordable: what a run raises that is recorded. waits: a run whose outputs are put
+    anywhere waits for its inputs, as it does where dimensions depend on values. stale: a launched graph does nothing;
+    forgets: one that another was recorded after. runs: of bindings, by kind. gone: sessions that nobody holds any more.
     """
 
     def __init__(self, devices=1, memory=1 << 30):
@@ -39,12 +40,14 @@ class GpuOrt:
         self.works = {"CUDAExecutionProvider", "TensorrtExecutionProvider"}
         self.tells = True
         self.on_cpu = ()
+        self.of_shapes = False
         self.on_host = ()
         self.fail = None
         self.loses = False
         self.stale = False
         self.forgets = False
         self.unrecordable = None
+        self.waits = False
         self.runs = Counter()
         self.gone = 0
         self.sessions = []
@@ -139,10 +142,13 @@ class Session:
             raise self.gpu.unrecordable
         self.recorded += 1
         number = self.recorded
-        self.stream.enqueue(lambda: self._launched(binding, number))
+        copies = bool(self.gpu.on_cpu) and not self.gpu.of_shapes
+        self.stream.enqueue(lambda: self._launched(binding, number), with_host=copies)
 
     def _run_freely(self, binding):
         """Outputs have a place and a shape when a run has been put into the stream, but no values."""
+        if self.gpu.waits:
+            self.stream.synchronize()
         names = list(binding.free)
         binding.values = [
             ort.OrtValue.ortvalue_from_numpy(array) if name in self.gpu.on_host else Value(self.device, array)

@@ -48,7 +48,8 @@ def test_the_issue_is_covered():
     assert {
         "environment", "kernels", "device-copies", "device-events", "device-graph", "device-staging", "overlap",
         "backend-onnxruntime-cuda", "backend-tensorrt", "fallback", "throughput-resnet50-fp16", "throughput-bert-fp16",
-        "accuracy-resnet50", "accuracy-bert", "latency-backend-resnet50-fp16", "gpu-metrics",
+        "accuracy-resnet50", "accuracy-bert", "latency-backend-resnet50-fp16", "latency-backend-bert-fp16",
+        "gpu-metrics",
     } <= set(checks())  # fmt: skip
 
 

@@ -48,12 +48,12 @@ class Executor:
         with self._lock:
             return work()
 
-    def record(self, work: Callable[[], None]) -> Graph:
+    def record(self, work: Callable[[], None], *, closed: bool = False) -> Graph:
         """A graph of what `work` puts into the stream, for `compute` to launch there: none of it is done.
 
-        Raises DeviceError if it cannot be one.
+        closed: see `Stream.capture`. Raises DeviceError if it cannot be one.
         """
-        return self.call(lambda: self.stream.capture(work))
+        return self.call(lambda: self.stream.capture(work, closed=closed))
 
     def compute(self, lane_stream: Stream, work: Callable[[], None]) -> None:
         """Has `work` put its computation behind what the lane has been given, and the lane wait for it in turn."""

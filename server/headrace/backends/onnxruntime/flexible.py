@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from headrace.backends.base import InstanceLost
 from headrace.backends.buffers import lay
 from headrace.backends.device import DeviceOutOfMemory
-from headrace.backends.onnxruntime.bound import ASYNCHRONOUS, HOST, element_of
+from headrace.backends.onnxruntime.bound import ASYNCHRONOUS, HOST, Form, element_of, run_filled
 from headrace.backends.onnxruntime.feeds import numpy_of
 from headrace.backends.onnxruntime.placement import inputs_on_host, outputs_on_host
 from headrace.backends.onnxruntime.sessions import run_options
 from headrace.datatypes import DATATYPES
+from headrace.errors import ModelLoadError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -172,3 +173,37 @@ class FlexibleInstance:
             self._stream.download(buffer.host, _Borrowed(value.data_ptr(), nbytes), nbytes)
             results.append(buffer.host.array[:nbytes].view(dtype).reshape(shape))
         return results
+
+
+def find_forms(
+    executor: Executor, signature: Signature, options: GpuOptions, told: Sequence[Sequence[Shape]], rows: int
+) -> list[Form]:
+    """The forms of rows whose inputs have the dimensions in `told`: what outputs have is seen in runs of `rows` rows.
+
+    Raises InstanceLost, and ModelLoadError if a run fails, or dimensions of outputs do not follow from those of inputs.
+    """
+    instance = FlexibleInstance(executor, signature, options, lambda: None)
+    try:
+        return [_form(instance, signature, tuple(map(tuple, inputs)), rows) for inputs in told]
+    finally:
+        instance.close()
+
+
+def _form(instance: FlexibleInstance, signature: Signature, inputs: tuple[Shape, ...], rows: int) -> Form:
+    what = f"{rows} rows, {' and '.join(map(str, inputs))} each,"
+    try:
+        of_zeros, of_ones = (
+            [array.shape for array in run_filled(instance, signature, inputs, rows, value)] for value in (0, 1)
+        )
+    except InstanceLost:
+        raise
+    except Exception as error:
+        raise ModelLoadError(f"a first run of {what} failed: {error}") from error
+    batch = (rows,) if signature.max_batch else ()
+    for spec, shape, other in zip(signature.outputs, of_zeros, of_ones, strict=True):
+        if shape != other or shape[: len(batch)] != batch:
+            raise ModelLoadError(
+                f"output {spec.name!r} of {what} has shape {list(shape)} or {list(other)}: dimensions that do not "
+                "follow from those of the inputs cannot be in a CUDA graph"
+            )
+    return Form(inputs, tuple(shape[len(batch) :] for shape in of_zeros))

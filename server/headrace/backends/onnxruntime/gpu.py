@@ -11,7 +11,7 @@ import contextlib
 import io
 import logging
 import traceback
-from functools import cache
+from functools import cache, partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +21,9 @@ from headrace.backends.base import InstanceLost
 from headrace.backends.device import DeviceError, open_device
 from headrace.backends.footprint import label_of, ledger_of
 from headrace.backends.lane_steps import NO_STEPS, refusal
-from headrace.backends.onnxruntime.bound import BoundInstance, NamedInstance, lane_bytes
+from headrace.backends.onnxruntime.bound import BoundInstance, NamedInstance, fixed_form, lane_bytes
 from headrace.backends.onnxruntime.executor import Executor
-from headrace.backends.onnxruntime.flexible import FlexibleInstance
+from headrace.backends.onnxruntime.flexible import FlexibleInstance, find_forms
 from headrace.backends.onnxruntime.gpu_options import batch_buckets, graphs_asked_for
 from headrace.backends.onnxruntime.placement import (
     CPU,
@@ -34,7 +34,7 @@ from headrace.backends.onnxruntime.placement import (
     unrecordable,
 )
 from headrace.backends.onnxruntime.sessions import log_through_python, open_session, session_options
-from headrace.backends.onnxruntime.signature import bindable, file_signature
+from headrace.backends.onnxruntime.signature import bindable, file_signature, writable
 from headrace.backends.onnxruntime.weights import read_weights
 from headrace.errors import ModelLoadError
 
@@ -46,12 +46,14 @@ if TYPE_CHECKING:
     from headrace.backends.device import Device
     from headrace.backends.footprint import Share
     from headrace.backends.lane_steps import LaneSteps
+    from headrace.backends.onnxruntime.bound import Form, Recorder
     from headrace.backends.onnxruntime.gpu_options import GpuOptions
     from headrace.backends.onnxruntime.placement import Placement
     from headrace.messages import Signature
 
     Providers = Callable[[Device, int], Sequence[tuple[str, dict[str, str]]]]
     """From a device and the handle of a stream to the providers of a session, the first being what is asked for."""
+    Shape = tuple[int, ...]
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ _ENTRIES = {
 }
 _NO_CPU = {"session.disable_cpu_ep_fallback": "1"}
 _NOT_BOUND = "not all dimensions of the model are fixed, or it has texts, or an output that is one of its inputs"
+_NO_FORMS = "not all dimensions of the model are fixed or in buckets, or it has texts, or an output that is an input"
 
 
 class GpuModel:
@@ -101,9 +104,9 @@ class GpuModel:
         self.signature = file_signature(file, session_options(file, threads, options), max_batch)
         self._buckets = batch_buckets(self.signature.max_batch, options.batch_buckets)
         self._bindable = bindable(self.signature)
+        self._told: Sequence[Sequence[Shape]] = ()
+        self._forms: Sequence[Form] = [fixed_form(self.signature)] if self._bindable else ()
         self._graphs_asked = graphs_asked_for(options)
-        if self._graphs_asked is True and not self._bindable:
-            raise ModelLoadError(f"cuda_graphs = true, but {_NOT_BOUND}")
         self._graphs = bool(self._graphs_asked) and self._bindable
         self._graphs_tried = self._graphs_asked is True  # there is no other way to try
         self._providers = providers(self.signature, self._buckets)
@@ -141,8 +144,16 @@ class GpuModel:
             self._steps = steps
         return why
 
+    def take_forms(self, forms: Sequence[Sequence[Shape]]) -> None:
+        """See `backends.base.TakesForms`. They matter where graphs are asked for."""
+        if self._graphs_asked is True and writable(self.signature) and not self._bindable:
+            self._told = forms
+            self._graphs = True
+
     def make_instance(self, index: int) -> Instance:
         """See `backends.base.LoadedModel`. Those of one session follow one another."""
+        if self._graphs_asked is True and not self._graphs:
+            raise ModelLoadError(f"cuda_graphs = true, but {_NO_FORMS}")
         try:
             made = self._try(index)
         except ModelLoadError as error:
@@ -180,30 +191,45 @@ class GpuModel:
     def _join(self, group: _Group, device: Device) -> Instance:
         """One more batch in flight of a session."""
         with ledger_of(device).measured(device, group.share):
-            if not self._bindable:
+            forms = self._known_forms(group.executor)
+            if not forms:
                 texts = any(s.datatype == "BYTES" for s in (*self.signature.inputs, *self.signature.outputs))
                 kind = NamedInstance if texts else FlexibleInstance
                 return kind(group.executor, self.signature, self._options, group.leave)
             return BoundInstance(
                 group.executor,
                 self.signature,
+                forms,
                 self._buckets,
                 self._options,
                 group.leave,
                 self._steps,
-                graphs=self._records(group.executor.session),
+                record=self._recorder(group.executor),
             )
 
-    def _records(self, session: Any) -> bool:  # noqa: ANN401  -- ONNX Runtime is not typed
-        """Whether CUDA graphs are recorded of a session. Raises ModelLoadError if they have to be, and cannot."""
+    def _known_forms(self, executor: Executor) -> Sequence[Form]:
+        """Those of all rows; none where these have any dimensions. Raises as `find_forms`."""
+        if not self._forms and self._told:
+            self._forms = find_forms(executor, self.signature, self._options, self._told, self._buckets[-1])
+        return self._forms
+
+    def _recorder(self, executor: Executor) -> Recorder | None:
+        """What records CUDA graphs of a session, if any. Raises ModelLoadError if they have to be, and cannot.
+
+        Where they are asked for, the processor may have a part in a run that is the same in each, such as to compute
+        shapes: a graph shows whether anything goes to and fro.
+        """
         if not self._graphs:
-            return False
-        why = unrecordable(session, self._placement, self._provider)
-        if why and self._graphs_asked is True:
+            return None
+        asked = self._graphs_asked is True
+        why = unrecordable(executor.session, self._placement, self._provider, processor=asked)
+        if why and asked:
             raise ModelLoadError(f"cuda_graphs = true, but {why}")
         if why:
             log.info("%s runs without CUDA graphs: %s", self._file, why)
-        return not why
+            return None
+        closed = self._placement is not None and CPU in self._placement.nodes
+        return partial(executor.record, closed=closed)
 
     def _group(self, at: int, device: Device) -> _Group:
         """The session of that number, joined by one more batch in flight; a new one if there is none that works."""
@@ -259,8 +285,8 @@ class GpuModel:
     def _expected_bytes(self, more: int) -> int:
         """What a session with its batches takes of a device before it runs."""
         lanes = 0
-        if self._bindable:
-            lanes = self._options.in_flight * sum(map(sum, lane_bytes(self.signature, self._buckets[-1])))
+        if self._forms:
+            lanes = self._options.in_flight * sum(map(sum, lane_bytes(self.signature, self._forms, self._buckets[-1])))
         return read_weights(self._file).nbytes + lanes + more
 
 

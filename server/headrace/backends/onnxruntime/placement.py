@@ -106,18 +106,24 @@ def check_placement(placement: Placement, main: str, max_cpu_nodes: float) -> No
 _CONTROL = frozenset({"If", "Loop", "Scan"})
 
 
-def unrecordable(session: Any, placement: Placement | None, main: str) -> str:  # noqa: ANN401  -- not typed either
+def unrecordable(
+    session: Any,  # noqa: ANN401  -- not typed either
+    placement: Placement | None,
+    main: str,
+    *,
+    processor: bool = False,
+) -> str:
     """Why the work of a session cannot be recorded as a whole; empty where nothing is known against it.
 
     What the processor does in a run, and what it fetches from the host's memory, would be done once and for all.
-    main: the provider that must have all nodes.
+    main: the provider that must have all nodes. processor: or the processor may, whoever records sees what it does.
     """
     if placement is None:
         return "this version of ONNX Runtime does not tell which nodes run where"
-    others = sorted(set(placement.nodes) - {main})
+    others = sorted(set(placement.nodes) - {main} - ({CPU} if processor else set()))
     if others:
         return f"not all nodes are run by {main}: {placement}"
-    if control := sorted(_CONTROL & set(placement.nodes.get(main, ()))):
+    if control := sorted(_CONTROL & set[str]().union(*placement.nodes.values())):
         return f"the model decides as it runs: {', '.join(control)}"
     if on_host := sorted(inputs_on_host(session) | outputs_on_host(session)):
         return f"{', '.join(on_host)} is in the host's memory"

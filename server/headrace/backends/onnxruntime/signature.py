@@ -78,14 +78,18 @@ def make_signature(
 
 
 def bindable(signature: Signature) -> bool:
-    """Whether its tensors can have buffers: all dimensions are known but the batch's, and none is a text.
+    """Whether its tensors can have buffers once and for all: `writable`, with all dimensions known but the batch's."""
+    return writable(signature) and all(spec.fixed for spec in (*signature.inputs, *signature.outputs))
 
-    An output that is an input as it came is not written into a buffer: ONNX Runtime gives back the input itself.
+
+def writable(signature: Signature) -> bool:
+    """Whether ONNX Runtime reads its inputs from buffers that it is given, and writes its outputs into such.
+
+    Not texts, and not an output that is an input as it came: ONNX Runtime gives back the input itself.
     """
     specs = (*signature.inputs, *signature.outputs)
     as_it_came = {spec.name for spec in signature.inputs}.intersection(spec.name for spec in signature.outputs)
-    known = all(spec.fixed and spec.datatype != "BYTES" for spec in specs)
-    return bool(signature.inputs) and known and not as_it_came
+    return bool(signature.inputs) and all(spec.datatype != "BYTES" for spec in specs) and not as_it_came
 
 
 def _spec(kind: str, argument: ort.NodeArg) -> TensorSpec:
