@@ -97,6 +97,15 @@ def test_reshapes(shown):
     assert z.tolist() == [[[7]], [[8]]]
 
 
+def test_forms_are_told_as_the_model_knows_them(shown):
+    presented, model = shown(inputs={"b": {}, "a": {"dims": (-1, 2, 2), "reshape": (-1, 4)}})
+    presented.take_forms([[(), (3, 2, 2)]])  # which makes no use of it
+    told = []
+    model.take_forms = told.extend
+    presented.take_forms([[(), (3, 2, 2)], [(), (1, 2, 2)]])
+    assert told == [[(3, 4), ()], [(1, 4), ()]]
+
+
 def test_without_a_batch_dimension(shown):
     signature = Signature((TensorSpec("x", "FP32", (-1, 4)),), (TensorSpec("n", "FP32", ()),), 0)
     presented, model = shown(signature, inputs={"x": {"dims": (4, 4)}}, outputs={"n": {"dims": (1,)}})

@@ -57,10 +57,11 @@ def stubs(tmp_path_factory):
 
 @pytest.fixture
 def drive(stubs, affine, tmp_path):
-    def drive(version=None, **options):
+    def drive(version=None, forms=(), **options):
         path = os.pathsep.join([SITE, *sys.path])
         environment = {"LD_LIBRARY_PATH": str(stubs), "PYTHONPATH": path, "STUB_TRACE": str(tmp_path / "trace")}
-        command = [sys.executable, str(HERE / "stub/drive.py"), str(version or affine()), json.dumps(options)]
+        command = [sys.executable, str(HERE / "stub/drive.py"), str(version or affine())]
+        command += [json.dumps(options), json.dumps(forms)]
         done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
         if done.returncode:
             return done.stderr
@@ -187,3 +188,20 @@ def test_of_bert_the_processor_has_what_computes_a_shape(placed):
 
 def test_bert_is_loaded_though_its_attention_cannot_be_fused(placed):
     assert placed(store.TINY.bert.build(np.float16))["CPUExecutionProvider"] == 1
+
+
+def test_what_is_recorded_of_bert_copies_nothing_of_the_hosts(drive, tmp_path):
+    """It takes any number of tokens and is told of two; the processor computes a shape."""
+    version = tmp_path / "bert" / "1"
+    version.mkdir(parents=True)
+    onnx.save(store.build("bert-fp16", store.TINY), version / "model.onnx")
+    forms = [[(16,), (16,)], [(4,), (4,)]]
+    facts = drive(version, forms, cuda_graphs=True, batch_buckets=[1, 4])
+    assert facts["nodes"]["CPUExecutionProvider"] == 1
+    assert facts["graphs"] == len(facts["recorded"]) == 2 * 2 * 2
+    for recorded in facts["recorded"]:
+        assert sum("LaunchKernel" in call for call in recorded) > 10
+        assert waits(recorded) == []
+        assert [call for call in recorded if "alloc" in call.lower() or "free" in call.lower()] == []
+        assert {call for call in recorded if "Memcpy" in call} <= {"cudaMemcpyAsync 0x1 kind 3"}  # on the device
+    assert facts["run"] == []

@@ -49,8 +49,12 @@ class World:
 
 
 @pytest.fixture
-def repository(affine, gpu, monkeypatch):
+def backend(gpu, monkeypatch):
     monkeypatch.setattr(registry, "get", lambda name: OnnxRuntimeCudaBackend(**gpu.arguments))
+
+
+@pytest.fixture
+def repository(affine, backend):
     path = affine()
 
     def make(more=""):
@@ -80,6 +84,54 @@ def test_requests_are_answered_from_batches_in_flight(repository, gpu, more):
         if thread.name.startswith(THREAD_NAME):
             thread.join(10)
     assert gpu.gone == 2
+
+
+BUCKETS = """cuda_graphs = true
+batch_buckets = [1, 4, 8]
+
+[buckets.length]
+sizes = [2, 8]
+outputs.y = [1]
+"""
+AS_IT_IS = "inputs.x = [1]\n"
+AS_SHOWN = "inputs.x = [2]\n[inputs.x]\ndims = [1, -1]\nreshape = [-1]\n"
+
+
+@pytest.mark.parametrize("shown", [AS_IT_IS, AS_SHOWN], ids=["as-it-is", "as-shown"])
+def test_rows_of_several_lengths_are_answered_from_graphs(varying, backend, gpu, shown):
+    async def main():
+        world = World()
+        (varying.parent / "model.toml").write_text(TOML + BUCKETS + shown)
+        await world.engine.load_all(varying.parent.parent)
+        gpu.runs.clear()
+
+        async def ask(index):
+            x = np.random.default_rng(index).integers(-9, 9, (1 + index % 5, 1 + index % 8)).astype(np.float32)
+            found = await world.client.infer("m", {"x": x if shown == AS_IT_IS else x[:, None]})
+            return np.array_equal(found["y"], -x) and np.array_equal(found["z"], x.sum(1))
+
+        assert all(await asyncio.gather(*(ask(index) for index in range(200))))
+        assert set(gpu.runs) == {"launched"}
+        world.engine.close()
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+    for thread in threading.enumerate():
+        if thread.name.startswith(THREAD_NAME):
+            thread.join(10)
+
+
+def test_lengths_without_buckets_are_in_no_graph(varying, backend):
+    async def main():
+        world = World()
+        (varying.parent / "model.toml").write_text(TOML + "cuda_graphs = true\n")
+        await world.engine.load_all(varying.parent.parent)
+        (entry,) = world.catalog.index()
+        assert entry.reason.startswith(
+            "cuda_graphs = true, but not all dimensions of the model are fixed or in buckets"
+        )
+
+    asyncio.run(main())
 
 
 def test_a_model_that_was_never_asked_is_closed_while_another_loads(repository, gpu):

@@ -45,12 +45,22 @@ def build(provider: Path, out: Path) -> None:
     drivers = re.findall(r"\bcu[A-Z]\w+\n", told("nm", "-D", "--undefined-only"))
     for needed in re.findall(r"\[(lib(?:cu|nv).*)\]", told("readelf", "-d")):
         _library(needed, wanted.get(needed, []), [name.strip() for name in drivers if needed == "libcuda.so.1"], out)
+    # cuDNN is opened by its name, and asked for functions by theirs, which stand among the texts
+    named = {name.decode() for name in re.findall(rb"\0(cudnn[A-Z]\w+)(?=\0)", provider.read_bytes())}
+    _library("libcudnn.so", [], sorted(named), out)
 
 
 def _library(soname: str, versioned: list[str], plain: list[str], out: Path) -> None:
     source = HEAD
     if soname.startswith("libcudart"):
         source += Path(__file__).with_name("cudart.c").read_text()
+    if soname.startswith("libcudnn"):
+        source += "long cudnnGetVersion() { return 91000; }\n"
+        source += "".join(
+            f"int {name}(void **made) {{ *made = malloc(8); return 0; }}\n"
+            for name in plain
+            if re.match("cudnnCreate", name)
+        )
     for name in (*versioned, *plain):
         if not re.search(rf"\W{name}\(", source):
             source += f'long {name}() {{ trace("{name}"); return 0; }}\n'

@@ -30,7 +30,7 @@ int cudaFree(void *memory) { trace("cudaFree"); free(memory); return 0; }
 int cudaFreeHost(void *memory) { trace("cudaFreeHost"); free(memory); return 0; }
 int cudaMemcpy(void *to, void *from, size_t size, int kind) { trace("cudaMemcpy"); memcpy(to, from, size); return 0; }
 int cudaMemcpyAsync(void *to, void *from, size_t size, int kind, void *stream) {
-  trace("cudaMemcpyAsync %p", stream);
+  trace("cudaMemcpyAsync %p kind %d", stream, kind);
   memcpy(to, from, size);
   return 0;
 }
