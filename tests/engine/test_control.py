@@ -1,9 +1,12 @@
 import asyncio
 import contextlib
+import json
 
 import pytest
+from e2e.onnx_models import scale
 from engine.controlling import BROKEN, ROW, Control, Repository, virtual
 
+from headrace.engine.opening import load_model
 from headrace.errors import LoadFailed, ModelControlDisabled, ModelNotFound, ModelNotInRepository
 from headrace.messages import State as RequestState
 from headrace.testing.backend import FakeBackend
@@ -352,6 +355,29 @@ def test_models_to_load_are_for_explicit_control(repository, caplog):
 
     run_virtual(scenario())
     assert "load_models has no effect: model_control_mode is 'none', expected 'explicit'" in caplog.text
+
+
+@virtual
+async def test_what_a_client_has_brought_stays_while_it_serves(repository):
+    """An instance that is lost is made anew of it, as often as need be."""
+    repository.write("a")
+    world = Control(repository, "explicit", "a")
+    await world.control.start()
+    config = json.dumps({"backend": "onnxruntime", "maxBatchSize": 3})
+    model = {"7/model.onnx": scale(9, "N", 2)}
+    await world.control.load("a", config=config, files=model)
+    found = world.engine.serving("a")[7]
+    instance = load_model(found, "onnxruntime", None).make_instance(0)
+    assert instance.run([[ROW.tobytes()]], [(1, 2)], [0])[0].tolist() == (9 * ROW).tolist()
+    instance.close()
+    staged = found.path.parents[1]
+    del found, instance
+    with pytest.raises(LoadFailed):
+        await world.control.load("a", config=config, files={"7/model.onnx": b"nonsense"})
+    assert staged.exists(), "which serves still"
+    await world.control.unload("a")
+    await asyncio.sleep(60)
+    assert not staged.exists()
 
 
 @virtual

@@ -7,18 +7,17 @@ import logging
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from headrace.errors import ConfigError, LoadFailed, ModelControlDisabled, ModelNotInRepository
 from headrace.repository.catalog import NOT_LOADED
 from headrace.repository.configuration import PBTXT_FILE
 from headrace.repository.discovery import NAME_RULE, Broken, Found, doubt, is_name, names, scan, scan_model, shown
-from headrace.repository.overrides import stage
+from headrace.repository.overrides import Staging, stage
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from headrace.engine.lifecycle import Engine
 
@@ -83,13 +82,12 @@ class ModelControl:
     async def _load_overridden(self, name: str, config: str, files: Mapping[str, bytes]) -> None:
         if not is_name(name):
             raise _not_there(name)
-        with TemporaryDirectory(prefix="headrace-load-") as directory:
-            staged = Path(directory)
-            await asyncio.to_thread(stage, self._root, name, config, files, staged)
-            try:
-                await self._load(name, root=staged)
-            except LoadFailed as error:
-                raise LoadFailed(_without_paths(str(error), staged / name)) from error
+        staging = Staging()
+        await asyncio.to_thread(stage, self._root, name, config, files, staging.path)
+        try:
+            await self._load(name, staging=staging)
+        except LoadFailed as error:
+            raise LoadFailed(_without_paths(str(error), staging.path / name)) from error
 
     async def _to_its_end(self, work: Coroutine[Any, Any, None]) -> None:
         """Awaits work that goes on when whoever asked for it has gone away."""
@@ -98,14 +96,19 @@ class ModelControl:
         task.add_done_callback(self._at_work.discard)
         await asyncio.shield(task)
 
-    async def _load(self, name: str, users: tuple[str, ...] = (), root: Path | None = None) -> None:
-        """Loads a model and, if it is an ensemble, first those of its models that do not serve. users: for whom."""
-        entries = await asyncio.to_thread(scan_model, root or self._root, name)
+    async def _load(self, name: str, users: tuple[str, ...] = (), staging: Staging | None = None) -> None:
+        """Loads a model and, if it is an ensemble, first those of its models that do not serve. users: for whom.
+
+        staging: where it is found, if not in the repository.
+        """
+        entries = await asyncio.to_thread(scan_model, staging.path if staging else self._root, name)
         if not entries:
             raise _not_there(name)
-        if root is not None:
+        if staging is not None:
             entries = [
-                replace(entry, reason=_without_paths(entry.reason, root / name)) if isinstance(entry, Broken) else entry
+                replace(entry, reason=_without_paths(entry.reason, staging.path / name))
+                if isinstance(entry, Broken)
+                else replace(entry, keeps=staging)
                 for entry in entries
             ]
         for step in _steps(entries):

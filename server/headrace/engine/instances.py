@@ -59,6 +59,10 @@ class Supply(Protocol):
         """Frees what it keeps for further instances of a backend."""
         ...
 
+    def close(self) -> None:
+        """Frees all that it keeps: there are no further instances."""
+        ...
+
 
 class NoSupply:
     """The `Supply` of a model whose instances are not made again."""
@@ -81,6 +85,9 @@ class NoSupply:
         raise NotImplementedError
 
     def forget(self, backend: str) -> None:
+        """See `Supply`."""
+
+    def close(self) -> None:
         """See `Supply`."""
 
 
@@ -189,8 +196,7 @@ class Instances:
         for worker in (*self.idle, *self.running):
             worker.close()
         self.idle.clear()
-        for backend in self._supply.backends:
-            self._supply.forget(backend)
+        self._supply.close()
 
     # --- what the roster decides --------------------------------------------------------------------------------------
 

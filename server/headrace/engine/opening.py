@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -141,7 +141,8 @@ class ModelSupply:
         self.backends = backends
         self.first_ns = round(fallback.rebuild_first_s * 1e9)
         self.max_ns = round(fallback.rebuild_max_s * 1e9)
-        self._found = found
+        self._found = replace(found, keeps=None)
+        self._keeps = found.keeps
         self._signature = model.signature
         self._models: dict[str, LoadedModel] = {backends[0]: model}
         self._inline: dict[str, bool] = {}
@@ -171,6 +172,11 @@ class ModelSupply:
     def forget(self, backend: str) -> None:
         """See `instances.Supply`."""
         self._models.pop(backend, None)
+
+    def close(self) -> None:
+        """See `instances.Supply`."""
+        self._models.clear()
+        self._keeps = None
 
     def resources(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
         """See `telemetry.recorder.Resources`: of the first backend that has loaded the model."""

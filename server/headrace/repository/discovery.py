@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +38,7 @@ class Found:
     """A version to be served. `path` is its directory, the model file in it is the backend's to open.
 
     stamp: of the version's files, and those that the configuration names; it differs when one of them was changed.
-    configuration: what `config`, how it is served, is from.
+    configuration: what `config`, how it is served, is from. keeps: what has to be there while it may be opened again.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Found:
     config: ModelConfig
     stamp: Hashable = ()
     configuration: Configuration | None = None
+    keeps: object = field(default=None, compare=False)
 
     @property
     def config_file(self) -> str:

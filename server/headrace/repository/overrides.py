@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import errno
 import json
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING
+from weakref import finalize
 
 from google.protobuf import json_format, text_format
 
@@ -20,13 +23,23 @@ from headrace.rpc.pool import POOL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 FILE_PREFIX = "file:"
 _NAMES = frozenset({errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR})
 """Errors that the names of files are to blame for, and not the server's disk."""
 PLANS = frozenset({".plan", ".engine"})
 """What the tensorrt backend takes for plans, by their suffix: code that runs as the server."""
+
+
+class Staging:
+    """A directory for one load, which goes with the last that refers to this: what was loaded may be opened again."""
+
+    def __init__(self) -> None:
+        self.path = Path(mkdtemp(prefix="headrace-load-"))
+        finalize(self, rmtree, self.path, ignore_errors=True)
+
+    def __repr__(self) -> str:
+        return f"<Staging {self.path}>"
 
 
 def stage(root: Path, name: str, config: str, files: Mapping[str, bytes], into: Path) -> None:
