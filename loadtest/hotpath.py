@@ -41,7 +41,8 @@ from headrace.telemetry.metrics import Metrics
 from headrace.telemetry.sampling import TailSampling
 from headrace.telemetry.server_metrics import ServerMetrics
 from headrace.transport.admin import Admin
-from headrace.transport.grpc_native import NativeTransport, Peer
+from headrace.transport.grpc_native import NativeTransport
+from headrace.transport.grpc_peer import Peer
 from headrace.transport.health import Health
 from headrace.transport.http2 import frames
 from headrace.transport.infer import InferService

@@ -357,12 +357,12 @@ async def _drain(grpc: GrpcTransport, engine: Engine, seconds: float, stop: asyn
         await asyncio.wait((leaving, stopped), return_when=asyncio.FIRST_COMPLETED)
     else:
         await asyncio.wait((leaving,), timeout=_LAST_WORDS_SECONDS)
-    drained = drained and leaving.done() and leaving.result()
+    left = leaving.done() and leaving.result()
     tasks = (leaving, answering, stopped)
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
-    return drained
+    return drained and left
 
 
 async def _hand_over(http: HttpServer, seconds: float, stop: asyncio.Event) -> bool:

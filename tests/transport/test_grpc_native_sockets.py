@@ -62,6 +62,12 @@ class Port:
     def __init__(self, port, transport, infer, context):
         self.port, self.transport, self.infer, self.context = port, transport, infer, context
 
+    async def asked(self):
+        """The requests that have arrived, once there are any."""
+        while not self.infer.calls:  # noqa: ASYNC110 - it gives no notice
+            await asyncio.sleep(0)
+        return self.infer.calls
+
     @contextlib.asynccontextmanager
     async def connect(self, hello=benches.HELLO):
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=self.context)
@@ -191,7 +197,44 @@ def test_draining_over_a_socket(run):
             assert (await client.until("never"))[-1] == "HEADERS 1 trailers END_STREAM"
             assert client.reader.messages(1) == [b"reply"]
             client.writer.close()
-            await drained
+            assert await drained
+
+    run(scenario)
+
+
+def test_a_silent_client_that_is_owed_nothing_is_not_cut_off(run):
+    """It does not answer the PING, as if its host had gone."""
+
+    async def scenario(port):
+        async with port.connect() as client:
+            assert await client.call(ECHO, b"m") == [b"m"]
+            assert await port.transport.drain(0.2)
+            assert port.transport.peers
+
+    run(scenario)
+
+
+def test_a_call_that_nobody_has_answered_is_cut_off(run):
+    async def scenario(port):
+        async with port.connect() as client:
+            client.writer.write(grpc_call(INFER, b"m"))
+            await client.until("SETTINGS ACK")
+            await port.asked()
+            assert not await port.transport.drain(0.2)
+
+    run(scenario)
+
+
+def test_a_client_that_has_yet_to_take_its_reply_is_cut_off(run):
+    async def scenario(port):
+        async with port.connect(hello=benches.HELLO + wire.window_update(0, 1 << 30)) as client:
+            await client.until("SETTINGS ACK")
+            client.writer.transport.pause_reading()
+            client.writer.write(grpc_call(INFER, b"m") + wire.window_update(1, 1 << 30))
+            (work,) = await port.asked()
+            work.sink.reply(bytes(64 << 20))
+            assert not await port.transport.drain(0.2)
+            client.writer.transport.abort()
 
     run(scenario)
 

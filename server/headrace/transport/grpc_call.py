@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from headrace.messages import Buffer, Cancellable
-    from headrace.transport.grpc_native import Peer
+    from headrace.transport.grpc_peer import Peer
     from headrace.transport.http2.heads import RequestHead
     from headrace.transport.service import StreamHandler
 

@@ -15,7 +15,7 @@ from headrace.transport.status import Code, Status, grpc_status
 
 if TYPE_CHECKING:
     from headrace.messages import Buffer
-    from headrace.transport.grpc_native import Peer
+    from headrace.transport.grpc_peer import Peer
     from headrace.transport.http2.heads import RequestHead
 
 _prefix = Struct(">xI").pack

@@ -12,7 +12,8 @@ from headrace.engine.turn import Turn
 from headrace.errors import InvalidRequest
 from headrace.telemetry.server_metrics import ServerMetrics
 from headrace.testing.loop import VirtualTimeLoop
-from headrace.transport.grpc_native import NativeTransport, Peer
+from headrace.transport.grpc_native import NativeTransport
+from headrace.transport.grpc_peer import Peer
 from headrace.transport.service import INFER_PATH, INFER_STREAM_PATH, ServiceTable
 
 ECHO, FAIL, CRASH = "/test.Unary/Echo", "/test.Unary/Fail", "/test.Unary/Crash"

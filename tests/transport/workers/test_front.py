@@ -147,7 +147,7 @@ def test_a_worker_that_does_not_get_ready(run, spawned, monkeypatch):
     monkeypatch.setattr(module, "_START_SECONDS", 0.01)
 
     async def scenario():
-        spawned.append("import sys; sys.stdin.read()")
+        spawned.append("import signal; signal.pause()")
         with pytest.raises(ConfigError, match="a worker does not start"):
             await Front().transport.start()
 
@@ -234,15 +234,33 @@ def test_a_worker_that_hangs_gets_no_connections_and_is_told_of(run, monkeypatch
     assert said == ["a worker does not respond; others get its connections", "a worker responds again"]
 
 
-def test_a_worker_that_hangs_holds_up_no_drain(run, caplog):
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_worker_that_hangs_holds_up_no_drain(run, monkeypatch, caplog, when):
+    monkeypatch.setattr(module, "_TICK_SECONDS", 0.02)
+    monkeypatch.setattr(module, "_SILENT_SECONDS", 1.5)
+
     async def scenario():
         front = Front()
         await front.transport.start()
         (hangs,) = front.transport.workers
         hangs._process.send_signal(signal.SIGSTOP)
-        assert not await front.transport.drain(0.1)
+        if when == "before":
+            await settled(lambda: hangs.silent)
+        assert not await front.transport.drain(1000)
         await front.transport.close()
         assert hangs._process.returncode == -signal.SIGKILL
+
+    run(scenario)
+    assert "a worker does not respond" in caplog.text
+
+
+def test_the_time_to_drain_is_kept(run, caplog):
+    async def scenario():
+        front = Front()
+        await front.transport.start()
+        front.transport.workers[0]._process.send_signal(signal.SIGSTOP)
+        assert not await front.transport.drain(0.1)
+        await front.transport.close()
 
     run(scenario)
     assert "when the time to drain was over" in caplog.text

@@ -75,6 +75,7 @@ class WorkersTransport:
         self._homeless: list[socket.socket] = []  # connections that no worker is there for
         self._starting: dict[Worker, asyncio.Future[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._lost: set[Worker] = set()  # whose processes nobody has asked for their exit code yet
         self._counting: asyncio.Event = asyncio.Event()
         self._awaited: set[Worker] = set()
         self._told: tuple[bool, dict[str, bool]] | None = None
@@ -115,8 +116,9 @@ class WorkersTransport:
         self._leave()
         self._tell(drain=seconds)
         workers = [worker for worker in self.workers if worker.ready]
+        waited = [worker.drained.wait() for worker in workers if not worker.silent]
         try:
-            await asyncio.wait_for(asyncio.gather(*(worker.drained.wait() for worker in workers)), seconds)
+            await asyncio.wait_for(asyncio.gather(*waited), seconds)
         except TimeoutError:
             logger.warning("workers had calls under way, or did not say, when the time to drain was over")
         return all(worker.emptied for worker in workers)
@@ -130,7 +132,8 @@ class WorkersTransport:
         for task in self._tasks:
             task.cancel()
         workers, self.workers = self.workers, []
-        await asyncio.gather(*(worker.end() for worker in workers), *self._tasks, return_exceptions=True)
+        ends = [worker.end() for worker in (*workers, *self._lost)]
+        await asyncio.gather(*ends, *self._tasks, return_exceptions=True)
 
     def _leave(self) -> None:
         self._leaving = True
@@ -212,6 +215,7 @@ class WorkersTransport:
         self._count_ready()
         if not kept:
             return
+        self._lost.add(worker)
         if not self._leaving:
             if not any(other.ready for other in self.workers):
                 self._listener.shut()
@@ -224,6 +228,7 @@ class WorkersTransport:
 
     async def _replace(self, worker: Worker, error: Exception | None) -> None:
         code = await worker.end()
+        self._lost.discard(worker)
         what = f"exit code {code}" if code >= 0 else f"signal {-code}"
         if isinstance(error, Malformed):
             what = f"it was told to, since it sent what is no record: {error}"
@@ -323,6 +328,8 @@ class WorkersTransport:
         if silent != worker.silent:
             worker.silent = silent
             self._count_ready()
+            if silent and self._leaving:
+                worker.drained.set()  # nothing is to be waited for
             say = logger.error if silent else logger.info
             text = "a worker does not respond; others get its connections" if silent else "a worker responds again"
             say("%s", text, extra={"pid": worker.pid})

@@ -19,7 +19,8 @@ from headrace.interpreter import keep_memory, new_event_loop, settle
 from headrace.telemetry import logs
 from headrace.telemetry.server_metrics import ServerMetrics
 from headrace.transport.grpc_messages import large_buffer
-from headrace.transport.grpc_native import NativeTransport, Peer
+from headrace.transport.grpc_native import NativeTransport
+from headrace.transport.grpc_peer import Peer
 from headrace.transport.health import Health
 from headrace.transport.service import SERVICE_NAMES, ServiceTable, as_stream, standing
 from headrace.transport.tls.security import Security
