@@ -4,6 +4,7 @@
 for the client and is sent to it; any other exception is answered with a fixed text and a correlation id.
 """
 
+import traceback
 from typing import ClassVar
 
 
@@ -204,3 +205,13 @@ class ModelLoadError(Exception):
 
 class ConfigError(Exception):
     """A setting is unknown or has a bad value. Names the key, the value, what is allowed and where it was set."""
+
+
+def let_go(error: BaseException | None) -> None:
+    """Has an error and its causes forget what was at work where they came by: somebody may keep it for a long time.
+
+    Or it keeps itself, by the frames of its traceback, until the garbage collector comes by, which is rare here.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

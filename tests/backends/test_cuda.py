@@ -217,9 +217,10 @@ def node(kind):
     [
         [],
         [node("KERNEL"), node("MEMSET"), node("EMPTY"), copy_node("there", "there")],
+        [node("MEM_ALLOC"), node("KERNEL"), node("MEM_FREE")],  # as cuBLAS has workspaces
         [copy_node("any", "there", pointer=0x1000)],
     ],
-    ids=["none", "several", "unified"],
+    ids=["none", "several", "memory", "unified"],
 )
 def test_a_graph_that_is_closed(fake, nodes):
     fake.nodes = nodes

@@ -37,9 +37,20 @@ async def test_buckets_are_warmed_and_serve(repository):
     assert sample("headrace_padding_elements_total", labels) == 1
 
 
+@virtual
+async def test_warm_up_requests_are_padded_as_all_are(repository):
+    sample = "[[warmup_data]]\nrows = 2\n[warmup_data.inputs.x]\ndims = [3]\n"
+    repository.write("a", "max_batch = 2\nwarmup = false\n" + FREE + BUCKETS + sample)
+    world = Control(repository, "none")
+    await world.control.start()
+    assert shapes()[0] == (2, 4)
+
+
 @pytest.mark.parametrize(
     ("toml", "reason"),
     [
+        ("[buckets.n]\nsizes = [2]\ninputs.x = 1\noutputs.y = 1\n[[warmup_data]]\n[warmup_data.inputs.x]\ndims = [3]",
+         "warm-up request '0' failed: input 'x' for model 'a' has 3 in dimension 1, expected at most 2, the greatest"),
         ("[buckets.n]\nsizes = [2]\ninputs.w = 1", "buckets.n speaks of input 'w', but the inputs of the model are "),
         ("[inputs.x]\npad = 1", "inputs.x has a pad, but no buckets are for its data"),
         ("[buckets.n]\nsizes = [2]\ninputs.x = 1\noutputs.y = {dim = 1, divide = 2}",

@@ -1,14 +1,19 @@
 import asyncio
 import contextlib
+import gc
 import json
+import tempfile
+import threading
+import weakref
 
 import pytest
 from e2e.onnx_models import scale
 from engine.controlling import BROKEN, ROW, Control, Repository, virtual
 
 from headrace.engine.opening import load_model
-from headrace.errors import LoadFailed, ModelControlDisabled, ModelNotFound, ModelNotInRepository
+from headrace.errors import InvalidRequest, LoadFailed, ModelControlDisabled, ModelNotFound, ModelNotInRepository
 from headrace.messages import State as RequestState
+from headrace.repository.overrides import REMOVER
 from headrace.testing.backend import FakeBackend
 from headrace.testing.client import infer_request
 from headrace.testing.loop import run_virtual
@@ -357,27 +362,84 @@ def test_models_to_load_are_for_explicit_control(repository, caplog):
     assert "load_models has no effect: model_control_mode is 'none', expected 'explicit'" in caplog.text
 
 
-@virtual
-async def test_what_a_client_has_brought_stays_while_it_serves(repository):
-    """An instance that is lost is made anew of it, as often as need be."""
+@pytest.fixture
+def staged(tmp_path, monkeypatch):
+    """The directories that there are of what clients have brought; the garbage collector removes none."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    gc.disable()
+
+    def staged():
+        for thread in threading.enumerate():
+            if thread.name == REMOVER:
+                thread.join()
+        return list(tmp_path.glob("headrace-load-*"))
+
+    yield staged
+    gc.enable()
+
+
+class Files(dict):
+    """Whose end can be seen."""
+
+
+@pytest.mark.parametrize(
+    ("file", "error"), [("7/model.onnx", LoadFailed), ("model.onnx", InvalidRequest), ("7/../../x", InvalidRequest)]
+)
+def test_of_a_load_that_fails_nothing_stays(repository, staged, file, error):
+    """Though errors and what raises them refer to one another."""
     repository.write("a")
-    world = Control(repository, "explicit", "a")
-    await world.control.start()
-    config = json.dumps({"backend": "onnxruntime", "maxBatchSize": 3})
-    model = {"7/model.onnx": scale(9, "N", 2)}
-    await world.control.load("a", config=config, files=model)
-    found = world.engine.serving("a")[7]
-    instance = load_model(found, "onnxruntime", None).make_instance(0)
-    assert instance.run([[ROW.tobytes()]], [(1, 2)], [0])[0].tolist() == (9 * ROW).tolist()
-    instance.close()
-    staged = found.path.parents[1]
-    del found, instance
-    with pytest.raises(LoadFailed):
-        await world.control.load("a", config=config, files={"7/model.onnx": b"nonsense"})
-    assert staged.exists(), "which serves still"
-    await world.control.unload("a")
-    await asyncio.sleep(60)
-    assert not staged.exists()
+
+    async def scenario():
+        world = Control(repository, "explicit", "a")
+        await world.control.start()
+        files = Files({file: b"nonsense"})
+        there = weakref.ref(files)
+        failed = False
+        try:
+            await world.control.load("a", config=json.dumps({"backend": "onnxruntime"}), files=files)
+        except error:  # pytest.raises would keep it
+            failed = True
+        assert failed
+        del files
+        await asyncio.sleep(1)  # the loop has what it runs just now
+        assert there() is None
+        assert staged() == []
+
+    run_virtual(scenario())
+
+
+def test_what_a_client_has_brought_stays_while_it_serves(repository, staged):
+    """An instance that is lost is made anew of it, as often as need be."""
+
+    async def scenario():
+        repository.write("a")
+        world = Control(repository, "explicit", "a")
+        await world.control.start()
+        config = json.dumps({"backend": "onnxruntime", "maxBatchSize": 3})
+        model = {"7/model.onnx": scale(9, "N", 2)}
+        await world.control.load("a", config=config, files=model)
+        found = world.engine.serving("a")[7]
+        instance = load_model(found, "onnxruntime", None).make_instance(0)
+        assert instance.run([[ROW.tobytes()]], [(1, 2)], [0])[0].tolist() == (9 * ROW).tolist()
+        instance.close()
+        there = found.path.parents[1]
+        del found, instance
+        with pytest.raises(LoadFailed):
+            await world.control.load("a", config=config, files={"7/model.onnx": b"nonsense"})
+        for files in ({"model.onnx": b""}, {"7/../../x": b""}):
+            with pytest.raises(InvalidRequest):
+                await world.control.load("a", config=config, files=files)
+        assert staged() == [there], "which serves still"
+        await world.control.load("a")
+        await asyncio.sleep(60)
+        assert staged() == []
+        await world.control.load("a", config=config, files=model)
+        assert len(staged()) == 1
+        await world.control.unload("a")
+        await asyncio.sleep(60)
+        assert staged() == []
+
+    run_virtual(scenario())
 
 
 @virtual

@@ -126,11 +126,11 @@ def test_samples_run_as_often_as_they_say(read):
     samples = read(
         {"rows": 3, "runs": 2, "inputs": {"x": {"file": "x"}}}, {"name": "w"}, signature=signature, x=row.tobytes()
     )
-    run_samples(samples, signature, model.make_instance(0))
+    run_samples(samples, signature, None, model.make_instance(0), "m")
     assert [run.inputs[0].tolist() for run in model.runs] == [[row.tolist()] * 3] * 2 + [[[0, 0]]]
     model.failures.append(ValueError("no"))
     with pytest.raises(ModelLoadError, match=r"^warm-up request '0' failed: no$"):
-        run_samples(samples, signature, model.make_instance(1))
+        run_samples(samples, signature, None, model.make_instance(1), "m")
 
 
 @pytest.fixture

@@ -35,9 +35,10 @@ _LOST = frozenset(
 
 
 _CLOSED = frozenset(
-    getattr(driver.CUgraphNodeType, f"CU_GRAPH_NODE_TYPE_{name}") for name in ("KERNEL", "MEMSET", "EMPTY")
+    getattr(driver.CUgraphNodeType, f"CU_GRAPH_NODE_TYPE_{name}")
+    for name in ("KERNEL", "MEMSET", "EMPTY", "MEM_ALLOC", "MEM_FREE")
 )
-"""Nodes of a graph that are the device's alone, whatever they do."""
+"""Nodes of a graph that are the device's alone, whatever they do. Memory of its own is allocated by cuBLAS, for one."""
 _THREAD_LOCAL = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
 
 

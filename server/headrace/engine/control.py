@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from headrace.errors import ConfigError, LoadFailed, ModelControlDisabled, ModelNotInRepository
+from headrace.errors import ConfigError, LoadFailed, ModelControlDisabled, ModelNotInRepository, let_go
 from headrace.repository.catalog import NOT_LOADED
 from headrace.repository.configuration import PBTXT_FILE
 from headrace.repository.discovery import NAME_RULE, Broken, Found, doubt, is_name, names, scan, scan_model, shown
@@ -74,20 +74,27 @@ class ModelControl:
         LoadFailed, InvalidRequest.
         """
         self._check_mode()
-        if config or files:
-            await self._to_its_end(self._load_overridden(name, config, files or {}))
-        else:
-            await self._to_its_end(self._load(name))
+        try:
+            if config or files:
+                await self._to_its_end(self._load_overridden(name, config, files or {}))
+            else:
+                await self._to_its_end(self._load(name))
+        except Exception as error:
+            let_go(error)
+            raise
 
     async def _load_overridden(self, name: str, config: str, files: Mapping[str, bytes]) -> None:
         if not is_name(name):
             raise _not_there(name)
         staging = Staging()
-        await asyncio.to_thread(stage, self._root, name, config, files, staging.path)
         try:
+            await asyncio.to_thread(stage, self._root, name, config, files, staging.path)
             await self._load(name, staging=staging)
         except LoadFailed as error:
             raise LoadFailed(_without_paths(str(error), staging.path / name)) from error
+        finally:
+            if not self._engine.needs(staging):
+                staging.close()
 
     async def _to_its_end(self, work: Coroutine[Any, Any, None]) -> None:
         """Awaits work that goes on when whoever asked for it has gone away."""

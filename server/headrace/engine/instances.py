@@ -59,10 +59,6 @@ class Supply(Protocol):
         """Frees what it keeps for further instances of a backend."""
         ...
 
-    def close(self) -> None:
-        """Frees all that it keeps: there are no further instances."""
-        ...
-
 
 class NoSupply:
     """The `Supply` of a model whose instances are not made again."""
@@ -85,9 +81,6 @@ class NoSupply:
         raise NotImplementedError
 
     def forget(self, backend: str) -> None:
-        """See `Supply`."""
-
-    def close(self) -> None:
         """See `Supply`."""
 
 
@@ -196,7 +189,8 @@ class Instances:
         for worker in (*self.idle, *self.running):
             worker.close()
         self.idle.clear()
-        self._supply.close()
+        for backend in self._supply.backends:
+            self._supply.forget(backend)
 
     # --- what the roster decides --------------------------------------------------------------------------------------
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from headrace.pipeline.ensemble import Graph
     from headrace.pipeline.response_cache import ResponseCache
     from headrace.repository.catalog import Catalog
+    from headrace.repository.discovery import Kept
     from headrace.telemetry.metrics import Metrics
     from headrace.telemetry.observer import Observer
     from headrace.telemetry.recorder import Resources
@@ -91,6 +92,7 @@ class Engine:
         self._ensembles: dict[tuple[str, int], Found] = {}  # that are wanted, whether they serve or not
         self._postponed: dict[tuple[str, int], Found] = {}  # that take the place of what serves once they can
         self._leaving: dict[Served, asyncio.Task[None]] = {}
+        self._keeping: dict[Served, Kept] = {}
         self._one_at_a_time = asyncio.Lock()
         self._ends = False  # it drains, or is closed: nothing is loaded any more
 
@@ -160,6 +162,11 @@ class Engine:
             else:
                 logger.error("model %s cannot be served: %s", entry.name, entry.reason, extra={"model": entry.name})
             self.catalog.failed(entry.name, None, NOT_BUILT if entry.expected else entry.reason)
+
+    def needs(self, keeps: Kept) -> bool:
+        """Whether what serves, leaves, or is to serve once other models do, was found with this: see `Found.keeps`."""
+        wanted = [found.keeps for found in (*self._ensembles.values(), *self._postponed.values())]
+        return any(each is keeps for each in (*self._keeping.values(), *wanted))
 
     def confirm(self, name: str, version: int) -> None:
         """What the repository holds is what serves: the reason why a load has failed is past."""
@@ -330,6 +337,8 @@ class Engine:
         before = self._schedulers.get(key)
         self._schedulers[key] = served
         self._loaded[key] = found
+        if found.keeps is not None:
+            self._keeping[served] = found.keeps
         self._notes[key] = note
         self.catalog.ready(*key, served, note)
         if before is not None:
@@ -435,6 +444,9 @@ class Engine:
         """Frees a version that has left, unless another has taken its place."""
         self._leaving.pop(scheduler, None)
         scheduler.close()
+        keeps = self._keeping.pop(scheduler, None)
+        if keeps is not None and not self.needs(keeps):
+            keeps.close()
         name, version = scheduler.name, int(scheduler.version)
         if (name, version) not in self._schedulers:
             self._observer.forget(name, scheduler.version)
@@ -467,8 +479,10 @@ class Engine:
         for (name, version), scheduler in self._schedulers.items():
             scheduler.close()
             self._observer.forget(name, str(version))
-        self._schedulers.clear()
-        self._loaded.clear()
+        for keeps in self._keeping.values():
+            keeps.close()
+        for each in (self._schedulers, self._loaded, self._keeping):
+            each.clear()
 
 
 def _is_ensemble(found: Found) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -141,8 +141,7 @@ class ModelSupply:
         self.backends = backends
         self.first_ns = round(fallback.rebuild_first_s * 1e9)
         self.max_ns = round(fallback.rebuild_max_s * 1e9)
-        self._found = replace(found, keeps=None)
-        self._keeps = found.keeps
+        self._found = found
         self._signature = model.signature
         self._models: dict[str, LoadedModel] = {backends[0]: model}
         self._inline: dict[str, bool] = {}
@@ -172,11 +171,6 @@ class ModelSupply:
     def forget(self, backend: str) -> None:
         """See `instances.Supply`."""
         self._models.pop(backend, None)
-
-    def close(self) -> None:
-        """See `instances.Supply`."""
-        self._models.clear()
-        self._keeps = None
 
     def resources(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
         """See `telemetry.recorder.Resources`: of the first backend that has loaded the model."""
@@ -259,17 +253,13 @@ def load_model(
     model = opener.load(found.path, max_batch=max_batch, threads=config.threads, options=options)
     with _said_in(found):
         shown = present(model, config, found.path.parent)
-        _tell_forms(shown, config)
-        return process(shown, config)
-
-
-def _tell_forms(model: LoadedModel, config: ModelConfig) -> None:
-    """Tells a backend that can use it which dimensions rows will have, if buckets leave only some. See `TakesForms`."""
-    if not isinstance(model, TakesForms) or not config.buckets or config.preprocess:
-        return
-    buckets = make_buckets(config, model.signature)
-    if buckets is not None and buckets.certain:
-        model.take_forms([form for _, form in buckets.all()])
+        processed = process(shown, config)
+        if isinstance(model, TakesForms) and isinstance(shown, TakesForms) and not config.preprocess:
+            # inputs are the model's own, whatever is made of its outputs, of which buckets speak as clients see them
+            buckets = make_buckets(config, processed.signature)
+            if buckets is not None and buckets.certain:
+                shown.take_forms([form for _, form in buckets.all()])
+        return processed
 
 
 @contextmanager
@@ -306,7 +296,7 @@ class _Warming:
     def run(self, instance: Instance, cost: CostModel) -> None:
         """Warms one. cost: learns from it. Raises ModelLoadError."""
         found, signature, samples, sizes = self._found, self._signature, self._samples, self._sizes
-        run_samples(samples, signature, instance)
+        run_samples(samples, signature, self._buckets, instance, found.name)
         if self._buckets is not None:
             warm_buckets(found.name, signature, self._buckets, instance, sizes, cost, self._clock, self._rest)
         else:

@@ -108,7 +108,7 @@ def make_probe(
     samples: warm-up requests. buckets: of the model.
     """
     config = found.config
-    batches = _batches(config, signature, samples, buckets)
+    batches = _batches(found, signature, samples, buckets)
     options = reference_options(config, backend)
     file = found.path / str(options.get("file", MODEL_FILE))
     if registry.is_reference(backend) or not file.exists():
@@ -190,12 +190,12 @@ def _reference_results(
 
 
 def _batches(
-    config: ModelConfig, signature: Signature, samples: Sequence[Sample], buckets: Buckets | None
+    found: Found, signature: Signature, samples: Sequence[Sample], buckets: Buckets | None
 ) -> list[ProbeBatch]:
+    config = found.config
     if samples:
         return [
-            ProbeBatch(sample.name, sample.repeated(sample.rows), sample.shapes(signature, sample.rows), certain=True)
-            for sample in samples
+            ProbeBatch(sample.name, *sample.batch(signature, buckets, found.name), certain=True) for sample in samples
         ]
     rng = np.random.default_rng(0)
     if buckets is not None:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from headrace.backends.base import Instance
-    from headrace.messages import Signature, TensorSpec
+    from headrace.messages import Buffer, Signature, TensorSpec
+    from headrace.pipeline.buckets import Buckets
     from headrace.repository.model_config import ModelConfig
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,20 @@ class Sample:
         """The shapes of the inputs of a batch of so many rows."""
         return [(rows, *dims) if signature.max_batch else dims for dims in self.dims]
 
+    def batch(
+        self, signature: Signature, buckets: Buckets | None, model: str
+    ) -> tuple[Sequence[Sequence[Buffer]], Sequence[tuple[int, ...]]]:
+        """What its rows are for an instance, and their shapes: as those of requests, padded if there are buckets.
+
+        model: its name. Raises InvalidRequest where requests would be refused.
+        """
+        parts = self.repeated(self.rows)
+        if buckets is None:
+            return parts, self.shapes(signature, self.rows)
+        fit, dims = buckets.fit(self.dims, model)
+        shapes = [(self.rows, *shape) if signature.max_batch else shape for shape in dims]
+        return buckets.pack([(fit, 1)] * self.rows, parts, shapes), shapes
+
 
 def zeros(signature: Signature) -> Sample:
     """A row of zeros, with 1 for dimensions of any size; it need not run where there are such."""
@@ -73,15 +88,17 @@ def read_samples(config: ModelConfig, signature: Signature, directory: Path) -> 
     return [_sample(at, data, signature, directory / WARMUP_DIRECTORY) for at, data in enumerate(config.warmup_data)]
 
 
-def run_samples(samples: Sequence[Sample], signature: Signature, instance: Instance) -> None:
-    """Runs each as often as it asks for. Raises ModelLoadError for one that fails."""
+def run_samples(
+    samples: Sequence[Sample], signature: Signature, buckets: Buckets | None, instance: Instance, model: str
+) -> None:
+    """Runs each as often as it asks for. model: its name. Raises ModelLoadError for one that fails."""
     for sample in samples:
-        parts, shapes = sample.repeated(sample.rows), sample.shapes(signature, sample.rows)
-        for _ in range(sample.runs):
-            try:
+        try:
+            parts, shapes = sample.batch(signature, buckets, model)
+            for _ in range(sample.runs):
                 instance.run(parts, shapes, range(len(signature.outputs)))
-            except Exception as error:
-                raise ModelLoadError(f"{sample.name} failed: {error}") from error
+        except Exception as error:
+            raise ModelLoadError(f"{sample.name} failed: {error}") from error
 
 
 def _sample(at: int, data: WarmupData, signature: Signature, directory: Path) -> Sample:

@@ -7,7 +7,7 @@ import os
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from headrace.errors import ConfigError
 from headrace.repository.configuration import PBTXT_FILE, Configuration, read_configuration
@@ -33,6 +33,14 @@ _File = tuple[str, int, int, int]
 _NOT_MODELS = {"__pycache__", "lost+found"}
 
 
+class Kept(Protocol):
+    """Something that files depend on."""
+
+    def close(self) -> object:
+        """It goes, and the files with it. Safe to call twice."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """A version to be served. `path` is its directory, the model file in it is the backend's to open.
@@ -47,7 +55,7 @@ class Found:
     config: ModelConfig
     stamp: Hashable = ()
     configuration: Configuration | None = None
-    keeps: object = field(default=None, compare=False)
+    keeps: Kept | None = field(default=None, compare=False)
 
     @property
     def config_file(self) -> str:

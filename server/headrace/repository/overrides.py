@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import errno
 import json
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from shutil import rmtree
 from tempfile import mkdtemp
+from threading import Thread
 from typing import TYPE_CHECKING
 from weakref import finalize
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 FILE_PREFIX = "file:"
+REMOVER = "headrace-remove"
+"""Name of the threads that remove what was loaded."""
 _NAMES = frozenset({errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR})
 """Errors that the names of files are to blame for, and not the server's disk."""
 PLANS = frozenset({".plan", ".engine"})
@@ -32,14 +36,25 @@ PLANS = frozenset({".plan", ".engine"})
 
 
 class Staging:
-    """A directory for one load, which goes with the last that refers to this: what was loaded may be opened again."""
+    """A directory for one load, which goes with the last that refers to this: what was loaded may be opened again.
+
+    Or before, by `close`: an error of the load may refer to it for long.
+    """
 
     def __init__(self) -> None:
         self.path = Path(mkdtemp(prefix="headrace-load-"))
-        finalize(self, rmtree, self.path, ignore_errors=True)
+        self.close = finalize(self, _remove, self.path)
 
     def __repr__(self) -> str:
         return f"<Staging {self.path}>"
+
+
+def _remove(path: Path) -> None:
+    """On a thread: whoever has dropped it last may be the event loop, and models are large."""
+    with suppress(RuntimeError):  # the interpreter ends, and starts none any more
+        Thread(target=rmtree, args=(path, True), name=REMOVER).start()
+        return
+    rmtree(path, ignore_errors=True)
 
 
 def stage(root: Path, name: str, config: str, files: Mapping[str, bytes], into: Path) -> None:

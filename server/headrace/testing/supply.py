@@ -21,8 +21,8 @@ class FakeSupply:
 
     models: of each backend, in the order of the chain. takes_ns: how long making an instance takes, by backend.
     failures: what the next attempts raise, by backend; None: that one succeeds. hurried: whether each attempt was to
-    hurry. made, forgotten: how often, by backend. closed: whether
-    it was. total: instances of each backend.
+    hurry. made, forgotten: how often, by backend.
+    total: instances of each backend.
     """
 
     def __init__(
@@ -42,7 +42,6 @@ class FakeSupply:
         self.hurried: list[bool] = []
         self.made: Counter[str] = Counter()
         self.forgotten: Counter[str] = Counter()
-        self.closed = False
         self._models = models
         self._total = total
         self._inline_below_ns = inline_below_ns
@@ -72,7 +71,3 @@ class FakeSupply:
     def forget(self, backend: str) -> None:
         """See `Supply`."""
         self.forgotten[backend] += 1
-
-    def close(self) -> None:
-        """See `Supply`."""
-        self.closed = True

@@ -14,7 +14,7 @@ import grpc
 from grpc import aio
 
 from headrace.clock import Clock, monotonic_ns
-from headrace.errors import ShuttingDown
+from headrace.errors import ShuttingDown, let_go
 from headrace.transport.grpc_head import percent_encode
 from headrace.transport.infer_stream import InferStream
 from headrace.transport.service import INFER_PATH, INFER_STREAM_PATH, ServiceTable, StreamHandler, UnaryHandler
@@ -315,5 +315,6 @@ def _unary(handler: UnaryHandler) -> UnaryBehaviour:
 async def _abort(context: Context, error: BaseException) -> NoReturn:
     """Ends the call with the status of the error, its message no longer than clients take it."""
     status = grpc_status(error)
+    let_go(error)  # grpcio keeps what comes of it
     message = unquote(percent_encode(status.message).decode())
     await context.abort(CODES[status.code], message, status.trailers)

@@ -157,6 +157,8 @@ def test_dimensions_that_vary_are_done_without_graphs(load, varying, gpu, caplog
 
 
 def test_graphs_need_dimensions_that_are_known(load, varying, gpu):
-    with pytest.raises(ModelLoadError, match="cuda_graphs = true, but not all dimensions of the model are fixed or in"):
+    with pytest.raises(
+        ModelLoadError, match="cuda_graphs = true, but not all dimensions of the model are fixed, or in"
+    ):
         load(varying, cuda_graphs=True).make_instance(0)
     assert not gpu.calls

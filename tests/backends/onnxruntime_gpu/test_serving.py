@@ -5,6 +5,7 @@ import threading
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 from prometheus_client import CollectorRegistry
 
 from headrace.backends import registry
@@ -121,6 +122,64 @@ def test_rows_of_several_lengths_are_answered_from_graphs(varying, backend, gpu,
             thread.join(10)
 
 
+TOP = """
+[buckets.length]
+sizes = [4, 8]
+inputs.x = 1
+outputs = {scores_values = 1, scores_indices = 1}
+
+[inputs.k] # another order than that of the file
+[inputs.x]
+
+[postprocess.scores]
+kind = "top_k"
+k = 2
+softmax = false
+
+[[warmup_data]]
+[warmup_data.inputs.x]
+dims = [5]
+[warmup_data.inputs.k]
+dims = [1, 1]
+"""
+
+
+@pytest.mark.parametrize("graphs", ["true", '"auto"'])
+def test_buckets_may_speak_of_what_is_made_of_outputs(write, backend, gpu, graphs):
+    """Scores are 1 to 4 times x, and k."""
+    path = write(
+        [
+            helper.make_node("Unsqueeze", ["x", "axis"], ["column"]),
+            helper.make_node("Mul", ["column", "factors"], ["product"]),
+            helper.make_node("Add", ["product", "k"], ["scores"]),
+        ],
+        [("x", TensorProto.FLOAT, ("N", "L")), ("k", TensorProto.FLOAT, ("N", 1, 1))],
+        [("scores", TensorProto.FLOAT, ("N", "L", 4))],
+        [
+            helper.make_tensor("axis", TensorProto.INT64, [1], [2]),
+            helper.make_tensor("factors", TensorProto.FLOAT, [4], [1, 2, 3, 4]),
+        ],
+    )
+
+    async def main():
+        world = World()
+        (path.parent / "model.toml").write_text(TOML + f"cuda_graphs = {graphs}\n" + TOP)
+        await world.engine.load_all(path.parent.parent)
+        gpu.runs.clear()
+        x, k = np.array([[1, 2, 3]], np.float32), np.array([[[10]]], np.float32)
+        found = await world.client.infer("m", {"x": x, "k": k})
+        assert found["scores_values"].tolist() == [[[14, 13], [18, 16], [22, 19]]]
+        assert found["scores_indices"].tolist() == [[[3, 2]] * 3]
+        assert set(gpu.runs) == ({"launched"} if graphs == "true" else {"free"})
+        world.engine.close()
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+    for thread in threading.enumerate():
+        if thread.name.startswith(THREAD_NAME):
+            thread.join(10)
+
+
 def test_lengths_without_buckets_are_in_no_graph(varying, backend):
     async def main():
         world = World()
@@ -128,7 +187,7 @@ def test_lengths_without_buckets_are_in_no_graph(varying, backend):
         await world.engine.load_all(varying.parent.parent)
         (entry,) = world.catalog.index()
         assert entry.reason.startswith(
-            "cuda_graphs = true, but not all dimensions of the model are fixed or in buckets"
+            "cuda_graphs = true, but not all dimensions of the model are fixed, or in bucket"
         )
 
     asyncio.run(main())

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import traceback
 from functools import cache, partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -36,7 +35,7 @@ from headrace.backends.onnxruntime.placement import (
 from headrace.backends.onnxruntime.sessions import log_through_python, open_session, session_options
 from headrace.backends.onnxruntime.signature import bindable, file_signature, writable
 from headrace.backends.onnxruntime.weights import read_weights
-from headrace.errors import ModelLoadError
+from headrace.errors import ModelLoadError, let_go
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -64,7 +63,10 @@ _ENTRIES = {
 }
 _NO_CPU = {"session.disable_cpu_ep_fallback": "1"}
 _NOT_BOUND = "not all dimensions of the model are fixed, or it has texts, or an output that is one of its inputs"
-_NO_FORMS = "not all dimensions of the model are fixed or in buckets, or it has texts, or an output that is an input"
+_NO_FORMS = (
+    "not all dimensions of the model are fixed, or in buckets and without [preprocess], or it has texts, or an output "
+    "that is one of its inputs"
+)
 
 
 class GpuModel:
@@ -171,10 +173,10 @@ class GpuModel:
         try:
             return self._make(at, device)
         except (InstanceLost, DeviceError) as error:
-            _let_go(error)
+            let_go(error)
             raise ModelLoadError(f"{label_of(device)} ({device.name}): {error}") from error
         except Exception as error:
-            _let_go(error)
+            let_go(error)
             raise
 
     def _make(self, at: int, device: Device) -> Instance:
@@ -228,8 +230,8 @@ class GpuModel:
         if why:
             log.info("%s runs without CUDA graphs: %s", self._file, why)
             return None
-        closed = self._placement is not None and CPU in self._placement.nodes
-        return partial(executor.record, closed=closed)
+        on_processor = self._placement is not None and CPU in self._placement.nodes
+        return partial(executor.record, closed=on_processor or bool(self._told))
 
     def _group(self, at: int, device: Device) -> _Group:
         """The session of that number, joined by one more batch in flight; a new one if there is none that works."""
@@ -312,13 +314,6 @@ class _Group:
             device.use()
         self.executor.close()
         ledger_of(device).release(self.share)
-
-
-def _let_go(error: BaseException | None) -> None:
-    """Has an error and its causes forget the sessions that were at work: somebody may keep it for a long time."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
 
 
 def _check_available(provider: str, available: Sequence[str]) -> None:
