@@ -69,6 +69,7 @@ UNIT_BY_SUFFIX: Final = {
     "_alarm": "0 or 1",
     "_instances": "instances",
     "_grpc_workers": "workers",
+    "_grpc_workers_wanted": "workers",
     "_restarts": "times",
     "_instances_lost": "instances",
     "_fallbacks": "times",

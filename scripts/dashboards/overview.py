@@ -133,7 +133,7 @@ def _servers() -> list[Panel]:
                 f"increase(headrace_grpc_worker_restarts_total{{{SERVER}}}[$__rate_interval])", "{{instance}} restarts"
             ),
             unit="none",
-            about="With grpc_workers: those that take connections, and starts in the place of others that had ended.",
+            about="With grpc_workers: those that take connections, and starts in the place of others that ended.",
         ),
         lines(
             "HTTP replies",

@@ -42,6 +42,7 @@ def test_every_rule_has_a_test():
         ("headrace.alerts.yml", "> 0.9", "> 0.3"),
         ("headrace.alerts.yml", "[30m]) > 2.5", "[30m]) > 2"),
         ("headrace.alerts.yml", "headrace_grpc_workers == 0", "headrace_grpc_workers == 2"),
+        ("headrace.alerts.yml", "< headrace_grpc_workers_wanted", "<= headrace_grpc_workers_wanted"),
         ("headrace.rules.yml", "histogram_quantile(0.99", "histogram_quantile(0.9"),
         ("headrace.rules.yml", "avg by", "max by"),
     ],

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 class WorkerMetrics(Collector):
     """Added to by the transport, read by a scrape.
 
-    restarts: workers that were started in the place of others. ready: workers that take connections. cpu_seconds,
+    wanted: workers that there should be. ready: those that take connections, and respond. restarts: workers that were
+    started in the place of others, whether they got ready or not. cpu_seconds,
     memory: by the place of the worker, from 0 on; the former of all that have been in that place.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self.wanted = 0
         self.ready = 0
         self.restarts = 0
         self.cpu_seconds: dict[int, float] = {}
@@ -38,10 +40,11 @@ class WorkerMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """All families."""
         yield GaugeMetricFamily(
-            "headrace_grpc_workers", "Worker processes for gRPC's connections that take some", self.ready
+            "headrace_grpc_workers", "Worker processes for gRPC that take connections, and respond", self.ready
         )
+        yield GaugeMetricFamily("headrace_grpc_workers_wanted", "Of them, those that there should be", self.wanted)
         yield CounterMetricFamily(
-            "headrace_grpc_worker_restarts", "Of them, those started in the place of one that had ended", self.restarts
+            "headrace_grpc_worker_restarts", "Starts of one in the place of another that had ended", self.restarts
         )
         cpu = CounterMetricFamily(
             "headrace_grpc_worker_cpu_seconds", "Processor time of each, user and system", labels=["worker"]

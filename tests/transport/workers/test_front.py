@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import uvloop
@@ -31,6 +32,8 @@ from headrace.transport.workers.front import WorkersTransport
 class Front:
     """A transport with one worker, as the server makes it, before an inference of the test's."""
 
+    made: ClassVar[list["Front"]] = []
+
     def __init__(self, **settings):
         settings = Settings(grpc_port=0, grpc_workers=1, **settings)
         registry = CollectorRegistry()
@@ -49,6 +52,14 @@ class Front:
             severities=Severities("info"),
             traced=False,
         )
+        self.made.append(self)
+
+    def kill(self):
+        """Whatever has become of its workers: a stopped one would stay."""
+        for one in self.transport.workers:
+            if one._process is not None:
+                one._process.kill()
+                one._process.wait()
 
 
 @pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
@@ -64,7 +75,11 @@ def run(request):
                 await scenario()
 
         with asyncio.Runner(loop_factory=request.param) as runner:
-            runner.run(main())
+            try:
+                runner.run(main())
+            finally:
+                while Front.made:
+                    Front.made.pop().kill()
         assert not problems, problems
 
     return run
@@ -166,7 +181,7 @@ def test_one_that_replaces_another_may_fail_as_well(run, spawned, caplog):
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(HELLO + grpc_call(INFER, b"request"))
         await settled(lambda: front.infer.calls)
-        assert (front.metrics.ready, front.metrics.restarts) == (1, 1)
+        assert (front.metrics.ready, front.metrics.restarts) == (1, 2)
         writer.close()
         await front.transport.close()
 
@@ -219,14 +234,20 @@ def test_a_worker_that_hangs_gets_no_connections_and_is_told_of(run, monkeypatch
 
     async def scenario():
         front = Front()
-        await front.transport.start()
+        port = await front.transport.start()
         (hangs,) = front.transport.workers
         hangs._process.send_signal(signal.SIGSTOP)
         await settled(lambda: hangs.silent)
         assert (front.transport.serving, front.metrics.ready) == (False, 0)
+        _, writer = await asyncio.open_connection("127.0.0.1", port)  # it waits
+        writer.write(HELLO + grpc_call(INFER, b"request"))
+        await front.transport.refresh()  # without waiting
+        assert not hangs.open
         hangs._process.send_signal(signal.SIGCONT)
         await settled(lambda: not hangs.silent)
         assert (front.transport.serving, front.metrics.ready) == (True, 1)
+        await settled(lambda: front.infer.calls)
+        writer.close()
         await front.transport.close()
 
     run(scenario)
@@ -234,20 +255,29 @@ def test_a_worker_that_hangs_gets_no_connections_and_is_told_of(run, monkeypatch
     assert said == ["a worker does not respond; others get its connections", "a worker responds again"]
 
 
+@pytest.mark.parametrize("connected", [False, True])
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
-def test_a_worker_that_hangs_holds_up_no_drain(run, monkeypatch, caplog, when):
+def test_a_worker_that_hangs_holds_up_no_drain(run, monkeypatch, caplog, when, connected):
+    """What it owes nobody knows, but for one that has no connections."""
     monkeypatch.setattr(module, "_TICK_SECONDS", 0.02)
     monkeypatch.setattr(module, "_SILENT_SECONDS", 1.5)
 
     async def scenario():
         front = Front()
-        await front.transport.start()
+        port = await front.transport.start()
         (hangs,) = front.transport.workers
+        if connected:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(HELLO)
+            assert await reader.read(1)
+            await settled(lambda: hangs.open)
         hangs._process.send_signal(signal.SIGSTOP)
         if when == "before":
             await settled(lambda: hangs.silent)
-        assert not await front.transport.drain(1000)
+        assert await front.transport.drain(1000) is not connected
         await front.transport.close()
+        if connected:
+            writer.close()
         assert hangs._process.returncode == -signal.SIGKILL
 
     run(scenario)
@@ -259,7 +289,7 @@ def test_the_time_to_drain_is_kept(run, caplog):
         front = Front()
         await front.transport.start()
         front.transport.workers[0]._process.send_signal(signal.SIGSTOP)
-        assert not await front.transport.drain(0.1)
+        assert await front.transport.drain(0.1)
         await front.transport.close()
 
     run(scenario)

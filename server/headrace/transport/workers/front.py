@@ -63,6 +63,7 @@ class WorkersTransport:
         self._turn, self._table, self._infer = turn, table, infer
         self._counts = counts
         self._metrics = metrics
+        self._metrics.wanted = settings.grpc_workers
         self._security = security
         self._health = health
         self._severities = severities
@@ -112,7 +113,7 @@ class WorkersTransport:
         return port
 
     async def drain(self, seconds: float) -> bool:
-        """See `base.GrpcTransport`. False, too, if a worker ends before it has said that it has answered all."""
+        """See `base.GrpcTransport`. False, too, if a worker that has connections has not said that it answered all."""
         self._leave()
         self._tell(drain=seconds)
         workers = [worker for worker in self.workers if worker.ready]
@@ -121,7 +122,7 @@ class WorkersTransport:
             await asyncio.wait_for(asyncio.gather(*waited), seconds)
         except TimeoutError:
             logger.warning("workers had calls under way, or did not say, when the time to drain was over")
-        return all(worker.emptied for worker in workers)
+        return all(worker.emptied or not worker.open for worker in workers)
 
     async def close(self) -> None:
         """See `base.GrpcTransport`."""
@@ -145,9 +146,12 @@ class WorkersTransport:
     # --- connections --------------------------------------------------------------------------------------------------
 
     def _serve(self, connection: socket.socket) -> None:
-        """A connection goes to the worker that has the fewest; to one that is full only if all are, to be told so."""
-        while ready := [worker for worker in self.workers if worker.ready]:
-            chosen = min(ready, key=lambda worker: (worker.silent, worker.open >= worker.share, worker.open))
+        """A connection goes to the worker that has the fewest; to one that is full only if all are, to be told so.
+
+        While none is there that responds, it waits.
+        """
+        while ready := [worker for worker in self.workers if worker.ready and not worker.silent]:
+            chosen = min(ready, key=lambda worker: (worker.open >= worker.share, worker.open))
             chosen.serve(connection)
             if chosen.ready:
                 return
@@ -155,10 +159,15 @@ class WorkersTransport:
         self._homeless.append(connection)
         self._listener.shut()
 
-    def _serve_homeless(self) -> None:
+    def _open_or_shut(self) -> None:
+        """Connections are taken while a worker is there that responds; then first those that wait for one."""
+        if not self.serving:
+            self._listener.shut()
+            return
         homeless, self._homeless = self._homeless, []
         for connection in homeless:
             self._serve(connection)
+        self._listener.open()
 
     # --- the life of workers ------------------------------------------------------------------------------------------
 
@@ -217,11 +226,9 @@ class WorkersTransport:
             return
         self._lost.add(worker)
         if not self._leaving:
-            if not any(other.ready for other in self.workers):
-                self._listener.shut()
             self._homeless += worker.waiting
             worker.waiting.clear()
-            self._serve_homeless()
+            self._open_or_shut()
         task = asyncio.get_running_loop().create_task(self._replace(worker, error))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -250,12 +257,12 @@ class WorkersTransport:
         while not self._leaving:
             await asyncio.sleep(self._pause_s)
             self._pause_s = min(self._pause_s * 2, _LONGEST_PAUSE_SECONDS)
+            self._metrics.restarts += 1
             try:
                 await self._start_one(worker.place, worker.share)
             except ConfigError as problem:
                 logger.error("no worker in its place yet: %s", problem)
             else:
-                self._metrics.restarts += 1
                 logger.info("another worker serves in its place")
                 break
 
@@ -293,8 +300,7 @@ class WorkersTransport:
             ready.set_result(None)
         worker.desk.tell(serving=self._health.serving, severities=self._severities.all())
         if self._ticker is not None and not self._leaving:
-            self._serve_homeless()
-            self._listener.open()
+            self._open_or_shut()
 
     # --- what workers are told, and say -------------------------------------------------------------------------------
 
@@ -322,21 +328,23 @@ class WorkersTransport:
     def _listen_to(self, worker: Worker, now: float) -> None:
         """Whether the worker still says every second what it has counted: one that hangs gets no more connections.
 
-        Unless all do; and those that it has are its own.
+        Those that it has are its own.
         """
         silent = worker.ready and now - worker.heard_at > _SILENT_SECONDS
         if silent != worker.silent:
             worker.silent = silent
             self._count_ready()
-            if silent and self._leaving:
+            if self._leaving and silent:
                 worker.drained.set()  # nothing is to be waited for
+            elif not self._leaving:
+                self._open_or_shut()
             say = logger.error if silent else logger.info
             text = "a worker does not respond; others get its connections" if silent else "a worker responds again"
             say("%s", text, extra={"pid": worker.pid})
 
     async def refresh(self) -> None:
         """Asks for what the workers have counted up to now; what they said last is good enough if they are slow."""
-        self._awaited = {worker for worker in self.workers if worker.ready}
+        self._awaited = {worker for worker in self.workers if worker.ready and not worker.silent}
         if self._awaited:
             self._counting.clear()
             self._tell(count=True)
