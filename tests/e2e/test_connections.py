@@ -137,9 +137,10 @@ def test_a_client_that_dies_while_its_call_is_served(slow_server, waits):
         let_go(slow_server.repository, "cancel")
         for stream in list(other.replies):
             assert other.reply(stream).status == 0
-        if slow_server.transport == "native" or waits:
+        in_order = slow_server.transport == "native" and not slow_server.metric("headrace_grpc_workers")
+        if in_order or waits:
             eventually(lambda: gone() == before + 1)
-        else:  # grpcio may tell of the reset when the reply is on its way already
+        else:  # grpcio, or another process, may tell of the reset when the reply is on its way already
             eventually(lambda: gone() + answered() == before + before_answered + 2)
 
 

@@ -359,7 +359,7 @@ def test_a_drain_ends_in_time(bench, caplog):
     with caplog.at_level(logging.WARNING):
         bench.loop.run_for(2 * SECOND)
     assert task.done()
-    assert "1 connections had calls under way" in caplog.text
+    assert "1 connections have calls under way" in caplog.text
     bench.loop.run_until_complete(bench.transport.close())
     bench.loop.run_until_idle()
     assert client.socket.lost
