@@ -229,7 +229,8 @@ def test_memory_of_a_worker_that_has_died_is_given_back(run):
 
 def test_a_worker_that_hangs_gets_no_connections_and_is_told_of(run, monkeypatch, caplog):
     monkeypatch.setattr(module, "_TICK_SECONDS", 0.02)
-    monkeypatch.setattr(module, "_SILENT_SECONDS", 1.5)
+    monkeypatch.setattr(module, "_SILENT_SECONDS", 4)  # it says something each second, if it gets there
+    monkeypatch.setattr(module, "_HUNG_TICKS", 10**6)
     caplog.set_level("INFO", module.__name__)
 
     async def scenario():
@@ -255,12 +256,33 @@ def test_a_worker_that_hangs_gets_no_connections_and_is_told_of(run, monkeypatch
     assert said == ["a worker does not respond; others get its connections", "a worker responds again"]
 
 
+def test_a_worker_that_hangs_for_long_is_replaced(run, monkeypatch, caplog):
+    monkeypatch.setattr(module, "_TICK_SECONDS", 0.02)
+    monkeypatch.setattr(module, "_HUNG_TICKS", 100)
+
+    async def scenario():
+        front = Front()
+        port = await front.transport.start()
+        front.transport.workers[0]._process.send_signal(signal.SIGSTOP)
+        await settled(lambda: front.metrics.restarts == 1 and front.transport.serving)
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(HELLO + grpc_call(INFER, b"request"))
+        await settled(lambda: front.infer.calls)
+        writer.close()
+        await front.transport.close()
+
+    run(scenario)
+    assert "a worker has not responded for long: it is ended, for another" in caplog.text
+    assert "a worker has ended, and with it 0 connections: signal 9" in caplog.text
+
+
 @pytest.mark.parametrize("connected", [False, True])
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
 def test_a_worker_that_hangs_holds_up_no_drain(run, monkeypatch, caplog, when, connected):
     """What it owes nobody knows, but for one that has no connections."""
     monkeypatch.setattr(module, "_TICK_SECONDS", 0.02)
     monkeypatch.setattr(module, "_SILENT_SECONDS", 1.5)
+    monkeypatch.setattr(module, "_HUNG_TICKS", 10**6)
 
     async def scenario():
         front = Front()

@@ -34,6 +34,9 @@ _STEADY_SECONDS = 10.0
 """One that has worked for so long had nothing wrong with its start."""
 _SILENT_SECONDS = 5.0
 """A worker that has not said for so long what it counts, as it does every second, hangs."""
+_HUNG_TICKS = 30
+"""One that says nothing for so many looks is ended, for another to take its place. Not by the clock: where the whole
+machine stood still, it is as many seconds older at once."""
 _COUNT_SECONDS = 2.0
 """A scrape waits for the counts of workers for so long."""
 
@@ -285,6 +288,7 @@ class WorkersTransport:
         metrics.memory[place] = counts["resident_bytes"]
         worker.counts = counts
         worker.heard_at = asyncio.get_running_loop().time()
+        worker.unheard = 0
         self._awaited.discard(worker)
         if not self._awaited:
             self._counting.set()
@@ -328,7 +332,7 @@ class WorkersTransport:
     def _listen_to(self, worker: Worker, now: float) -> None:
         """Whether the worker still says every second what it has counted: one that hangs gets no more connections.
 
-        Those that it has are its own.
+        Those that it has are its own, until it is ended.
         """
         silent = worker.ready and now - worker.heard_at > _SILENT_SECONDS
         if silent != worker.silent:
@@ -341,6 +345,10 @@ class WorkersTransport:
             say = logger.error if silent else logger.info
             text = "a worker does not respond; others get its connections" if silent else "a worker responds again"
             say("%s", text, extra={"pid": worker.pid})
+        worker.unheard += 1
+        if worker.unheard == _HUNG_TICKS and worker.ready and not self._leaving:
+            logger.error("a worker has not responded for long: it is ended, for another", extra={"pid": worker.pid})
+            worker.kill()
 
     async def refresh(self) -> None:
         """Asks for what the workers have counted up to now; what they said last is good enough if they are slow."""

@@ -35,8 +35,8 @@ class Worker:
     what was wrong, if anything.
     began: it has been ready. ready: it takes connections. open: its connections, with those on their way to it.
     waiting: those that it has not been given yet. counts: its last `counts.snapshot`; heard_at: when it said that, by
-    the loop's time. silent: it has not for too long. drained: there is nothing left to wait for, be it that it has
-    ended; emptied: it has said that all its calls are answered.
+    the loop's time. silent: it has not for too long; unheard: for so many looks. drained: there is nothing left to wait
+    for, be it that it has ended; emptied: it has said that all its calls are answered.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class Worker:
         self.began = False
         self.heard_at = 0.0
         self.silent = False
+        self.unheard = 0
         self._since = 0.0
         self.ended = False
         self.drained: asyncio.Event = asyncio.Event()
@@ -89,7 +90,7 @@ class Worker:
     def gets_ready(self) -> None:
         """It takes connections from now on."""
         self.ready = self.began = True
-        self.heard_at = asyncio.get_running_loop().time()
+        self.unheard = 0
         self._since = self.heard_at = asyncio.get_running_loop().time()
 
     @property
@@ -158,6 +159,11 @@ class Worker:
         if self._sockets.fileno() >= 0:
             asyncio.get_running_loop().remove_writer(self._sockets.fileno())
             self._sockets.close()
+
+    def kill(self) -> None:
+        """Has the process end whatever it does; `lost` tells when it has."""
+        if self._process is not None:
+            self._process.kill()
 
     async def end(self) -> int:
         """Lets the process end, and returns its exit code (subprocess): what it has not been told yet it is told."""
