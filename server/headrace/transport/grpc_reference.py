@@ -69,13 +69,14 @@ class ReferenceTransport:
         self._clock = clock
         self._server: aio.Server | None = None
         self._streams: set[asyncio.Timeout] = set()
+        self._open_streams = 0
         self._infer_streams: set[asyncio.Event] = set()
         self._draining = False
         self._calls = 0
 
     def __repr__(self) -> str:
         state = "draining" if self._draining else "serving" if self._server else "not started"
-        return f"<ReferenceTransport {self._host}:{self._port} {state}, {len(self._streams)} streams>"
+        return f"<ReferenceTransport {self._host}:{self._port} {state}, {self._open_streams} streams>"
 
     async def start(self) -> int:
         """Binds, listens and returns the port. OSError: cannot bind."""
@@ -214,25 +215,32 @@ class ReferenceTransport:
 
     def _stream(self, handler: StreamHandler) -> StreamBehaviour:
         async def call(messages: AsyncIterator[bytes], context: Context) -> None:
+            self._open_streams += 1
             try:
                 await self._until_drained(handler, messages, context)
             except Exception as error:
                 await _abort(context, error)
+            finally:
+                self._open_streams -= 1
 
         return call
 
     async def _until_drained(self, handler: StreamHandler, messages: AsyncIterator[bytes], context: Context) -> None:
         """Runs a stream to its end, or to the draining of the server: a watch would hold it up for ever."""
-        limit = asyncio.timeout(0 if self._draining else None)
-        try:
-            async with limit:
-                self._streams.add(limit)
-                async for message in handler(messages):
-                    await context.write(message)
-        except TimeoutError:
-            raise ShuttingDown("the server is shutting down") from None
-        finally:
-            self._streams.discard(limit)
+        answers = handler(messages)
+        while True:
+            limit = asyncio.timeout(0 if self._draining else None)
+            try:
+                async with limit:
+                    self._streams.add(limit)
+                    message = await anext(answers, None)
+            except TimeoutError:
+                raise ShuttingDown("the server is shutting down") from None
+            finally:
+                self._streams.discard(limit)
+            if message is None:
+                return
+            await context.write(message)  # to its end: meanwhile grpcio takes no status
 
 
 def _credentials(security: Security) -> grpc.ServerCredentials:

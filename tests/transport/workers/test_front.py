@@ -195,7 +195,7 @@ def test_a_worker_that_says_nonsense_is_replaced(run, spawned, caplog):
         front = Front()
         await front.transport.start()
         front.transport.workers[0].desk.link.buffer_updated(16)
-        await settled(lambda: front.metrics.restarts)
+        await settled(lambda: front.metrics.restarts and front.transport.serving)
         await front.transport.close()
 
     run(scenario)
@@ -216,7 +216,7 @@ def test_memory_of_a_worker_that_has_died_is_given_back(run):
         before = regions()
         for restarts in (1, 2):
             front.transport.workers[0]._process.kill()
-            await settled(lambda: front.metrics.restarts == restarts)  # noqa: B023
+            await settled(lambda: front.metrics.restarts == restarts and front.transport.serving)  # noqa: B023
         assert regions() == before
         await front.transport.close()
 

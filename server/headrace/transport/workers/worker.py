@@ -169,11 +169,14 @@ class Worker:
         """Lets the process end, and returns its exit code (subprocess): what it has not been told yet it is told."""
         if self._process is None:
             return 0
-        self._close_sockets()
-        while self.waiting:
-            self.waiting.popleft().close()
-        self.desk.link.close()
-        return await asyncio.to_thread(_reap, self._process)
+        try:
+            self._close_sockets()
+            while self.waiting:
+                self.waiting.popleft().close()
+            self.desk.link.close()
+        finally:
+            code = await asyncio.to_thread(_reap, self._process)
+        return code
 
 
 def _reap(process: subprocess.Popen[bytes]) -> int:
