@@ -214,12 +214,11 @@ def _batches(
 def _bucket_batch(config: ModelConfig, signature: Signature, buckets: Buckets, rng: np.random.Generator) -> ProbeBatch:
     """One row as long as the longest bucket."""
     fit, dims = next(iter(buckets.all()))
-    shapes = [(1, *shape) if signature.max_batch else shape for shape in dims]
     parts = [
         [b"" if own is None else _values(config, spec, own, rng)]
         for spec, own in zip(signature.inputs, fit.shapes, strict=True)
     ]
-    return ProbeBatch("random numbers", buckets.pack([(fit, 1)], parts, shapes), shapes, buckets.certain)
+    return ProbeBatch("random numbers", *buckets.pack_alike(fit, dims, parts), buckets.certain)
 
 
 def _values(config: ModelConfig, spec: TensorSpec, shape: Sequence[int], rng: np.random.Generator) -> bytes:

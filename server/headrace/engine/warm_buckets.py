@@ -84,12 +84,11 @@ def _run(
     clock: Clock,
 ) -> int:
     """Runs a batch of a bucket; how long it took at last, ns."""
-    shapes = [(rows, *shape) if signature.max_batch else shape for shape in dims]
     parts = [
         [b"" if own is None else bytes(prod(own) * (DATATYPES[spec.datatype].itemsize or 4)) for _ in range(rows)]
         for spec, own in zip(signature.inputs, fit.shapes, strict=True)
     ]
-    inputs = buckets.pack([(fit, 1)] * rows, parts, shapes)
+    inputs, shapes = buckets.pack_alike(fit, dims, parts)
     elapsed = runs = 0
     while runs < (RUNS if elapsed < _LONG_NS else 2):  # the first allocates
         began = clock()

@@ -71,9 +71,7 @@ class Sample:
         parts = self.repeated(self.rows)
         if buckets is None:
             return parts, self.shapes(signature, self.rows)
-        fit, dims = buckets.fit(self.dims, model)
-        shapes = [(self.rows, *shape) if signature.max_batch else shape for shape in dims]
-        return buckets.pack([(fit, 1)] * self.rows, parts, shapes), shapes
+        return buckets.pack_alike(*buckets.fit(self.dims, model), parts)
 
 
 def zeros(signature: Signature) -> Sample:

@@ -117,6 +117,17 @@ class Buckets:
             for index, ((_, padding), parts, shape) in enumerate(zip(self._inputs, inputs, shapes, strict=True))
         ]
 
+    def pack_alike(
+        self, fit: Fit, dims: Sequence[Shape], inputs: Sequence[Sequence[Buffer]]
+    ) -> tuple[list[Sequence[Buffer]], list[Shape]]:
+        """`pack` of requests of one row that all lie alike; and the shapes of the batch's inputs.
+
+        fit, dims: as from `fit`. inputs: for each input of the signature, the bytes of each row.
+        """
+        rows = len(inputs[0])
+        shapes = [(rows, *shape) if self._lead else shape for shape in dims]
+        return self.pack([(fit, 1)] * rows, inputs, shapes), shapes
+
     def crop(self, writer: ReplyWriter, fit: Fit, outputs: Sequence[int]) -> ReplyWriter:
         """What writes the replies to requests that lie like `fit`: each output is cut back before `writer` gets it.
 

@@ -18,8 +18,8 @@ class WorkerMetrics(Collector):
     """Added to by the transport, read by a scrape.
 
     wanted: workers that there should be. ready: those that take connections, and respond. restarts: workers that were
-    started in the place of others, whether they got ready or not. cpu_seconds,
-    memory: by the place of the worker, from 0 on; the former of all that have been in that place.
+    started in the place of others, whether they got ready or not. cpu_seconds, memory: by the place of the worker, from
+    0 on; the former of all that have been in that place.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:

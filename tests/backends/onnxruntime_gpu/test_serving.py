@@ -49,6 +49,14 @@ class World:
         return bool(np.array_equal(found, x * 2 + 1))
 
 
+def run(main):
+    """To its end, and that of the threads of what it served."""
+    asyncio.run(main())
+    for thread in threading.enumerate():
+        if thread.name.startswith(THREAD_NAME):
+            thread.join(10)
+
+
 @pytest.fixture
 def backend(gpu, monkeypatch):
     monkeypatch.setattr(registry, "get", lambda name: OnnxRuntimeCudaBackend(**gpu.arguments))
@@ -80,10 +88,7 @@ def test_requests_are_answered_from_batches_in_flight(repository, gpu, more):
         world.engine.close()
         await asyncio.sleep(0)
 
-    asyncio.run(main())
-    for thread in threading.enumerate():
-        if thread.name.startswith(THREAD_NAME):
-            thread.join(10)
+    run(main)
     assert gpu.gone == 2
 
 
@@ -116,10 +121,7 @@ def test_rows_of_several_lengths_are_answered_from_graphs(varying, backend, gpu,
         world.engine.close()
         await asyncio.sleep(0)
 
-    asyncio.run(main())
-    for thread in threading.enumerate():
-        if thread.name.startswith(THREAD_NAME):
-            thread.join(10)
+    run(main)
 
 
 TOP = """
@@ -174,10 +176,7 @@ def test_buckets_may_speak_of_what_is_made_of_outputs(write, backend, gpu, graph
         world.engine.close()
         await asyncio.sleep(0)
 
-    asyncio.run(main())
-    for thread in threading.enumerate():
-        if thread.name.startswith(THREAD_NAME):
-            thread.join(10)
+    run(main)
 
 
 def test_lengths_without_buckets_are_in_no_graph(varying, backend):
@@ -206,10 +205,7 @@ def test_a_model_that_was_never_asked_is_closed_while_another_loads(repository, 
             await asyncio.sleep(0)
         ledger.release(share)
 
-    asyncio.run(main())
-    for thread in threading.enumerate():
-        if thread.name.startswith(THREAD_NAME):
-            thread.join(10)
+    run(main)
     assert gpu.gone == 2
 
 

@@ -54,6 +54,13 @@ class Front:
         )
         self.made.append(self)
 
+    async def asked(self, port):
+        """The streams of a client whose request has arrived."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(HELLO + grpc_call(INFER, b"request"))
+        await settled(lambda: self.infer.calls)
+        return reader, writer
+
     def kill(self):
         """Whatever has become of its workers: a stopped one would stay."""
         for one in self.transport.workers:
@@ -110,9 +117,7 @@ def test_a_call_and_a_clean_end(run):
     async def scenario():
         front = Front()
         port = await front.transport.start()
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(HELLO + grpc_call(INFER, b"request"))
-        await settled(lambda: front.infer.calls)
+        reader, writer = await front.asked(port)
         (work,) = front.infer.calls
         assert work.message == b"request"
         while not front.counts.connections_open:  # on a busy machine it may not answer in time
@@ -178,9 +183,7 @@ def test_one_that_replaces_another_may_fail_as_well(run, spawned, caplog):
         spawned.append("import os; os._exit(4)")
         front.transport.workers[0]._process.kill()
         await settled(lambda: not front.transport.serving)
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(HELLO + grpc_call(INFER, b"request"))
-        await settled(lambda: front.infer.calls)
+        _, writer = await front.asked(port)
         assert (front.metrics.ready, front.metrics.restarts) == (1, 2)
         writer.close()
         await front.transport.close()
@@ -265,9 +268,7 @@ def test_a_worker_that_hangs_for_long_is_replaced(run, monkeypatch, caplog):
         port = await front.transport.start()
         front.transport.workers[0]._process.send_signal(signal.SIGSTOP)
         await settled(lambda: front.metrics.restarts == 1 and front.transport.serving)
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(HELLO + grpc_call(INFER, b"request"))
-        await settled(lambda: front.infer.calls)
+        _, writer = await front.asked(port)
         writer.close()
         await front.transport.close()
 
@@ -322,9 +323,7 @@ def test_what_dies_while_it_drains_has_not_answered_all(run):
     async def scenario():
         front = Front()
         port = await front.transport.start()
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(HELLO + grpc_call(INFER, b"request"))
-        await settled(lambda: front.infer.calls)
+        _, writer = await front.asked(port)
         draining = asyncio.create_task(front.transport.drain(30))
         front.transport.workers[0]._process.kill()
         assert not await draining
@@ -338,9 +337,7 @@ def test_who_does_not_take_a_reply_is_cut_off(run):
     async def scenario():
         front = Front()
         port = await front.transport.start()
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(HELLO + grpc_call(INFER, b"request"))
-        await settled(lambda: front.infer.calls)
+        _, writer = await front.asked(port)
         assert not await front.transport.drain(0.1)
         writer.close()
         await front.transport.close()
