@@ -212,6 +212,8 @@ def let_go(error: BaseException | None) -> None:
 
     Or it keeps itself, by the frames of its traceback, until the garbage collector comes by, which is rare here.
     """
-    while error is not None:
+    seen = set[int]()  # one that was raised again may be the cause of its own cause
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__

@@ -144,6 +144,18 @@ def test_a_call_and_a_clean_end(run):
     run(scenario)
 
 
+def test_nothing_is_accepted_before_all_have_started(run):
+    """Though one that is ready sees another end as it starts."""
+
+    async def scenario():
+        front = Front()
+        front.metrics.ready = 1
+        front.transport._open_or_shut()
+        assert repr(front.transport._listener) == "<Listener 0 sockets, shut>"
+
+    run(scenario)
+
+
 def test_a_worker_that_does_not_start(run, spawned):
     async def scenario():
         spawned.append("import sys; sys.exit(3)")

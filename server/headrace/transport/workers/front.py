@@ -163,7 +163,12 @@ class WorkersTransport:
         self._listener.shut()
 
     def _open_or_shut(self) -> None:
-        """Connections are taken while a worker is there that responds; then first those that wait for one."""
+        """Connections are taken while a worker is there that responds; then first those that wait for one.
+
+        Not before the start, nor at the end.
+        """
+        if self._ticker is None or self._leaving:
+            return
         if not self.serving:
             self._listener.shut()
             return
@@ -303,8 +308,7 @@ class WorkersTransport:
         if ready is not None and not ready.done():
             ready.set_result(None)
         worker.desk.tell(serving=self._health.serving, severities=self._severities.all())
-        if self._ticker is not None and not self._leaving:
-            self._open_or_shut()
+        self._open_or_shut()
 
     # --- what workers are told, and say -------------------------------------------------------------------------------
 
@@ -338,10 +342,9 @@ class WorkersTransport:
         if silent != worker.silent:
             worker.silent = silent
             self._count_ready()
-            if self._leaving and silent:
+            self._open_or_shut()
+            if silent and self._leaving:
                 worker.drained.set()  # nothing is to be waited for
-            elif not self._leaving:
-                self._open_or_shut()
             say = logger.error if silent else logger.info
             text = "a worker does not respond; others get its connections" if silent else "a worker responds again"
             say("%s", text, extra={"pid": worker.pid})
